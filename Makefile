@@ -1,0 +1,45 @@
+# Every target sets up what it needs: a machine with Python 3.11 or 3.12 and make is enough.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.PHONY: help setup demo test slow gpu check static format clean
+
+help:            ## this list
+	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/  /' | column -t -s'  ' -l2
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $(READY)
+
+setup: $(READY)  ## virtual environment with everything the tests need
+
+demo: $(READY)   ## the whole road on bundled pictures; ends with runs/demo/report.html
+	$(BIN)/ifsq demo
+
+test: $(READY)   ## the test suite, on both cores
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m 'not slow and not gpu'
+
+slow: $(READY)   ## tests that take minutes
+	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -q -m slow
+
+gpu: $(READY)    ## tests that need a CUDA device
+	$(BIN)/python -m pytest -q -m gpu
+
+static: $(READY) ## format, lint, types, import contract
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+check: static test  ## all that a change must pass
+
+format: $(READY) ## format and mend what can be mended
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:           ## remove the environment and the caches, never a run
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

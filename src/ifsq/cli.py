@@ -1,0 +1,252 @@
+"""The command: verbs are stages. The only room that prints and parses arguments.
+
+``ifsq --help`` must answer at once, so nothing heavy is imported before a verb is chosen. Whatever a person got wrong ends
+in one line on stderr and exit code 2; a run that was asked to stop exits with 130.
+"""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ifsq.config import InputError
+
+DEMO = "runs/demo"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit code."""
+    parser = _parser()
+    options, extra = parser.parse_known_args(arguments)
+    if not hasattr(options, "run"):
+        parser.print_help()
+        return 0
+    if extra and not options.overrides:
+        return _refuse(f"{extra[0]!r}: no such argument of {options.verb}; see {options.verb} --help")
+    options.extra = extra
+    try:
+        options.run(options)
+    except InputError as error:
+        return _refuse(str(error))
+    except KeyboardInterrupt:
+        return _stopped("stopped; the same command starts again")
+    except Exception as error:
+        from ifsq.training.loop import Interrupted
+
+        if isinstance(error, Interrupted):
+            return _stopped(str(error))
+        raise
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise SystemExit(_refuse(f"{message}; see {self.prog} --help"))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="ifsq", description="Image tokenizers with iFSQ, and generators of their codes.", allow_abbrev=False)
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", parser_class=_Parser)
+
+    demo = _verb(verbs, "demo", "the whole road on bundled pictures; ends with a report", _demo, overrides=True)
+    demo.add_argument("--out", default=DEMO, metavar="DIR", help=f"folder of the runs (default {DEMO})")
+
+    tokenizer = verbs.add_parser("tokenizer", help="train or evaluate a tokenizer").add_subparsers(metavar="VERB", required=True)
+    train = _verb(tokenizer, "train", "train a tokenizer", _tokenizer_train, overrides=True)
+    train.add_argument("experiment", type=Path, metavar="EXPERIMENT.toml")
+    evaluate = _verb(tokenizer, "eval", "measure a tokenizer on held-out images", _tokenizer_eval)
+    evaluate.add_argument("folder", type=Path, metavar="RUN")
+
+    encode = _verb(verbs, "encode", "images -> code cache", _encode)
+    encode.add_argument("folder", type=Path, metavar="RUN", help="tokenizer run")
+    encode.add_argument("data", metavar="DATA", help="folder of images, or bundled:photos, bundled:digits, bundled:shapes")
+    encode.add_argument("out", type=Path, metavar="OUT")
+    encode.add_argument("--size", type=int, default=None, help="pixels a side (default: the tokenizer's)")
+
+    generator = verbs.add_parser("generator", help="train or evaluate a generator").add_subparsers(metavar="VERB", required=True)
+    train = _verb(generator, "train", "train an autoregressive or a diffusion generator", _generator_train, overrides=True)
+    train.add_argument("experiment", type=Path, metavar="EXPERIMENT.toml")
+    evaluate = _verb(generator, "eval", "measure samples against real images", _generator_eval)
+    evaluate.add_argument("folder", type=Path, metavar="RUN")
+    evaluate.add_argument("--samples", type=int, default=500, metavar="N", help="images drawn, spread evenly over the classes")
+    evaluate.add_argument("--seed", type=int, default=0)
+
+    sample = _verb(verbs, "sample", "draw images of given classes", _sample)
+    sample.add_argument("folder", type=Path, metavar="RUN", help="generator run")
+    sample.add_argument("--labels", type=int, nargs="+", required=True, metavar="K", help="one image for each")
+    sample.add_argument("--guidance", type=float, default=None, help="classifier-free guidance (default: the experiment's)")
+    sample.add_argument("--seed", type=int, default=0)
+    sample.add_argument("--out", type=Path, required=True, metavar="GRID.png")
+
+    reconstruct = _verb(verbs, "reconstruct", "images through encoder and decoder", _reconstruct)
+    reconstruct.add_argument("folder", type=Path, metavar="RUN", help="tokenizer run")
+    reconstruct.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
+    reconstruct.add_argument("--out", type=Path, required=True, metavar="DIR")
+
+    report = _verb(verbs, "report", "one page about a tokenizer and its generators", _report)
+    report.add_argument("folders", type=Path, nargs="+", metavar="RUN")
+    report.add_argument("--out", type=Path, default=None, metavar="PAGE.html", help="default: report.html beside the first run")
+    return parser
+
+
+def _verb(verbs: Any, name: str, text: str, run: Any, *, overrides: bool = False) -> argparse.ArgumentParser:
+    epilog = "Any --section.key value of the experiment may follow." if overrides else None
+    parser = verbs.add_parser(name, help=text, description=text, epilog=epilog, allow_abbrev=False)
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default auto)")
+    parser.set_defaults(run=run, overrides=overrides, verb=parser.prog)
+    return parser
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from ifsq.bench.demo import demo
+
+    page = demo(Path(options.out), options.extra, options.device, Terminal())
+    _print(f"report: {page}")
+
+
+def _tokenizer_train(options: argparse.Namespace) -> None:
+    from ifsq import pipeline
+    from ifsq.experiment import load_tokenizer_experiment
+
+    experiment = load_tokenizer_experiment(options.experiment, options.extra)
+    _print(f"run: {pipeline.train_tokenizer(experiment, options.device, Terminal())}")
+
+
+def _tokenizer_eval(options: argparse.Namespace) -> None:
+    from ifsq import pipeline
+
+    _table(pipeline.evaluate_tokenizer(options.folder, options.device, Terminal()))
+
+
+def _encode(options: argparse.Namespace) -> None:
+    from ifsq import pipeline
+
+    cache = pipeline.encode(options.folder, options.data, options.out, options.size, options.device, Terminal())
+    _print(f"codes: {cache.folder}, {cache.count('train')} for training and {cache.count('val')} held out")
+
+
+def _generator_train(options: argparse.Namespace) -> None:
+    from ifsq import pipeline
+    from ifsq.experiment import load_generator_experiment
+
+    experiment = load_generator_experiment(options.experiment, options.extra)
+    _print(f"run: {pipeline.train_generator(experiment, options.device, Terminal())}")
+
+
+def _generator_eval(options: argparse.Namespace) -> None:
+    from ifsq import pipeline
+
+    _table(pipeline.evaluate_generator(options.folder, options.samples, options.seed, options.device, Terminal()))
+
+
+def _sample(options: argparse.Namespace) -> None:
+    from ifsq import pipeline
+
+    pipeline.sample(options.folder, options.labels, options.guidance, options.seed, options.out, options.device)
+    _print(f"picture: {options.out}")
+
+
+def _reconstruct(options: argparse.Namespace) -> None:
+    from ifsq import pipeline
+
+    for line in pipeline.reconstruct(options.folder, options.images, options.out, options.device):
+        _print(line)
+
+
+def _report(options: argparse.Namespace) -> None:
+    from ifsq.bench.report import write_report
+
+    _print(f"report: {write_report(options.folders, options.out, options.device)}")
+
+
+class Terminal:
+    """A `ifsq.training.log.Reporter` on stderr: bars with rate and time left on a terminal, plain lines elsewhere."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        self.console = Console(stderr=True, quiet=not _first_process(), highlight=False)
+        self._bar: Any = None
+        self._task: Any = None
+        self._what, self._total, self._started = "", 0, 0.0
+
+    def start(self, what: str, done: int, total: int) -> None:
+        self._what, self._total, self._started = what, total, time.perf_counter()
+        if done:
+            self.console.print(f"{what}: continues at {done} of {total}")
+        if self.console.is_terminal:
+            self._bar = _progress(self.console)
+            self._task = self._bar.add_task(what, completed=done, total=total, facts="")
+            self._bar.start()
+
+    def advance(self, done: int, facts: dict[str, float]) -> None:
+        text = _facts(facts)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, **({"facts": text} if text else {}))
+        elif text:
+            self.console.print(f"{self._what} {done}/{self._total}  {text}")
+
+    def finish(self, facts: dict[str, float]) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+        text = _facts({name: value for name, value in facts.items() if name.startswith("val/")})
+        self.console.print(f"{self._what}: done in {time.perf_counter() - self._started:.0f} s  {text}".rstrip())
+
+    def say(self, line: str) -> None:
+        self.console.print(line)
+
+
+def _progress(console: Any) -> Any:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[facts]}"),
+        console=console,
+    )
+
+
+def _facts(facts: dict[str, float]) -> str:
+    shown = {name: value for name, value in facts.items() if name not in ("lr", "seconds", "grad_norm")}
+    return "  ".join(f"{name.replace('steps_per_second', 'steps/s')} {value:.4g}" for name, value in shown.items())
+
+
+def _table(measured: Sequence[Any]) -> None:
+    if not _first_process():
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("metric", "value", "n", "on", box=None)
+    for card in measured:
+        spread = f" ± {card.spread:.3g}" if card.spread is not None else ""
+        table.add_row(card.metric, f"{card.value:.4g}{spread}", str(card.n), card.reference)
+    Console().print(table)
+
+
+def _print(line: str) -> None:
+    if _first_process():
+        print(line)
+
+
+def _first_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _refuse(message: str) -> int:
+    if _first_process():
+        print(f"ifsq: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
+def _stopped(message: str) -> int:
+    if _first_process():
+        print(f"ifsq: {message}", file=sys.stderr)
+    return 130

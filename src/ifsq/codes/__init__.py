@@ -1,0 +1,6 @@
+"""Codes: the contract between tokenizer and generators, and the cache that carries it."""
+
+from ifsq.codes.cache import CodeCache
+from ifsq.codes.spec import CodeSpec
+
+__all__ = ["CodeCache", "CodeSpec"]

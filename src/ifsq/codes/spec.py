@@ -1,0 +1,101 @@
+"""The contract between tokenizer and generators: what a digit means, and the two exact views of the same digits.
+
+A tokenizer writes digits; an autoregressive model sees indices, a diffusion model codes. Both views are computed here
+from the same integers, so that "the same tokens" is a fact. Called by ``cache``, both generators and ``pipeline``.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ifsq.quantizers import digits as mixed_radix
+from ifsq.quantizers import fsq
+
+
+@dataclass(frozen=True)
+class CodeSpec:
+    """Layout of the digits of one tokenizer.
+
+    levels       level count of every dimension
+    groups       sizes of the groups of dimensions that share one index
+    digit_order  ``little`` or ``big``, within a group
+    cells        ``paper`` or ``equal``: where the lattice points lie
+    grid         height and width of the code grid
+    """
+
+    levels: tuple[int, ...]
+    groups: tuple[int, ...]
+    digit_order: str
+    cells: str
+    grid: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        mixed_radix.check_layout(self.levels, self.groups, self.digit_order)
+        if self.cells not in fsq.CELLS:
+            raise ValueError(f"cells={self.cells!r}: expected one of {', '.join(fsq.CELLS)}")
+        if len(self.grid) != 2 or min(self.grid) < 1:
+            raise ValueError(f"grid={self.grid}: expected a positive height and width")
+
+    @property
+    def dim(self) -> int:
+        """Code dimensions d."""
+        return len(self.levels)
+
+    @property
+    def tokens(self) -> int:
+        """Grid positions of an image."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def vocab_sizes(self) -> tuple[int, ...]:
+        """Codes of each group: the class counts that an autoregressive head predicts."""
+        return mixed_radix.group_sizes(self.levels, self.groups)
+
+    @property
+    def digit_dtype(self) -> torch.dtype:
+        """uint8, or uint16 where a dimension has more than 256 levels."""
+        return torch.uint8 if max(self.levels) <= 256 else torch.uint16
+
+    def digits_to_codes(self, digits: Int[Tensor, "b h w d"]) -> Float[Tensor, "b d h w"]:
+        """Digits -> lattice points in [-1, 1], float32, channels first: what the decoder and a diffusion model see."""
+        return fsq.digits_to_codes(digits, self.levels, self.cells).movedim(-1, 1)
+
+    def codes_to_digits(self, codes: Float[Tensor, "b d h w"]) -> Int[Tensor, "b h w d"]:
+        """Real codes, on the lattice or not -> int64 digits of the nearest lattice point."""
+        return fsq.codes_to_digits(codes.movedim(1, -1), self.levels, self.cells)
+
+    def digits_to_indices(self, digits: Int[Tensor, "b h w d"]) -> Int[Tensor, "b h w g"]:
+        """Digits -> int64 indices with the group axis kept (g = 1 too): what an autoregressive model sees."""
+        indices = mixed_radix.digits_to_indices(digits, self.levels, self.groups, self.digit_order)
+        return indices if len(self.groups) > 1 else indices.unsqueeze(-1)
+
+    def indices_to_digits(self, indices: Int[Tensor, "b h w g"]) -> Int[Tensor, "b h w d"]:
+        """Inverse of `digits_to_indices`; int64 digits."""
+        inner = indices if len(self.groups) > 1 else indices.squeeze(-1)
+        return mixed_radix.indices_to_digits(inner, self.levels, self.groups, self.digit_order)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form, for manifests and checkpoints."""
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any]) -> "CodeSpec":
+        """Inverse of `to_dict`."""
+        return cls(
+            levels=tuple(raw["levels"]),
+            groups=tuple(raw["groups"]),
+            digit_order=raw["digit_order"],
+            cells=raw["cells"],
+            grid=(raw["grid"][0], raw["grid"][1]),
+        )
+
+    def differs_from(self, other: "CodeSpec") -> str:
+        """The first difference in words, or an empty string: for the message of a refused pair."""
+        for key, mine in self.to_dict().items():
+            theirs = other.to_dict()[key]
+            if mine != theirs:
+                return f"{key} {mine} against {theirs}"
+        return ""

@@ -1,0 +1,1 @@
+"""Generators of codes given a class: autoregressive and diffusion, behind one face."""

@@ -1,0 +1,68 @@
+"""Drawing an index from logits: temperature, top-k, top-p, greedy, guidance. Pure functions; called by ``model``."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How an index is drawn.
+
+    temperature  divides the logits, above 0
+    top_k        keep the k most likely codes, ties included; 0 keeps all
+    top_p        keep the most likely codes until their probability passes p, in (0, 1]
+    greedy       take the most likely code and ignore the three above
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    greedy: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise ValueError(f"temperature={self.temperature}: expected a positive number; for the mode set greedy")
+        if self.top_k < 0:
+            raise ValueError(f"top_k={self.top_k}: expected 0 (all) or a positive count")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p={self.top_p}: expected a number above 0 and at most 1")
+
+
+def filter_logits(logits: Float[Tensor, "b v"], top_k: int, top_p: float) -> Float[Tensor, "b v"]:
+    """Set the logits that top-k, then top-p, remove to -inf. Ties at the k-th stay; so does the one that passes p."""
+    if 0 < top_k < logits.shape[-1]:
+        kth = logits.topk(top_k, dim=-1).values[:, -1:]
+        logits = logits.masked_fill(logits < kth, -torch.inf)
+    if top_p < 1:
+        ordered, order = logits.sort(dim=-1, descending=True)
+        probabilities = ordered.softmax(dim=-1)
+        before = probabilities.cumsum(dim=-1) - probabilities
+        remove = torch.zeros_like(before, dtype=torch.bool).scatter(-1, order, before > top_p)
+        logits = logits.masked_fill(remove, -torch.inf)
+    return logits
+
+
+def draw(logits: Float[Tensor, "b v"], decoding: Decoding, rng: torch.Generator) -> Int[Tensor, "b"]:
+    """One index a row, float32 throughout. One uniform number a row comes from ``rng``, a generator on the CPU.
+
+    The same numbers on every device: the draw inverts the cumulative distribution; a code that was removed is not drawn.
+    """
+    logits = logits.to(torch.float32)
+    if decoding.greedy:
+        return logits.argmax(dim=-1)
+    probabilities = filter_logits(logits / decoding.temperature, decoding.top_k, decoding.top_p).softmax(dim=-1)
+    cumulative = probabilities.cumsum(dim=-1)
+    total = cumulative[:, -1:]
+    uniform = torch.rand(len(logits), 1, generator=rng).to(logits.device)
+    level = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
+    reached = (cumulative > level) & (probabilities > 0)
+    return reached.to(torch.uint8).argmax(dim=-1)
+
+
+def guide(logits: Float[Tensor, "r v"], guidance: float) -> Float[Tensor, "b v"]:
+    """Classifier-free guidance of logits whose first half is told the class and the second half nothing (r = 2b)."""
+    conditional, null = logits.to(torch.float32).chunk(2)
+    return null + guidance * (conditional - null)

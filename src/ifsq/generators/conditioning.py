@@ -1,0 +1,52 @@
+"""What a generator is told: the class label, with a null class for guidance, and the diffusion time.
+
+Classifier-free guidance (arXiv 2207.12598) trains on a share of labels replaced by the null class ``num_classes``.
+Called by both generators.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+TIME_FREQUENCIES = 256
+TIME_PERIOD = 10000.0
+
+
+class LabelEmbedding(nn.Module):
+    """Embeds labels 0..num_classes-1 and the null class num_classes; int64 (b,) -> float (b, width)."""
+
+    def __init__(self, num_classes: int, width: int) -> None:
+        super().__init__()
+        self.embedding_table = nn.Embedding(num_classes + 1, width)
+
+    def forward(self, labels: Int[Tensor, "b"]) -> Float[Tensor, "b width"]:
+        return self.embedding_table(labels)
+
+
+class TimeEmbedding(nn.Module):
+    """Embeds the time t in [0, 1], float (b,) -> (b, width): 128 cosines, 128 sines and a two-layer MLP (as DiT)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(TIME_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, t: Float[Tensor, "b"]) -> Float[Tensor, "b width"]:
+        half = TIME_FREQUENCIES // 2
+        rates = torch.exp(-math.log(TIME_PERIOD) / half * torch.arange(half, dtype=torch.float32, device=t.device))
+        angles = t.to(torch.float32)[:, None] * rates
+        waves = torch.cat([angles.cos(), angles.sin()], dim=1)
+        return self.mlp(waves.to(next(self.mlp.parameters()).dtype))
+
+
+def drop_labels(labels: Int[Tensor, "b"], null: int, rate: float, rng: torch.Generator) -> Int[Tensor, "b"]:
+    """Replace each label by ``null`` with probability ``rate``; drawn on the device of ``rng``."""
+    drop = torch.rand(len(labels), generator=rng, device=rng.device) < rate
+    return torch.where(drop.to(labels.device), null, labels)
+
+
+def check_guidance(guidance: float) -> None:
+    """Raise ValueError unless the guidance scale is a finite number of at least 0."""
+    if not (math.isfinite(guidance) and guidance >= 0):
+        raise ValueError(f"guidance={guidance}: expected a number of at least 0 (1 is no guidance)")

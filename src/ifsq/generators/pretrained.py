@@ -1,0 +1,73 @@
+"""A generator on disk: its description in JSON, and the way back. Called by ``pipeline`` and `Generator.from_pretrained`."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from ifsq.codes.spec import CodeSpec
+from ifsq.config import InputError, build, to_dict
+from ifsq.generators.ar import ARConfig, ARGenerator
+from ifsq.generators.base import Generator
+from ifsq.generators.diffusion import DiffusionGenerator, DiTConfig
+from ifsq.training.checkpoint import load_weights
+from ifsq.training.folder import find_weights, write_text
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a generator was trained on, kept with its weights.
+
+    classes           class names; a label is a position in them
+    tokenizer         folder of the tokenizer, as the experiment gave it
+    tokenizer_digest  its weights' SHA-256
+    codes_digest      SHA-256 of the code cache's manifest
+    sampling          how it is sampled where nothing else is said: keyword arguments of ``sample``
+    """
+
+    classes: tuple[str, ...]
+    tokenizer: str
+    tokenizer_digest: str
+    codes_digest: str
+    sampling: dict[str, Any]
+
+
+def describe(model: ARGenerator | DiffusionGenerator, origin: Origin) -> dict[str, Any]:
+    """JSON from which `from_description` builds the same architecture."""
+    return {
+        "kind": model.kind,
+        "config": to_dict(model.config),
+        "spec": model.spec.to_dict(),
+        "origin": to_dict(origin),
+    }
+
+
+def from_description(described: dict[str, Any], where: str) -> tuple[ARGenerator | DiffusionGenerator, Origin]:
+    """Inverse of `describe`, with fresh weights. Raises InputError when it describes something else."""
+    kind = described.get("kind")
+    if kind not in ("ar", "diffusion"):
+        raise InputError(f"{where}: holds a {kind} model; expected a generator")
+    spec = CodeSpec.from_dict(described["spec"])
+    raw = described["origin"]
+    origin = Origin(**{**raw, "classes": tuple(raw["classes"])})
+    if kind == "ar":
+        return ARGenerator(build(ARConfig, described["config"], where), spec, len(origin.classes)), origin
+    return DiffusionGenerator(build(DiTConfig, described["config"], where), spec, len(origin.classes)), origin
+
+
+def load_generator(folder: str | Path) -> tuple[ARGenerator | DiffusionGenerator, Origin]:
+    """The generator of a run folder (averaged weights of its newest checkpoint) or of a saved one, in eval mode."""
+    found = find_weights(Path(folder))
+    model, origin = from_description(found.described, str(folder))
+    load_weights(model, found.load(), str(folder))
+    return model.eval(), origin
+
+
+def save_generator(model: ARGenerator | DiffusionGenerator, origin: Origin, folder: str | Path) -> None:
+    """Write ``config.json`` and ``model.safetensors``."""
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    save_file(model.state_dict(), path / "model.safetensors")
+    write_text(path / "config.json", json.dumps({"kind": "model", "model": describe(model, origin)}, indent=1) + "\n")

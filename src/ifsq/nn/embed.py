@@ -1,0 +1,100 @@
+"""Where a token lies on the grid: rotary tables for attention and fixed sin-cos embeddings, both two-dimensional.
+
+Both are functions of the grid, not parameters: float32 buffers outside the state dict, computed anew whenever the
+module is moved or cast, so that ``module.bfloat16()`` and ``to_empty`` leave them exact. Called by both generators.
+"""
+
+from collections.abc import Callable
+from typing import Self
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+PREFIXES = ("identity", "zero")
+
+
+class Rotary(nn.Module):
+    """2-D rotary positions (RoPE): the first half of a head turns with the row, the second with the column.
+
+    Pairs are neighbours (0, 1), (2, 3), ...; pair i of a half turns by ``position * base ** (-2i / half)``.
+
+    grid      rows and columns, positions in row-major order
+    head_dim  width of a head, a multiple of 4
+    prefix    None, or one position before the grid for the class token: ``identity`` leaves it as it is, ``zero``
+              multiplies it by 0, which is what the official LlamaGen does and its checkpoints expect
+    """
+
+    table: Tensor
+
+    def __init__(
+        self, grid: tuple[int, int], head_dim: int, *, base: float = 10000.0, prefix: str | None = None
+    ) -> None:
+        super().__init__()
+        if head_dim % 4:
+            raise ValueError(f"head width {head_dim}: two-dimensional rotary positions need a multiple of 4")
+        if prefix is not None and prefix not in PREFIXES:
+            raise ValueError(f"prefix={prefix!r}: expected None or one of {', '.join(PREFIXES)}")
+        self.grid, self.head_dim, self.base, self.prefix = grid, head_dim, base, prefix
+        self.register_buffer("table", self._table().to(torch.get_default_device()), persistent=False)
+
+    def forward(self, x: Float[Tensor, "... t width"], start: int = 0) -> Float[Tensor, "... t width"]:
+        """Turn queries or keys at positions ``start`` .. ``start + t - 1``; float32 inside, the input's dtype out."""
+        cos, sin = self.table[start : start + x.shape[-2]].unbind(-1)
+        even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
+        return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2).to(x.dtype)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        self.table = self._table().to(self.table.device)
+        return self
+
+    def _table(self) -> Tensor:
+        half = self.head_dim // 2
+        rates = self.base ** (-torch.arange(0, half, 2, dtype=torch.float32, device="cpu") / half)
+        rows, columns = _positions(self.grid)
+        angles = torch.cat([rows[:, None] * rates, columns[:, None] * rates], dim=1)
+        table = torch.stack([angles.cos(), angles.sin()], dim=-1)
+        if self.prefix is None:
+            return table
+        first = torch.zeros_like(table[:1])
+        first[..., 0] = float(self.prefix == "identity")
+        return torch.cat([first, table])
+
+
+class SinCosPositions(nn.Module):
+    """Fixed 2-D sin-cos position embedding (as in MAE and DiT): adds one vector per grid position.
+
+    The first half of the width encodes the column, the second the row; in each, sines come before cosines.
+    ``width`` must be a multiple of 4. Input and output (b, t, width) with t = rows * columns.
+    """
+
+    table: Tensor
+
+    def __init__(self, grid: tuple[int, int], width: int) -> None:
+        super().__init__()
+        if width % 4:
+            raise ValueError(f"width={width}: two-dimensional sin-cos positions need a multiple of 4")
+        self.grid, self.width = grid, width
+        self.register_buffer("table", self._table().to(torch.get_default_device()), persistent=False)
+
+    def forward(self, x: Float[Tensor, "b t width"]) -> Float[Tensor, "b t width"]:
+        return x + self.table.to(x.dtype)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        self.table = self._table().to(self.table.device)
+        return self
+
+    def _table(self) -> Tensor:
+        quarter = self.width // 4
+        rates = 10000.0 ** (-torch.arange(quarter, dtype=torch.float64, device="cpu") / quarter)
+        rows, columns = _positions(self.grid)
+        parts = [f(axis.double()[:, None] * rates) for axis in (columns, rows) for f in (torch.sin, torch.cos)]
+        return torch.cat(parts, dim=1).to(torch.float32)
+
+
+def _positions(grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Row and column of every grid position in row-major order, float32 (t,)."""
+    index = torch.arange(grid[0] * grid[1], device="cpu")
+    return (index // grid[1]).to(torch.float32), (index % grid[1]).to(torch.float32)

@@ -1,0 +1,1 @@
+"""Tokenizers: encoder, quantizer, decoder, their losses and their training task."""

@@ -1,0 +1,68 @@
+"""What a run says while it goes: lines of ``metrics.jsonl``, and a reporter for whoever watches.
+
+Called by ``loop``. The terminal's progress bar is a `Reporter` too, but it lives in ``cli``, the only room that prints.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Protocol
+
+
+class Reporter(Protocol):
+    """Somebody who watches a run."""
+
+    def start(self, what: str, done: int, total: int) -> None:
+        """A piece of work begins at ``done`` of ``total`` steps."""
+
+    def advance(self, done: int, facts: dict[str, float]) -> None:
+        """``done`` steps are behind; ``facts`` holds the newest figures, or nothing."""
+
+    def finish(self, facts: dict[str, float]) -> None:
+        """The piece of work is complete."""
+
+    def say(self, line: str) -> None:
+        """A sentence worth reading."""
+
+
+class Silent:
+    """A reporter for nobody: the library's default."""
+
+    def start(self, what: str, done: int, total: int) -> None:
+        pass
+
+    def advance(self, done: int, facts: dict[str, float]) -> None:
+        pass
+
+    def finish(self, facts: dict[str, float]) -> None:
+        pass
+
+    def say(self, line: str) -> None:
+        pass
+
+
+class MetricsLog:
+    """``metrics.jsonl``: one JSON object a line, each with its ``step``."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def rewind(self, step: int) -> None:
+        """Drop the lines after ``step``: the run goes on from there and will write them again."""
+        kept = [row for row in read_metrics(self.path) if row["step"] <= step]
+        partial = self.path.with_name(f".{self.path.name}.partial")
+        partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        os.replace(partial, self.path)
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        """Append one line."""
+        with self.path.open("a") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """All complete lines of a ``metrics.jsonl``; a last line cut short by a kill is left out."""
+    if not path.exists():
+        return []
+    text = path.read_text()
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]

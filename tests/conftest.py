@@ -1,0 +1,36 @@
+"""Shapes in signatures are checked in every test; golden vectors are read where they lie, or the test says it skips."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from jaxtyping import install_import_hook
+from safetensors import safe_open
+
+install_import_hook("ifsq", "beartype.beartype")
+torch.set_num_threads(1)
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def golden() -> Callable[[str], Any]:
+    """``golden("dit_tiny")``: what the official implementation computes on small models, as an open safetensors file."""
+    folder = Path(os.environ.get("IFSQ_GOLDEN", ROOT.parent / "shared" / "golden"))
+
+    def open_file(name: str) -> Any:
+        path = folder / f"{name}.safetensors"
+        if not path.is_file():
+            pytest.skip(f"golden vectors are not here: {path} is absent; set IFSQ_GOLDEN to their folder")
+        return safe_open(path, "pt")
+
+    return open_file
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The repository."""
+    return ROOT
