@@ -7,34 +7,48 @@ Every stage joins the processes that torchrun started (or stands alone), checks 
 anything, and can be run again after an interruption. Called by ``cli`` and ``bench``.
 """
 
+import json
 import shutil
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ifsq.codes import cache as code_cache
 from ifsq.codes.cache import CodeCache
-from ifsq.codes.spec import CodeSpec
-from ifsq.config import InputError, build, to_dict
+from ifsq.config import InputError, build, differences, to_dict
 from ifsq.data import DataConfig, image_grid, iterate_once, open_images, read_image, to_float, to_uint8, write_png
-from ifsq.data.draws import mix
 from ifsq.data.images import ImageSource
+from ifsq.evaluation import (
+    draw_images,
+    evenly,
+    measure_likelihood,
+    measure_samples,
+    measure_tokenizer,
+    reconstructed,
+    reference,
+    sampling_card,
+)
 from ifsq.experiment import GeneratorExperiment, TokenizerExperiment, check_cache
 from ifsq.generators.base import Generator
-from ifsq.generators.pretrained import Origin, describe, load_generator
+from ifsq.generators.pretrained import Origin, describe, from_description, load_generator
 from ifsq.generators.train import GeneratorTask
+from ifsq.metrics import JudgeNet, ProtocolCard, psnr
+from ifsq.metrics.judge import JUDGE_TRAINING, JudgeTask
 from ifsq.tokenizer.model import Tokenizer
 from ifsq.tokenizer.train import TokenizerTask
-from ifsq.training.distributed import World, world
-from ifsq.training.folder import check_run, create_run, read_config
+from ifsq.training.distributed import World, pick_device, world
+from ifsq.training.folder import check_run, create_run, find_weights, read_config, write_text
 from ifsq.training.log import Reporter, Silent
 from ifsq.training.loop import fit
 
 AT_ONCE = 128  # images that pass through a network together, outside training
+SHEET_COLUMNS, SHEET_ROWS = 16, 4  # originals on the sheet of reconstructions
+CLASS_COLUMNS, REAL_COLUMNS = 8, 4  # images a class on the sheets of samples and of real images
 
 
 def train_tokenizer(experiment: TokenizerExperiment, device: str = "auto", watch: Reporter | None = None) -> Path:
@@ -171,13 +185,213 @@ def load_pair(run: Path, here: World) -> tuple[Generator, Tokenizer, Origin]:
     return generator.to(here.device), tokenizer.to(here.device), origin
 
 
+def evaluate_tokenizer(run: Path, device: str = "auto", watch: Reporter | None = None) -> list[ProtocolCard]:
+    """Measure a tokenizer run on its held-out images; writes ``evaluation.json`` and ``samples/reconstructions.png``."""
+    with _join(device) as here:
+        tokenizer = Tokenizer.from_pretrained(run).to(here.device)
+        data = build(DataConfig, _experiment_of(run)["data"], str(run))
+        images = open_images(data, "val")
+        measured = measure_tokenizer(tokenizer, images, data, f"{data.source} val")
+        if here.first:
+            (run / "samples").mkdir(exist_ok=True)
+            write_png(_reconstruction_sheet(tokenizer, images, here), run / "samples" / "reconstructions.png")
+            _write_evaluation(run, measured.cards, {
+                "levels": {name: asdict(use) for name, use in measured.levels.items()},
+                "latent": {"mean": measured.latent_mean, "std": measured.latent_std},
+            })
+        here.barrier()
+    return measured.cards
+
+
+def evaluate_generator(
+    run: Path, samples: int, seed: int = 0, device: str = "auto", watch: Reporter | None = None
+) -> list[ProtocolCard]:
+    """Measure a generator run against the real images of its classes, and an untrained twin beside it.
+
+    Writes ``evaluation.json``, ``samples/classes.png`` (one class a row) and ``samples/real.png``. The judge, a classifier
+    of the same images, is trained beside the run when it is not there yet.
+    """
+    if samples < 2:
+        raise InputError(f"samples {samples}: expected at least 2")
+    watch = watch or Silent()
+    with _join(device) as here:
+        generator, tokenizer, origin = load_pair(run, here)
+        cache = CodeCache.open(_experiment_of(run)["codes"])
+        data = build(DataConfig, cache.about["data"], str(cache.folder))
+        judge = _judge(run.parent / "judge", data, here, watch)
+        cards: list[ProtocolCard] = []
+        if here.first:
+            real = open_images(data, "train")
+            against = reference(judge, real, data, f"{data.source} train")
+            labels = evenly(len(origin.classes), samples)
+            card = sampling_card(generator, tokenizer, against, seed, origin.sampling)
+            images = draw_images(generator, tokenizer, labels, seed, origin.sampling)
+            cards = measure_samples(judge, against, images, labels, card)
+            cards += measure_likelihood(generator, cache.read("val"), replace(card, reference=f"{data.source} val"))
+            twin = draw_images(_untrained(run, here), tokenizer, labels, seed, origin.sampling)
+            cards.append(_renamed(measure_samples(judge, against, twin, labels, card)[0], "untrained generator"))
+            kept = reconstructed(tokenizer, real, samples)
+            floor = replace(card, guidance=0.0, sampler="", function_evaluations=0, generator_hash="")
+            cards.append(_renamed(measure_samples(judge, against, kept.images, kept.labels, floor)[0], "tokenizer alone"))
+            (run / "samples").mkdir(exist_ok=True)
+            write_png(_class_sheet(images, len(origin.classes)), run / "samples" / "classes.png")
+            write_png(_class_sheet(_real_rows(real), len(origin.classes)), run / "samples" / "real.png")
+            _write_evaluation(run, cards, {"classes": list(origin.classes)})
+        here.barrier()
+    return cards
+
+
+def _join(device: str) -> Any:
+    try:
+        pick_device(device)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    return world(device)
+
+
+def _claim(folder: Path, record: dict[str, Any], here: World) -> None:
+    """Make the folder this run's own, after every process has looked at it."""
+    mine = check_run(folder, record)
+    here.barrier()
+    if here.first and not mine:
+        create_run(folder, record)
+    here.barrier()
+
+
+def _data_of(run: Path, source: str, size: int | None) -> DataConfig:
+    """The data a tokenizer reads from ``source``: in its own size unless told otherwise, without flips."""
+    if size is None:
+        config = read_config(run)
+        if "experiment" not in config:
+            raise InputError(f"{run}: is not a training run and has no image size of its own; give --size")
+        size = config["experiment"]["data"]["size"]
+    tokenizer_factor = Tokenizer.from_pretrained(run).factor
+    if size % tokenizer_factor:
+        raise InputError(f"size {size}: expected a multiple of the tokenizer's factor {tokenizer_factor}")
+    return build(DataConfig, {"source": source, "size": size}, "encode")
+
+
+def _existing_cache(out: Path, about: dict[str, Any]) -> CodeCache | None:
+    """The cache that already lies at ``out`` and says the same; None where the place is free."""
+    if out.is_file():
+        raise InputError(f"{out}: is a file; expected a folder for the code cache")
+    if not out.is_dir() or not any(out.iterdir()):
+        return None
+    if not (out / code_cache.MANIFEST).is_file():
+        raise InputError(f"{out}: is not empty and holds no code cache; choose another folder")
+    cache = CodeCache.open(out)
+    different = differences(cache.about, about)
+    if different:
+        raise InputError(f"{out}: holds another code cache ({different[0]}); choose another folder or remove it")
+    return cache
+
+
+def _encoder(tokenizer: Tokenizer, images: ImageSource, here: World) -> code_cache.EncodeRange:
+    @torch.no_grad()
+    def encode_range(start: int, stop: int) -> tuple[Tensor, Tensor]:
+        parts, labels = [], []
+        for batch in iterate_once(images, AT_ONCE, start=start, stop=stop):
+            parts.append(tokenizer.encode(batch.images.to(here.device)).digits.cpu())
+            labels.append(batch.labels)
+        return torch.cat(parts), torch.cat(labels)
+
+    return encode_range
+
+
 @torch.no_grad()
-def draw_images(
-    generator: Generator, tokenizer: Tokenizer, labels: Tensor, seed: int, options: dict[str, Any]
-) -> Any:
-    """8-bit images (n, H, W, 3), one a label, drawn in batches whose seeds follow from ``seed``."""
-    images = []
-    for number, part in enumerate(labels.split(AT_ONCE)):
-        drawn = generator.sample(part, seed=mix(seed, number), **options)
-        images.append(torch.from_numpy(to_uint8(tokenizer.decode(drawn.codes))))
-    return torch.cat(images).numpy()
+def _held_out(model: nn.Module, images: ImageSource) -> dict[str, float]:
+    """What is watched while a tokenizer trains."""
+    device = next(model.parameters()).device
+    values = [psnr(batch.images, model(batch.images.to(device)).cpu()) for batch in iterate_once(images, AT_ONCE)]
+    return {"psnr": float(torch.cat(values).mean())}
+
+
+def _check_png(out: Path) -> None:
+    if out.suffix.lower() != ".png":
+        raise InputError(f"{out}: expected a name that ends in .png")
+    if out.is_dir():
+        raise InputError(f"{out}: is a folder; expected the name of a picture")
+
+
+def _refuse_labels(labels: Tensor, origin: Origin) -> None:
+    wrong = [int(label) for label in labels if not 0 <= label < len(origin.classes)]
+    if wrong:
+        names = ", ".join(f"{i} {name}" for i, name in enumerate(origin.classes[:12]))
+        raise InputError(f"label {wrong[0]}: expected 0 to {len(origin.classes) - 1} ({names})")
+
+
+def _distinct_targets(paths: Sequence[Path], out: Path) -> list[Path]:
+    targets = [out / f"{path.stem}.png" for path in paths]
+    for target in targets:
+        if targets.count(target) > 1:
+            raise InputError(f"{target}: two images would be written there; give them different names")
+        if target.exists():
+            raise InputError(f"{target}: exists already; choose another folder")
+    return targets
+
+
+def _experiment_of(run: Path) -> dict[str, Any]:
+    config = read_config(run)
+    if "experiment" not in config:
+        raise InputError(f"{run}: is not a training run; what it was trained on is not known")
+    return config["experiment"]
+
+
+def _judge(folder: Path, data: DataConfig, here: World, watch: Reporter) -> JudgeNet:
+    """The classifier of these images, trained once. Images of a single class are judged by one of the photographs."""
+    if len(open_images(data, "train").classes) < 2:
+        watch.say(f"{data.source} has one class: the judge learns bundled:photos instead")
+        data = DataConfig("bundled:photos", data.size)
+    task = JudgeTask(open_images(data, "train"), open_images(data, "val"))
+    torch.manual_seed(JUDGE_TRAINING.seed)
+    _claim(folder, {"kind": "judge", "experiment": to_dict(JUDGE_TRAINING), "data": task.source.fingerprint}, here)
+    judge = fit(task, JUDGE_TRAINING, folder, here, watch, "judge")
+    assert isinstance(judge, JudgeNet)
+    return judge.eval()
+
+
+def _untrained(run: Path, here: World) -> Generator:
+    """The generator as it was before its first step."""
+    described = find_weights(run).described
+    torch.manual_seed(_experiment_of(run)["train"]["seed"])
+    twin, _ = from_description(described, str(run))
+    return twin.to(here.device).eval()
+
+
+def _renamed(card: ProtocolCard, what: str) -> ProtocolCard:
+    return replace(card, metric=f"{card.metric}, {what}")
+
+
+def _write_evaluation(run: Path, cards: list[ProtocolCard], more: dict[str, Any]) -> None:
+    write_text(run / "evaluation.json", json.dumps({"cards": [card.to_dict() for card in cards], **more}, indent=1) + "\n")
+
+
+def _reconstruction_sheet(tokenizer: Tokenizer, images: ImageSource, here: World) -> Any:
+    """Held-out originals in the odd rows, their reconstructions below them."""
+    shown = min(len(images), SHEET_ROWS * SHEET_COLUMNS)
+    batch = next(iterate_once(images, shown))
+    again = tokenizer.reconstruct(batch.images.to(here.device)).cpu()
+    rows = []
+    for start in range(0, shown, SHEET_COLUMNS):
+        rows += [batch.images[start : start + SHEET_COLUMNS], again[start : start + SHEET_COLUMNS]]
+    return image_grid(to_uint8(torch.cat(rows)), min(shown, SHEET_COLUMNS))
+
+
+def _class_sheet(images: Any, classes: int) -> Any:
+    """One class a row; the images come class after class in turn, as `evenly` gives them."""
+    rows = min(CLASS_COLUMNS, len(images) // classes)
+    by_class = images[: rows * classes].reshape(rows, classes, *images.shape[1:]).swapaxes(0, 1)
+    return image_grid(by_class.reshape(-1, *images.shape[1:]), rows)
+
+
+def _real_rows(images: ImageSource) -> Any:
+    """Four real images of every class, class after class in turn."""
+    found: dict[int, list[Any]] = {label: [] for label in range(len(images.classes))}
+    for index in range(len(images)):
+        picture, label = images.load(index, index)
+        if len(found[label]) < REAL_COLUMNS:
+            found[label].append(picture)
+        if all(len(pictures) == REAL_COLUMNS for pictures in found.values()):
+            break
+    fewest = min(len(pictures) for pictures in found.values())
+    return np.stack([pictures[row] for row in range(fewest) for pictures in found.values()])

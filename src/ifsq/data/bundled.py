@@ -47,20 +47,20 @@ class Photo(NamedTuple):
     package: str
     file: str
     held_out: str
-    frame: tuple[float, float, float, float] = (0, 0, 1, 1)
+    frame: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
 
 
 PHOTOS = (
     Photo("astronaut", "scikit-image", "astronaut.png", held_out="right"),
     Photo("cat", "scikit-image", "chelsea.png", held_out="left"),
-    Photo("coffee", "scikit-image", "coffee.png", frame=(0.1, 0, 0.9, 1), held_out="left"),
+    Photo("coffee", "scikit-image", "coffee.png", frame=(0.1, 0.0, 0.9, 1.0), held_out="left"),
     Photo("galaxies", "scikit-image", "hubble_deep_field.jpg", held_out="right"),
     Photo("tissue", "scikit-image", "ihc.png", held_out="right"),
     Photo("motorcycle", "scikit-image", "motorcycle_left.png", frame=(0.1, 0.1, 0.95, 0.95), held_out="left"),
     Photo("retina", "scikit-image", "retina.jpg", frame=(0.12, 0.12, 0.88, 0.88), held_out="right"),
-    Photo("rocket", "scikit-image", "rocket.jpg", frame=(0, 0.25, 1, 1), held_out="left"),
-    Photo("pagoda", "scikit-learn", "china.jpg", frame=(0, 0.1, 0.8, 1), held_out="left"),
-    Photo("flower", "scikit-learn", "flower.jpg", frame=(0.1, 0.1, 0.85, 1), held_out="right"),
+    Photo("rocket", "scikit-image", "rocket.jpg", frame=(0.0, 0.25, 1.0, 1.0), held_out="left"),
+    Photo("pagoda", "scikit-learn", "china.jpg", frame=(0.0, 0.1, 0.8, 1.0), held_out="left"),
+    Photo("flower", "scikit-learn", "flower.jpg", frame=(0.1, 0.1, 0.85, 1.0), held_out="right"),
 )
 SCALES = tuple(0.16 * 2 ** (step / 4) for step in range(5))
 """Side of a crop as a part of the picture's shorter side: 0.16 to 0.32, evenly in the logarithm."""
@@ -135,27 +135,27 @@ class Digits(Bundled):
         return image, int(self.labels[index])
 
 
-def _ring(points: int, radius: float = 1, inner: float | None = None) -> list[tuple[float, float]]:
-    """Corners around the origin, the first at the top; with ``inner``, every second one at that radius."""
-    radii = [radius, radius if inner is None else inner]
+def _ring(points: int, inner: float = 1.0) -> list[tuple[float, float]]:
+    """Corners on the unit circle, the first at the top, every second one pulled in to ``inner``."""
     turns = [2 * math.pi * corner / points for corner in range(points)]
-    return [(radii[i % 2] * math.sin(turn), -radii[i % 2] * math.cos(turn)) for i, turn in enumerate(turns)]
+    radii = [inner if corner % 2 else 1.0 for corner in range(points)]
+    return [(radius * math.sin(turn), -radius * math.cos(turn)) for radius, turn in zip(radii, turns, strict=True)]
 
 
 _BAR = [(-1.0, -0.3), (1.0, -0.3), (1.0, 0.3), (-1.0, 0.3)]
 _SQUARE = [(-0.85, -0.85), (0.85, -0.85), (0.85, 0.85), (-0.85, 0.85)]
 # Polygons to fill, and the part of the first one's radius that is left hollow.
 OUTLINES: dict[str, tuple[list[list[tuple[float, float]]], float]] = {
-    "circle": ([_ring(40)], 0),
+    "circle": ([_ring(40)], 0.0),
     "ring": ([_ring(40)], 0.6),
-    "square": ([_SQUARE], 0),
+    "square": ([_SQUARE], 0.0),
     "frame": ([_SQUARE], 0.6),
-    "triangle": ([_ring(3)], 0),
-    "diamond": ([[(0, -1), (0.6, 0), (0, 1), (-0.6, 0)]], 0),
-    "star": ([_ring(10, inner=0.4)], 0),
-    "bar": ([_BAR], 0),
-    "cross": ([_BAR, [(y, x) for x, y in _BAR]], 0),
-    "arrow": ([[(-1, -0.3), (0, -0.3), (0, -0.9), (1, 0), (0, 0.9), (0, 0.3), (-1, 0.3)]], 0),
+    "triangle": ([_ring(3)], 0.0),
+    "diamond": ([[(0.0, -1.0), (0.6, 0.0), (0.0, 1.0), (-0.6, 0.0)]], 0.0),
+    "star": ([_ring(10, inner=0.4)], 0.0),
+    "bar": ([_BAR], 0.0),
+    "cross": ([_BAR, [(y, x) for x, y in _BAR]], 0.0),
+    "arrow": ([[(-1.0, -0.3), (0.0, -0.3), (0.0, -0.9), (1.0, 0.0), (0.0, 0.9), (0.0, 0.3), (-1.0, 0.3)]], 0.0),
 }
 SHAPES_PER_CLASS = {"train": 512, "val": 32}
 

@@ -37,7 +37,7 @@ class FolderImages(ImageSource):
         images = _scan(self.root)
         self.classes = _classes(_scan(root / "train") if own_split else images, root)
         self.names = sorted(images if own_split else _split(sorted(images), split, root))
-        self.labels = [self._label(name) for name in self.names]
+        self.labels = self._labels()
         sizes = (f"{name}\0{images[name]}\n".encode() for name in self.names)
         self.fingerprint = fingerprint(self.config, split, f"folder 1, {RESIZE_KERNEL}, {self.classes}", sizes)
 
@@ -55,13 +55,15 @@ class FolderImages(ImageSource):
             square = square[:, ::-1]
         return np.ascontiguousarray(square), self.labels[index]
 
-    def _label(self, name: str) -> int:
+    def _labels(self) -> list[int]:
         if self.classes == ("all",):
-            return 0
-        first = name.split("/")[0]
-        if first not in self.classes:
-            raise DataError(f"{self.root / name}: expected a class that {self.root.parent / 'train'} has")
-        return self.classes.index(first)
+            return [0] * len(self.names)
+        label = {name: number for number, name in enumerate(self.classes)}
+        folders = [name.split("/")[0] for name in self.names]
+        for folder in folders:
+            if folder not in label:
+                raise DataError(f"{self.root / folder}: expected a class that {self.root.parent / 'train'} has too")
+        return [label[folder] for folder in folders]
 
 
 def _scan(root: Path) -> dict[str, int]:

@@ -93,11 +93,16 @@ class ImageBatches:
         return _read(self.source, _Steps(self.sampler, self.start), self.workers)
 
 
-def iterate_once(source: ImageSource, batch: int, seed: int = 0, workers: int = 0) -> Iterator[ImageBatch]:
-    """Every image exactly once, in order; the last batch may be smaller. Item seeds are ``mix(seed, 0, index)``."""
+def iterate_once(
+    source: ImageSource, batch: int, seed: int = 0, workers: int = 0, start: int = 0, stop: int | None = None
+) -> Iterator[ImageBatch]:
+    """Images start..stop-1 (default: all) exactly once, in order; the last batch may be smaller.
+
+    Item seeds are ``mix(seed, 0, index)``, so a range gives the pictures that the whole would.
+    """
     if batch < 1:
         raise ValueError(f"batch={batch}: expected at least one image")
-    items = [(index, mix(seed, 0, index)) for index in range(len(source))]
+    items = [(index, mix(seed, 0, index)) for index in range(len(source))[start:stop]]
     return _read(source, [items[at : at + batch] for at in range(0, len(items), batch)], workers)
 
 

@@ -67,7 +67,9 @@ def random_crop(
 
 def to_float(images: UInt8[np.ndarray, "b H W 3"]) -> Float[Tensor, "b 3 H W"]:
     """Bytes -> float32 in [-1, 1], channels first."""
-    return torch.from_numpy(images).movedim(-1, 1).to(torch.float32, memory_format=torch.contiguous_format) / 127.5 - 1
+    writable = images if images.flags.writeable else images.copy()  # torch warns of arrays that Pillow owns
+    floats = torch.from_numpy(writable).movedim(-1, 1).to(torch.float32, memory_format=torch.contiguous_format)
+    return floats / 127.5 - 1
 
 
 def to_uint8(images: Float[Tensor, "b 3 H W"]) -> UInt8[np.ndarray, "b H W 3"]:

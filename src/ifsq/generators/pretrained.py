@@ -10,7 +10,6 @@ from safetensors.torch import save_file
 from ifsq.codes.spec import CodeSpec
 from ifsq.config import InputError, build, to_dict
 from ifsq.generators.ar import ARConfig, ARGenerator
-from ifsq.generators.base import Generator
 from ifsq.generators.diffusion import DiffusionGenerator, DiTConfig
 from ifsq.training.checkpoint import load_weights
 from ifsq.training.folder import find_weights, write_text

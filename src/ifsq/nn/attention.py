@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ifsq.nn.embed import Rotary
+from ifsq.nn.norm import RMSNorm
 
 QK_NORM_EPS = 1e-6
 
@@ -65,8 +66,8 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width, bias=bias)
         self.proj = nn.Linear(width, width, bias=bias)
         per_head = head_width(width, heads)
-        self.q_norm = nn.RMSNorm(per_head, eps=QK_NORM_EPS) if qk_norm else nn.Identity()
-        self.k_norm = nn.RMSNorm(per_head, eps=QK_NORM_EPS) if qk_norm else nn.Identity()
+        self.q_norm = RMSNorm(per_head, eps=QK_NORM_EPS) if qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(per_head, eps=QK_NORM_EPS) if qk_norm else nn.Identity()
 
     def forward(
         self,

@@ -5,7 +5,6 @@ module is moved or cast, so that ``module.bfloat16()`` and ``to_empty`` leave th
 """
 
 from collections.abc import Callable
-from typing import Self
 
 import torch
 from jaxtyping import Float
@@ -44,7 +43,7 @@ class Rotary(nn.Module):
         even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
         return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2).to(x.dtype)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Rotary":
         super()._apply(fn, recurse)
         self.table = self._table().to(self.table.device)
         return self
@@ -81,7 +80,7 @@ class SinCosPositions(nn.Module):
     def forward(self, x: Float[Tensor, "b t width"]) -> Float[Tensor, "b t width"]:
         return x + self.table.to(x.dtype)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SinCosPositions":
         super()._apply(fn, recurse)
         self.table = self._table().to(self.table.device)
         return self

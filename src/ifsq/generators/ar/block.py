@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from ifsq.nn.attention import Attention, KVCache
 from ifsq.nn.embed import Rotary
 from ifsq.nn.mlp import SwiGLU
+from ifsq.nn.norm import RMSNorm
 
 NORM_EPS = 1e-5
 
@@ -15,9 +16,9 @@ class Block(nn.Module):
 
     def __init__(self, width: int, heads: int, mlp_width: int, dropout: float) -> None:
         super().__init__()
-        self.attention_norm = nn.RMSNorm(width, eps=NORM_EPS)
+        self.attention_norm = RMSNorm(width, eps=NORM_EPS)
         self.attention = Attention(width, heads, bias=False)
-        self.ffn_norm = nn.RMSNorm(width, eps=NORM_EPS)
+        self.ffn_norm = RMSNorm(width, eps=NORM_EPS)
         self.feed_forward = SwiGLU(width, mlp_width, bias=False)
         self.dropout = nn.Dropout(dropout)
 

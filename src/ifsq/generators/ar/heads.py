@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ifsq.generators.ar.block import NORM_EPS
 from ifsq.nn.attention import KVCache
 from ifsq.nn.embed import Rotary
+from ifsq.nn.norm import RMSNorm
 
 HEADS = ("chain", "transformer")
 
@@ -48,7 +49,7 @@ class JointHead(Head):
 
     def __init__(self, width: int, vocab: int) -> None:
         super().__init__()
-        self.norm = nn.RMSNorm(width, eps=NORM_EPS)
+        self.norm = RMSNorm(width, eps=NORM_EPS)
         self.output = nn.ModuleList([nn.Linear(width, vocab, bias=False)])
 
     def forward(
@@ -68,11 +69,11 @@ class ChainHead(Head):
 
     def __init__(self, width: int, vocab_sizes: Sequence[int], hidden: int, depth: int) -> None:
         super().__init__()
-        self.norm = nn.RMSNorm(width, eps=NORM_EPS)
+        self.norm = RMSNorm(width, eps=NORM_EPS)
         self.from_state = nn.Linear(width, hidden * len(vocab_sizes))  # all groups in one multiplication
-        self.embeddings = nn.ModuleList(nn.Embedding(v, hidden) for v in vocab_sizes[:-1])
+        self.tables = nn.ModuleList(nn.Embedding(v, hidden) for v in vocab_sizes[:-1])
         self.layers = nn.ModuleList(_linears(hidden, depth) for _ in vocab_sizes)
-        self.norms = nn.ModuleList(nn.RMSNorm(hidden, eps=NORM_EPS) for _ in vocab_sizes)
+        self.norms = nn.ModuleList(RMSNorm(hidden, eps=NORM_EPS) for _ in vocab_sizes)
         self.output = nn.ModuleList(nn.Linear(hidden, v, bias=False) for v in vocab_sizes)
 
     def forward(
@@ -103,7 +104,7 @@ class ChainHead(Head):
     def _tell(self, k: int, told: list[Tensor], indices: Tensor) -> None:
         """Add the embedding of group k to what the later groups know."""
         if k + 1 < len(told):
-            embedded = self.embeddings[k](indices)
+            embedded = self.tables[k](indices)
             told[k + 1 :] = [known + embedded for known in told[k + 1 :]]
 
 
@@ -119,7 +120,7 @@ class TransformerHead(Head):
             raise ValueError(f"{len(vocab_sizes)} groups: the transformer head on this grid takes {len(rope.table)}")
         self.blocks = blocks
         self.rope = rope
-        self.norm = nn.RMSNorm(width, eps=NORM_EPS)
+        self.norm = RMSNorm(width, eps=NORM_EPS)
         self.output = nn.ModuleList(nn.Linear(width, v, bias=False) for v in vocab_sizes)
 
     def forward(

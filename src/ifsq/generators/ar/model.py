@@ -24,6 +24,8 @@ from ifsq.nn.attention import KVCache, head_width
 from ifsq.nn.embed import PREFIXES, Rotary
 from ifsq.nn.modes import evaluating
 
+MAX_VOCAB = 2**20  # codes of a group: each has a row in an embedding and one in an output layer
+
 
 @dataclass(frozen=True)
 class ARConfig:
@@ -74,12 +76,19 @@ class ARConfig:
 
 
 class ARGenerator(Generator):
-    """Next-token model of the indices of an image, given its class. See `Generator` for the arguments."""
+    """Next-token model of the indices of an image, given its class. See `Generator` for the arguments.
+
+    Raises ValueError where a group has more than 2**20 codes, or the head width does not suit rotary positions.
+    """
 
     kind = "ar"
 
     def __init__(self, config: ARConfig, spec: CodeSpec, num_classes: int) -> None:
         super().__init__(spec, num_classes)
+        if max(spec.vocab_sizes) > MAX_VOCAB:
+            raise ValueError(
+                f"a group of {max(spec.vocab_sizes)} codes: expected at most {MAX_VOCAB}; use smaller groups"
+            )
         self.config = config
         self.cls_embedding = LabelEmbedding(num_classes, config.width)
         self.tok_embeddings = nn.ModuleList(nn.Embedding(v, config.width) for v in spec.vocab_sizes)

@@ -48,7 +48,7 @@ def filter_logits(logits: Float[Tensor, "b v"], top_k: int, top_p: float) -> Flo
 def draw(logits: Float[Tensor, "b v"], decoding: Decoding, rng: torch.Generator) -> Int[Tensor, "b"]:
     """One index a row, float32 throughout. One uniform number a row comes from ``rng``, a generator on the CPU.
 
-    The same numbers on every device: the draw inverts the cumulative distribution; a code that was removed is not drawn.
+    The same numbers on every device: the draw inverts the cumulative distribution, past the codes removed.
     """
     logits = logits.to(torch.float32)
     if decoding.greedy:
@@ -58,7 +58,7 @@ def draw(logits: Float[Tensor, "b v"], decoding: Decoding, rng: torch.Generator)
     total = cumulative[:, -1:]
     uniform = torch.rand(len(logits), 1, generator=rng).to(logits.device)
     level = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
-    reached = (cumulative > level) & (probabilities > 0)
+    reached = (cumulative > level) & (probabilities > 0)  # a parallel sum need not rise everywhere
     return reached.to(torch.uint8).argmax(dim=-1)
 
 

@@ -6,7 +6,6 @@ Paper: section 4 (DiT). Called by ``generators.train`` and ``pipeline`` through 
 """
 
 from collections.abc import Callable
-from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +20,11 @@ from ifsq.generators.diffusion.sample import SOLVERS, check_solver, time_grid
 from ifsq.nn.modes import evaluating
 
 OBSERVED_AT_ONCE = 4096  # images whose codes are floats at one time
+
+# The network starts at v = 0, where the cosine's slope is 1 / eps: with torch's 1e-8 the first step would leave an
+# optimizer's second moments at 1e13. Velocities have a length of about sqrt(2 d), so 0.1 changes nothing else.
+COSINE_EPS = 0.1
+DEAD_VARIANCE = 1e-12  # what rounding leaves of a constant; one odd code among 1e9 has more
 
 
 class DiffusionGenerator(Generator):
@@ -55,7 +59,7 @@ class DiffusionGenerator(Generator):
         self.code_std.copy_(std)
 
     def observe(self, digits: Int[Tensor, "n h w d"]) -> None:
-        """Normalise by the mean and standard deviation of these codes from now on."""
+        """Normalise by the mean and standard deviation of these codes; a channel that never varies is centred alone."""
         count, total, squares = 0, torch.zeros(self.spec.dim).double(), torch.zeros(self.spec.dim).double()
         for part in digits.split(OBSERVED_AT_ONCE):
             codes = self.spec.digits_to_codes(part.to(torch.int64)).double().cpu()
@@ -63,7 +67,9 @@ class DiffusionGenerator(Generator):
             total += codes.sum(dim=(0, 2, 3))
             squares += codes.square().sum(dim=(0, 2, 3))
         mean = total / count
-        self.set_statistics(mean.float(), (squares / count - mean.square()).clamp(min=0).sqrt().float())
+        variance = squares / count - mean.square()
+        std = torch.where(variance > DEAD_VARIANCE, variance, 1).sqrt()
+        self.set_statistics(mean.float(), std.float())
 
     def normalize(self, codes: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d h w"]:
         """Codes -> what the flow models, float32."""
@@ -96,7 +102,7 @@ class DiffusionGenerator(Generator):
         mse = F.mse_loss(v, x1 - x0)
         if self.config.cosine_weight == 0:
             return {"loss": mse, "mse": mse.detach()}
-        cosine = (1 - F.cosine_similarity(v, x1 - x0, dim=1)).mean()
+        cosine = (1 - F.cosine_similarity(v, x1 - x0, dim=1, eps=COSINE_EPS)).mean()
         return {"loss": mse + self.config.cosine_weight * cosine, "mse": mse.detach(), "cosine": cosine.detach()}
 
     def velocity(
@@ -153,7 +159,7 @@ class DiffusionGenerator(Generator):
             digits = self.spec.codes_to_digits(self.denormalize(x))
         return Sampled(self.spec.digits_to_codes(digits), self.spec.digits_to_indices(digits))
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "DiffusionGenerator":
         """Moving takes the statistics along, casting leaves them float32."""
         mean, std = self.code_mean, self.code_std
         super()._apply(fn, recurse)

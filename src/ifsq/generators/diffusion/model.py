@@ -14,6 +14,7 @@ from ifsq.generators.conditioning import LabelEmbedding, TimeEmbedding
 from ifsq.nn.attention import Attention, head_width
 from ifsq.nn.embed import Rotary, SinCosPositions
 from ifsq.nn.mlp import GELU, SwiGLU
+from ifsq.nn.norm import RMSNorm
 
 MLPS = ("swiglu", "gelu")
 NORMS = ("rms", "layer")
@@ -153,17 +154,14 @@ class DiT(nn.Module):
         return x.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)  # b d h w
 
     def _initialize(self) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
-        nn.init.xavier_uniform_(self.x_embedder.proj.weight.flatten(1))
-        nn.init.zeros_(self.x_embedder.proj.bias)
         for name, parameter in self.named_parameters():
-            if name.endswith("adaLN_modulation.1.weight") or name == "final_layer.linear.weight":
+            zero = name.endswith(("bias", "adaLN_modulation.1.weight")) or name == "final_layer.linear.weight"
+            if zero:
                 nn.init.zeros_(parameter)
-            elif name.startswith(("y_embedder.", "t_embedder.")) and name.endswith(".weight"):
+            elif name.startswith(("t_embedder.", "y_embedder.")):
                 nn.init.normal_(parameter, std=EMBEDDING_STD)
+            elif parameter.ndim > 1:  # the scales of the norms stay 1
+                nn.init.xavier_uniform_(parameter.flatten(1))
 
 
 def _modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -172,7 +170,7 @@ def _modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 def _make_norm(config: DiTConfig) -> nn.Module:
     if config.norm == "rms":
-        return nn.RMSNorm(config.width, eps=NORM_EPS)
+        return RMSNorm(config.width, eps=NORM_EPS)
     return nn.LayerNorm(config.width, eps=NORM_EPS, elementwise_affine=False)
 
 

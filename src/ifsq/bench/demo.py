@@ -1,0 +1,65 @@
+"""``ifsq demo``: every stage of `ifsq.pipeline` in order, on the bundled photographs, and the report at the end.
+
+Each stage knows what is already done, so the same command continues wherever it was interrupted. Called by ``cli``.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib.resources import files
+from pathlib import Path
+
+from ifsq import pipeline
+from ifsq.bench.report import write_report
+from ifsq.config import InputError, parse_overrides
+from ifsq.experiment import load_generator_experiment, load_tokenizer_experiment
+from ifsq.generators.pretrained import load_generator
+from ifsq.tokenizer.model import Tokenizer
+from ifsq.training.checkpoint import weights_digest
+from ifsq.training.log import Reporter
+
+SAMPLES = 1000  # images drawn to measure a generator
+
+
+def demo(out: Path, overrides: Sequence[str], device: str, watch: Reporter) -> Path:
+    """Run what is left of the demo in ``out``; returns the report's path. ``overrides``: --train.* of every training."""
+    other = [name for name in parse_overrides(overrides) if name != "train"]
+    if other:
+        raise InputError(f"--{other[0]}: the demo takes --train.* only; for more, see {experiment_file('demo/tokenizer.toml')}")
+    tokenizer, codes = out / "tokenizer", out / "codes"
+    first = load_tokenizer_experiment(experiment_file("demo/tokenizer.toml"), overrides)
+    second = [load_generator_experiment(experiment_file(f"demo/{kind}.toml"), overrides) for kind in ("ar", "diffusion")]
+    watch.say(f"1 of 4  a tokenizer of {first.data.source}")
+    pipeline.train_tokenizer(replace(first, out=str(tokenizer)), device, watch)
+    if not _measured(tokenizer, Tokenizer.from_pretrained(tokenizer).digest()):
+        pipeline.evaluate_tokenizer(tokenizer, device, watch)
+    watch.say("2 of 4  its codes, once for both generators")
+    pipeline.encode(tokenizer, first.data.source, codes, None, device, watch)
+    runs = []
+    for number, experiment in enumerate(second, start=3):
+        run = out / experiment.kind
+        watch.say(f"{number} of 4  {TITLES[experiment.kind]}")
+        experiment = replace(experiment, out=str(run), tokenizer=str(tokenizer), codes=str(codes))
+        pipeline.train_generator(experiment, device, watch)
+        if not _measured(run, weights_digest(load_generator(run)[0])):
+            pipeline.evaluate_generator(run, SAMPLES, 0, device, watch)
+        runs.append(run)
+    return write_report([tokenizer, *runs], out / "report.html")
+
+
+TITLES = {"ar": "an autoregressive generator of the codes", "diffusion": "a diffusion generator of the same codes"}
+
+
+def experiment_file(name: str) -> Path:
+    """An experiment that is shipped: inside the installed package, or in the checkout of a development install."""
+    installed = Path(str(files("ifsq"))) / "experiments" / name
+    return installed if installed.is_file() else Path(__file__).resolve().parents[3] / "experiments" / name
+
+
+def _measured(run: Path, digest: str) -> bool:
+    """Whether the run's evaluation is of these very weights."""
+    path = run / "evaluation.json"
+    if not path.is_file():
+        return False
+    first = json.loads(path.read_text())["cards"][0]
+    return digest in (first["generator_hash"] or first["tokenizer_hash"],)

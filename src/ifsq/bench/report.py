@@ -1,0 +1,255 @@
+"""The report: one self-contained page about a tokenizer and its generators, read from their run folders alone.
+
+Nothing is computed here but pictures: figures come from ``metrics.jsonl`` and ``evaluation.json``. Called by ``cli`` and
+``demo``.
+"""
+
+import base64
+import io
+import json
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import matplotlib
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+
+import ifsq
+from ifsq.config import InputError
+from ifsq.training.folder import read_config, write_text
+from ifsq.training.log import read_metrics
+
+SCALE = 2  # screen pixels a pixel of the small pictures
+GAP = 2  # white pixels around each, as `ifsq.data.image_grid` draws them
+COLOURS = ("#2f6fde", "#d9822b", "#2e9e6b")
+TITLES = {"tokenizer": "tokenizer", "ar": "autoregressive", "diffusion": "diffusion"}
+
+matplotlib.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "ifsq"})
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder, read."""
+
+    folder: Path
+    kind: str
+    config: dict[str, Any]
+    metrics: list[dict[str, Any]]
+    evaluation: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """What the page calls it."""
+        return TITLES[self.kind]
+
+    def figure(self, metric: str, value: str) -> float | None:
+        """One measured number, or None where it was not measured."""
+        for card in self.evaluation.get("cards", []):
+            if card["metric"] == metric:
+                return card["values"][value]
+        return None
+
+    def trained(self) -> str:
+        """Steps and minutes of its training."""
+        last = max((row for row in self.metrics if "seconds" in row), key=lambda row: row["step"])
+        return f"{last['step']} steps, {last['seconds'] / 60:.1f} min"
+
+
+def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
+    """Write the page; returns its path. Raises InputError for a folder that is no run, or one that is not evaluated."""
+    runs = [_read(folder) for folder in folders]
+    target = out or folders[0] / "report.html"
+    if target.suffix not in (".html", ".htm"):
+        raise InputError(f"{target}: expected a name that ends in .html")
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("ifsq.bench", "."), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    page = environment.get_template("report.html.j2").render(_content(runs, target))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_text(target, page)
+    return target
+
+
+def _read(folder: Path) -> Run:
+    config = read_config(folder)
+    if config["kind"] not in TITLES:
+        raise InputError(f"{folder}: is a {config['kind']}; expected a tokenizer or generator run")
+    metrics = read_metrics(folder / "metrics.jsonl")
+    if not any("seconds" in row for row in metrics):
+        raise InputError(f"{folder}: has logged no step yet; train it first")
+    path = folder / "evaluation.json"
+    if not path.is_file():
+        verb = "tokenizer" if config["kind"] == "tokenizer" else "generator"
+        raise InputError(f"{folder}: is not evaluated yet; run ifsq {verb} eval {folder}")
+    return Run(folder, config["kind"], config, metrics, json.loads(path.read_text()))
+
+
+def _content(runs: Sequence[Run], target: Path) -> dict[str, Any]:
+    tokenizers = [run for run in runs if run.kind == "tokenizer"]
+    generators = [run for run in runs if run.kind != "tokenizer"]
+    return {
+        "title": f"ifsq: {target.parent}",
+        "subtitle": _subtitle(tokenizers, generators),
+        "facts": [fact for run in runs for fact in _facts(run)],
+        "reconstructions": _reconstructions(tokenizers[0]) if tokenizers else None,
+        "panels": _panels(generators),
+        "classes": generators[0].evaluation["classes"] if generators else [],
+        "samples_text": _samples_text(generators),
+        "row_height": _row_height(generators),
+        "rows": [row for run in runs for row in _rows(run)],
+        "levels": _levels(tokenizers[0]) if tokenizers else None,
+        "curves": [_curve(run) for run in runs],
+        "commands": _commands(runs),
+        "footer": f"ifsq {ifsq.__version__}, torch {torch.__version__}, Python {platform.python_version()}, {_machine()}.",
+    }
+
+
+def _subtitle(tokenizers: Sequence[Run], generators: Sequence[Run]) -> str:
+    parts = [f"{run.name} trained for {run.trained()}" for run in (*tokenizers, *generators)]
+    same = len(generators) > 1 and len({run.config["data"] for run in generators}) == 1
+    return "; ".join(parts) + (". Both generators read the same cached digits." if same else ".")
+
+
+def _facts(run: Run) -> list[dict[str, str]]:
+    facts = []
+    for metric, value, form, label in (
+        ("PSNR, dB", "mean", "{:.2f} dB", "held-out PSNR"),
+        ("level entropy / log2 L", "mean", "{:.1%}", "level entropy of the most possible"),
+        ("class agreement", "share", "{:.0%}", f"{run.name}: samples of the class asked for"),
+        ("FD(judge)", "distance", "{:.2f}", f"{run.name}: FD(judge)"),
+    ):
+        number = run.figure(metric, value)
+        if number is not None:
+            facts.append({"value": form.format(number), "label": label})
+    return facts
+
+
+def _reconstructions(run: Run) -> dict[str, Any] | None:
+    picture = run.folder / "samples" / "reconstructions.png"
+    if not picture.is_file():
+        return None
+    levels = run.config["experiment"]["tokenizer"]["quantizer"]["levels"]
+    data = run.config["experiment"]["data"]
+    codes = torch.tensor(levels, dtype=torch.float64).log2().sum().item()
+    mean, deviation = run.figure("PSNR, dB", "mean"), run.figure("PSNR, dB", "std")
+    text = (
+        f"Images of {data['source']} at {data['size']} px, a code of {codes:.2f} bits for every grid position "
+        f"({' x '.join(map(str, levels))} levels). PSNR {mean:.2f} dB over all held-out images, "
+        f"standard deviation between images {deviation:.2f} dB."
+    )
+    return {"image": _png(picture), "width": SCALE * Image.open(picture).width, "text": text}
+
+
+def _panels(generators: Sequence[Run]) -> list[dict[str, Any]]:
+    pictures = [("real images", generators[0].folder / "samples" / "real.png")] if generators else []
+    pictures += [(run.name, run.folder / "samples" / "classes.png") for run in generators]
+    return [
+        {"title": title, "image": _png(path), "width": SCALE * Image.open(path).width} for title, path in pictures
+    ]
+
+
+def _samples_text(generators: Sequence[Run]) -> str:
+    parts = []
+    for run in generators:
+        agreement, chance = run.figure("class agreement", "share"), 1 / len(run.evaluation["classes"])
+        card = run.evaluation["cards"][0]
+        parts.append(
+            f"A classifier of the real images sees the class that was asked for in {agreement:.0%} of {card['n']} "
+            f"{run.name} samples (chance {chance:.0%}; guidance {card['guidance']}, {card['sampler']})."
+        )
+    return " ".join(parts)
+
+
+def _row_height(generators: Sequence[Run]) -> int:
+    if not generators:
+        return 0
+    return SCALE * (generators[0].evaluation["cards"][0]["size"] + GAP)
+
+
+def _rows(run: Run) -> list[dict[str, Any]]:
+    return [
+        {
+            "run": run.name,
+            "metric": card["metric"],
+            "value": ", ".join(f"{name} {value:.4g}" for name, value in card["values"].items()),
+            "n": card["n"],
+            "on": f"{card['reference']}{_protocol(card)}",
+        }
+        for card in run.evaluation["cards"]
+    ]
+
+
+def _protocol(card: dict[str, Any]) -> str:
+    parts = []
+    if card["sampler"]:
+        parts = [f"guidance {card['guidance']}", card["sampler"], f"{card['function_evaluations']} evaluations"]
+        parts.append(f"seed {card['seed']}")
+    return "".join(f"; {part}" for part in parts)
+
+
+def _levels(run: Run) -> dict[str, str]:
+    used = run.evaluation["levels"]
+    figure = Figure(figsize=(9.6, 2.6), layout="constrained")
+    for axis, (name, use), colour in zip(figure.subplots(1, len(used), sharey=True, squeeze=False)[0], used.items(), COLOURS, strict=False):
+        count = len(use["share"])
+        axis.bar(range(count), use["share"], color=colour, width=0.85)
+        axis.axhline(1 / count, color="#888", linewidth=0.8, linestyle="--")
+        axis.set_title(f"{name}: entropy {use['fraction']:.3f} of log2 {count}", fontsize=9)
+        axis.set_xlabel("level")
+    deviations = ", ".join(f"{value:.2f}" for value in run.evaluation["latent"]["std"])
+    text = (
+        "The same trained latents through three quantizers. The paper's bound makes N(0, 1) even before rounding; "
+        "its rounding gives the two end cells half the width, and nothing makes a trained latent N(0, 1): here the "
+        f"standard deviations of the dimensions are {deviations}."
+    )
+    caption = "Share of all digits on each level, all dimensions together; dashed: even use."
+    return {"image": _svg(figure), "text": text, "caption": caption}
+
+
+def _curve(run: Run) -> dict[str, str]:
+    rows = [row for row in run.metrics if "loss" in row]
+    held_out = [(row["step"], row["val/loss"]) for row in run.metrics if "val/loss" in row]
+    figure = Figure(figsize=(5.2, 2.7), layout="constrained")
+    axis = figure.subplots()
+    axis.plot([row["step"] for row in rows], [row["loss"] for row in rows], color=COLOURS[0], linewidth=1.2, label="training")
+    if held_out:
+        axis.plot(*zip(*held_out, strict=True), color=COLOURS[1], marker="o", markersize=4, linewidth=1, label="held out")
+        axis.legend(frameon=False)
+    axis.set_title(f"{run.name}: loss", fontsize=9)
+    axis.set_xlabel("step")
+    return {"image": _svg(figure), "title": f"loss of the {run.name} run"}
+
+
+def _commands(runs: Sequence[Run]) -> str:
+    lines = []
+    for run in runs:
+        if run.kind == "tokenizer":
+            lines.append(f"ifsq reconstruct {run.folder} your-picture.jpg --out reconstructed")
+            lines.append(f"ifsq encode {run.folder} your-folder codes-of-yours")
+        else:
+            lines.append(f"ifsq sample {run.folder} --labels 0 1 2 3 --guidance 2 --seed 1 --out {run.kind}.png")
+    lines.append("ifsq tokenizer train experiments/demo/tokenizer.toml --data.source your-folder --out runs/yours/tokenizer")
+    lines.append("ifsq tokenizer train experiments/demo/tokenizer.toml --tokenizer.quantizer.cells equal --out runs/equal/tokenizer")
+    lines.append("torchrun --nproc-per-node=8 -m ifsq tokenizer train EXPERIMENT.toml")
+    return "\n".join(lines)
+
+
+def _machine() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{torch.get_num_threads()} CPU threads"
+
+
+def _png(path: Path) -> str:
+    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def _svg(figure: Figure) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return f"data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode()}"

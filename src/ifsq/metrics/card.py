@@ -1,0 +1,96 @@
+"""The protocol card: what a number was measured with. Two numbers compare only where their protocols agree.
+
+Written beside every metric by ``pipeline``; read by the report and ``bench``.
+"""
+
+import subprocess
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import ifsq
+
+
+@dataclass(frozen=True)
+class ProtocolCard:
+    """Values and how they came about. Empty text and zero mean: plays no part in this metric.
+
+    metric               name, as ``PSNR`` or ``FD(judge)``
+    values               named results
+    reference            reference set, as ``bundled:photos val``
+    reference_hash       fingerprint of it
+    n                    images measured
+    size                 pixels of a side
+    crop, resize_kernel  how images reached that size
+    dtype                arithmetic of the measured model
+    seed                 of the sampling
+    guidance             classifier-free guidance scale
+    sampler              as ``euler`` or ``top-k 0, temperature 1``
+    function_evaluations of the generator for one image
+    features             feature extractor with the hash of its weights
+    tokenizer_hash, generator_hash
+                         of the measured weights: what is compared, so they may differ
+    code_version         of ifsq, with its commit where that is known
+    """
+
+    metric: str
+    values: Mapping[str, float]
+    reference: str
+    reference_hash: str
+    n: int
+    size: int
+    crop: str
+    resize_kernel: str
+    dtype: str
+    seed: int = 0
+    guidance: float = 0.0
+    sampler: str = ""
+    function_evaluations: int = 0
+    features: str = ""
+    tokenizer_hash: str = ""
+    generator_hash: str = ""
+    code_version: str = field(default_factory=lambda: code_version())
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return {**asdict(self), "values": dict(self.values)}
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> "ProtocolCard":
+        """Inverse of `to_dict`. Raises ValueError naming a field that is missing or unknown."""
+        names = {entry.name for entry in fields(cls)}
+        odd = sorted(names ^ raw.keys())
+        if odd:
+            raise ValueError(f"protocol card: field {odd[0]!r} is {'missing' if odd[0] in names else 'unknown'}")
+        return cls(**raw)
+
+
+COMPARED = ("values", "tokenizer_hash", "generator_hash")
+"""What a comparison is about: the results and the models."""
+
+
+def compare(a: ProtocolCard, b: ProtocolCard, allow: Collection[str] = ()) -> dict[str, float]:
+    """``b - a`` of every value that both have. Raises ValueError naming the first protocol field that differs.
+
+    allow  fields that are the question asked, as ``("sampler", "function_evaluations")`` between two generators
+    """
+    for entry in fields(ProtocolCard):
+        mine, theirs = getattr(a, entry.name), getattr(b, entry.name)
+        if entry.name not in (*COMPARED, *allow) and mine != theirs:
+            raise ValueError(f"cards do not compare: {entry.name} {mine!r} against {theirs!r}, expected equal")
+    return {name: b.values[name] - value for name, value in a.values.items() if name in b.values}
+
+
+def code_version() -> str:
+    """Version of ifsq, with the commit where the code runs from a checkout that git can read."""
+    version = ifsq.__version__
+    root = Path(__file__).resolve().parents[3]
+    if not (root / ".git").exists():
+        return version
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return version
+    return f"{version}+{done.stdout.strip()}"

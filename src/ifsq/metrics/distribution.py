@@ -1,0 +1,94 @@
+"""Distances between two sets of feature vectors: Fréchet (Heusel et al. 2017) and kernel (Binkowski et al. 2018).
+
+Float64 on the CPU throughout. Called by ``pipeline`` with features of the judge, later of Inception and DINOv2.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+INCEPTION_2015 = "inception-2015-12-05"
+
+
+def fd_name(features: str) -> str:
+    """``FID`` for the 2015-12-05 Inception network, ``FD(<features>)`` for every other feature extractor."""
+    return "FID" if features == INCEPTION_2015 else f"FD({features})"
+
+
+class FeatureStatistics:
+    """Running mean and covariance of features, as sums of deviations (Chan et al. 1983), so nothing cancels."""
+
+    def __init__(self, dim: int) -> None:
+        if dim < 1:
+            raise ValueError(f"dim={dim}: expected at least one feature")
+        self.n = 0
+        self.mean = torch.zeros(dim, dtype=torch.float64)
+        self._scatter = torch.zeros(dim, dim, dtype=torch.float64)
+
+    def add(self, features: Float[Tensor, "b f"]) -> None:
+        """Count a batch. Raises ValueError on another width or on values that are not finite."""
+        rows = features.detach().to("cpu", torch.float64)
+        if rows.ndim != 2 or rows.shape[1] != len(self.mean):
+            raise ValueError(f"features {tuple(rows.shape)}: expected rows of {len(self.mean)}")
+        if not bool(rows.isfinite().all()):
+            raise ValueError("features: expected finite values, found nan or infinity")
+        if len(rows) == 0:
+            return
+        mean = rows.mean(dim=0)
+        shift, total = mean - self.mean, self.n + len(rows)
+        self._scatter += (rows - mean).T @ (rows - mean) + torch.outer(shift, shift) * (self.n * len(rows) / total)
+        self.mean = self.mean + shift * (len(rows) / total)
+        self.n = total
+
+    @property
+    def covariance(self) -> Float[Tensor, "f f"]:
+        """Unbiased covariance (divided by n - 1). Raises ValueError for fewer than two vectors."""
+        if self.n < 2:
+            raise ValueError(f"covariance of {self.n} feature vectors: expected at least two")
+        return self._scatter / (self.n - 1)
+
+
+def frechet_distance(features_a: Float[Tensor, "n f"], features_b: Float[Tensor, "m f"]) -> float:
+    """Fréchet distance (squared, as the field reports it) between the Gaussians fitted to two feature sets."""
+    return frechet_from_statistics(_statistics(features_a), _statistics(features_b))
+
+
+def frechet_from_statistics(a: FeatureStatistics, b: FeatureStatistics) -> float:
+    """``|mean_a - mean_b|^2 + tr(C_a) + tr(C_b) - 2 tr((C_a C_b)^(1/2))``.
+
+    The last trace is that of the symmetric ``(S C_b S)^(1/2)`` with S the root of C_a: real and stable also where
+    a covariance is singular, which the general matrix root of the usual code is not.
+    """
+    if len(a.mean) != len(b.mean):
+        raise ValueError(f"features of {len(a.mean)} and {len(b.mean)} dimensions: expected equal")
+    values, vectors = torch.linalg.eigh(a.covariance)
+    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
+    cross = torch.linalg.eigvalsh(root @ b.covariance @ root).clamp(min=0).sqrt().sum()
+    means = (a.mean - b.mean).square().sum()
+    return max(0.0, float(means + a.covariance.trace() + b.covariance.trace() - 2 * cross))
+
+
+def kernel_distance(features_a: Float[Tensor, "n f"], features_b: Float[Tensor, "m f"]) -> float:
+    """Unbiased squared maximum mean discrepancy under ``(x.y / f + 1)^3``, over all pairs. May be slightly negative.
+
+    Memory grows with n * m; KID proper averages this over subsets.
+    """
+    a, b = features_a.detach().cpu().double(), features_b.detach().cpu().double()
+    if min(len(a), len(b)) < 2 or a.shape[1] != b.shape[1]:
+        raise ValueError(f"features {tuple(a.shape)} and {tuple(b.shape)}: expected two or more, equally wide")
+    return float(_mean_off_diagonal(_kernel(a, a)) + _mean_off_diagonal(_kernel(b, b)) - 2 * _kernel(a, b).mean())
+
+
+def _statistics(features: Tensor) -> FeatureStatistics:
+    statistics = FeatureStatistics(features.shape[1])
+    statistics.add(features)
+    return statistics
+
+
+def _kernel(a: Tensor, b: Tensor) -> Tensor:
+    return (a @ b.T / a.shape[1] + 1) ** 3
+
+
+def _mean_off_diagonal(square: Tensor) -> Tensor:
+    n = len(square)
+    return (square.sum() - square.trace()) / (n * (n - 1))

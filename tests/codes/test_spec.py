@@ -1,0 +1,57 @@
+"""The two views of the same digits."""
+
+import pytest
+import torch
+
+from ifsq import FSQ
+from ifsq.codes.spec import CodeSpec
+
+LAYOUTS = [([17] * 4, [4], "paper"), ([17] * 4, [1, 1, 1, 1], "paper"), ([8, 6, 5], [2, 1], "equal"), ([300], [1], "equal")]
+
+
+@pytest.mark.parametrize(("levels", "groups", "cells"), LAYOUTS)
+def test_both_views_are_exact(levels, groups, cells):
+    spec = CodeSpec(tuple(levels), tuple(groups), "little", cells, (3, 5))
+    digits = torch.stack([torch.randint(L, (6, 3, 5)) for L in levels], dim=-1)
+    assert torch.equal(spec.codes_to_digits(spec.digits_to_codes(digits)), digits)
+    indices = spec.digits_to_indices(digits)
+    assert indices.shape == (6, 3, 5, len(groups))
+    assert (indices.amax(dim=(0, 1, 2)) < torch.tensor(spec.vocab_sizes)).all()
+    assert torch.equal(spec.indices_to_digits(indices), digits)
+
+
+def test_agrees_with_the_quantizer():
+    q = FSQ([17] * 4, groups=[3, 1], digit_order="big")
+    out = q(torch.randn(2, 4, 3, 5))
+    spec = CodeSpec(q.levels, q.groups, "big", "paper", (3, 5))
+    assert torch.equal(spec.digits_to_codes(out.digits), out.codes)
+    assert torch.equal(spec.digits_to_indices(out.digits), out.indices)
+
+
+def test_snaps_what_lies_between_the_codes():
+    spec = CodeSpec((5,), (1,), "little", "paper", (1, 1))
+    near = torch.tensor([-7.0, -0.8, -0.26, 0.2, 0.6, 3.0]).view(-1, 1, 1, 1)
+    assert spec.codes_to_digits(near).flatten().tolist() == [0, 0, 1, 2, 3, 4]
+
+
+def test_digits_fit_their_bytes():
+    assert CodeSpec((256,), (1,), "little", "equal", (1, 1)).digit_dtype == torch.uint8
+    assert CodeSpec((257,), (1,), "little", "equal", (1, 1)).digit_dtype == torch.uint16
+
+
+def test_survives_json_and_names_a_difference():
+    spec = CodeSpec((17, 17), (2,), "little", "paper", (8, 8))
+    assert CodeSpec.from_dict(spec.to_dict()) == spec
+    assert spec.differs_from(spec) == ""
+    other = CodeSpec((17, 17), (2,), "big", "paper", (8, 8))
+    assert spec.differs_from(other) == "digit_order little against big"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"cells": "round"}, "cells='round'"), ({"grid": (0, 8)}, r"grid=\(0, 8\)"), ({"groups": (3,)}, r"groups=\[3\]")],
+)
+def test_refuses_what_is_no_layout(change, message):
+    plain = {"levels": (17, 17), "groups": (2,), "digit_order": "little", "cells": "paper", "grid": (8, 8)}
+    with pytest.raises(ValueError, match=message):
+        CodeSpec(**{**plain, **change})

@@ -1,0 +1,139 @@
+"""A folder of images: classes, splits, crops and every way it can be wrong."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ifsq.data import DataConfig, DataError, open_images, read_image, write_png
+from ifsq.data.folder import FolderImages
+
+
+def fill(folder: Path, names: list[str], height: int = 20, width: int = 30) -> None:
+    for number, name in enumerate(names):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image = np.random.default_rng(number).integers(0, 256, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(image).save(path)
+
+
+def opened(
+    folder: Path, split: str = "train", size: int = 16, flip: bool = False, crop: str = "center"
+) -> FolderImages:
+    source = open_images(DataConfig(source=str(folder), size=size, flip=flip, crop=crop), split)
+    assert isinstance(source, FolderImages)
+    return source
+
+
+def test_subfolders_are_classes_and_deeper_ones_are_not(tmp_path: Path) -> None:
+    fill(tmp_path, [f"{c}/{d}/{k}.png" for c in ("cat", "ant") for d in ("x", "y") for k in range(3)])
+    source = opened(tmp_path)
+    assert source.classes == ("ant", "cat")
+    assert all(source.classes[source.load(i, 0)[1]] == name.split("/")[0] for i, name in enumerate(source.names))
+
+
+def test_images_without_class_folders_are_one_class(tmp_path: Path) -> None:
+    fill(tmp_path, [f"{k}.png" for k in range(4)])
+    (tmp_path / "notes.txt").write_text("not an image")
+    (tmp_path / "._0.png").write_bytes(b"what macOS leaves behind")
+    train, val = opened(tmp_path), opened(tmp_path, "val")
+    assert train.classes == val.classes == ("all",)
+    assert sorted(train.names + val.names) == ["0.png", "1.png", "2.png", "3.png"]
+
+
+def test_every_known_extension_is_read(tmp_path: Path) -> None:
+    names = ["a.jpg", "b.jpeg", "c.png", "d.webp", "e.bmp", "f.gif", "g.tif", "h.tiff", "I.JPG", "J.PNG"]
+    fill(tmp_path, names)
+    both = [opened(tmp_path, split) for split in ("train", "val")]
+    assert sorted(both[0].names + both[1].names) == sorted(names)
+    assert all(source.load(i, 0)[0].shape == (16, 16, 3) for source in both for i in range(len(source)))
+
+
+def test_names_decide_what_is_held_out(tmp_path: Path) -> None:
+    fill(tmp_path, [f"{k}.png" for k in range(200)], 8, 8)
+    train, val = set(opened(tmp_path).names), set(opened(tmp_path, "val").names)
+    assert not train & val
+    assert len(train | val) == 200
+    assert 2 <= len(val) <= 20
+    fill(tmp_path, [f"new{k}.png" for k in range(100)], 8, 8)
+    assert train <= set(opened(tmp_path).names)
+    assert val <= set(opened(tmp_path, "val").names)
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_few_images_leave_one_held_out(tmp_path: Path, count: int) -> None:
+    fill(tmp_path, [f"{k}.png" for k in range(count)])
+    assert len(opened(tmp_path, "val")) == 1
+    assert len(opened(tmp_path)) == count - 1
+
+
+def test_train_and_val_folders_are_the_split(tmp_path: Path) -> None:
+    fill(tmp_path, ["train/a/0.png", "train/b/0.png", "val/b/1.png"])
+    train, val = opened(tmp_path), opened(tmp_path, "val")
+    assert train.names == ["a/0.png", "b/0.png"]
+    assert val.names == ["b/1.png"]
+    assert train.classes == val.classes == ("a", "b")
+    assert val.load(0, 0)[1] == 1
+    fill(tmp_path, ["val/c/0.png"])
+    with pytest.raises(DataError, match=r"val/c: expected a class that .*train has too"):
+        opened(tmp_path, "val")
+
+
+def test_center_crop_ignores_the_seed_and_random_crop_follows_it(tmp_path: Path) -> None:
+    fill(tmp_path, ["0.png", "1.png", "2.png"], 40, 60)
+    center, random = opened(tmp_path), opened(tmp_path, crop="random")
+    assert len({center.load(0, seed)[0].tobytes() for seed in range(10)}) == 1
+    drawn = [random.load(0, seed)[0].tobytes() for seed in range(10)]
+    assert len(set(drawn)) > 5
+    assert drawn[4] == random.load(0, 4)[0].tobytes()
+    val = opened(tmp_path, "val", crop="random", flip=True)
+    assert len({val.load(0, seed)[0].tobytes() for seed in range(10)}) == 1
+
+
+def test_an_image_of_the_asked_size_is_untouched_but_for_the_flip(tmp_path: Path) -> None:
+    fill(tmp_path, ["0.png", "1.png"], 16, 16)
+    source = opened(tmp_path, flip=True)
+    image = read_image(tmp_path / source.names[0])
+    drawn = {source.load(0, seed)[0].tobytes() for seed in range(20)}
+    assert drawn == {image.tobytes(), image[:, ::-1].tobytes()}
+
+
+def test_fingerprint_follows_names_sizes_and_recipe_but_not_the_place(tmp_path: Path) -> None:
+    fill(tmp_path / "one", ["a/0.png", "a/1.png", "b/2.png"])
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    first = opened(tmp_path / "one").fingerprint
+    assert opened(tmp_path / "two").fingerprint == first
+    assert opened(tmp_path / "two", size=24).fingerprint != first
+    assert opened(tmp_path / "two", crop="random").fingerprint != first
+    name = opened(tmp_path / "two").names[0]
+    (tmp_path / "two" / name).write_bytes((tmp_path / "two" / name).read_bytes() + b"\0")
+    assert opened(tmp_path / "two").fingerprint != first
+
+
+def test_a_broken_image_is_raised_never_replaced(tmp_path: Path) -> None:
+    fill(tmp_path, ["a/0.png", "a/1.png", "a/2.png"])
+    source = opened(tmp_path)
+    (tmp_path / source.names[1]).write_bytes(b"broken")
+    source.load(0, 0)
+    with pytest.raises(DataError, match=rf"^image {tmp_path / source.names[1]} cannot be read: "):
+        source.load(1, 0)
+
+
+def test_wrong_folders_are_named_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    write_png(np.zeros((8, 8, 3), dtype=np.uint8), tmp_path / "file.png")
+    fill(tmp_path / "one", ["0.png"])
+    fill(tmp_path / "mixed", ["0.png", "a/1.png"])
+    wanted = {
+        "missing": "missing: expected a folder of images, found nothing",
+        "file.png": "file.png: expected a folder of images, found a file",
+        "empty": "empty: expected images .*, found none",
+        "one": "one: expected at least two images, .*found 1",
+        "mixed": "mixed/0.png: lies beside class folders",
+    }
+    for name, message in wanted.items():
+        with pytest.raises(DataError, match=message) as caught:
+            opened(tmp_path / name)
+        assert "\n" not in str(caught.value)

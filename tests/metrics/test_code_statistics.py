@@ -1,0 +1,81 @@
+"""Use of levels and indices: known distributions, and counting by hand."""
+
+import math
+from collections import Counter
+
+import pytest
+import torch
+
+from ifsq.codes.spec import CodeSpec
+from ifsq.metrics import code_statistics
+
+
+def spec_of(levels: tuple[int, ...], groups: tuple[int, ...], grid: tuple[int, int] = (4, 4)) -> CodeSpec:
+    return CodeSpec(levels=levels, groups=groups, digit_order="little", cells="paper", grid=grid)
+
+
+def random_digits(levels: tuple[int, ...], n: int) -> torch.Tensor:
+    draw = torch.Generator().manual_seed(0)
+    columns = [torch.randint(count, (n, 4, 4), generator=draw) for count in levels]
+    return torch.stack(columns, dim=-1).to(torch.uint8)
+
+
+def test_every_code_once_is_uniform_use() -> None:
+    spec = spec_of((4, 4), (2,))
+    found = code_statistics(spec.indices_to_digits(torch.arange(16).reshape(1, 4, 4, 1)), spec)
+    assert found.level_bits == (2.0, 2.0)
+    assert found.mean_fraction == 1.0
+    assert found.dead_levels == (0, 0)
+    assert (found.groups[0].used, found.groups[0].fraction, found.groups[0].perplexity) == (16, 1.0, 16.0)
+
+
+def test_one_code_is_no_use() -> None:
+    found = code_statistics(torch.full((3, 4, 4, 2), 1), spec_of((3, 5), (1, 1)))
+    assert found.level_bits == (0.0, 0.0)
+    assert found.dead_levels == (2, 4)
+    assert found.histograms == ((0, 48, 0), (0, 48, 0, 0, 0))
+    assert [group.perplexity for group in found.groups] == [1.0, 1.0]
+    assert [group.fraction for group in found.groups] == [1 / 3, 1 / 5]
+
+
+def test_counts_equal_those_of_a_dictionary() -> None:
+    levels, groups = (5, 3, 4, 6), (1, 3)
+    digits = random_digits(levels, 9)
+    found = code_statistics(digits, spec_of(levels, groups))
+    rows = digits.reshape(-1, 4).tolist()
+    start = 0
+    for use, size in zip(found.groups, groups, strict=True):
+        counts = Counter(tuple(row[start : start + size]) for row in rows)
+        entropy = -sum(c / len(rows) * math.log2(c / len(rows)) for c in counts.values())
+        assert use.used == len(counts)
+        assert use.vocab == math.prod(levels[start : start + size])
+        assert use.fraction_limit == min(use.vocab, len(rows)) / use.vocab
+        assert use.perplexity == pytest.approx(2**entropy)
+        start += size
+    for k in range(4):
+        counts = Counter(row[k] for row in rows)
+        entropy = -sum(c / len(rows) * math.log2(c / len(rows)) for c in counts.values())
+        assert found.histograms[k] == tuple(counts[level] for level in range(levels[k]))
+        assert found.level_bits[k] == pytest.approx(entropy)
+        assert found.level_fraction[k] == pytest.approx(entropy / math.log2(levels[k]))
+
+
+def test_a_huge_codebook_costs_nothing() -> None:
+    levels = (17,) * 8
+    found = code_statistics(random_digits(levels, 8), spec_of(levels, (8,)))
+    assert found.groups[0].vocab == 17**8
+    assert found.groups[0].used == found.tokens == 128
+    assert found.groups[0].fraction_limit == 128 / 17**8
+    assert found.groups[0].perplexity == pytest.approx(128)
+
+
+def test_digits_that_do_not_fit_are_named() -> None:
+    spec = spec_of((3, 5), (2,))
+    with pytest.raises(ValueError, match="dimension 0 from 0 to 4: expected 0 to 2"):
+        code_statistics(torch.tensor([4, 0, 0, 0]).reshape(1, 1, 2, 2), spec)
+    with pytest.raises(ValueError, match="dimension 1 from -1 to 0: expected 0 to 4"):
+        code_statistics(torch.tensor([0, -1, 0, 0]).reshape(1, 1, 2, 2), spec)
+    with pytest.raises(ValueError, match=r"digits \(1, 2, 2, 3\): expected some with 2 dimensions"):
+        code_statistics(torch.zeros(1, 2, 2, 3, dtype=torch.long), spec)
+    with pytest.raises(ValueError, match="expected some"):
+        code_statistics(torch.zeros(0, 2, 2, 2, dtype=torch.long), spec)

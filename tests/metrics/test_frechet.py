@@ -1,0 +1,92 @@
+"""Distances between feature sets: golden values, closed forms, and the formula of the usual code."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.linalg import sqrtm
+
+from ifsq.metrics import FeatureStatistics, fd_name, frechet_distance, frechet_from_statistics, kernel_distance
+
+
+def gaussian(n: int, dim: int, seed: int, scale: float = 1.0, shift: float = 0.0) -> torch.Tensor:
+    draw = torch.Generator().manual_seed(seed)
+    return torch.randn(n, dim, generator=draw, dtype=torch.float64) * scale + shift
+
+
+@pytest.mark.parametrize(("other", "case"), [(1, "f11"), (2, "f12"), (3, "f13_rank_deficient"), (2, "adm_f12")])
+def test_golden_frechet_distances(golden: Callable[[str], Any], other: int, case: str) -> None:
+    vectors = golden("metrics")
+    ours = frechet_distance(vectors.get_tensor("fid/feat1"), vectors.get_tensor(f"fid/feat{other}"))
+    assert ours == pytest.approx(float(vectors.get_tensor(f"fid/{case}")), abs=1e-7)
+
+
+def test_it_is_the_textbook_formula() -> None:
+    a, b = gaussian(80, 6, 0), gaussian(90, 6, 1, 1.7, 0.3) @ gaussian(6, 6, 2)
+    first, second = np.cov(a.numpy().T), np.cov(b.numpy().T)
+    means = a.mean(0).numpy() - b.mean(0).numpy()
+    expected = means @ means + np.trace(first + second - 2 * np.real(sqrtm(first @ second)))
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-10)
+
+
+def test_a_shift_and_a_scale_have_closed_forms() -> None:
+    a = gaussian(300, 5, 0)
+    assert frechet_distance(a, a + 2) == pytest.approx(5 * 4, rel=1e-10)
+    centred = a - a.mean(0)
+    variance = centred.square().sum() / 299
+    assert frechet_distance(centred, 3 * centred) == pytest.approx(4 * float(variance), rel=1e-10)
+
+
+def test_fewer_vectors_than_dimensions_stay_finite_and_symmetric() -> None:
+    a, b = gaussian(4, 30, 0), gaussian(5, 30, 1)
+    assert frechet_distance(a, b) == pytest.approx(frechet_distance(b, a), rel=1e-6)
+    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-5)
+
+
+def test_statistics_stream_and_survive_a_large_mean() -> None:
+    # float32 features far from zero: sums of squares would lose every digit of the covariance.
+    features = (gaussian(500, 4, 0) + 3000).float()
+    statistics = FeatureStatistics(4)
+    for part in features.split([1, 99, 0, 400]):
+        statistics.add(part)
+    assert statistics.n == 500
+    np.testing.assert_allclose(statistics.mean.numpy(), features.double().mean(0).numpy(), rtol=1e-14)
+    np.testing.assert_allclose(statistics.covariance.numpy(), np.cov(features.double().numpy().T), rtol=1e-10)
+
+
+def test_kernel_distance_is_its_double_sum() -> None:
+    a, b = gaussian(7, 3, 0), gaussian(5, 3, 1, shift=0.5)
+
+    def kernel(x: torch.Tensor, y: torch.Tensor) -> float:
+        return (float(x @ y) / 3 + 1) ** 3
+
+    within_a = sum(kernel(a[i], a[j]) for i in range(7) for j in range(7) if i != j) / 42
+    within_b = sum(kernel(b[i], b[j]) for i in range(5) for j in range(5) if i != j) / 20
+    between = sum(kernel(x, y) for x in a for y in b) / 35
+    assert kernel_distance(a, b) == pytest.approx(within_a + within_b - 2 * between, rel=1e-12)
+
+
+def test_kernel_distance_is_unbiased() -> None:
+    same = [kernel_distance(gaussian(20, 4, 2 * k), gaussian(20, 4, 2 * k + 1)) for k in range(200)]
+    assert abs(np.mean(same)) < 3 * np.std(same) / np.sqrt(200)
+
+
+def test_only_the_2015_inception_is_called_fid() -> None:
+    assert fd_name("inception-2015-12-05") == "FID"
+    assert fd_name("judge") == "FD(judge)"
+    assert fd_name("inception") == "FD(inception)"
+
+
+def test_what_cannot_be_measured_is_refused() -> None:
+    with pytest.raises(ValueError, match="covariance of 1 feature vectors"):
+        frechet_distance(gaussian(1, 3, 0), gaussian(9, 3, 0))
+    with pytest.raises(ValueError, match="features of 3 and 4 dimensions"):
+        frechet_from_statistics(FeatureStatistics(3), FeatureStatistics(4))
+    with pytest.raises(ValueError, match="found nan"):
+        FeatureStatistics(2).add(torch.tensor([[0.0, float("nan")]]))
+    with pytest.raises(ValueError, match=r"features \(2, 3\): expected rows of 2"):
+        FeatureStatistics(2).add(torch.zeros(2, 3))
+    with pytest.raises(ValueError, match="two or more"):
+        kernel_distance(gaussian(1, 3, 0), gaussian(3, 3, 0))
