@@ -8,6 +8,7 @@ anything, and can be run again after an interruption. Called by ``cli`` and ``be
 """
 
 import json
+import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -48,7 +49,7 @@ from ifsq.training.loop import fit
 
 AT_ONCE = 128  # images that pass through a network together, outside training
 SHEET_COLUMNS, SHEET_ROWS = 16, 4  # originals on the sheet of reconstructions
-CLASS_COLUMNS, REAL_COLUMNS = 8, 4  # images a class on the sheets of samples and of real images
+CLASS_COLUMNS, REAL_COLUMNS = 6, 3  # images a class on the sheets of samples and of real images
 
 
 def train_tokenizer(experiment: TokenizerExperiment, device: str = "auto", watch: Reporter | None = None) -> Path:
@@ -136,6 +137,8 @@ def sample(
 ) -> Path:
     """Draw one image for every label and write them as one PNG; returns its path."""
     _check_png(out)
+    if guidance is not None and not 0 <= guidance < math.inf:
+        raise InputError(f"guidance {guidance}: expected a number of at least 0 (1 is none)")
     with _join(device) as here:
         generator, tokenizer, origin = load_pair(run, here)
         wanted = torch.tensor(labels)
@@ -385,7 +388,7 @@ def _class_sheet(images: Any, classes: int) -> Any:
 
 
 def _real_rows(images: ImageSource) -> Any:
-    """Four real images of every class, class after class in turn."""
+    """A few real images of every class, class after class in turn."""
     found: dict[int, list[Any]] = {label: [] for label in range(len(images.classes))}
     for index in range(len(images)):
         picture, label = images.load(index, index)

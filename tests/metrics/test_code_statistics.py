@@ -38,6 +38,14 @@ def test_one_code_is_no_use() -> None:
     assert [group.fraction for group in found.groups] == [1 / 3, 1 / 5]
 
 
+def test_a_level_that_occurs_once_is_alive() -> None:
+    digits = torch.full((3, 4, 4, 1), 1)
+    digits[2, 0, 3] = 0
+    found = code_statistics(digits, spec_of((3,), (1,)))
+    assert found.histograms == ((1, 47, 0),)
+    assert found.dead_levels == (1,)
+
+
 def test_counts_equal_those_of_a_dictionary() -> None:
     levels, groups = (5, 3, 4, 6), (1, 3)
     digits = random_digits(levels, 9)

@@ -184,7 +184,7 @@ def test_projections_where_the_width_differs():
         (lambda: ifsq.FSQ([8, 8]), r"paper cells with bound='ifsq' need odd levels; use cells='equal'"),
         (lambda: ifsq.FSQ([17] * 4, groups=[2, 3]), r"groups=\[2, 3\]: expected positive sizes that sum to the 4"),
         (lambda: ifsq.FSQ([17], bound="tan"), r"bound='tan': expected one of tanh, ifsq"),
-        (lambda: ifsq.FSQ([17], alpha=0), r"alpha=0"),
+        (lambda: ifsq.FSQ([17], alpha=0.0), r"alpha=0.0"),
         (lambda: ifsq.FSQ([17], cells="round"), r"cells='round': expected one of paper, equal"),
         (lambda: ifsq.FSQ([17], digit_order="middle"), r"digit_order='middle'"),
         (lambda: ifsq.FSQ([17] * 4)(torch.randn(2, 5)), r"shape \(2, 5\): expected 4 channels on axis 1"),

@@ -142,15 +142,13 @@ def _reconstructions(run: Run) -> dict[str, Any] | None:
         f"({' x '.join(map(str, levels))} levels). PSNR {mean:.2f} dB over all held-out images, "
         f"standard deviation between images {deviation:.2f} dB."
     )
-    return {"image": _png(picture), "width": SCALE * Image.open(picture).width, "text": text}
+    return {"image": _png(picture), "width": _shown_width(picture), "text": text}
 
 
 def _panels(generators: Sequence[Run]) -> list[dict[str, Any]]:
     pictures = [("real images", generators[0].folder / "samples" / "real.png")] if generators else []
     pictures += [(run.name, run.folder / "samples" / "classes.png") for run in generators]
-    return [
-        {"title": title, "image": _png(path), "width": SCALE * Image.open(path).width} for title, path in pictures
-    ]
+    return [{"title": title, "image": _png(path), "width": _shown_width(path)} for title, path in pictures]
 
 
 def _samples_text(generators: Sequence[Run]) -> str:
@@ -247,6 +245,11 @@ def _machine() -> str:
 
 def _png(path: Path) -> str:
     return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def _shown_width(path: Path) -> int:
+    with Image.open(path) as picture:
+        return SCALE * picture.width
 
 
 def _svg(figure: Figure) -> str:

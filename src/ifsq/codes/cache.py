@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Int, Integer
 from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor
@@ -34,7 +34,7 @@ EncodeRange = Callable[[int, int], tuple[Tensor, Tensor]]
 class CodeSet:
     """One split in memory: digits as stored (n, h, w, d) and int64 labels (n,)."""
 
-    digits: Int[Tensor, "n h w d"]
+    digits: Integer[Tensor, "n h w d"]
     labels: Int[Tensor, "n"]
 
     def __len__(self) -> int:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer
 from torch import Tensor, nn
 
 from ifsq.codes.spec import CodeSpec
@@ -63,7 +63,7 @@ class Generator(nn.Module, ABC):
         Raises ValueError on a label outside 0..num_classes-1.
         """
 
-    def observe(self, digits: Int[Tensor, "n h w d"]) -> None:
+    def observe(self, digits: Integer[Tensor, "n h w d"]) -> None:
         """Take from the training digits what the model must know beforehand; called once, before training."""
 
     @staticmethod

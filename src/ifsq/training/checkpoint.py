@@ -17,6 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ifsq.config import InputError
+
 STEP = re.compile(r"step_(\d+)")
 
 
@@ -52,11 +54,11 @@ def steps_in(folder: Path) -> list[tuple[int, Path]]:
 
 
 def load(path: Path, name: str) -> dict[str, Tensor]:
-    """One tensor file of a checkpoint. Raises ValueError when it is missing or damaged."""
+    """One tensor file of a checkpoint. Raises InputError when it is missing or damaged."""
     try:
         return load_file(path / f"{name}.safetensors")
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path / name}.safetensors cannot be read: {error}") from error
+        raise InputError(f"{path / name}.safetensors cannot be read: {error}") from error
 
 
 def load_state(path: Path) -> dict[str, Any]:
@@ -70,24 +72,31 @@ def flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     return {f"{number}.{name}": value for number, entry in state.items() for name, value in entry.items()}
 
 
+@torch.no_grad()
 def restore_optimizer(optimizer: torch.optim.Optimizer, flat: dict[str, Tensor]) -> None:
-    """Inverse of `flatten_optimizer`."""
+    """Inverse of `flatten_optimizer`.
+
+    A fused optimizer walks a parameter and its momenta side by side in memory, so these take the parameter's strides.
+    """
     current = optimizer.state_dict()
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in flat.items():
         number, name = key.split(".", 1)
-        state.setdefault(int(number), {})[name] = value
+        parameter = parameters[int(number)]
+        laid = torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value
+        state.setdefault(int(number), {})[name] = laid
     optimizer.load_state_dict({"state": state, "param_groups": current["param_groups"]})
 
 
 def load_weights(model: nn.Module, weights: dict[str, Tensor], where: str) -> None:
-    """Load every tensor of the model and no other. Raises ValueError naming the first key that does not fit."""
+    """Load every tensor of the model and no other. Raises InputError naming the first key that does not fit."""
     own = model.state_dict()
     for key in sorted(own.keys() | weights.keys()):
         if key not in weights or key not in own:
-            raise ValueError(f"{where}: tensor {key!r} is {'missing' if key in own else 'not part of this model'}")
+            raise InputError(f"{where}: tensor {key!r} is {'missing' if key in own else 'not part of this model'}")
         if own[key].shape != weights[key].shape:
-            raise ValueError(
+            raise InputError(
                 f"{where}: tensor {key!r} has shape {tuple(weights[key].shape)}, expected {tuple(own[key].shape)}"
             )
     model.load_state_dict(weights)

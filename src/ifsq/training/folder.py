@@ -74,10 +74,7 @@ class Weights:
 
     def load(self) -> dict[str, Tensor]:
         """The tensors. Raises InputError when the file is missing or damaged."""
-        try:
-            return checkpoint.load(self.file.parent, self.file.stem)
-        except ValueError as error:
-            raise InputError(str(error)) from error
+        return checkpoint.load(self.file.parent, self.file.stem)
 
 
 def find_weights(folder: Path) -> Weights:

@@ -6,9 +6,10 @@ Called by ``loop``. The terminal's progress bar is a `Reporter` too, but it live
 import json
 import os
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 
+@runtime_checkable
 class Reporter(Protocol):
     """Somebody who watches a run."""
 

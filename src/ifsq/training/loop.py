@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -65,6 +65,7 @@ class TrainConfig:
             raise ValueError(f"ema={self.ema}: expected a decay in [0, 1)")
 
 
+@runtime_checkable
 class Task(Protocol):
     """What is trained."""
 
@@ -134,6 +135,7 @@ class _Run:
         self.model = task.model.to(world.device)
         self.ema = EMA(self.model, config.ema)
         self.optimizer = make_optimizer(self.model, config.optim)
+        folder.mkdir(parents=True, exist_ok=True)
         self.log = MetricsLog(folder / "metrics.jsonl")
         self.step, self.seconds, self.last = 0, 0.0, {}
         self._restore()

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer
 from torch import Tensor
 
 from ifsq.codes.spec import CodeSpec
@@ -58,7 +58,7 @@ class DiffusionGenerator(Generator):
         self.code_mean.copy_(mean)
         self.code_std.copy_(std)
 
-    def observe(self, digits: Int[Tensor, "n h w d"]) -> None:
+    def observe(self, digits: Integer[Tensor, "n h w d"]) -> None:
         """Normalise by the mean and standard deviation of these codes; a channel that never varies is centred alone."""
         count, total, squares = 0, torch.zeros(self.spec.dim).double(), torch.zeros(self.spec.dim).double()
         for part in digits.split(OBSERVED_AT_ONCE):

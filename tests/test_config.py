@@ -1,0 +1,96 @@
+"""Strict configs: what is wrong is named in one line."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from ifsq.config import InputError, build, differences, digest, merge, parse_overrides, read_toml, to_dict
+
+
+@dataclass(frozen=True)
+class Inner:
+    steps: int = 3
+    lr: float = 0.1
+    levels: tuple[int, ...] = (1,)
+    mode: Literal["a", "b"] = "a"
+
+    def __post_init__(self):
+        if self.steps < 1:
+            raise ValueError(f"steps={self.steps}: expected at least 1")
+
+
+@dataclass(frozen=True)
+class Outer:
+    out: str
+    inner: Inner = field(default_factory=Inner)
+    other: Inner | None = None
+
+
+def test_builds_and_returns_to_json():
+    table = {"out": "x", "inner": {"steps": 5, "lr": 1, "levels": [1, 2]}, "other": {"mode": "b"}}
+    config = build(Outer, table, "f.toml")
+    assert config == Outer("x", Inner(5, 1.0, (1, 2)), Inner(mode="b"))
+    assert isinstance(config.inner.lr, float)
+    assert build(Outer, to_dict(config), "again") == config
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"out": "x", "inner": {"stesp": 1}}, r"^f.toml: inner.stesp: unknown key; did you mean 'steps'\?$"),
+        ({"out": "x", "other": {"zzz": 1}}, r"^f.toml: other.zzz: unknown key; known: levels, lr, mode, steps$"),
+        ({"out": "x", "inner": {"steps": "many"}}, r"^f.toml: inner.steps: input should be a valid integer, got 'many'$"),
+        ({"out": "x", "inner": {"steps": True}}, r"inner.steps: .*got True"),
+        ({"out": "x", "inner": {"steps": 1.5}}, r"inner.steps: .*got 1.5"),
+        ({"out": "x", "inner": {"lr": "0.1"}}, r"inner.lr: .*got '0.1'"),
+        ({"out": "x", "inner": {"levels": [1, "a"]}}, r"inner.levels.1: .*got 'a'"),
+        ({"out": "x", "inner": {"mode": "c"}}, r"inner.mode: input should be 'a' or 'b', got 'c'"),
+        ({"out": "x", "inner": 3}, r"f.toml: inner: .*got 3"),
+        ({"out": "x", "inner": {"steps": 0}}, r"f.toml: inner: steps=0: expected at least 1$"),
+        ({}, r"f.toml: out: is required$"),
+    ],
+)
+def test_names_what_is_wrong(table, message):
+    with pytest.raises(InputError, match=message) as caught:
+        build(Outer, table, "f.toml")
+    assert "\n" not in str(caught.value)
+
+
+def test_overrides_are_read_as_toml_and_else_as_text():
+    arguments = ["--inner.steps", "7", "--inner.levels=[1, 2]", "--out", "runs/a b", "--other.lr", "1e-3"]
+    table = parse_overrides(arguments)
+    assert table == {"inner": {"steps": 7, "levels": [1, 2]}, "out": "runs/a b", "other": {"lr": 1e-3}}
+    assert merge({"out": "x", "inner": {"lr": 2.0}}, table)["inner"] == {"lr": 2.0, "steps": 7, "levels": [1, 2]}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["steps", "3"], "'steps': expected --section.key value"),
+        (["--steps"], "--steps: expected a value after it"),
+        (["--a", "1", "--a.b", "2"], "--a.b: 'a' was already given as a value"),
+    ],
+)
+def test_bad_overrides_are_named(arguments, message):
+    with pytest.raises(InputError, match=message):
+        parse_overrides(arguments)
+
+
+def test_files_that_are_no_toml_are_named(tmp_path):
+    with pytest.raises(InputError, match=r"gone.toml: no such file"):
+        read_toml(tmp_path / "gone.toml")
+    bad = tmp_path / "bad.toml"
+    bad.write_text("a = = 1")
+    with pytest.raises(InputError, match=r"bad.toml: cannot be read as TOML"):
+        read_toml(bad)
+    with pytest.raises(InputError, match=r"cannot be read as TOML"):
+        read_toml(Path(tmp_path))
+
+
+def test_digest_and_differences():
+    a, b = {"x": {"y": 1, "z": 2}}, {"x": {"z": 3, "y": 1}}
+    assert digest(a) == digest({"x": {"z": 2, "y": 1}}) != digest(b)
+    assert differences(a, b) == ["x.z 2 against 3"]
+    assert differences(a, a) == []

@@ -1,0 +1,351 @@
+"""The whole road at toy size, through the command, as a person would take it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import ifsq
+from ifsq import pipeline
+from ifsq.cli import main
+from ifsq.codes import CodeCache
+from ifsq.config import InputError
+from ifsq.generators.pretrained import load_generator, save_generator
+from ifsq.training import checkpoint
+from ifsq.training.log import read_metrics
+
+TOKENIZER = """
+out = "tokenizer"
+[data]
+source = "bundled:shapes"
+size = 16
+[tokenizer.conv]
+width = 16
+multipliers = [1, 1]
+blocks = 1
+patch = 2
+groups = 4
+[tokenizer.quantizer]
+levels = [5, 5, 5]
+[train]
+steps = 24
+batch = 8
+log_every = 6
+save_every = 8
+optim.warmup = 2
+"""
+GENERATOR = """
+out = "{kind}"
+tokenizer = "tokenizer"
+codes = "codes"
+{groups}
+[{kind}]
+depth = 2
+width = 32
+heads = 2
+{own}
+[sampling]
+steps = 3
+[train]
+steps = 20
+batch = 8
+log_every = 5
+save_every = 10
+optim.warmup = 2
+"""
+
+
+@pytest.fixture(scope="module")
+def road(tmp_path_factory):
+    """A folder with a tokenizer, its codes and both generators; the working directory of every test here."""
+    folder = tmp_path_factory.mktemp("road")
+    (folder / "tokenizer.toml").write_text(TOKENIZER)
+    (folder / "ar.toml").write_text(GENERATOR.format(kind="ar", groups="groups = [1, 2]", own="mlp_multiple_of = 16"))
+    (folder / "diffusion.toml").write_text(GENERATOR.format(kind="diffusion", groups="", own="patch = 2"))
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        assert main(["tokenizer", "train", "tokenizer.toml"]) == 0
+        assert main(["encode", "tokenizer", "bundled:shapes", "codes"]) == 0
+        assert main(["generator", "train", "ar.toml"]) == 0
+        assert main(["generator", "train", "diffusion.toml"]) == 0
+    finally:
+        os.chdir(before)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _inside(road, monkeypatch):
+    monkeypatch.chdir(road)
+
+
+def refused(capsys, arguments):
+    """The one line that a command refuses with."""
+    assert main(arguments) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1, told
+    assert told.startswith("ifsq: ")
+    return told
+
+
+def size_of(picture):
+    with Image.open(picture) as image:
+        return image.size
+
+
+def files_of(folder):
+    return {path: path.stat().st_mtime_ns for path in Path(folder).rglob("*")}
+
+
+def test_a_run_is_a_folder():
+    assert {path.name for path in Path("tokenizer").iterdir()} >= {"config.json", "metrics.jsonl", "checkpoints"}
+    losses = [row["loss"] for row in read_metrics(Path("tokenizer/metrics.jsonl")) if "loss" in row]
+    assert losses[-1] < losses[0]
+    assert any("val/psnr" in row for row in read_metrics(Path("tokenizer/metrics.jsonl")))
+
+
+def test_the_cache_holds_what_the_tokenizer_says():
+    tokenizer = ifsq.Tokenizer.from_pretrained("tokenizer")
+    cache = CodeCache.open("codes")
+    images = next(ifsq.data.iterate_once(ifsq.data.open_images(ifsq.data.DataConfig("bundled:shapes", 16), "val"), 20))
+    stored = cache.read("val")
+    assert torch.equal(stored.digits[:20].long(), tokenizer.encode(images.images).digits)
+    assert torch.equal(stored.labels[:20], images.labels)
+    assert cache.about["tokenizer"] == tokenizer.digest()
+    assert cache.count("train") == 5120
+
+
+def test_both_generators_read_the_same_digits():
+    digests = {load_generator(run)[1].codes_digest for run in ("ar", "diffusion")}
+    assert digests == {CodeCache.open("codes").digest}
+
+
+@pytest.mark.parametrize("kind", ["ar", "diffusion"])
+def test_public_face_of_a_generator(kind, tmp_path):
+    tokenizer, generator = ifsq.Tokenizer.from_pretrained("tokenizer"), ifsq.Generator.from_pretrained(kind)
+    drawn = generator.sample(torch.tensor([0, 3]), guidance=2.0, seed=0)
+    assert drawn.codes.shape == (2, 3, 4, 4)
+    assert tokenizer.decode(drawn.codes).shape == (2, 3, 16, 16)
+    assert torch.equal(generator.sample(torch.tensor([0, 3]), guidance=2.0, seed=0).codes, drawn.codes)
+    assert not torch.equal(generator.sample(torch.tensor([0, 3]), guidance=2.0, seed=1).codes, drawn.codes)
+    model, origin = load_generator(kind)
+    save_generator(model, origin, tmp_path / "saved")
+    again = ifsq.Generator.from_pretrained(tmp_path / "saved")
+    assert torch.equal(again.sample(torch.tensor([0, 3]), guidance=2.0, seed=0).codes, drawn.codes)
+
+
+def test_public_face_of_a_tokenizer(tmp_path):
+    tokenizer = ifsq.Tokenizer.from_pretrained("tokenizer")
+    images = torch.rand(2, 3, 16, 24) * 2 - 1
+    encoded = tokenizer.encode(images)
+    assert encoded.codes.shape == (2, 3, 4, 6)
+    assert encoded.indices.shape == (2, 4, 6)
+    with torch.no_grad():
+        torch.testing.assert_close(tokenizer.decode(encoded.codes), tokenizer.decode_indices(encoded.indices))
+    tokenizer.save_pretrained(tmp_path / "saved")
+    again = ifsq.Tokenizer.from_pretrained(tmp_path / "saved")
+    assert again.digest() == tokenizer.digest()
+    with pytest.raises(ValueError, match="images of 16 x 18 pixels: expected multiples of 4"):
+        tokenizer.encode(torch.zeros(1, 3, 16, 18))
+
+
+def test_training_again_changes_nothing_and_going_on_ends_the_same():
+    before = files_of("tokenizer/checkpoints")
+    assert main(["tokenizer", "train", "tokenizer.toml"]) == 0
+    assert files_of("tokenizer/checkpoints") == before
+
+
+@pytest.mark.parametrize("what", ["tokenizer", "ar", "diffusion"])
+def test_a_process_killed_while_training_ends_with_the_same_bits(what):
+    """SIGKILL from outside, wherever it happens to hit; then the same command."""
+    verb = "tokenizer" if what == "tokenizer" else "generator"
+    command = [sys.executable, "-m", "ifsq", verb, "train", f"{what}.toml", "--out", f"killed_{what}"]
+    command += ["--train.save_every", "4", "--train.steps", "20"]
+    for steps_seen in (1, 2):
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        wait_for(lambda n=steps_seen: len(read_metrics(Path(f"killed_{what}/metrics.jsonl"))) >= n, process)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert subprocess.run(command, stderr=subprocess.DEVNULL, check=False).returncode == 0
+    whole = ["--out", f"whole_{what}", "--train.save_every", "4", "--train.steps", "20"]
+    assert main([verb, "train", f"{what}.toml", *whole]) == 0
+    ends = [checkpoint.steps_in(Path(f"{name}_{what}/checkpoints"))[-1][1] for name in ("killed", "whole")]
+    for name in ("model", "ema", "optimizer"):
+        cut, unbroken = (checkpoint.load(end, name) for end in ends)
+        assert all(torch.equal(cut[key], unbroken[key]) for key in unbroken | cut)
+
+
+def wait_for(condition, process, seconds=90):
+    end = time.monotonic() + seconds
+    while not condition() and process.poll() is None:
+        assert time.monotonic() < end, "the process did nothing in time"
+        time.sleep(0.01)
+
+
+def test_two_processes_write_one_set_of_files_and_the_loss_falls():
+    """torchrun over gloo: every verb, one folder each, the codes of one process."""
+    run = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", "ifsq"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    for verb in (
+        ["tokenizer", "train", "tokenizer.toml", "--out", "two/tokenizer"],
+        ["encode", "tokenizer", "bundled:shapes", "two/codes"],
+        ["generator", "train", "ar.toml", "--out", "two/ar"],
+        ["sample", "ar", "--labels", "1", "2", "--out", "two/grid.png"],
+    ):
+        done = subprocess.run([*run, *verb], env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    for folder in ("two/tokenizer", "two/ar"):
+        losses = [row["loss"] for row in read_metrics(Path(folder) / "metrics.jsonl") if "loss" in row]
+        assert len(losses) == 4
+        assert np.isfinite(losses).all()
+        assert losses[-1] < losses[0]
+    assert CodeCache.open("two/codes").digest == CodeCache.open("codes").digest
+    assert sorted(path.name for path in Path("two").iterdir()) == ["ar", "codes", "grid.png", "tokenizer"]
+
+
+def test_two_processes_see_the_batches_of_one():
+    """Same data, same start: the losses of the first steps agree to rounding."""
+    one = [row["loss"] for row in read_metrics(Path("tokenizer/metrics.jsonl")) if "loss" in row]
+    two = [row["loss"] for row in read_metrics(Path("two/tokenizer/metrics.jsonl")) if "loss" in row]
+    # The logged loss is the mean of both halves of the batch that the single process saw whole.
+    assert two == pytest.approx(one, rel=2e-3)
+
+
+def test_evaluations_and_report(capsys):
+    assert main(["tokenizer", "eval", "tokenizer"]) == 0
+    assert "PSNR" in capsys.readouterr().out
+    for kind in ("ar", "diffusion"):
+        assert main(["generator", "eval", kind, "--samples", "40"]) == 0
+    cards = json.loads(Path("diffusion/evaluation.json").read_text())["cards"]
+    by_name = {card["metric"]: card for card in cards}
+    assert by_name["FD(judge)"]["function_evaluations"] == 6
+    assert by_name["FD(judge)"]["guidance"] == 1.5
+    assert by_name["class agreement"]["n"] == 40
+    assert by_name["FD(judge), tokenizer alone"]["generator_hash"] == ""
+    assert by_name["FD(judge), untrained generator"]["values"]["distance"] > 0
+    assert main(["report", "tokenizer", "ar", "diffusion"]) == 0
+    page = Path("tokenizer/report.html").read_text()
+    assert "http" not in page.replace("http://www.w3.org", "")  # self-contained
+    assert page.count("data:image/png") == 4
+    assert page.count("data:image/svg+xml") == 4
+
+
+def test_sample_writes_one_picture_and_the_seed_decides_it():
+    for name, seed in (("a.png", "5"), ("b.png", "5"), ("c.png", "6")):
+        assert main(["sample", "diffusion", "--labels", "0", "9", "--seed", seed, "--out", name]) == 0
+    assert Path("a.png").read_bytes() == Path("b.png").read_bytes() != Path("c.png").read_bytes()
+    assert size_of("a.png") == (2 * 18 + 2, 18 + 2)
+
+
+def test_reconstruct_keeps_the_size_of_a_picture(tmp_path, capsys):
+    picture = tmp_path / "photo.png"
+    Image.fromarray(np.full((21, 34, 3), 90, np.uint8)).save(picture)
+    assert main(["reconstruct", "tokenizer", str(picture), "--out", str(tmp_path / "again")]) == 0
+    assert "32 x 20 pixels" in capsys.readouterr().out
+    assert size_of(tmp_path / "again" / "photo.png") == (2 * 34 + 2, 24 - 2 + 2)
+
+
+def test_a_folder_of_images_becomes_codes(tmp_path):
+    for name in ("a/1.png", "a/2.jpg", "b/3.png", "b/4.png"):
+        path = tmp_path / "images" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 30, 3), np.uint8)).save(path)
+    cache = pipeline.encode(Path("tokenizer"), str(tmp_path / "images"), tmp_path / "codes", size=32)
+    assert cache.classes == ("a", "b")
+    assert cache.spec.grid == (8, 8)
+    assert cache.count("train") + cache.count("val") == 4
+
+
+BAD = {
+    "unknown key": (["tokenizer", "train", "tokenizer.toml", "--train.stesp", "3"], "train.stesp: unknown key; did you mean 'steps'"),
+    "wrong type": (["tokenizer", "train", "tokenizer.toml", "--train.steps", "many"], "train.steps: input should be a valid integer"),
+    "missing file": (["tokenizer", "train", "gone.toml"], "gone.toml: no such file"),
+    "missing folder": (["tokenizer", "train", "tokenizer.toml", "--out", "new", "--data.source", "gone"], "gone"),
+    "size": (["tokenizer", "train", "tokenizer.toml", "--out", "new", "--data.size", "18"], "data.size=18: expected a multiple of the tokenizer's factor 4"),
+    "levels": (["tokenizer", "train", "tokenizer.toml", "--out", "new", "--tokenizer.quantizer.levels", "[4, 5]"], "paper cells with bound='ifsq' need odd levels"),
+    "other config": (["tokenizer", "train", "tokenizer.toml", "--train.seed", "7"], "tokenizer: holds another run (experiment.train.seed 0 against 7)"),
+    "not ours": (["tokenizer", "train", "tokenizer.toml", "--out", "foreign"], "foreign: is not empty and holds no run of ifsq (letter.txt)"),
+    "out is a file": (["tokenizer", "train", "tokenizer.toml", "--out", "foreign/letter.txt"], "letter.txt: is a file"),
+    "device": (["tokenizer", "train", "tokenizer.toml", "--out", "new", "--device", "tpu"], "device 'tpu': expected auto, cpu, cuda or mps"),
+    "no run": (["tokenizer", "eval", "gone"], "gone: no such folder"),
+    "wrong kind": (["tokenizer", "eval", "ar"], "ar: holds a ar model; expected a tokenizer"),
+    "wrong kind too": (["generator", "eval", "tokenizer"], "tokenizer: holds a tokenizer model; expected a generator"),
+    "few samples": (["generator", "eval", "ar", "--samples", "1"], "samples 1: expected at least 2"),
+    "encode elsewhere": (["encode", "tokenizer", "bundled:shapes", "foreign"], "foreign: is not empty and holds no code cache"),
+    "encode something else": (["encode", "tokenizer", "bundled:digits", "codes"], "codes: holds another code cache (data.source 'bundled:shapes' against 'bundled:digits')"),
+    "encode size": (["encode", "tokenizer", "bundled:shapes", "new", "--size", "30"], "size 30: expected a multiple of the tokenizer's factor 4"),
+    "encode source": (["encode", "tokenizer", "bundled:cats", "new"], "bundled:cats"),
+    "no cache": (["generator", "train", "ar.toml", "--out", "new", "--codes", "gone"], "gone: holds no code cache"),
+    "both sections": (["generator", "train", "ar.toml", "--out", "new", "--diffusion.depth", "1", "--diffusion.width", "8", "--diffusion.heads", "1", "--diffusion.patch", "1"], "expected exactly one of the sections [ar] and [diffusion]"),
+    "heads": (["generator", "train", "ar.toml", "--out", "new", "--ar.heads", "3"], "heads"),
+    "patch": (["generator", "train", "diffusion.toml", "--out", "new", "--diffusion.patch", "3"], "patch=3: expected a divisor of the code grid 4x4"),
+    "groups": (["generator", "train", "ar.toml", "--out", "new", "--groups", "[2, 2]"], "groups=[2, 2]: expected positive sizes that sum to the 3 levels"),
+    "label": (["sample", "ar", "--labels", "0", "10", "--out", "new.png"], "label 10: expected 0 to 9 (0 circle"),
+    "negative label": (["sample", "ar", "--labels", "-1", "--out", "new.png"], "label -1: expected 0 to 9"),
+    "picture name": (["sample", "ar", "--labels", "0", "--out", "new.txt"], "new.txt: expected a name that ends in .png"),
+    "guidance": (["sample", "ar", "--labels", "0", "--out", "new.png", "--guidance", "nan"], "guidance"),
+    "broken image": (["reconstruct", "tokenizer", "foreign/letter.txt", "--out", "new"], "image foreign/letter.txt cannot be read"),
+    "tiny image": (["reconstruct", "tokenizer", "tiny.png", "--out", "new"], "tiny.png: 3 x 3 pixels; expected 4 a side"),
+    "same name twice": (["reconstruct", "tokenizer", "tiny.png", "tiny.png", "--out", "new"], "two images would be written there"),
+    "no such verb": (["tokenise"], "invalid choice: 'tokenise'"),
+    "no such option": (["sample", "ar", "--labels", "0", "--out", "new.png", "--colour"], "'--colour': no such argument of ifsq sample"),
+    "override without value": (["tokenizer", "train", "tokenizer.toml", "--out"], "--out: expected a value after it"),
+    "demo override": (["demo", "--out", "new", "--data.size", "64"], "--data: the demo takes --train.* only"),
+    "report of nothing": (["report", "codes"], "codes"),
+    "report name": (["report", "tokenizer", "--out", "page.txt"], "page.txt: expected a name that ends in .html"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_nothing_is_written(case, capsys):
+    Path("foreign").mkdir(exist_ok=True)
+    Path("foreign/letter.txt").write_text("dear all")
+    Image.fromarray(np.zeros((3, 3, 3), np.uint8)).save("tiny.png")
+    arguments, message = BAD[case]
+    before = files_of(".")
+    try:
+        told = refused(capsys, arguments)
+    except SystemExit as end:  # argparse's own way out
+        assert end.code == 2
+        told = capsys.readouterr().err
+        assert told.count("\n") == 1
+    assert message in told
+    assert files_of(".") == before
+
+
+def test_a_cache_of_another_tokenizer_is_refused(capsys):
+    assert main(["tokenizer", "train", "tokenizer.toml", "--out", "other", "--train.seed", "1", "--train.steps", "2"]) == 0
+    capsys.readouterr()
+    told = refused(capsys, ["generator", "train", "ar.toml", "--out", "new", "--tokenizer", "other"])
+    assert "codes: was written by tokenizer" in told
+    assert "encode again" in told
+    assert not Path("new").exists()
+    more = ["--out", "third", "--tokenizer.quantizer.levels", "[5, 5]", "--train.steps", "2"]
+    assert main(["tokenizer", "train", "tokenizer.toml", *more]) == 0
+    capsys.readouterr()
+    told = refused(capsys, ["generator", "train", "ar.toml", "--out", "new", "--tokenizer", "third"])
+    assert "does not fit the tokenizer third: levels [5, 5, 5] against [5, 5]" in told
+
+
+def test_a_generator_whose_tokenizer_changed_is_refused(tmp_path):
+    model, origin = load_generator("ar")
+    save_generator(model, type(origin)(**{**vars(origin), "tokenizer_digest": "0" * 64}), tmp_path / "saved")
+    with pytest.raises(InputError, match="was trained behind other weights than tokenizer holds now"):
+        pipeline.sample(tmp_path / "saved", [0], None, 0, tmp_path / "x.png")
+
+
+def test_a_broken_image_in_a_folder_is_named(tmp_path, capsys):
+    for number in range(3):
+        Image.fromarray(np.full((20, 20, 3), 40 * number, np.uint8)).save(tmp_path / f"{number}.png")
+    (tmp_path / "1.png").write_bytes((tmp_path / "1.png").read_bytes()[:40])
+    told = refused(capsys, ["encode", "tokenizer", str(tmp_path), "new"])
+    assert "1.png cannot be read" in told
+    assert not Path("new").exists()

@@ -1,0 +1,80 @@
+"""What is shipped is exercised: public names, experiment files, the README's commands, the cost of an import."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import ifsq
+from ifsq.bench.demo import experiment_file
+from ifsq.codes.spec import CodeSpec
+from ifsq.experiment import load_generator_experiment, load_tokenizer_experiment
+from ifsq.tokenizer.model import Tokenizer
+
+HEAVY = ("torch", "matplotlib", "sklearn", "skimage", "torchmetrics", "pydantic", "rich", "PIL", "pandas", "scipy")
+
+
+def test_public_names():
+    assert ifsq.__all__ == sorted(ifsq.__all__, key=lambda name: (not name.isupper(), name))
+    for name in ifsq.__all__:
+        assert getattr(ifsq, name).__module__.startswith("ifsq.")
+    with pytest.raises(AttributeError, match="has no attribute 'fsq_'"):
+        _ = ifsq.fsq_
+
+
+def imported_by(code):
+    out = subprocess.run(
+        [sys.executable, "-c", f"{code}\nimport sys; print(*sorted(sys.modules))"], capture_output=True, text=True, check=True
+    )
+    return {name.partition(".")[0] for name in out.stdout.split()}
+
+
+def test_the_quantizer_pulls_in_torch_and_nothing_heavier():
+    assert imported_by("import ifsq; ifsq.FSQ([17])") & set(HEAVY) == {"torch"}
+
+
+def test_help_does_not_wait_for_torch():
+    code = "from ifsq.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass"
+    assert not imported_by(code) & set(HEAVY)
+
+
+EXPERIMENTS = sorted(experiment_file(".").rglob("*.toml"), key=str)
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_experiment_loads_and_builds(path):
+    """At full size on the meta device: nothing is allocated."""
+    assert path.read_text().startswith("# "), "the header says the command, the cost and the result"
+    if "tokenizer" in path.stem:
+        experiment = load_tokenizer_experiment(path)
+        with torch.device("meta"):
+            model = Tokenizer(experiment.tokenizer)
+    else:
+        experiment = load_generator_experiment(path)
+        side, classes = (8, 10) if "demo" in path.parts else (16, 1000)
+        spec = CodeSpec((17,) * 4, (4,), "little", "paper", (side, side))
+        with torch.device("meta"):
+            model = experiment.make(experiment.view(spec), classes)
+    told = re.search(r"([\d.]+) M parameters", path.read_text())
+    count = sum(p.numel() for p in model.parameters()) / 1e6
+    assert told, "the header states the size"
+    assert count == pytest.approx(float(told[1]), abs=0.06)
+
+
+def test_readme_commands_exist(root):
+    from ifsq.cli import _parser
+
+    commands = re.findall(r"^ifsq (.+)$", (root / "README.md").read_text(), flags=re.MULTILINE)
+    assert len(commands) >= 8
+    for command in commands:
+        words = command.split("#")[0].split()
+        options, extra = _parser().parse_known_args(words)
+        assert hasattr(options, "run"), command
+        assert not extra or options.overrides, command
+
+
+def test_readme_names_the_test_command_that_ci_runs(root):
+    assert "make test" in (root / "README.md").read_text()
+    assert "make test" in (root / ".ci" / "run").read_text()

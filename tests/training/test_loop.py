@@ -1,0 +1,249 @@
+"""The loop: exact resume, the same batches whatever the processes, and clear ends."""
+
+import json
+import math
+import os
+import signal
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+from ifsq.config import InputError
+from ifsq.training import checkpoint
+from ifsq.training.distributed import World, pick_device
+from ifsq.training.ema import EMA
+from ifsq.training.log import MetricsLog, Silent, read_metrics
+from ifsq.training.loop import Interrupted, TrainConfig, fit
+from ifsq.training.optim import OptimConfig, lr_at, make_optimizer
+
+HERE = World(0, 1, torch.device("cpu"))
+
+
+class Regression:
+    """A task with dropout and noise, so that every kind of randomness has to be restored."""
+
+    def __init__(self, on_step=lambda step: None):
+        torch.manual_seed(3)
+        self.model = nn.Sequential(nn.Linear(4, 16), nn.LayerNorm(16), nn.Dropout(0.2), nn.Linear(16, 1))
+        self.on_step = on_step
+
+    def batches(self, start, world):
+        step = start
+        while True:
+            self.on_step(step)
+            rng = torch.Generator().manual_seed(step)
+            yield torch.randn(8, 4, generator=rng)
+            step += 1
+
+    def loss(self, model, batch, rng):
+        noise = 0.1 * torch.randn(8, 1, generator=rng)
+        return {"loss": (model(batch) - batch.sum(dim=1, keepdim=True) + noise).square().mean()}
+
+    def validate(self, model):
+        with torch.no_grad():
+            return {"zero": float(model(torch.zeros(1, 4)))}
+
+    def describe(self):
+        return {"kind": "regression"}
+
+
+def config(**changes):
+    return TrainConfig(**{"steps": 40, "batch": 8, "log_every": 5, "save_every": 10, "ema": 0.9, **changes})
+
+
+def weights(folder):
+    step, path = checkpoint.steps_in(folder / "checkpoints")[-1]
+    return step, {name: checkpoint.load(path, name) for name in ("model", "ema", "optimizer")}
+
+
+def assert_same(a, b):
+    assert a.keys() == b.keys()
+    for name in a:
+        assert a[name].keys() == b[name].keys()
+        for key in a[name]:
+            assert torch.equal(a[name][key], b[name][key]), (name, key)
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing in the loop may catch it."""
+
+
+@pytest.mark.parametrize("moments", [[0], [9], [10], [11, 11, 30], [5, 17, 39]])
+def test_a_killed_run_ends_with_the_same_bits(tmp_path, moments):
+    fit(Regression(), config(), tmp_path / "whole", HERE, Silent(), "whole")
+
+    def kill_at(step):
+        def look(now):
+            if now == step:
+                raise Killed
+
+        return look
+
+    for moment in moments:
+        with pytest.raises(Killed):
+            fit(Regression(kill_at(moment)), config(), tmp_path / "cut", HERE, Silent(), "cut")
+    model = fit(Regression(), config(), tmp_path / "cut", HERE, Silent(), "cut")
+    step, whole = weights(tmp_path / "whole")
+    assert step == 40
+    assert_same(whole, weights(tmp_path / "cut")[1])
+    assert_same({"ema": model.state_dict()}, {"ema": whole["ema"]})
+    timeless = [
+        [{k: v for k, v in row.items() if "second" not in k} for row in read_metrics(tmp_path / name / "metrics.jsonl")]
+        for name in ("whole", "cut")
+    ]
+    assert timeless[0] == timeless[1]
+    assert [row["step"] for row in timeless[0] if "loss" in row] == list(range(5, 41, 5))
+
+
+def test_a_request_to_stop_saves_and_says_so(tmp_path):
+    task = Regression(lambda step: os.kill(os.getpid(), signal.SIGINT) if step == 13 else None)
+    with pytest.raises(Interrupted, match="stopped at step 14; the same command continues"):
+        fit(task, config(), tmp_path / "cut", HERE, Silent(), "cut")
+    assert weights(tmp_path / "cut")[0] == 14
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    fit(Regression(), config(), tmp_path / "cut", HERE, Silent(), "cut")
+    fit(Regression(), config(), tmp_path / "whole", HERE, Silent(), "whole")
+    assert_same(weights(tmp_path / "whole")[1], weights(tmp_path / "cut")[1])
+
+
+def test_runs_outside_the_main_thread(tmp_path):
+    thread = threading.Thread(target=fit, args=(Regression(), config(), tmp_path, HERE, Silent(), "thread"))
+    thread.start()
+    thread.join()
+    assert weights(tmp_path)[0] == 40
+
+
+def test_a_finished_run_is_left_alone(tmp_path):
+    fit(Regression(), config(), tmp_path, HERE, Silent(), "run")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "checkpoints").rglob("*")}
+    fit(Regression(), config(), tmp_path, HERE, Silent(), "run")
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "checkpoints").rglob("*")} == before
+
+
+def test_keeps_the_newest_checkpoints(tmp_path):
+    fit(Regression(), config(keep=2), tmp_path, HERE, Silent(), "run")
+    assert [step for step, _ in checkpoint.steps_in(tmp_path / "checkpoints")] == [30, 40]
+    assert not list((tmp_path / "checkpoints").glob(".partial*"))
+
+
+def test_the_loss_falls_and_the_average_is_used_for_validation(tmp_path):
+    seen = []
+    task = Regression()
+    task.validate = lambda model: seen.append(model) or {}
+    ema = fit(task, config(steps=200, optim=OptimConfig(lr=1e-2)), tmp_path, HERE, Silent(), "run")
+    losses = [row["loss"] for row in read_metrics(tmp_path / "metrics.jsonl") if "loss" in row]
+    assert losses[-1] < 0.3 * losses[0]
+    assert seen == [ema]
+    assert not ema.training
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    task = Regression()
+    task.loss = lambda model, batch, rng: {"loss": model(batch).mean() * math.inf}
+    with pytest.raises(InputError, match=r"loss is (nan|inf|-inf) at step 5; lower train.optim.lr \(now 0.001\)"):
+        fit(task, config(), tmp_path, HERE, Silent(), "run")
+
+
+def test_a_batch_must_divide_by_the_processes(tmp_path):
+    with pytest.raises(InputError, match=r"train.batch=8: expected a multiple of the 3 processes"):
+        fit(Regression(), config(), tmp_path, World(0, 3, torch.device("cpu")), Silent(), "run")
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path):
+    fit(Regression(), config(), tmp_path, HERE, Silent(), "run")
+    path = checkpoint.steps_in(tmp_path / "checkpoints")[-1][1] / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(InputError, match=r"model.safetensors cannot be read"):
+        fit(Regression(), config(), tmp_path, HERE, Silent(), "run")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": 0}, "steps=0: expected at least 1"),
+        ({"ema": 1.0}, "ema=1.0: expected a decay in"),
+        ({"seed": -1}, "seed must lie in"),
+        ({"batch": 0}, "batch=0"),
+    ],
+)
+def test_bad_training_configs_are_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        config(**change)
+
+
+def test_ema_is_the_weighted_sum_of_the_past():
+    model = nn.Linear(1, 1, bias=False)
+    model.register_buffer("count", torch.tensor(0))
+    ema = EMA(model, 0.9)
+    expected = model.weight.item()
+    for step in range(300):
+        with torch.no_grad():
+            model.weight.fill_(float(step))
+            model.count.fill_(step)
+        ema.update(model, step)
+        decay = min(0.9, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * step
+    assert ema.model.weight.item() == pytest.approx(expected, rel=1e-5)
+    assert ema.model.count.item() == 299
+    assert ema.model.count.dtype == torch.int64
+
+
+def test_learning_rate_schedule():
+    flat = OptimConfig(lr=2.0, warmup=4, schedule="constant")
+    assert [lr_at(step, 10, flat) for step in (0, 1, 3, 4, 9)] == [0.5, 1.0, 2.0, 2.0, 2.0]
+    cosine = OptimConfig(lr=2.0, warmup=0, schedule="cosine", final=0.1)
+    assert lr_at(0, 100, cosine) == 2.0
+    assert lr_at(50, 100, cosine) == pytest.approx(2.0 * (0.1 + 0.9 * 0.5))
+    assert lr_at(100, 100, cosine) == pytest.approx(0.2)
+
+
+def test_weight_decay_spares_norms_and_biases():
+    model = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3))
+    decayed, spared = make_optimizer(model, OptimConfig(weight_decay=0.5)).param_groups
+    assert [tuple(p.shape) for p in decayed["params"]] == [(3, 3)]
+    assert decayed["weight_decay"] == 0.5
+    assert len(spared["params"]) == 3
+    assert spared["weight_decay"] == 0
+
+
+def test_metrics_survive_a_line_cut_short(tmp_path):
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    for step in (1, 2, 3):
+        log.write(step, {"loss": step})
+    with log.path.open("a") as file:
+        file.write('{"step": 4, "lo')
+    assert [row["step"] for row in read_metrics(log.path)] == [1, 2, 3]
+    log.rewind(2)
+    assert log.path.read_text().splitlines() == [json.dumps({"step": step, "loss": step}) for step in (1, 2)]
+
+
+def test_weights_that_do_not_fit_are_named():
+    model = nn.Linear(2, 3)
+    good = model.state_dict()
+    for broken, message in (
+        ({"weight": good["weight"]}, "x: tensor 'bias' is missing"),
+        ({**good, "more": good["bias"]}, "x: tensor 'more' is not part of this model"),
+        ({**good, "bias": torch.zeros(4)}, r"x: tensor 'bias' has shape \(4,\), expected \(3,\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            checkpoint.load_weights(model, broken, "x")
+
+
+def test_the_digest_sees_every_bit():
+    a, b = nn.Linear(2, 2), nn.Linear(2, 2)
+    b.load_state_dict(a.state_dict())
+    assert checkpoint.weights_digest(a) == checkpoint.weights_digest(b)
+    with torch.no_grad():
+        b.bias[1] = torch.nextafter(b.bias[1], torch.tensor(9.0))
+    assert checkpoint.weights_digest(a) != checkpoint.weights_digest(b)
+
+
+def test_devices_that_are_absent_are_named():
+    assert pick_device("cpu").type == "cpu"
+    with pytest.raises(ValueError, match="device 'tpu': expected auto, cpu, cuda or mps"):
+        pick_device("tpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="has no CUDA device"):
+            pick_device("cuda")
