@@ -41,7 +41,10 @@ def test_builds_and_returns_to_json():
     [
         ({"out": "x", "inner": {"stesp": 1}}, r"^f.toml: inner.stesp: unknown key; did you mean 'steps'\?$"),
         ({"out": "x", "other": {"zzz": 1}}, r"^f.toml: other.zzz: unknown key; known: levels, lr, mode, steps$"),
-        ({"out": "x", "inner": {"steps": "many"}}, r"^f.toml: inner.steps: input should be a valid integer, got 'many'$"),
+        (
+            {"out": "x", "inner": {"steps": "many"}},
+            r"^f.toml: inner.steps: input should be a valid integer, got 'many'$",
+        ),
         ({"out": "x", "inner": {"steps": True}}, r"inner.steps: .*got True"),
         ({"out": "x", "inner": {"steps": 1.5}}, r"inner.steps: .*got 1.5"),
         ({"out": "x", "inner": {"lr": "0.1"}}, r"inner.lr: .*got '0.1'"),

@@ -1,7 +1,7 @@
 """The command: verbs are stages. The only room that prints and parses arguments.
 
-``ifsq --help`` must answer at once, so nothing heavy is imported before a verb is chosen. Whatever a person got wrong ends
-in one line on stderr and exit code 2; a run that was asked to stop exits with 130.
+``ifsq --help`` must answer at once, so nothing heavy is imported before a verb is chosen. Whatever a person got wrong
+ends in one line on stderr and exit code 2; a run that was asked to stop exits with 130.
 """
 
 import argparse
@@ -50,13 +50,17 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="ifsq", description="Image tokenizers with iFSQ, and generators of their codes.", allow_abbrev=False)
+    parser = _Parser(
+        prog="ifsq", description="Image tokenizers with iFSQ, and generators of their codes.", allow_abbrev=False
+    )
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", parser_class=_Parser)
 
     demo = _verb(verbs, "demo", "the whole road on bundled pictures; ends with a report", _demo, overrides=True)
     demo.add_argument("--out", default=DEMO, metavar="DIR", help=f"folder of the runs (default {DEMO})")
 
-    tokenizer = verbs.add_parser("tokenizer", help="train or evaluate a tokenizer").add_subparsers(metavar="VERB", required=True)
+    tokenizer = verbs.add_parser("tokenizer", help="train or evaluate a tokenizer").add_subparsers(
+        metavar="VERB", required=True
+    )
     train = _verb(tokenizer, "train", "train a tokenizer", _tokenizer_train, overrides=True)
     train.add_argument("experiment", type=Path, metavar="EXPERIMENT.toml")
     evaluate = _verb(tokenizer, "eval", "measure a tokenizer on held-out images", _tokenizer_eval)
@@ -64,22 +68,32 @@ def _parser() -> argparse.ArgumentParser:
 
     encode = _verb(verbs, "encode", "images -> code cache", _encode)
     encode.add_argument("folder", type=Path, metavar="RUN", help="tokenizer run")
-    encode.add_argument("data", metavar="DATA", help="folder of images, or bundled:photos, bundled:digits, bundled:shapes")
+    encode.add_argument(
+        "data", metavar="DATA", help="folder of images, or bundled:photos, bundled:digits, bundled:shapes"
+    )
     encode.add_argument("out", type=Path, metavar="OUT")
     encode.add_argument("--size", type=int, default=None, help="pixels a side (default: the tokenizer's)")
 
-    generator = verbs.add_parser("generator", help="train or evaluate a generator").add_subparsers(metavar="VERB", required=True)
-    train = _verb(generator, "train", "train an autoregressive or a diffusion generator", _generator_train, overrides=True)
+    generator = verbs.add_parser("generator", help="train or evaluate a generator").add_subparsers(
+        metavar="VERB", required=True
+    )
+    train = _verb(
+        generator, "train", "train an autoregressive or a diffusion generator", _generator_train, overrides=True
+    )
     train.add_argument("experiment", type=Path, metavar="EXPERIMENT.toml")
     evaluate = _verb(generator, "eval", "measure samples against real images", _generator_eval)
     evaluate.add_argument("folder", type=Path, metavar="RUN")
-    evaluate.add_argument("--samples", type=int, default=1000, metavar="N", help="images drawn, spread evenly over the classes")
+    evaluate.add_argument(
+        "--samples", type=int, default=1000, metavar="N", help="images drawn, spread evenly over the classes"
+    )
     evaluate.add_argument("--seed", type=int, default=0)
 
     sample = _verb(verbs, "sample", "draw images of given classes", _sample)
     sample.add_argument("folder", type=Path, metavar="RUN", help="generator run")
     sample.add_argument("--labels", type=int, nargs="+", required=True, metavar="K", help="one image for each")
-    sample.add_argument("--guidance", type=float, default=None, help="classifier-free guidance (default: the experiment's)")
+    sample.add_argument(
+        "--guidance", type=float, default=None, help="classifier-free guidance (default: the experiment's)"
+    )
     sample.add_argument("--seed", type=int, default=0)
     sample.add_argument("--out", type=Path, required=True, metavar="GRID.png")
 
@@ -90,7 +104,9 @@ def _parser() -> argparse.ArgumentParser:
 
     report = _verb(verbs, "report", "one page about a tokenizer and its generators", _report)
     report.add_argument("folders", type=Path, nargs="+", metavar="RUN")
-    report.add_argument("--out", type=Path, default=None, metavar="PAGE.html", help="default: report.html beside the first run")
+    report.add_argument(
+        "--out", type=Path, default=None, metavar="PAGE.html", help="default: report.html beside the first run"
+    )
     return parser
 
 

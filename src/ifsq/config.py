@@ -1,7 +1,7 @@
 """TOML -> frozen dataclasses, strictly, and back to JSON with a hash. No torch here.
 
-Every room keeps its config beside its owner as a frozen dataclass; this file reads them. An unknown key, a wrong type or
-a value that the owner refuses is an `InputError`: one line that names the file, the key, the value and what was expected.
+Every room keeps its config beside its owner as a frozen dataclass; this file reads them. An unknown key, a wrong type
+or a value that the owner refuses is an `InputError`: one line with the file, the key, the value and what was expected.
 Called by ``experiment`` and ``cli``.
 """
 

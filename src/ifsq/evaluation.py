@@ -91,12 +91,16 @@ def measure_tokenizer(tokenizer: Tokenizer, images: ImageSource, data: DataConfi
         replace(blank, metric="PSNR, dB", values={"mean": scores.psnr, "std": scores.psnr_std}),
         replace(blank, metric="SSIM", values={"mean": scores.ssim, "std": scores.ssim_std}),
         replace(blank, metric="level entropy / log2 L", values={"mean": use.mean_fraction}),
-        replace(blank, metric="dead levels", values={"sum": float(sum(use.dead_levels)), "of": float(sum(spec.levels))}),
+        replace(
+            blank, metric="dead levels", values={"sum": float(sum(use.dead_levels)), "of": float(sum(spec.levels))}
+        ),
     ]
     for number, group in enumerate(use.groups):
         which = f" of group {number}" if len(use.groups) > 1 else ""
         cards += [
-            replace(blank, metric=f"index use{which}", values={"share": group.fraction, "at most": group.fraction_limit}),
+            replace(
+                blank, metric=f"index use{which}", values={"share": group.fraction, "at most": group.fraction_limit}
+            ),
             replace(blank, metric=f"index perplexity{which}", values={"perplexity": group.perplexity}),
         ]
     return TokenizerMeasured(cards, *_levels(torch.cat(latents), tokenizer))
@@ -147,7 +151,11 @@ def reconstructed(tokenizer: Tokenizer, images: ImageSource, n: int) -> Kept:
 
 
 def measure_samples(
-    judge: JudgeNet, against: Reference, images: UInt8[np.ndarray, "n H W 3"], labels: Int[Tensor, "n"], card: ProtocolCard
+    judge: JudgeNet,
+    against: Reference,
+    images: UInt8[np.ndarray, "n H W 3"],
+    labels: Int[Tensor, "n"],
+    card: ProtocolCard,
 ) -> list[ProtocolCard]:
     """Fréchet distance to the reference, and how often the judge sees the class that was asked for (if it knows it)."""
     statistics = FeatureStatistics(judge.feature_dim)
@@ -196,7 +204,9 @@ def measure_likelihood(generator: Generator, codes: CodeSet, card: ProtocolCard)
     return [replace(card, metric="bits per image", values=values, n=len(codes), sampler="", guidance=1.0)]
 
 
-def _levels(latents: Float[Tensor, "n d h w"], tokenizer: Tokenizer) -> tuple[dict[str, LevelUse], list[float], list[float]]:
+def _levels(
+    latents: Float[Tensor, "n d h w"], tokenizer: Tokenizer
+) -> tuple[dict[str, LevelUse], list[float], list[float]]:
     """Level use of the compared quantizers, where the level counts admit them, and the latents' statistics."""
     levels = tokenizer.config.quantizer.levels
     used = {}
@@ -207,7 +217,7 @@ def _levels(latents: Float[Tensor, "n d h w"], tokenizer: Tokenizer) -> tuple[di
         counts = [np.bincount(digits[:, k].numpy(), minlength=L) for k, L in enumerate(levels)]
         fractions = [entropy_bits(c) / np.log2(L) for c, L in zip(counts, levels, strict=True)]
         longest = max(levels)
-        total = sum(np.pad(c, (0, longest - len(c))) for c in counts)
+        total = np.stack([np.pad(c, (0, longest - len(c))) for c in counts]).sum(axis=0)
         used[name] = LevelUse((total / total.sum()).tolist(), float(np.mean(fractions)))
     return used, latents.mean(dim=(0, 2, 3)).tolist(), latents.std(dim=(0, 2, 3)).tolist()
 

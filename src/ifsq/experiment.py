@@ -1,4 +1,7 @@
-"""The rooms' configs together, as one experiment file gives them, and the checks across rooms. Called by ``pipeline``."""
+"""The rooms' configs together, as one experiment file gives them, and the checks across rooms.
+
+Called by ``pipeline``.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -11,7 +14,6 @@ from ifsq.codes.spec import CodeSpec
 from ifsq.config import InputError
 from ifsq.data.images import DataConfig
 from ifsq.generators.ar import ARConfig, ARGenerator
-from ifsq.generators.base import Generator
 from ifsq.generators.diffusion import DiffusionGenerator, DiTConfig
 from ifsq.tokenizer.losses import LossConfig
 from ifsq.tokenizer.model import Tokenizer, TokenizerConfig
@@ -105,7 +107,7 @@ class GeneratorExperiment:
         """``ar`` or ``diffusion``."""
         return "ar" if self.ar is not None else "diffusion"
 
-    def make(self, spec: CodeSpec, num_classes: int) -> Generator:
+    def make(self, spec: CodeSpec, num_classes: int) -> ARGenerator | DiffusionGenerator:
         """The generator, with fresh weights. Raises InputError when the config does not fit the codes."""
         try:
             if self.ar is not None:

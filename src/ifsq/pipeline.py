@@ -60,7 +60,8 @@ def train_tokenizer(experiment: TokenizerExperiment, device: str = "auto", watch
         record = {"kind": "tokenizer", "experiment": to_dict(experiment), "data": train.fingerprint}
         _claim(folder, record, here)
         torch.manual_seed(experiment.train.seed)
-        model = Tokenizer(experiment.tokenizer).to(memory_format=torch.channels_last)
+        model = Tokenizer(experiment.tokenizer)
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         task = TokenizerTask(model, train, experiment.loss, experiment.train, lambda net: _held_out(net, val))
         fit(task, experiment.train, folder, here, watch or Silent(), "tokenizer")
     return folder
@@ -162,9 +163,11 @@ def reconstruct(run: Path, paths: Sequence[Path], out: Path, device: str = "auto
         targets = _distinct_targets(paths, out)
         for path, picture in pictures:
             if min(picture.shape[:2]) < tokenizer.factor:
-                raise InputError(f"{path}: {picture.shape[1]} x {picture.shape[0]} pixels; expected {tokenizer.factor} a side")
+                raise InputError(
+                    f"{path}: {picture.shape[1]} x {picture.shape[0]} pixels; expected {tokenizer.factor} a side"
+                )
         lines = []
-        for (path, picture), target in zip(pictures, targets, strict=True):
+        for (_, picture), target in zip(pictures, targets, strict=True):
             height, width = (side - side % tokenizer.factor for side in picture.shape[:2])
             original = to_float(picture[None, :height, :width])
             again = tokenizer.reconstruct(original.to(here.device)).cpu()
@@ -189,7 +192,10 @@ def load_pair(run: Path, here: World) -> tuple[Generator, Tokenizer, Origin]:
 
 
 def evaluate_tokenizer(run: Path, device: str = "auto", watch: Reporter | None = None) -> list[ProtocolCard]:
-    """Measure a tokenizer run on its held-out images; writes ``evaluation.json`` and ``samples/reconstructions.png``."""
+    """Measure a tokenizer run on its held-out images.
+
+    Writes ``evaluation.json`` and ``samples/reconstructions.png`` into the run.
+    """
     with _join(device) as here:
         tokenizer = Tokenizer.from_pretrained(run).to(here.device)
         data = build(DataConfig, _experiment_of(run)["data"], str(run))
@@ -198,10 +204,14 @@ def evaluate_tokenizer(run: Path, device: str = "auto", watch: Reporter | None =
         if here.first:
             (run / "samples").mkdir(exist_ok=True)
             write_png(_reconstruction_sheet(tokenizer, images, here), run / "samples" / "reconstructions.png")
-            _write_evaluation(run, measured.cards, {
-                "levels": {name: asdict(use) for name, use in measured.levels.items()},
-                "latent": {"mean": measured.latent_mean, "std": measured.latent_std},
-            })
+            _write_evaluation(
+                run,
+                measured.cards,
+                {
+                    "levels": {name: asdict(use) for name, use in measured.levels.items()},
+                    "latent": {"mean": measured.latent_mean, "std": measured.latent_std},
+                },
+            )
         here.barrier()
     return measured.cards
 
@@ -211,8 +221,8 @@ def evaluate_generator(
 ) -> list[ProtocolCard]:
     """Measure a generator run against the real images of its classes, and an untrained twin beside it.
 
-    Writes ``evaluation.json``, ``samples/classes.png`` (one class a row) and ``samples/real.png``. The judge, a classifier
-    of the same images, is trained beside the run when it is not there yet.
+    Writes ``evaluation.json``, ``samples/classes.png`` (one class a row) and ``samples/real.png``. The judge,
+    a classifier of the same images, is trained beside the run when it is not there yet.
     """
     if samples < 2:
         raise InputError(f"samples {samples}: expected at least 2")
@@ -235,7 +245,9 @@ def evaluate_generator(
             cards.append(_renamed(measure_samples(judge, against, twin, labels, card)[0], "untrained generator"))
             kept = reconstructed(tokenizer, real, samples)
             floor = replace(card, guidance=0.0, sampler="", function_evaluations=0, generator_hash="")
-            cards.append(_renamed(measure_samples(judge, against, kept.images, kept.labels, floor)[0], "tokenizer alone"))
+            cards.append(
+                _renamed(measure_samples(judge, against, kept.images, kept.labels, floor)[0], "tokenizer alone")
+            )
             (run / "samples").mkdir(exist_ok=True)
             write_png(_class_sheet(images, len(origin.classes)), run / "samples" / "classes.png")
             write_png(_class_sheet(_real_rows(real), len(origin.classes)), run / "samples" / "real.png")
@@ -366,7 +378,9 @@ def _renamed(card: ProtocolCard, what: str) -> ProtocolCard:
 
 
 def _write_evaluation(run: Path, cards: list[ProtocolCard], more: dict[str, Any]) -> None:
-    write_text(run / "evaluation.json", json.dumps({"cards": [card.to_dict() for card in cards], **more}, indent=1) + "\n")
+    write_text(
+        run / "evaluation.json", json.dumps({"cards": [card.to_dict() for card in cards], **more}, indent=1) + "\n"
+    )
 
 
 def _reconstruction_sheet(tokenizer: Tokenizer, images: ImageSource, here: World) -> Any:

@@ -6,7 +6,12 @@ import torch
 from ifsq import FSQ
 from ifsq.codes.spec import CodeSpec
 
-LAYOUTS = [([17] * 4, [4], "paper"), ([17] * 4, [1, 1, 1, 1], "paper"), ([8, 6, 5], [2, 1], "equal"), ([300], [1], "equal")]
+LAYOUTS = [
+    ([17] * 4, [4], "paper"),
+    ([17] * 4, [1, 1, 1, 1], "paper"),
+    ([8, 6, 5], [2, 1], "equal"),
+    ([300], [1], "equal"),
+]
 
 
 @pytest.mark.parametrize(("levels", "groups", "cells"), LAYOUTS)

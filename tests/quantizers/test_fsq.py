@@ -193,7 +193,10 @@ def test_projections_where_the_width_differs():
         (lambda: ifsq.FSQ([17] * 2).indices_to_codes(torch.tensor([[289]])), r"index 289 .*: expected 0 to 288"),
         (lambda: ifsq.FSQ([17] * 2).indices_to_codes(torch.tensor([[-1]])), r"index -1 "),
         (lambda: ifsq.FSQ([17] * 2).indices_to_codes(torch.tensor([[1.0]])), r"dtype torch.float32: expected integers"),
-        (lambda: ifsq.FSQ([5] * 2).codes_to_indices(torch.zeros(1, 3)), r"codes of shape \(1, 3\): expected 2 channels"),
+        (
+            lambda: ifsq.FSQ([5] * 2).codes_to_indices(torch.zeros(1, 3)),
+            r"codes of shape \(1, 3\): expected 2 channels",
+        ),
     ],
 )
 def test_bad_input_is_named(make, message):

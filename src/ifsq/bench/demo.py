@@ -22,13 +22,20 @@ SAMPLES = 1000  # images drawn to measure a generator
 
 
 def demo(out: Path, overrides: Sequence[str], device: str, watch: Reporter) -> Path:
-    """Run what is left of the demo in ``out``; returns the report's path. ``overrides``: --train.* of every training."""
+    """Run what is left of the demo in ``out``; returns the report's path.
+
+    overrides  ``--train.*`` arguments, for every training
+    """
     other = [name for name in parse_overrides(overrides) if name != "train"]
     if other:
-        raise InputError(f"--{other[0]}: the demo takes --train.* only; for more, see {experiment_file('demo/tokenizer.toml')}")
+        raise InputError(
+            f"--{other[0]}: the demo takes --train.* only; for more, see {experiment_file('demo/tokenizer.toml')}"
+        )
     tokenizer, codes = out / "tokenizer", out / "codes"
     first = load_tokenizer_experiment(experiment_file("demo/tokenizer.toml"), overrides)
-    second = [load_generator_experiment(experiment_file(f"demo/{kind}.toml"), overrides) for kind in ("ar", "diffusion")]
+    second = [
+        load_generator_experiment(experiment_file(f"demo/{kind}.toml"), overrides) for kind in ("ar", "diffusion")
+    ]
     watch.say(f"1 of 4  a tokenizer of {first.data.source}")
     pipeline.train_tokenizer(replace(first, out=str(tokenizer)), device, watch)
     if not _measured(tokenizer, Tokenizer.from_pretrained(tokenizer).digest()):

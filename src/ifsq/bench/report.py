@@ -1,7 +1,7 @@
 """The report: one self-contained page about a tokenizer and its generators, read from their run folders alone.
 
-Nothing is computed here but pictures: figures come from ``metrics.jsonl`` and ``evaluation.json``. Called by ``cli`` and
-``demo``.
+Nothing is computed here but pictures: figures come from ``metrics.jsonl`` and ``evaluation.json``. Called by ``cli``
+and ``demo``.
 """
 
 import base64
@@ -19,8 +19,8 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-import ifsq
 from ifsq.config import InputError
+from ifsq.metrics.card import code_version
 from ifsq.training.folder import read_config, write_text
 from ifsq.training.log import read_metrics
 
@@ -29,7 +29,9 @@ GAP = 2  # white pixels around each, as `ifsq.data.image_grid` draws them
 COLOURS = ("#2f6fde", "#d9822b", "#2e9e6b")
 TITLES = {"tokenizer": "tokenizer", "ar": "autoregressive", "diffusion": "diffusion"}
 
-matplotlib.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "ifsq"})
+matplotlib.rcParams.update(
+    {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "ifsq"}
+)
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ def _content(runs: Sequence[Run], target: Path) -> dict[str, Any]:
         "levels": _levels(tokenizers[0]) if tokenizers else None,
         "curves": [_curve(run) for run in runs],
         "commands": _commands(runs),
-        "footer": f"ifsq {ifsq.__version__}, torch {torch.__version__}, Python {platform.python_version()}, {_machine()}.",
+        "footer": f"{_machine()}.",
     }
 
 
@@ -193,7 +195,9 @@ def _protocol(card: dict[str, Any]) -> str:
 def _levels(run: Run) -> dict[str, str]:
     used = run.evaluation["levels"]
     figure = Figure(figsize=(9.6, 2.6), layout="constrained")
-    for axis, (name, use), colour in zip(figure.subplots(1, len(used), sharey=True, squeeze=False)[0], used.items(), COLOURS, strict=False):
+    for axis, (name, use), colour in zip(
+        figure.subplots(1, len(used), sharey=True, squeeze=False)[0], used.items(), COLOURS, strict=False
+    ):
         count = len(use["share"])
         axis.bar(range(count), use["share"], color=colour, width=0.85)
         axis.axhline(1 / count, color="#888", linewidth=0.8, linestyle="--")
@@ -214,9 +218,13 @@ def _curve(run: Run) -> dict[str, str]:
     held_out = [(row["step"], row["val/loss"]) for row in run.metrics if "val/loss" in row]
     figure = Figure(figsize=(5.2, 2.7), layout="constrained")
     axis = figure.subplots()
-    axis.plot([row["step"] for row in rows], [row["loss"] for row in rows], color=COLOURS[0], linewidth=1.2, label="training")
+    axis.plot(
+        [row["step"] for row in rows], [row["loss"] for row in rows], color=COLOURS[0], linewidth=1.2, label="training"
+    )
     if held_out:
-        axis.plot(*zip(*held_out, strict=True), color=COLOURS[1], marker="o", markersize=4, linewidth=1, label="held out")
+        axis.plot(
+            *zip(*held_out, strict=True), color=COLOURS[1], marker="o", markersize=4, linewidth=1, label="held out"
+        )
         axis.legend(frameon=False)
     axis.set_title(f"{run.name}: loss", fontsize=9)
     axis.set_xlabel("step")
@@ -231,16 +239,19 @@ def _commands(runs: Sequence[Run]) -> str:
             lines.append(f"ifsq encode {run.folder} your-folder codes-of-yours")
         else:
             lines.append(f"ifsq sample {run.folder} --labels 0 1 2 3 --guidance 2 --seed 1 --out {run.kind}.png")
-    lines.append("ifsq tokenizer train experiments/demo/tokenizer.toml --data.source your-folder --out runs/yours/tokenizer")
-    lines.append("ifsq tokenizer train experiments/demo/tokenizer.toml --tokenizer.quantizer.cells equal --out runs/equal/tokenizer")
+    lines.append(
+        "ifsq tokenizer train experiments/demo/tokenizer.toml --data.source your-folder --out runs/yours/tokenizer"
+    )
+    lines.append(
+        "ifsq tokenizer train experiments/demo/tokenizer.toml --tokenizer.quantizer.cells equal --out runs/equal"
+    )
     lines.append("torchrun --nproc-per-node=8 -m ifsq tokenizer train EXPERIMENT.toml")
     return "\n".join(lines)
 
 
 def _machine() -> str:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return f"{torch.get_num_threads()} CPU threads"
+    here = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
+    return f"ifsq {code_version()}, torch {torch.__version__}, Python {platform.python_version()}, {here}"
 
 
 def _png(path: Path) -> str:

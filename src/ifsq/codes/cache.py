@@ -1,8 +1,8 @@
 """The cache of digits: what a tokenizer writes once and every generator reads.
 
-A folder of safetensors shards (``digits`` uint8 or uint16 (n, h, w, d), ``labels`` int64 (n,)) and ``manifest.json``, which
-names the layout, the classes, the source, the tokenizer's hash and every shard's SHA-256. Both generators open the same
-bytes, so "the same tokens" is one hash. Called by ``pipeline`` (writing) and ``generators.train`` (reading).
+A folder of safetensors shards (``digits`` uint8 or uint16 (n, h, w, d), ``labels`` int64 (n,)) and ``manifest.json``,
+which names the layout, the classes, the source, the tokenizer's hash and every shard's SHA-256. Both generators open the
+same bytes, so "the same tokens" is one hash. Called by ``pipeline`` (writing) and ``generators.train`` (reading).
 """
 
 import hashlib
@@ -111,7 +111,9 @@ class CodeCache:
             raise InputError(f"{path}: a digit of dimension {int(over.nonzero()[0])} is not below its level count")
 
 
-def write_shards(folder: Path, split: str, count: int, encode: EncodeRange, mine: Iterator[int], spec: CodeSpec) -> None:
+def write_shards(
+    folder: Path, split: str, count: int, encode: EncodeRange, mine: Iterator[int], spec: CodeSpec
+) -> None:
     """Write this process's shards of a split into ``folder``, which becomes a cache with `finish`."""
     for number in mine:
         start = number * SHARD

@@ -1,4 +1,7 @@
-"""A generator on disk: its description in JSON, and the way back. Called by ``pipeline`` and `Generator.from_pretrained`."""
+"""A generator on disk: its description in JSON, and the way back.
+
+Called by ``pipeline`` and `Generator.from_pretrained`.
+"""
 
 import json
 from dataclasses import dataclass

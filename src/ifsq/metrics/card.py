@@ -6,10 +6,9 @@ Written beside every metric by ``pipeline``; read by the report and ``bench``.
 import subprocess
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields
+from importlib import metadata
 from pathlib import Path
 from typing import Any
-
-import ifsq
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ def compare(a: ProtocolCard, b: ProtocolCard, allow: Collection[str] = ()) -> di
 
 def code_version() -> str:
     """Version of ifsq, with the commit where the code runs from a checkout that git can read."""
-    version = ifsq.__version__
+    version = metadata.version("ifsq")
     root = Path(__file__).resolve().parents[3]
     if not (root / ".git").exists():
         return version

@@ -81,7 +81,7 @@ JUDGE_TRAINING = TrainConfig(
     log_every=50,
     save_every=300,
     keep=1,
-    optim=OptimConfig(lr=3e-3, betas=(0.9, 0.999), weight_decay=0.01, warmup=0, final=0.0),
+    optim=OptimConfig(lr=3e-3, betas=(0.9, 0.999), weight_decay=0.05, warmup=20, final=0.0),
 )
 """The judge's own recipe, the same for every data set: its figures compare only between equal judges."""
 

@@ -35,7 +35,7 @@ def make_bound(name: str, alpha: float = IFSQ_ALPHA) -> Bound:
 
 
 def logistic(z: Tensor, alpha: float) -> Tensor:
-    """``2*sigmoid(alpha*z) - 1``, any shape, float in (-1, 1); makes the logistic distribution of scale 1/alpha uniform.
+    """``2*sigmoid(alpha*z) - 1``, any shape, float in (-1, 1); makes a logistic distribution of scale 1/alpha uniform.
 
     alpha = 1.6 comes within 0.017 (Kolmogorov-Smirnov) of uniform on N(0, 1); 1.702 is the closest logistic.
     """

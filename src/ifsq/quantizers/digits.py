@@ -92,5 +92,5 @@ def _check_sizes(levels: Sequence[int], groups: Sequence[int]) -> None:
     largest = max(group_sizes(levels, groups))
     if largest > MAX_CODEBOOK:
         raise ValueError(
-            f"a group of {largest} codes has no index: more than 2**63 do not fit an int64; use digits or smaller groups"
+            f"a group of {largest} codes has no index: more than 2**63 do not fit an int64; use digits, or small groups"
         )

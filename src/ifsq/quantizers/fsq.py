@@ -1,4 +1,4 @@
-"""Finite scalar quantization: bound each dimension, round it to one of its levels, and pass the gradient straight through.
+"""Finite scalar quantization: bound each dimension, round it to one of its levels, gradient straight through.
 
 ``FSQ(levels)`` is iFSQ (arXiv 2601.17124); ``bound="tanh"`` is FSQ (arXiv 2309.15505). Two cell rules:
 
@@ -56,12 +56,12 @@ class FSQ(nn.Module):
     cells          ``paper`` or ``equal``
     groups         sizes of the groups of dimensions that share one index; default: one group
     num_codebooks  codebooks side by side on the channel axis
-    dim            width of the input; when it is not ``len(levels) * num_codebooks``, linear projections lead in and out
+    dim            width of the input; when it is not ``len(levels) * num_codebooks``, linear layers lead in and out
     channel_first  True: channels on axis 1; False: last; None (default): axis 1 for four and more axes, else last
     digit_order    ``little`` or ``big``, see `digits`
 
-    Input (b, d, h, w), (b, t, d) or any leading shape, floating point; computed in float32 (float64 stays), whatever the
-    autocast. Raises ValueError on a wrong width or dtype and, on CPU, on NaN and infinity.
+    Input (b, d, h, w), (b, t, d) or any leading shape, floating point; computed in float32 (float64 stays), whatever
+    the autocast. Raises ValueError on a wrong width or dtype and, on CPU, on NaN and infinity.
     """
 
     _L: Tensor
@@ -89,7 +89,9 @@ class FSQ(nn.Module):
             raise ValueError(f"num_codebooks={num_codebooks}: expected at least 1")
         even = [L for L in self.levels if L % 2 == 0]
         if cells == "paper" and bound != "tanh" and even:
-            raise ValueError(f"levels={list(self.levels)}: paper cells with bound={bound!r} need odd levels; use cells='equal'")
+            raise ValueError(
+                f"levels={list(self.levels)}: paper cells with bound={bound!r} need odd levels; use cells='equal'"
+            )
         self.bound, self.alpha, self.cells, self.digit_order = bound, float(alpha), cells, digit_order
         self.num_codebooks, self.channel_first = num_codebooks, channel_first
         self._bound = make_bound(bound, alpha)
@@ -155,7 +157,9 @@ class FSQ(nn.Module):
         """Codes in the layout of `forward`'s output, before ``project_out`` -> indices as `forward` gives them."""
         rows = codes.movedim(self._channel_axis(codes), -1)
         if rows.shape[-1] != len(self.levels) * self.num_codebooks:
-            raise ValueError(f"codes of shape {tuple(codes.shape)}: expected {len(self.levels) * self.num_codebooks} channels")
+            raise ValueError(
+                f"codes of shape {tuple(codes.shape)}: expected {len(self.levels) * self.num_codebooks} channels"
+            )
         rows = rows.unflatten(-1, (self.num_codebooks, len(self.levels)))
         indices = self.digits_to_indices(self.codes_to_digits(rows))
         return indices.squeeze(-1 if len(self.groups) == 1 else -2) if self.num_codebooks == 1 else indices

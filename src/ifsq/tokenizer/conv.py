@@ -1,4 +1,4 @@
-"""Convolutional encoder and decoder of the official tokenizer (LDM family), and a space-to-depth stem for small machines.
+"""Convolutional encoder and decoder of the official tokenizer (LDM family), and a stem for small machines.
 
 ``patch`` > 1 folds patch x patch pixels into channels before the first convolution and unfolds them after the last: the
 widest and slowest resolutions disappear. Parameter names are those of the official checkpoints. Called by ``model``.

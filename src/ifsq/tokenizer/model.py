@@ -1,7 +1,7 @@
 """The tokenizer: encoder, quantizer, decoder, and its form on disk.
 
-``Tokenizer.from_pretrained`` is the only way to get a trained one, from a run folder or from a saved one; the hash of its
-weights is its identity in code caches and protocol cards. Called by ``train``, ``pipeline`` and users.
+``Tokenizer.from_pretrained`` is the only way to get a trained one, from a run folder or from a saved one; the hash of
+its weights is its identity in code caches and protocol cards. Called by ``train``, ``pipeline`` and users.
 """
 
 import json
@@ -105,7 +105,7 @@ class Tokenizer(nn.Module):
         return self.quant_conv(self.encoder(images)).float()
 
     def encode(self, images: Float[Tensor, "b 3 H W"]) -> Encoded:
-        """Images in [-1, 1] -> codes, indices and digits. Raises ValueError on a size that ``factor`` does not divide."""
+        """Images in [-1, 1] -> codes, indices and digits. Raises ValueError where ``factor`` does not divide the size."""
         quantized = self.quantizer(self.latent(images))
         return Encoded(quantized.codes, quantized.indices, quantized.digits)
 

@@ -33,7 +33,9 @@ def save(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: 
         shutil.rmtree(leftover)
     partial.mkdir()
     for name, table in tensors.items():
-        save_file({key: value.detach().contiguous().cpu() for key, value in table.items()}, partial / f"{name}.safetensors")
+        save_file(
+            {key: value.detach().contiguous().cpu() for key, value in table.items()}, partial / f"{name}.safetensors"
+        )
     (partial / "state.json").write_text(json.dumps({"step": step, **state}, indent=1))
     for file in partial.iterdir():
         _flush(file)

@@ -67,7 +67,7 @@ def world(device: str = "auto") -> Iterator[World]:
 
 
 def pick_device(name: str, local_rank: int = 0) -> torch.device:
-    """The device called ``name``; ``auto`` takes an accelerator where there is one. Raises ValueError if it is absent."""
+    """The device called ``name``; ``auto`` takes an accelerator where there is one. Raises ValueError without it."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():

@@ -1,4 +1,4 @@
-"""Exponential moving average of a model's floating-point tensors. Called by ``loop``; evaluated and saved beside the raw weights.
+"""Exponential moving average of a model: the weights that are evaluated, saved beside the raw ones. Called by ``loop``.
 
 Integer tensors are taken over, never averaged: the official code averages them into floats and so corrupts its indices.
 """
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class EMA:
-    """``average = decay * average + (1 - decay) * model``, with the decay ramped as (1 + step) / (10 + step) at the start.
+    """``average = decay * average + (1 - decay) * model``, with the decay ramped as (1 + step) / (10 + step).
 
     The ramp keeps the random initial weights from lingering in short runs.
     """

@@ -74,17 +74,17 @@ class Task(Protocol):
     def batches(self, start: int, world: World) -> Iterator[Any]:
         """This process's share of the batches, from step ``start`` on."""
 
-    def loss(self, model: nn.Module, batch: Any, rng: torch.Generator) -> dict[str, Tensor]:
+    def loss(self, model: Any, batch: Any, rng: torch.Generator) -> dict[str, Tensor]:
         """Scalars by name; ``loss`` is minimised."""
 
-    def validate(self, model: nn.Module) -> dict[str, float]:
+    def validate(self, model: Any) -> dict[str, float]:
         """Held-out figures of a model, by name; called in the first process."""
 
     def describe(self) -> dict[str, Any]:
         """JSON from which the model can be built again; goes into every checkpoint."""
 
 
-class Interrupted(Exception):
+class Interrupted(Exception):  # noqa: N818 - nothing went wrong
     """The run was asked to stop, and saved itself at ``step``."""
 
     def __init__(self, step: int) -> None:
@@ -137,7 +137,8 @@ class _Run:
         self.optimizer = make_optimizer(self.model, config.optim)
         folder.mkdir(parents=True, exist_ok=True)
         self.log = MetricsLog(folder / "metrics.jsonl")
-        self.step, self.seconds, self.last = 0, 0.0, {}
+        self.step, self.seconds = 0, 0.0
+        self.last: dict[str, float] = {}
         self._restore()
         step = _Step(task)
         self.forward = DistributedDataParallel(step, broadcast_buffers=False) if world.size > 1 else step
