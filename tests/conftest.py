@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="session")
 def golden() -> Callable[[str], Any]:
-    """``golden("dit_tiny")``: what the official implementation computes on small models, as an open safetensors file."""
+    """``golden("dit_tiny")``: what the official implementation computes on small models, as an open file."""
     folder = Path(os.environ.get("IFSQ_GOLDEN", ROOT.parent / "shared" / "golden"))
 
     def open_file(name: str) -> Any:

@@ -19,8 +19,9 @@ DEMO = "runs/demo"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code."""
-    # Threads that spin while they wait make training twenty times slower as soon as anything else needs a core.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Threads that spin while they wait make training ten times slower as soon as anything else needs a core (docs/log.md).
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     parser = _parser()
     options, extra = parser.parse_known_args(arguments)
     if not hasattr(options, "run"):

@@ -76,7 +76,7 @@ def test_official_losses_and_gradients(official):
 
 
 def test_official_guidance(official):
-    """The file's scale is 2.5 and its interval starts at t = 0.05: ``out`` was taken there, the others at 0.3."""
+    """The file's scale is 2.5 and its interval starts after t = 0.05: ``out`` was taken there, the others at 0.3."""
     model, tensor, _ = official
     x, labels = tensor("cfg/x2")[:2], tensor("cfg/y2")[:2]
     with torch.no_grad():

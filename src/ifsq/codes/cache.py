@@ -1,8 +1,8 @@
 """The cache of digits: what a tokenizer writes once and every generator reads.
 
 A folder of safetensors shards (``digits`` uint8 or uint16 (n, h, w, d), ``labels`` int64 (n,)) and ``manifest.json``,
-which names the layout, the classes, the source, the tokenizer's hash and every shard's SHA-256. Both generators open the
-same bytes, so "the same tokens" is one hash. Called by ``pipeline`` (writing) and ``generators.train`` (reading).
+which names the layout, the classes, the source, the tokenizer's hash and every shard's SHA-256. Both generators open
+the same bytes, so "the same tokens" is one hash. Called by ``pipeline`` (writing) and ``generators.train`` (reading).
 """
 
 import hashlib

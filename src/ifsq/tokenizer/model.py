@@ -105,7 +105,7 @@ class Tokenizer(nn.Module):
         return self.quant_conv(self.encoder(images)).float()
 
     def encode(self, images: Float[Tensor, "b 3 H W"]) -> Encoded:
-        """Images in [-1, 1] -> codes, indices and digits. Raises ValueError where ``factor`` does not divide the size."""
+        """Images in [-1, 1] -> codes, indices and digits. Raises ValueError if ``factor`` does not divide the size."""
         quantized = self.quantizer(self.latent(images))
         return Encoded(quantized.codes, quantized.indices, quantized.digits)
 

@@ -48,7 +48,7 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
 
 
 def lr_at(step: int, steps: int, config: OptimConfig) -> float:
-    """Learning rate of optimizer step ``step`` (from 0) of ``steps``: a pure function, so there is nothing to restore."""
+    """Learning rate of optimizer step ``step`` (from 0) of ``steps``: a pure function, nothing to restore."""
     if step < config.warmup:
         return config.lr * (step + 1) / config.warmup
     if config.schedule == "constant":

@@ -1,0 +1,95 @@
+"""The tokenizer against the official one (golden vectors), and its shapes."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from ifsq.tokenizer.conv import ConvConfig
+from ifsq.tokenizer.losses import LossConfig, reconstruction_loss
+from ifsq.tokenizer.model import QuantizerConfig, Tokenizer, TokenizerConfig
+
+
+def test_official_two_level_tokenizer(golden):
+    file = golden("tokenizer_fsq_2level")
+    model = Tokenizer(TokenizerConfig(ConvConfig(width=32, multipliers=(1, 2), blocks=1)))
+    state = {key[3:]: file.get_tensor(key) for key in file.keys() if key.startswith("sd/")}  # noqa: SIM118
+    model.load_state_dict({key: value for key, value in state.items() if "running" not in key})
+    images = file.get_tensor("in/x")
+    close = {"atol": 2e-5, "rtol": 1e-4}
+    torch.testing.assert_close(model.encoder(images), file.get_tensor("out/encoder"), **close)
+    torch.testing.assert_close(model.latent(images), file.get_tensor("out/quant_conv"), **close)
+    encoded = model.encode(images)
+    torch.testing.assert_close(encoded.codes, file.get_tensor("out/z_q"), **close)
+    assert torch.equal(encoded.indices, file.get_tensor("out/indices").squeeze(-1))
+    again = model(images)
+    torch.testing.assert_close(again, file.get_tensor("out/recon"), **close)
+    loss = F.l1_loss(again, images)
+    torch.testing.assert_close(loss.reshape(1), file.get_tensor("out/l1_loss"), **close)
+    loss.backward()
+    for name in ("decoder.conv_out.weight", "encoder.conv_in.weight", "quant_conv.weight"):
+        torch.testing.assert_close(
+            model.get_parameter(name).grad, file.get_tensor(f"grad/{name}"), atol=1e-4, rtol=1e-4
+        )
+
+
+def test_official_size_and_names(golden, root):
+    import json
+
+    keys = json.loads((root.parent / "shared/golden/state_dict_keys.json").read_text()) if golden("quantizer") else {}
+    with torch.device("meta"):
+        model = Tokenizer(TokenizerConfig())
+    assert sum(p.numel() for p in model.parameters()) == 83_324_099
+    official = {name: tuple(shape) for name, (shape, _) in keys["tokenizer_ifsq_f16_d4_4bit"].items()}
+    ours = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    assert ours == {name: shape for name, shape in official.items() if "quantize.running" not in name}
+
+
+@pytest.mark.parametrize(
+    ("conv", "factor"),
+    [
+        (ConvConfig(width=8, multipliers=(1, 2), blocks=1, groups=4), 2),
+        (ConvConfig(width=8, multipliers=(1, 1), blocks=1, groups=4, patch=2), 4),
+        (ConvConfig(width=8, multipliers=(1,), blocks=1, groups=4, patch=4), 4),
+        (ConvConfig(width=8, multipliers=(1, 1, 2, 2), blocks=1, groups=4), 8),
+    ],
+)
+def test_shapes_and_gradients(conv, factor):
+    quantizer = QuantizerConfig(levels=(8, 5), cells="equal", groups=(1, 1))
+    model = Tokenizer(TokenizerConfig(conv, quantizer))
+    assert model.factor == factor
+    images = torch.rand(2, 3, 2 * factor, 3 * factor) * 2 - 1
+    encoded = model.encode(images)
+    assert encoded.codes.shape == (2, 2, 2, 3)
+    assert encoded.indices.shape == (2, 2, 3, 2)
+    assert encoded.digits.shape == (2, 2, 3, 2)
+    assert model.spec(2 * factor, 3 * factor).grid == (2, 3)
+    losses = reconstruction_loss(images, model(images), LossConfig(l1=2.0, l2=3.0))
+    torch.testing.assert_close(losses["loss"], 2 * losses["l1"] + 3 * losses["l2"])
+    losses["loss"].backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+
+
+def test_autocast_leaves_the_digits_of_the_latent_alone():
+    model = Tokenizer(TokenizerConfig(ConvConfig(width=8, multipliers=(1, 1), blocks=1, groups=4)))
+    images = torch.rand(2, 3, 16, 16) * 2 - 1
+    with torch.autocast("cpu", torch.bfloat16):
+        latent = model.latent(images)
+        inside = model.quantizer(latent).digits
+    assert latent.dtype == torch.float32
+    assert torch.equal(inside, model.quantizer(latent).digits)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ConvConfig(width=30), "width=30: expected a multiple of groups=32"),
+        (lambda: ConvConfig(multipliers=()), r"multipliers=\(\)"),
+        (lambda: ConvConfig(patch=3), "patch=3: expected a power of two"),
+        (lambda: ConvConfig(blocks=0), "blocks=0: expected at least 1"),
+        (lambda: LossConfig(l1=0.0, l2=0.0), "one of them positive"),
+        (lambda: QuantizerConfig(levels=(4,)), "paper cells with bound='ifsq' need odd levels"),
+    ],
+)
+def test_bad_configs_are_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
