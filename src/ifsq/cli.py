@@ -19,7 +19,7 @@ DEMO = "runs/demo"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code."""
-    # Threads that spin while they wait make training ten times slower as soon as anything else needs a core (docs/log.md).
+    # Threads that spin while they wait cost tenfold as soon as anything else needs a core (docs/log.md).
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     parser = _parser()
