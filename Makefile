@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help setup demo test slow gpu check static format clean
+.PHONY: help setup demo test gpu check static format clean
 
 help:            ## this list
 	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/  /' | column -t -s'  ' -l2
@@ -21,10 +21,7 @@ demo: $(READY)   ## the whole road on bundled pictures; ends with runs/demo/repo
 	$(BIN)/ifsq demo
 
 test: $(READY)   ## the test suite, on both cores
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m 'not slow and not gpu'
-
-slow: $(READY)   ## tests that take minutes
-	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -q -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m 'not gpu'
 
 gpu: $(READY)    ## tests that need a CUDA device
 	$(BIN)/python -m pytest -q -m gpu

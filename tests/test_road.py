@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -198,6 +199,10 @@ def wait_for(condition, process, seconds=90):
         time.sleep(0.01)
 
 
+def judge_name():
+    return next(path.name for path in Path("two").iterdir() if path.name.startswith("judge_"))
+
+
 def test_two_processes_write_one_set_of_files_and_the_loss_falls():
     """torchrun over gloo: every verb, one folder each, the codes of one process."""
     run = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", "ifsq"]
@@ -206,6 +211,7 @@ def test_two_processes_write_one_set_of_files_and_the_loss_falls():
         ["tokenizer", "train", "tokenizer.toml", "--out", "two/tokenizer"],
         ["encode", "tokenizer", "bundled:shapes", "two/codes"],
         ["generator", "train", "ar.toml", "--out", "two/ar"],
+        ["generator", "eval", "two/ar", "--samples", "20"],
         ["sample", "ar", "--labels", "1", "2", "--out", "two/grid.png"],
     ):
         done = subprocess.run([*run, *verb], env=environment, capture_output=True, text=True, check=False)
@@ -216,7 +222,13 @@ def test_two_processes_write_one_set_of_files_and_the_loss_falls():
         assert np.isfinite(losses).all()
         assert losses[-1] < losses[0]
     assert CodeCache.open("two/codes").digest == CodeCache.open("codes").digest
-    assert sorted(path.name for path in Path("two").iterdir()) == ["ar", "codes", "grid.png", "tokenizer"]
+    assert sorted(path.name for path in Path("two").iterdir()) == [
+        "ar",
+        "codes",
+        "grid.png",
+        judge_name(),
+        "tokenizer",
+    ]
 
 
 def test_two_processes_see_the_batches_of_one():
@@ -244,6 +256,19 @@ def test_evaluations_and_report(capsys):
     assert "http" not in page.replace("http://www.w3.org", "")  # self-contained
     assert page.count("data:image/png") == 4
     assert page.count("data:image/svg+xml") == 4
+
+
+def test_a_run_that_stopped_before_its_first_checkpoint_may_be_changed(tmp_path):
+    out = ["--out", str(tmp_path / "run"), "--train.steps", "3"]
+    assert code_of(["tokenizer", "train", "tokenizer.toml", *out, "--train.optim.lr", "1e30"]) == 2
+    assert main(["tokenizer", "train", "tokenizer.toml", *out]) == 0
+
+
+def test_a_moved_run_finds_its_tokenizer_beside_it(tmp_path, monkeypatch):
+    for name in ("tokenizer", "ar"):
+        shutil.copytree(name, tmp_path / name)
+    monkeypatch.chdir(tmp_path / "ar")
+    assert main(["sample", str(tmp_path / "ar"), "--labels", "1", "--out", "one.png"]) == 0
 
 
 def test_sample_writes_one_picture_and_the_seed_decides_it():
@@ -287,6 +312,11 @@ BAD = {
     "wrong kind": (["tokenizer", "eval", "ar"], "ar: holds a ar model; expected a tokenizer"),
     "wrong kind too": (["generator", "eval", "tokenizer"], "tokenizer: holds a tokenizer model; expected a generator"),
     "few samples": (["generator", "eval", "ar", "--samples", "1"], "samples 1: expected at least 2"),
+    "fewer than classes": (["generator", "eval", "ar", "--samples", "5"], "samples 5: expected one for each of the 10 classes"),
+    "damaged config": (["tokenizer", "eval", "damaged"], "config.json: cannot be read as JSON"),
+    "damaged state": (["sample", "halfway", "--labels", "0", "--out", "new.png"], "state.json: cannot be read as JSON"),
+    "damaged evaluation": (["report", "unread"], "evaluation.json: cannot be read as JSON"),
+    "no permission": (["reconstruct", "tokenizer", "good.png", "--out", "/proc/nothing"], "/proc/nothing: No such file or directory"),
     "encode elsewhere": (["encode", "tokenizer", "bundled:shapes", "foreign"], "foreign: is not empty and holds no code cache"),
     "encode something else": (["encode", "tokenizer", "bundled:digits", "codes"], "codes: holds another code cache (data.source 'bundled:shapes' against 'bundled:digits')"),
     "encode size": (["encode", "tokenizer", "bundled:shapes", "new", "--size", "30"], "size 30: expected a multiple of the tokenizer's factor 4"),
@@ -296,6 +326,12 @@ BAD = {
     "heads": (["generator", "train", "ar.toml", "--out", "new", "--ar.heads", "3"], "heads"),
     "patch": (["generator", "train", "diffusion.toml", "--out", "new", "--diffusion.patch", "3"], "patch=3: expected a divisor of the code grid 4x4"),
     "groups": (["generator", "train", "ar.toml", "--out", "new", "--groups", "[2, 2]"], "groups=[2, 2]: expected positive sizes that sum to the 3 levels"),
+    "huge label": (["sample", "ar", "--labels", "99999999999999999999", "--out", "new.png"], "label 99999999999999999999: expected 0 to 9"),
+    "seed": (["sample", "ar", "--labels", "1", "--seed", "-1", "--out", "new.png"], "seed -1: expected 0 to"),
+    "not finite": (["tokenizer", "train", "tokenizer.toml", "--out", "new", "--loss.l1", "nan"], "loss.l1: nan: expected a finite number"),
+    "shapeless state": (["sample", "shapeless", "--labels", "0", "--out", "new.png"], "state.json: describes no model"),
+    "no origin": (["sample", "orphan", "--labels", "0", "--out", "new.png"], "orphan: its description is damaged"),
+    "two of a kind": (["report", "unread2", "unread2"], "2 runs of kinds ar, ar: expected at most one of a kind"),
     "label": (["sample", "ar", "--labels", "0", "10", "--out", "new.png"], "label 10: expected 0 to 9 (0 circle"),
     "negative label": (["sample", "ar", "--labels", "-1", "--out", "new.png"], "label -1: expected 0 to 9"),
     "picture name": (["sample", "ar", "--labels", "0", "--out", "new.txt"], "new.txt: expected a name that ends in .png"),
@@ -312,11 +348,27 @@ BAD = {
 }  # fmt: skip
 
 
+def damage(folder, **files):
+    for name, text in files.items():
+        path = Path(folder) / f"{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_one_line_and_nothing_is_written(case, capsys):
     Path("foreign").mkdir(exist_ok=True)
     Path("foreign/letter.txt").write_text("dear all")
     Image.fromarray(np.zeros((3, 3, 3), np.uint8)).save("tiny.png")
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save("good.png")
+    damage("damaged", config="{")
+    damage("halfway", config='{"kind": "ar"}', **{"checkpoints/step_3/state": "{"})
+    damage("unread", config='{"kind": "ar"}', evaluation="[")
+    damage("shapeless", config='{"kind": "ar"}', **{"checkpoints/step_3/state": "{}"})
+    damage("orphan", config='{"kind": "model", "model": {"kind": "ar"}}')
+    damage("unread2", config='{"kind": "ar"}', evaluation='{"cards": [{}]}')
+    for folder in ("unread", "unread2"):
+        Path(folder, "metrics.jsonl").write_text('{"step": 1, "loss": 1, "seconds": 1}\n')
     arguments, message = BAD[case]
     before = files_of(".")
     told = refused(capsys, arguments)

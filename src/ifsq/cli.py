@@ -34,6 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.run(options)
     except InputError as error:
         return _refuse(str(error))
+    except OSError as error:  # no room, no permission: the person's to mend
+        if error.filename is None:
+            raise
+        return _refuse(f"{error.filename}: {error.strerror}")
     except KeyboardInterrupt:
         return _stopped("stopped; the same command starts again")
     except Exception as error:
@@ -106,13 +110,13 @@ def _parser() -> argparse.ArgumentParser:
     report = _verb(verbs, "report", "one page about a tokenizer and its generators", _report)
     report.add_argument("folders", type=Path, nargs="+", metavar="RUN")
     report.add_argument(
-        "--out", type=Path, default=None, metavar="PAGE.html", help="default: report.html beside the first run"
+        "--out", type=Path, default=None, metavar="PAGE.html", help="default: report.html in the first run's folder"
     )
     return parser
 
 
 def _verb(verbs: Any, name: str, text: str, run: Any, *, overrides: bool = False) -> argparse.ArgumentParser:
-    epilog = "Any --section.key value of the experiment may follow." if overrides else None
+    epilog = "Any --section.key value of the experiment may follow the file." if overrides else None
     parser = verbs.add_parser(name, help=text, description=text, epilog=epilog, allow_abbrev=False)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default auto)")
     parser.set_defaults(run=run, overrides=overrides, verb=parser.prog)
@@ -137,7 +141,7 @@ def _tokenizer_train(options: argparse.Namespace) -> None:
 def _tokenizer_eval(options: argparse.Namespace) -> None:
     from ifsq import pipeline
 
-    _table(pipeline.evaluate_tokenizer(options.folder, options.device, Terminal()))
+    _table(pipeline.evaluate_tokenizer(options.folder, options.device))
 
 
 def _encode(options: argparse.Namespace) -> None:
@@ -260,8 +264,9 @@ def _first_process() -> bool:
 
 
 def _refuse(message: str) -> int:
-    if _first_process():
-        print(f"ifsq: {' '.join(message.split())}", file=sys.stderr)
+    # What every process refuses, the first says; what only another one met (its image is broken), that one says.
+    prefix = "ifsq" if _first_process() else f"ifsq (process {os.environ['RANK']})"
+    print(f"{prefix}: {' '.join(message.split())}", file=sys.stderr)
     return 2
 
 

@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
 import tomllib
 import typing
 from collections.abc import Iterable, Mapping
@@ -30,6 +31,16 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise InputError(f"{path}: cannot be read as TOML: {error}") from error
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds. Raises InputError when it is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as JSON: {error}") from error
 
 
 def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
@@ -73,6 +84,7 @@ def build(cls: type[T], table: Mapping[str, Any], where: str) -> T:
     from pydantic import TypeAdapter, ValidationError
 
     _refuse_unknown(cls, table, where, ())
+    _refuse_infinite(table, where, ())
     try:
         # Strict JSON mode: arrays may be tuples and integers floats, nothing else is converted.
         return TypeAdapter(cls).validate_json(json.dumps(table), strict=True)
@@ -124,6 +136,14 @@ def _refuse_unknown(cls: Any, table: Any, where: str, path: tuple[str, ...]) -> 
         for owner in typing.get_args(fields[key]) or (fields[key],):  # a section may be optional
             if dataclasses.is_dataclass(owner):
                 _refuse_unknown(owner, value, where, (*path, key))
+
+
+def _refuse_infinite(table: Any, where: str, path: tuple[str, ...]) -> None:
+    if isinstance(table, float) and not math.isfinite(table):
+        raise InputError(f"{where}: {'.'.join(path)}: {table}: expected a finite number")
+    items = table.items() if isinstance(table, Mapping) else enumerate(table) if isinstance(table, list) else ()
+    for key, value in items:
+        _refuse_infinite(value, where, (*path, str(key)))
 
 
 def _describe(error: Any) -> str:

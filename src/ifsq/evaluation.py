@@ -63,11 +63,12 @@ class TokenizerMeasured:
 
 @dataclass(frozen=True)
 class Reference:
-    """Real images that samples are held against: name, hash and the judge's statistics of their features."""
+    """Real images that samples are held against: name, hash, classes and the judge's statistics of their features."""
 
     name: str
     fingerprint: str
     data: DataConfig
+    classes: int
     statistics: FeatureStatistics
 
 
@@ -116,7 +117,7 @@ def reference(judge: JudgeNet, images: ImageSource, data: DataConfig, name: str)
     statistics = FeatureStatistics(judge.feature_dim)
     for batch in iterate_once(images, AT_ONCE):
         statistics.add(_features(judge, batch.images))
-    return Reference(name, images.fingerprint, data, statistics)
+    return Reference(name, images.fingerprint, data, len(images.classes), statistics)
 
 
 @torch.no_grad()
@@ -139,12 +140,18 @@ class Kept:
     labels: Int[Tensor, "n"]
 
 
+def spread(images: ImageSource, n: int) -> list[int]:
+    """At most ``n`` indices, evenly over a source: a folder is sorted by class, so its first images are no sample."""
+    count = min(n, len(images))
+    return [position * len(images) // count for position in range(count)]
+
+
 @torch.no_grad()
 def reconstructed(tokenizer: Tokenizer, images: ImageSource, n: int) -> Kept:
-    """The first ``n`` images of a source through the tokenizer: the best that a generator of its codes can do."""
+    """``n`` images spread over a source, through the tokenizer: the best that a generator of its codes can do."""
     device = next(tokenizer.parameters()).device
     kept, labels = [], []
-    for batch in iterate_once(images, AT_ONCE, stop=n):
+    for batch in iterate_once(images, AT_ONCE, indices=spread(images, n)):
         kept.append(to_uint8(tokenizer(batch.images.to(device))))
         labels.append(batch.labels)
     return Kept(np.concatenate(kept), torch.cat(labels))
@@ -157,7 +164,10 @@ def measure_samples(
     labels: Int[Tensor, "n"],
     card: ProtocolCard,
 ) -> list[ProtocolCard]:
-    """Fréchet distance to the reference, and how often the judge sees the class that was asked for (if it knows it)."""
+    """Fréchet distance to the reference, and how often the judge sees the class that was asked for.
+
+    A judge that learned other classes (see `pipeline.evaluate_generator`) says nothing about them.
+    """
     statistics = FeatureStatistics(judge.feature_dim)
     right = 0
     for part, told in zip(_chunks(images), labels.split(AT_ONCE), strict=True):
@@ -166,10 +176,10 @@ def measure_samples(
         right += int((_logits(judge, floats).argmax(dim=1) == told).sum())
     card = replace(card, n=len(images), features=f"{FEATURES} {weights_digest(judge)[:12]}")
     distance = frechet_from_statistics(statistics, against.statistics)
-    return [
-        replace(card, metric=fd_name(FEATURES), values={"distance": distance}),
-        replace(card, metric="class agreement", values={"share": right / len(images)}),
-    ]
+    distances = [replace(card, metric=fd_name(FEATURES), values={"distance": distance})]
+    if judge.num_classes != against.classes:
+        return distances
+    return [*distances, replace(card, metric="class agreement", values={"share": right / len(images)})]
 
 
 def sampling_card(

@@ -9,6 +9,7 @@ anything, and can be run again after an interruption. Called by ``cli`` and ``be
 
 import json
 import math
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -25,6 +26,7 @@ from ifsq.config import InputError, build, differences, to_dict
 from ifsq.data import DataConfig, image_grid, iterate_once, open_images, read_image, to_float, to_uint8, write_png
 from ifsq.data.images import ImageSource
 from ifsq.evaluation import (
+    AT_ONCE,
     draw_images,
     evenly,
     measure_likelihood,
@@ -33,6 +35,7 @@ from ifsq.evaluation import (
     reconstructed,
     reference,
     sampling_card,
+    spread,
 )
 from ifsq.experiment import GeneratorExperiment, TokenizerExperiment, check_cache
 from ifsq.generators.base import Generator
@@ -45,10 +48,11 @@ from ifsq.tokenizer.train import TokenizerTask
 from ifsq.training.distributed import World, pick_device, world
 from ifsq.training.folder import check_run, create_run, find_weights, read_config, write_text
 from ifsq.training.log import Reporter, Silent
-from ifsq.training.loop import fit
+from ifsq.training.loop import check_batch, fit
 
-AT_ONCE = 128  # images that pass through a network together, outside training
 SHEET_COLUMNS, SHEET_ROWS = 16, 4  # originals on the sheet of reconstructions
+SSIM_WINDOW = 11  # pixels a side of torchmetrics' window
+SHEET_CLASSES = 20  # rows at most
 CLASS_COLUMNS, REAL_COLUMNS = 6, 3  # images a class on the sheets of samples and of real images
 
 
@@ -57,6 +61,7 @@ def train_tokenizer(experiment: TokenizerExperiment, device: str = "auto", watch
     folder = Path(experiment.out)
     with _join(device) as here:
         train, val = open_images(experiment.data, "train"), open_images(experiment.data, "val")
+        check_batch(experiment.train, here)
         record = {"kind": "tokenizer", "experiment": to_dict(experiment), "data": train.fingerprint}
         _claim(folder, record, here)
         torch.manual_seed(experiment.train.seed)
@@ -79,7 +84,7 @@ def encode(
     watch = watch or Silent()
     with _join(device) as here:
         tokenizer = Tokenizer.from_pretrained(run).to(here.device)
-        data = _data_of(run, source, size)
+        data = _data_of(run, source, size, tokenizer.factor)
         sources = {split: open_images(data, split) for split in ("train", "val")}
         about = {
             "data": to_dict(data),
@@ -91,15 +96,19 @@ def encode(
             return existing
         spec = tokenizer.spec(data.size, data.size)
         counts = {split: len(images) for split, images in sources.items()}
-        partial = out.with_name(f".partial_{out.name}")
+        partial = out.absolute().with_name(f".partial_{out.absolute().name}")
         if here.first:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
         here.barrier()
         watch.start("codes", 0, sum(counts.values()))
-        for split, images in sources.items():
-            mine = range(here.rank, code_cache.shards_of(len(images)), here.size)
-            code_cache.write_shards(partial, split, len(images), _encoder(tokenizer, images, here), iter(mine), spec)
+        try:
+            for split, images in sources.items():
+                mine = iter(range(here.rank, code_cache.shards_of(len(images)), here.size))
+                code_cache.write_shards(partial, split, len(images), _encoder(tokenizer, images, here), mine, spec)
+        except InputError:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
         here.barrier()
         if here.first:
             code_cache.finish(partial, out, spec, sources["train"].classes, counts, about)
@@ -115,6 +124,7 @@ def train_generator(experiment: GeneratorExperiment, device: str = "auto", watch
         cache = CodeCache.open(experiment.codes)
         tokenizer = Tokenizer.from_pretrained(experiment.tokenizer)
         check_cache(cache, tokenizer, experiment.tokenizer)
+        check_batch(experiment.train, here)
         record = {"kind": experiment.kind, "experiment": to_dict(experiment), "data": cache.digest}
         torch.manual_seed(experiment.train.seed)
         model = experiment.make(experiment.view(cache.spec), len(cache.classes))
@@ -138,12 +148,13 @@ def sample(
 ) -> Path:
     """Draw one image for every label and write them as one PNG; returns its path."""
     _check_png(out)
+    _check_seed(seed)
     if guidance is not None and not 0 <= guidance < math.inf:
         raise InputError(f"guidance {guidance}: expected a number of at least 0 (1 is none)")
     with _join(device) as here:
         generator, tokenizer, origin = load_pair(run, here)
+        _refuse_labels(labels, origin)
         wanted = torch.tensor(labels)
-        _refuse_labels(wanted, origin)
         options = origin.sampling | ({} if guidance is None else {"guidance": guidance})
         if here.first:
             images = draw_images(generator, tokenizer, wanted, seed, options)
@@ -166,6 +177,7 @@ def reconstruct(run: Path, paths: Sequence[Path], out: Path, device: str = "auto
                 raise InputError(
                     f"{path}: {picture.shape[1]} x {picture.shape[0]} pixels; expected {tokenizer.factor} a side"
                 )
+        here.barrier()  # every process has seen the targets free
         lines = []
         for (_, picture), target in zip(pictures, targets, strict=True):
             height, width = (side - side % tokenizer.factor for side in picture.shape[:2])
@@ -185,13 +197,16 @@ def load_pair(run: Path, here: World) -> tuple[Generator, Tokenizer, Origin]:
     Raises InputError when that tokenizer is gone or has other weights now.
     """
     generator, origin = load_generator(run)
-    tokenizer = Tokenizer.from_pretrained(origin.tokenizer)
+    # A run that was moved, or is used from elsewhere, has its tokenizer beside it; the digest decides.
+    place = Path(origin.tokenizer)
+    place = place if place.exists() else run.parent / place.name
+    tokenizer = Tokenizer.from_pretrained(place)
     if tokenizer.digest() != origin.tokenizer_digest:
-        raise InputError(f"{run}: was trained behind other weights than {origin.tokenizer} holds now; train it again")
+        raise InputError(f"{run}: was trained behind other weights than {place} holds now; train in another folder")
     return generator.to(here.device), tokenizer.to(here.device), origin
 
 
-def evaluate_tokenizer(run: Path, device: str = "auto", watch: Reporter | None = None) -> list[ProtocolCard]:
+def evaluate_tokenizer(run: Path, device: str = "auto") -> list[ProtocolCard]:
     """Measure a tokenizer run on its held-out images.
 
     Writes ``evaluation.json`` and ``samples/reconstructions.png`` into the run.
@@ -199,6 +214,8 @@ def evaluate_tokenizer(run: Path, device: str = "auto", watch: Reporter | None =
     with _join(device) as here:
         tokenizer = Tokenizer.from_pretrained(run).to(here.device)
         data = build(DataConfig, _experiment_of(run)["data"], str(run))
+        if data.size < SSIM_WINDOW:
+            raise InputError(f"{run}: images of {data.size} pixels; expected at least {SSIM_WINDOW} for SSIM")
         images = open_images(data, "val")
         measured = measure_tokenizer(tokenizer, images, data, f"{data.source} val")
         if here.first:
@@ -224,24 +241,33 @@ def evaluate_generator(
     Writes ``evaluation.json``, ``samples/classes.png`` (one class a row) and ``samples/real.png``. The judge,
     a classifier of the same images, is trained beside the run when it is not there yet.
     """
+    _check_seed(seed)
     if samples < 2:
         raise InputError(f"samples {samples}: expected at least 2")
     watch = watch or Silent()
     with _join(device) as here:
         generator, tokenizer, origin = load_pair(run, here)
+        if samples < len(origin.classes):
+            raise InputError(f"samples {samples}: expected one for each of the {len(origin.classes)} classes at least")
         cache = CodeCache.open(_experiment_of(run)["codes"])
+        if cache.digest != origin.codes_digest:
+            raise InputError(f"{cache.folder}: holds other codes than {run} was trained on; train in another folder")
         data = build(DataConfig, cache.about["data"], str(cache.folder))
-        judge = _judge(run.parent / "judge", data, here, watch)
+        judge = _judge(run.parent, data, here, watch)
         cards: list[ProtocolCard] = []
-        if here.first:
+        if judge is not None:
             real = open_images(data, "train")
+            if real.fingerprint != cache.about["fingerprints"]["train"]:
+                raise InputError(f"{data.source}: has changed since {cache.folder} was written; encode it again")
             against = reference(judge, real, data, f"{data.source} train")
             labels = evenly(len(origin.classes), samples)
             card = sampling_card(generator, tokenizer, against, seed, origin.sampling)
             images = draw_images(generator, tokenizer, labels, seed, origin.sampling)
             cards = measure_samples(judge, against, images, labels, card)
-            cards += measure_likelihood(generator, cache.read("val"), replace(card, reference=f"{data.source} val"))
-            twin = draw_images(_untrained(run, here), tokenizer, labels, seed, origin.sampling)
+            held_out = cache.about["fingerprints"]["val"]
+            told = replace(card, reference=f"{data.source} val", reference_hash=held_out, function_evaluations=1)
+            cards += measure_likelihood(generator, cache.read("val"), told)
+            twin = draw_images(_untrained(run, cache, here), tokenizer, labels, seed, origin.sampling)
             cards.append(_renamed(measure_samples(judge, against, twin, labels, card)[0], "untrained generator"))
             kept = reconstructed(tokenizer, real, samples)
             floor = replace(card, guidance=0.0, sampler="", function_evaluations=0, generator_hash="")
@@ -249,8 +275,9 @@ def evaluate_generator(
                 _renamed(measure_samples(judge, against, kept.images, kept.labels, floor)[0], "tokenizer alone")
             )
             (run / "samples").mkdir(exist_ok=True)
-            write_png(_class_sheet(images, len(origin.classes)), run / "samples" / "classes.png")
-            write_png(_class_sheet(_real_rows(real), len(origin.classes)), run / "samples" / "real.png")
+            shown = min(len(origin.classes), SHEET_CLASSES)
+            write_png(_class_sheet(images, len(origin.classes), shown), run / "samples" / "classes.png")
+            write_png(_class_sheet(_real_rows(real, shown), shown, shown), run / "samples" / "real.png")
             _write_evaluation(run, cards, {"classes": list(origin.classes)})
         here.barrier()
     return cards
@@ -258,7 +285,7 @@ def evaluate_generator(
 
 def _join(device: str) -> Any:
     try:
-        pick_device(device)
+        pick_device(device, int(os.environ.get("LOCAL_RANK", "0")))
     except ValueError as error:
         raise InputError(str(error)) from error
     return world(device)
@@ -273,16 +300,15 @@ def _claim(folder: Path, record: dict[str, Any], here: World) -> None:
     here.barrier()
 
 
-def _data_of(run: Path, source: str, size: int | None) -> DataConfig:
+def _data_of(run: Path, source: str, size: int | None, factor: int) -> DataConfig:
     """The data a tokenizer reads from ``source``: in its own size unless told otherwise, without flips."""
     if size is None:
         config = read_config(run)
         if "experiment" not in config:
             raise InputError(f"{run}: is not a training run and has no image size of its own; give --size")
         size = config["experiment"]["data"]["size"]
-    tokenizer_factor = Tokenizer.from_pretrained(run).factor
-    if size % tokenizer_factor:
-        raise InputError(f"size {size}: expected a multiple of the tokenizer's factor {tokenizer_factor}")
+    if size % factor:
+        raise InputError(f"size {size}: expected a multiple of the tokenizer's factor {factor}")
     return build(DataConfig, {"source": source, "size": size}, "encode")
 
 
@@ -305,7 +331,7 @@ def _encoder(tokenizer: Tokenizer, images: ImageSource, here: World) -> code_cac
     @torch.no_grad()
     def encode_range(start: int, stop: int) -> tuple[Tensor, Tensor]:
         parts, labels = [], []
-        for batch in iterate_once(images, AT_ONCE, start=start, stop=stop):
+        for batch in iterate_once(images, AT_ONCE, indices=range(start, stop)):
             parts.append(tokenizer.encode(batch.images.to(here.device)).digits.cpu())
             labels.append(batch.labels)
         return torch.cat(parts), torch.cat(labels)
@@ -321,6 +347,11 @@ def _held_out(model: nn.Module, images: ImageSource) -> dict[str, float]:
     return {"psnr": float(torch.cat(values).mean())}
 
 
+def _check_seed(seed: int) -> None:
+    if not 0 <= seed < 2**63:
+        raise InputError(f"seed {seed}: expected 0 to 2**63 - 1")
+
+
 def _check_png(out: Path) -> None:
     if out.suffix.lower() != ".png":
         raise InputError(f"{out}: expected a name that ends in .png")
@@ -328,8 +359,8 @@ def _check_png(out: Path) -> None:
         raise InputError(f"{out}: is a folder; expected the name of a picture")
 
 
-def _refuse_labels(labels: Tensor, origin: Origin) -> None:
-    wrong = [int(label) for label in labels if not 0 <= label < len(origin.classes)]
+def _refuse_labels(labels: Sequence[int], origin: Origin) -> None:
+    wrong = [label for label in labels if not 0 <= label < len(origin.classes)]
     if wrong:
         names = ", ".join(f"{i} {name}" for i, name in enumerate(origin.classes[:12]))
         raise InputError(f"label {wrong[0]}: expected 0 to {len(origin.classes) - 1} ({names})")
@@ -352,24 +383,32 @@ def _experiment_of(run: Path) -> dict[str, Any]:
     return config["experiment"]
 
 
-def _judge(folder: Path, data: DataConfig, here: World, watch: Reporter) -> JudgeNet:
-    """The classifier of these images, trained once. Images of a single class are judged by one of the photographs."""
+def _judge(parent: Path, data: DataConfig, here: World, watch: Reporter) -> JudgeNet | None:
+    """The classifier of these images, trained once, in the first process; None in the others.
+
+    Images of a single class are judged by one of the photographs.
+    """
+    if not here.first:
+        return None
+    alone = World(0, 1, here.device)
     if len(open_images(data, "train").classes) < 2:
         watch.say(f"{data.source} has one class: the judge learns bundled:photos instead")
         data = DataConfig("bundled:photos", data.size)
     task = JudgeTask(open_images(data, "train"), open_images(data, "val"))
     torch.manual_seed(JUDGE_TRAINING.seed)
-    _claim(folder, {"kind": "judge", "experiment": to_dict(JUDGE_TRAINING), "data": task.source.fingerprint}, here)
-    judge = fit(task, JUDGE_TRAINING, folder, here, watch, "judge")
+    folder = parent / f"judge_{task.source.fingerprint[:8]}"
+    _claim(folder, {"kind": "judge", "experiment": to_dict(JUDGE_TRAINING), "data": task.source.fingerprint}, alone)
+    judge = fit(task, JUDGE_TRAINING, folder, alone, watch, "judge")
     assert isinstance(judge, JudgeNet)
     return judge.eval()
 
 
-def _untrained(run: Path, here: World) -> Generator:
+def _untrained(run: Path, cache: CodeCache, here: World) -> Generator:
     """The generator as it was before its first step."""
     described = find_weights(run).described
     torch.manual_seed(_experiment_of(run)["train"]["seed"])
     twin, _ = from_description(described, str(run))
+    twin.observe(cache.read("train").digits)
     return twin.to(here.device).eval()
 
 
@@ -386,7 +425,7 @@ def _write_evaluation(run: Path, cards: list[ProtocolCard], more: dict[str, Any]
 def _reconstruction_sheet(tokenizer: Tokenizer, images: ImageSource, here: World) -> Any:
     """Held-out originals in the odd rows, their reconstructions below them."""
     shown = min(len(images), SHEET_ROWS * SHEET_COLUMNS)
-    batch = next(iterate_once(images, shown))
+    batch = next(iterate_once(images, shown, indices=spread(images, shown)))
     again = tokenizer.reconstruct(batch.images.to(here.device)).cpu()
     rows = []
     for start in range(0, shown, SHEET_COLUMNS):
@@ -394,21 +433,22 @@ def _reconstruction_sheet(tokenizer: Tokenizer, images: ImageSource, here: World
     return image_grid(to_uint8(torch.cat(rows)), min(shown, SHEET_COLUMNS))
 
 
-def _class_sheet(images: Any, classes: int) -> Any:
-    """One class a row; the images come class after class in turn, as `evenly` gives them."""
-    rows = min(CLASS_COLUMNS, len(images) // classes)
-    by_class = images[: rows * classes].reshape(rows, classes, *images.shape[1:]).swapaxes(0, 1)
-    return image_grid(by_class.reshape(-1, *images.shape[1:]), rows)
+def _class_sheet(images: Any, classes: int, shown: int) -> Any:
+    """The first ``shown`` classes, one a row; the images come class after class in turn, as `evenly` gives them."""
+    columns = min(CLASS_COLUMNS, len(images) // classes)
+    by_class = images[: columns * classes].reshape(columns, classes, *images.shape[1:]).swapaxes(0, 1)[:shown]
+    return image_grid(by_class.reshape(-1, *images.shape[1:]), columns)
 
 
-def _real_rows(images: ImageSource) -> Any:
-    """A few real images of every class, class after class in turn."""
-    found: dict[int, list[Any]] = {label: [] for label in range(len(images.classes))}
+def _real_rows(images: ImageSource, shown: int) -> Any:
+    """A few real images of the first classes, class after class in turn."""
+    found: dict[int, list[Any]] = {label: [] for label in range(shown)}
     for index in range(len(images)):
         picture, label = images.load(index, index)
-        if len(found[label]) < REAL_COLUMNS:
+        if label < shown and len(found[label]) < REAL_COLUMNS:
             found[label].append(picture)
         if all(len(pictures) == REAL_COLUMNS for pictures in found.values()):
             break
-    fewest = min(len(pictures) for pictures in found.values())
-    return np.stack([pictures[row] for row in range(fewest) for pictures in found.values()])
+    blank = np.full((picture.shape), 255, np.uint8)  # a class may have fewer images
+    columns = [pictures + [blank] * (REAL_COLUMNS - len(pictures)) for pictures in found.values()]
+    return np.stack([pictures[row] for row in range(REAL_COLUMNS) for pictures in columns])

@@ -3,7 +3,6 @@
 Each stage knows what is already done, so the same command continues wherever it was interrupted. Called by ``cli``.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.resources import files
@@ -11,7 +10,7 @@ from pathlib import Path
 
 from ifsq import pipeline
 from ifsq.bench.report import write_report
-from ifsq.config import InputError, parse_overrides
+from ifsq.config import InputError, parse_overrides, read_json
 from ifsq.experiment import load_generator_experiment, load_tokenizer_experiment
 from ifsq.generators.pretrained import load_generator
 from ifsq.tokenizer.model import Tokenizer
@@ -39,7 +38,7 @@ def demo(out: Path, overrides: Sequence[str], device: str, watch: Reporter) -> P
     watch.say(f"1 of 4  a tokenizer of {first.data.source}")
     pipeline.train_tokenizer(replace(first, out=str(tokenizer)), device, watch)
     if not _measured(tokenizer, Tokenizer.from_pretrained(tokenizer).digest()):
-        pipeline.evaluate_tokenizer(tokenizer, device, watch)
+        pipeline.evaluate_tokenizer(tokenizer, device)
     watch.say("2 of 4  its codes, once for both generators")
     pipeline.encode(tokenizer, first.data.source, codes, None, device, watch)
     runs = []
@@ -68,5 +67,5 @@ def _measured(run: Path, digest: str) -> bool:
     path = run / "evaluation.json"
     if not path.is_file():
         return False
-    first = json.loads(path.read_text())["cards"][0]
-    return digest in (first["generator_hash"] or first["tokenizer_hash"],)
+    first = read_json(path)["cards"][0]
+    return digest == (first["generator_hash"] or first["tokenizer_hash"])

@@ -6,7 +6,6 @@ and ``demo``.
 
 import base64
 import io
-import json
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,8 +18,10 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ifsq.config import InputError
+from ifsq.config import InputError, read_json
 from ifsq.metrics.card import code_version
+from ifsq.pipeline import SHEET_CLASSES
+from ifsq.training.distributed import first_process
 from ifsq.training.folder import read_config, write_text
 from ifsq.training.log import read_metrics
 
@@ -65,6 +66,12 @@ class Run:
 def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
     """Write the page; returns its path. Raises InputError for a folder that is no run, or one that is not evaluated."""
     runs = [_read(folder) for folder in folders]
+    kinds = [run.kind for run in runs]
+    if len(set(kinds)) < len(kinds):
+        raise InputError(f"{len(kinds)} runs of kinds {', '.join(kinds)}: expected at most one of a kind on a page")
+    references = {run.evaluation["cards"][0]["reference_hash"] for run in runs if run.kind != "tokenizer"}
+    if len(references) > 1:
+        raise InputError("the generators were measured against different images: their figures do not compare")
     target = out or folders[0] / "report.html"
     if target.suffix not in (".html", ".htm"):
         raise InputError(f"{target}: expected a name that ends in .html")
@@ -72,8 +79,9 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
         loader=jinja2.PackageLoader("ifsq.bench", "."), autoescape=True, undefined=jinja2.StrictUndefined
     )
     page = environment.get_template("report.html.j2").render(_content(runs, target))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_text(target, page)
+    if first_process():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_text(target, page)
     return target
 
 
@@ -88,7 +96,10 @@ def _read(folder: Path) -> Run:
     if not path.is_file():
         verb = "tokenizer" if config["kind"] == "tokenizer" else "generator"
         raise InputError(f"{folder}: is not evaluated yet; run ifsq {verb} eval {folder}")
-    return Run(folder, config["kind"], config, metrics, json.loads(path.read_text()))
+    evaluation = read_json(path)
+    if not isinstance(evaluation, dict) or not evaluation.get("cards"):
+        raise InputError(f"{path}: holds no protocol cards; evaluate the run again")
+    return Run(folder, config["kind"], config, metrics, evaluation)
 
 
 def _content(runs: Sequence[Run], target: Path) -> dict[str, Any]:
@@ -100,7 +111,7 @@ def _content(runs: Sequence[Run], target: Path) -> dict[str, Any]:
         "facts": [fact for run in runs for fact in _facts(run)],
         "reconstructions": _reconstructions(tokenizers[0]) if tokenizers else None,
         "panels": _panels(generators),
-        "classes": generators[0].evaluation["classes"] if generators else [],
+        "classes": generators[0].evaluation["classes"][:SHEET_CLASSES] if generators else [],
         "samples_text": _samples_text(generators),
         "row_height": _row_height(generators),
         "rows": [row for run in runs for row in _rows(run)],
@@ -157,6 +168,8 @@ def _samples_text(generators: Sequence[Run]) -> str:
     parts = []
     for run in generators:
         agreement, chance = run.figure("class agreement", "share"), 1 / len(run.evaluation["classes"])
+        if agreement is None:  # images of a single class
+            continue
         card = run.evaluation["cards"][0]
         parts.append(
             f"A classifier of the real images sees the class that was asked for in {agreement:.0%} of {card['n']} "

@@ -55,6 +55,8 @@ class CodeCache:
         self.spec = CodeSpec.from_dict(manifest["spec"])
         self.classes = tuple(manifest["classes"])
         self.about: dict[str, Any] = manifest["about"]
+        if "tokenizer" not in self.about:
+            raise KeyError("about.tokenizer")
         self.digest = digest(manifest)
         self._splits: dict[str, list[dict[str, Any]]] = manifest["splits"]
 
@@ -70,7 +72,9 @@ class CodeCache:
             if manifest["format"] != FORMAT:
                 raise InputError(f"{path}: format {manifest['format']}; expected {FORMAT}")
             return cls(folder, manifest)
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        except InputError:
+            raise
+        except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{path}: is not a manifest of a code cache ({error})") from error
 
     def read(self, split: str) -> CodeSet:

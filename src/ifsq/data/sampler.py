@@ -1,11 +1,13 @@
 """Which image a training step sees, and batches of them: a pure function of (seed, step), whatever the processes.
 
 The stream is the endless concatenation of one permutation of the source per epoch. Step s takes the positions
-s * batch .. s * batch + batch - 1 of it, and rank r of w the r-th w-th of these. Nothing is dropped, nothing depends on
-what was read before, so a run continues at any step. Called by the training of the tokenizer and by ``pipeline``.
+s * batch .. s * batch + batch - 1 of it, and rank r of w the r-th of w equal slices of these. Nothing is dropped,
+nothing depends on what was read before, so a run continues at any step.
+
+Called by both training tasks and by ``pipeline``.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -94,15 +96,15 @@ class ImageBatches:
 
 
 def iterate_once(
-    source: ImageSource, batch: int, seed: int = 0, workers: int = 0, start: int = 0, stop: int | None = None
+    source: ImageSource, batch: int, seed: int = 0, workers: int = 0, indices: Sequence[int] | None = None
 ) -> Iterator[ImageBatch]:
-    """Images start..stop-1 (default: all) exactly once, in order; the last batch may be smaller.
+    """The images at ``indices`` (default: all) exactly once, in order; the last batch may be smaller.
 
-    Item seeds are ``mix(seed, 0, index)``, so a range gives the pictures that the whole would.
+    Item seeds are ``mix(seed, 0, index)``, so a part gives the pictures that the whole would.
     """
     if batch < 1:
         raise ValueError(f"batch={batch}: expected at least one image")
-    items = [(index, mix(seed, 0, index)) for index in range(len(source))[start:stop]]
+    items = [(index, mix(seed, 0, index)) for index in (range(len(source)) if indices is None else indices)]
     return _read(source, [items[at : at + batch] for at in range(0, len(items), batch)], workers)
 
 

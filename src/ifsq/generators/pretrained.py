@@ -51,9 +51,12 @@ def from_description(described: dict[str, Any], where: str) -> tuple[ARGenerator
     kind = described.get("kind")
     if kind not in ("ar", "diffusion"):
         raise InputError(f"{where}: holds a {kind} model; expected a generator")
-    spec = CodeSpec.from_dict(described["spec"])
-    raw = described["origin"]
-    origin = Origin(**{**raw, "classes": tuple(raw["classes"])})
+    try:
+        spec = CodeSpec.from_dict(described["spec"])
+        raw = described["origin"]
+        origin = Origin(**{**raw, "classes": tuple(raw["classes"])})
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{where}: its description is damaged ({error!r})") from error
     if kind == "ar":
         return ARGenerator(build(ARConfig, described["config"], where), spec, len(origin.classes)), origin
     return DiffusionGenerator(build(DiTConfig, described["config"], where), spec, len(origin.classes)), origin

@@ -35,11 +35,8 @@ class GeneratorTask:
 
     def batches(self, start: int, world: World) -> Iterator[CodeBatch]:
         sampler = StepSampler(len(self.train), self.config.batch, self.config.seed, rank=world.rank, world=world.size)
-        step = start
-        while True:
-            rows = torch.tensor([index for index, _ in sampler.items(step)])
-            yield take(self.train, rows, world.device)
-            step += 1
+        for items in sampler.steps_from(start):
+            yield take(self.train, torch.tensor([index for index, _ in items]), world.device)
 
     def loss(self, model: Generator, batch: CodeBatch, rng: torch.Generator) -> dict[str, Tensor]:
         return model.loss(batch, rng)

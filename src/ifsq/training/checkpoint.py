@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ifsq.config import InputError
+from ifsq.config import InputError, read_json
 
 STEP = re.compile(r"step_(\d+)")
 
@@ -64,8 +64,8 @@ def load(path: Path, name: str) -> dict[str, Tensor]:
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """The JSON part of a checkpoint."""
-    return json.loads((path / "state.json").read_text())
+    """The JSON part of a checkpoint. Raises InputError when it is missing or damaged."""
+    return read_json(path / "state.json")
 
 
 def flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

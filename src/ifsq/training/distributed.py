@@ -7,9 +7,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+
+PATIENCE = timedelta(hours=4)  # the first process evaluates alone while the others wait
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,11 @@ class World:
         return bool(told)
 
 
+def first_process() -> bool:
+    """Whether this process is the one that writes and prints, also outside `world`."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 @contextmanager
 def world(device: str = "auto") -> Iterator[World]:
     """Join the processes that torchrun started, or stand alone. ``device``: ``auto``, ``cpu``, ``cuda``, ``mps``."""
@@ -58,7 +66,7 @@ def world(device: str = "auto") -> Iterator[World]:
         torch.cuda.set_device(chosen)
     joined = not dist.is_initialized()
     if joined:
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=PATIENCE)
     try:
         yield World(dist.get_rank(), size, chosen)
     finally:
@@ -72,6 +80,8 @@ def pick_device(name: str, local_rank: int = 0) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("device 'cuda': this machine has no CUDA device; expected cpu or auto")
+    if name == "cuda" and local_rank >= torch.cuda.device_count():
+        raise ValueError(f"process {local_rank} of this machine: it has {torch.cuda.device_count()} CUDA devices")
     if name == "mps" and not torch.backends.mps.is_available():
         raise ValueError("device 'mps': this machine has no Metal device; expected cpu or auto")
     if name not in ("cpu", "cuda", "mps"):

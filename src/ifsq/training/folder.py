@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ifsq.config import InputError, differences
+from ifsq.config import InputError, differences, read_json
 from ifsq.training import checkpoint
 
 CONFIG = "config.json"
@@ -30,6 +30,8 @@ def check_run(folder: Path, config: dict[str, Any]) -> bool:
     if not (folder / CONFIG).is_file():
         raise InputError(f"{folder}: is not empty and holds no run of ifsq ({entries[0].name}); choose another folder")
     found = read_config(folder)
+    if found.get("kind") == config["kind"] and {entry.name for entry in entries} <= {CONFIG, "metrics.jsonl"}:
+        return found == config  # it stopped before its first checkpoint: there is nothing to lose
     different = differences(found, config)
     if different:
         raise InputError(f"{folder}: holds another run ({different[0]}); choose another folder or remove it")
@@ -49,10 +51,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise InputError(f"{folder}: no such folder; expected a run of ifsq")
     if not path.is_file():
         raise InputError(f"{folder}: holds no {CONFIG}; expected a run of ifsq")
-    try:
-        found = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as JSON: {error}") from error
+    found = read_json(path)
     if not isinstance(found, dict) or "kind" not in found:
         raise InputError(f"{path}: is not a run of ifsq; expected a JSON object with a kind")
     return found
@@ -84,9 +83,14 @@ def find_weights(folder: Path) -> Weights:
     """
     config = read_config(folder)
     if config["kind"] == "model":
+        if "model" not in config:
+            raise InputError(f"{folder / CONFIG}: describes no model; write it with save_pretrained")
         return Weights(config["model"], folder / "model.safetensors")
     found = checkpoint.steps_in(folder / "checkpoints")
     if not found:
         raise InputError(f"{folder}: holds no checkpoint yet; train it first")
     newest = found[-1][1]
-    return Weights(checkpoint.load_state(newest)["model"], newest / "ema.safetensors")
+    state = checkpoint.load_state(newest)
+    if not isinstance(state, dict) or "model" not in state:
+        raise InputError(f"{newest / 'state.json'}: describes no model; the checkpoint is damaged")
+    return Weights(state["model"], newest / "ema.safetensors")

@@ -8,6 +8,8 @@ import os
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from ifsq.config import InputError
+
 
 @runtime_checkable
 class Reporter(Protocol):
@@ -66,4 +68,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     text = path.read_text()
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    try:
+        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}: a line is no JSON: {error}") from error

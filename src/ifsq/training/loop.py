@@ -110,8 +110,7 @@ def fit(task: Task, config: TrainConfig, folder: Path, world: World, watch: Repo
     Raises InputError when the batch does not divide by the processes or the loss is not finite, Interrupted on SIGINT
     and SIGTERM (after saving).
     """
-    if config.batch % world.size:
-        raise InputError(f"train.batch={config.batch}: expected a multiple of the {world.size} processes")
+    check_batch(config, world)
     run = _Run(task, config, folder, world)
     watch.start(name, run.step, config.steps)
     with _stop_requests() as stop:
@@ -125,6 +124,12 @@ def fit(task: Task, config: TrainConfig, folder: Path, world: World, watch: Repo
                 break
     watch.finish(run.last)
     return run.ema.model
+
+
+def check_batch(config: TrainConfig, world: World) -> None:
+    """Raise InputError when the processes cannot share a batch equally."""
+    if config.batch % world.size:
+        raise InputError(f"train.batch={config.batch}: expected a multiple of the {world.size} processes")
 
 
 class _Run:
@@ -159,10 +164,13 @@ class _Run:
         self.optimizer.zero_grad(set_to_none=True)
         self.ema.update(self.model, step)
         self.step += 1
+        saves = self.step == config.steps or self.step % config.save_every == 0
+        if saves:
+            self._refuse_infinite(float(losses["loss"].detach()))  # before anything is overwritten
         logged = self._log(losses, norm) if self.step % config.log_every == 0 or self.step == config.steps else {}
         if self.step == config.steps or (config.validate_every and self.step % config.validate_every == 0):
             self._validate()
-        if self.step == config.steps or self.step % config.save_every == 0:
+        if saves:
             self.save()
         return logged
 
@@ -201,10 +209,7 @@ class _Run:
         names = sorted(losses)
         stacked = self.world.mean(torch.stack([losses[name].detach().float() for name in names]))
         values = dict(zip(names, stacked.tolist(), strict=True))
-        if not math.isfinite(values["loss"]):
-            raise InputError(
-                f"loss is {values['loss']} at step {self.step}; lower train.optim.lr (now {self.config.optim.lr})"
-            )
+        self._refuse_infinite(values["loss"])
         elapsed, (_, before) = self._elapsed(), self._since
         self.seconds += elapsed
         values |= {
@@ -218,6 +223,11 @@ class _Run:
         self._since = (time.perf_counter(), self.step)
         self.last = values
         return values
+
+    def _refuse_infinite(self, loss: float) -> None:
+        if not math.isfinite(loss):
+            lr = self.config.optim.lr
+            raise InputError(f"loss is {loss} at step {self.step}; lower train.optim.lr (now {lr}), in a new folder")
 
     def _validate(self) -> None:
         if self.world.first:
