@@ -182,7 +182,7 @@ def test_a_process_killed_while_training_ends_with_the_same_bits(what):
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
         wait_for(lambda n=steps_seen: len(read_metrics(Path(f"killed_{what}/metrics.jsonl"))) >= n, process)
         process.send_signal(signal.SIGKILL)
-        process.wait()
+        assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
     assert subprocess.run(command, stderr=subprocess.DEVNULL, check=False).returncode == 0
     whole = ["--out", f"whole_{what}", "--train.save_every", "4", "--train.steps", "20"]
     assert main([verb, "train", f"{what}.toml", *whole]) == 0
@@ -230,9 +230,6 @@ def test_two_processes_write_one_set_of_files_and_the_loss_falls():
         "tokenizer",
     ]
 
-
-def test_two_processes_see_the_batches_of_one():
-    """Same data, same start: the losses of the first steps agree to rounding."""
     one = [row["loss"] for row in read_metrics(Path("tokenizer/metrics.jsonl")) if "loss" in row]
     two = [row["loss"] for row in read_metrics(Path("two/tokenizer/metrics.jsonl")) if "loss" in row]
     # The logged loss is the mean of both halves of the batch that the single process saw whole.
@@ -262,6 +259,20 @@ def test_a_run_that_stopped_before_its_first_checkpoint_may_be_changed(tmp_path)
     out = ["--out", str(tmp_path / "run"), "--train.steps", "3"]
     assert code_of(["tokenizer", "train", "tokenizer.toml", *out, "--train.optim.lr", "1e30"]) == 2
     assert main(["tokenizer", "train", "tokenizer.toml", *out]) == 0
+
+
+def test_a_saved_model_does_not_overwrite_a_run():
+    with pytest.raises(InputError, match="tokenizer: holds a training run; save the model in another folder"):
+        ifsq.Tokenizer.from_pretrained("tokenizer").save_pretrained("tokenizer")
+
+
+def test_the_demo_at_toy_size_and_once_more(tmp_path, capsys):
+    command = ["demo", "--out", str(tmp_path / "demo"), "--train.steps", "6", "--train.log_every", "3"]
+    assert main(command) == 0
+    weights = {path: stamp for path, stamp in files_of(tmp_path).items() if path.suffix == ".safetensors"}
+    assert main(command) == 0
+    assert {path: stamp for path, stamp in files_of(tmp_path).items() if path.suffix == ".safetensors"} == weights
+    assert "</html>" in (tmp_path / "demo" / "report.html").read_text()
 
 
 def test_a_moved_run_finds_its_tokenizer_beside_it(tmp_path, monkeypatch):
@@ -366,7 +377,12 @@ def test_bad_input_is_one_line_and_nothing_is_written(case, capsys):
     damage("unread", config='{"kind": "ar"}', evaluation="[")
     damage("shapeless", config='{"kind": "ar"}', **{"checkpoints/step_3/state": "{}"})
     damage("orphan", config='{"kind": "model", "model": {"kind": "ar"}}')
-    damage("unread2", config='{"kind": "ar"}', evaluation='{"cards": [{}]}')
+    damage(
+        "unread2",
+        config='{"kind": "ar"}',
+        evaluation='{"cards": [{}], "step": 3}',
+        **{"checkpoints/step_3/state": "{}"},
+    )
     for folder in ("unread", "unread2"):
         Path(folder, "metrics.jsonl").write_text('{"step": 1, "loss": 1, "seconds": 1}\n')
     arguments, message = BAD[case]

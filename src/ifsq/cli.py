@@ -126,7 +126,8 @@ def _verb(verbs: Any, name: str, text: str, run: Any, *, overrides: bool = False
 def _demo(options: argparse.Namespace) -> None:
     from ifsq.bench.demo import demo
 
-    page = demo(Path(options.out), options.extra, options.device, Terminal())
+    with Terminal() as terminal:
+        page = demo(Path(options.out), options.extra, options.device, terminal)
     _print(f"report: {page}")
 
 
@@ -135,7 +136,8 @@ def _tokenizer_train(options: argparse.Namespace) -> None:
     from ifsq.experiment import load_tokenizer_experiment
 
     experiment = load_tokenizer_experiment(options.experiment, options.extra)
-    _print(f"run: {pipeline.train_tokenizer(experiment, options.device, Terminal())}")
+    with Terminal() as terminal:
+        _print(f"run: {pipeline.train_tokenizer(experiment, options.device, terminal)}")
 
 
 def _tokenizer_eval(options: argparse.Namespace) -> None:
@@ -147,7 +149,8 @@ def _tokenizer_eval(options: argparse.Namespace) -> None:
 def _encode(options: argparse.Namespace) -> None:
     from ifsq import pipeline
 
-    cache = pipeline.encode(options.folder, options.data, options.out, options.size, options.device, Terminal())
+    with Terminal() as terminal:
+        cache = pipeline.encode(options.folder, options.data, options.out, options.size, options.device, terminal)
     _print(f"codes: {cache.folder}, {cache.count('train')} for training and {cache.count('val')} held out")
 
 
@@ -156,13 +159,16 @@ def _generator_train(options: argparse.Namespace) -> None:
     from ifsq.experiment import load_generator_experiment
 
     experiment = load_generator_experiment(options.experiment, options.extra)
-    _print(f"run: {pipeline.train_generator(experiment, options.device, Terminal())}")
+    with Terminal() as terminal:
+        _print(f"run: {pipeline.train_generator(experiment, options.device, terminal)}")
 
 
 def _generator_eval(options: argparse.Namespace) -> None:
     from ifsq import pipeline
 
-    _table(pipeline.evaluate_generator(options.folder, options.samples, options.seed, options.device, Terminal()))
+    with Terminal() as terminal:
+        cards = pipeline.evaluate_generator(options.folder, options.samples, options.seed, options.device, terminal)
+    _table(cards)
 
 
 def _sample(options: argparse.Namespace) -> None:
@@ -221,6 +227,13 @@ class Terminal:
 
     def say(self, line: str) -> None:
         self.console.print(line)
+
+    def __enter__(self) -> "Terminal":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:  # the run ended early: give the person's cursor back
+            self._bar.stop()
 
 
 def _progress(console: Any) -> Any:

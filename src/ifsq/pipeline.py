@@ -45,13 +45,13 @@ from ifsq.metrics import JudgeNet, ProtocolCard, psnr
 from ifsq.metrics.judge import JUDGE_TRAINING, JudgeTask
 from ifsq.tokenizer.model import Tokenizer
 from ifsq.tokenizer.train import TokenizerTask
+from ifsq.training import checkpoint
 from ifsq.training.distributed import World, pick_device, world
 from ifsq.training.folder import check_run, create_run, find_weights, read_config, write_text
 from ifsq.training.log import Reporter, Silent
 from ifsq.training.loop import check_batch, fit
 
 SHEET_COLUMNS, SHEET_ROWS = 16, 4  # originals on the sheet of reconstructions
-SSIM_WINDOW = 11  # pixels a side of torchmetrics' window
 SHEET_CLASSES = 20  # rows at most
 CLASS_COLUMNS, REAL_COLUMNS = 6, 3  # images a class on the sheets of samples and of real images
 
@@ -101,11 +101,14 @@ def encode(
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
         here.barrier()
-        watch.start("codes", 0, sum(counts.values()))
         try:
             for split, images in sources.items():
+                watch.start(f"codes, {split}", 0, len(images))
                 mine = iter(range(here.rank, code_cache.shards_of(len(images)), here.size))
-                code_cache.write_shards(partial, split, len(images), _encoder(tokenizer, images, here), mine, spec)
+                code_cache.write_shards(
+                    partial, split, len(images), _encoder(tokenizer, images, here, watch), mine, spec
+                )
+                watch.finish({})
         except InputError:
             shutil.rmtree(partial, ignore_errors=True)
             raise
@@ -113,7 +116,6 @@ def encode(
         if here.first:
             code_cache.finish(partial, out, spec, sources["train"].classes, counts, about)
         here.barrier()
-        watch.finish({})
         return CodeCache.open(out)
 
 
@@ -214,8 +216,6 @@ def evaluate_tokenizer(run: Path, device: str = "auto") -> list[ProtocolCard]:
     with _join(device) as here:
         tokenizer = Tokenizer.from_pretrained(run).to(here.device)
         data = build(DataConfig, _experiment_of(run)["data"], str(run))
-        if data.size < SSIM_WINDOW:
-            raise InputError(f"{run}: images of {data.size} pixels; expected at least {SSIM_WINDOW} for SSIM")
         images = open_images(data, "val")
         measured = measure_tokenizer(tokenizer, images, data, f"{data.source} val")
         if here.first:
@@ -327,13 +327,14 @@ def _existing_cache(out: Path, about: dict[str, Any]) -> CodeCache | None:
     return cache
 
 
-def _encoder(tokenizer: Tokenizer, images: ImageSource, here: World) -> code_cache.EncodeRange:
+def _encoder(tokenizer: Tokenizer, images: ImageSource, here: World, watch: Reporter) -> code_cache.EncodeRange:
     @torch.no_grad()
     def encode_range(start: int, stop: int) -> tuple[Tensor, Tensor]:
         parts, labels = [], []
         for batch in iterate_once(images, AT_ONCE, indices=range(start, stop)):
             parts.append(tokenizer.encode(batch.images.to(here.device)).digits.cpu())
             labels.append(batch.labels)
+            watch.advance(start + sum(map(len, labels)), {})
         return torch.cat(parts), torch.cat(labels)
 
     return encode_range
@@ -417,9 +418,9 @@ def _renamed(card: ProtocolCard, what: str) -> ProtocolCard:
 
 
 def _write_evaluation(run: Path, cards: list[ProtocolCard], more: dict[str, Any]) -> None:
-    write_text(
-        run / "evaluation.json", json.dumps({"cards": [card.to_dict() for card in cards], **more}, indent=1) + "\n"
-    )
+    step = checkpoint.steps_in(run / "checkpoints")[-1][0]
+    table = {"step": step, "cards": [card.to_dict() for card in cards], **more}
+    write_text(run / "evaluation.json", json.dumps(table, indent=1) + "\n")
 
 
 def _reconstruction_sheet(tokenizer: Tokenizer, images: ImageSource, here: World) -> Any:

@@ -1,0 +1,1 @@
+"""The demo and the report: what stands on top of the pipeline."""

@@ -21,6 +21,7 @@ from PIL import Image
 from ifsq.config import InputError, read_json
 from ifsq.metrics.card import code_version
 from ifsq.pipeline import SHEET_CLASSES
+from ifsq.training import checkpoint
 from ifsq.training.distributed import first_process
 from ifsq.training.folder import read_config, write_text
 from ifsq.training.log import read_metrics
@@ -65,6 +66,9 @@ class Run:
 
 def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
     """Write the page; returns its path. Raises InputError for a folder that is no run, or one that is not evaluated."""
+    target = out or folders[0] / "report.html"
+    if target.suffix not in (".html", ".htm"):
+        raise InputError(f"{target}: expected a name that ends in .html")
     runs = [_read(folder) for folder in folders]
     kinds = [run.kind for run in runs]
     if len(set(kinds)) < len(kinds):
@@ -72,9 +76,6 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
     references = {run.evaluation["cards"][0]["reference_hash"] for run in runs if run.kind != "tokenizer"}
     if len(references) > 1:
         raise InputError("the generators were measured against different images: their figures do not compare")
-    target = out or folders[0] / "report.html"
-    if target.suffix not in (".html", ".htm"):
-        raise InputError(f"{target}: expected a name that ends in .html")
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("ifsq.bench", "."), autoescape=True, undefined=jinja2.StrictUndefined
     )
@@ -99,6 +100,9 @@ def _read(folder: Path) -> Run:
     evaluation = read_json(path)
     if not isinstance(evaluation, dict) or not evaluation.get("cards"):
         raise InputError(f"{path}: holds no protocol cards; evaluate the run again")
+    newest = [step for step, _ in checkpoint.steps_in(folder / "checkpoints")][-1:]
+    if newest != [evaluation.get("step")]:
+        raise InputError(f"{folder}: was trained on since it was evaluated; evaluate it again")
     return Run(folder, config["kind"], config, metrics, evaluation)
 
 

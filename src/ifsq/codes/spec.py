@@ -34,6 +34,8 @@ class CodeSpec:
 
     def __post_init__(self) -> None:
         mixed_radix.check_layout(self.levels, self.groups, self.digit_order)
+        if max(self.levels) > 65536:
+            raise ValueError(f"levels={list(self.levels)}: a digit is stored in 16 bits; expected at most 65536")
         if self.cells not in fsq.CELLS:
             raise ValueError(f"cells={self.cells!r}: expected one of {', '.join(fsq.CELLS)}")
         if len(self.grid) != 2 or min(self.grid) < 1:

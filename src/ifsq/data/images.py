@@ -60,6 +60,7 @@ class ImageSource(ABC):
 
     classes      names; a label is a position in it
     fingerprint  SHA-256 (hex) over everything that decides the pixels: equal fingerprints give equal images
+                 (of a folder: names and sizes in bytes, so an edit that keeps both goes unseen)
     """
 
     classes: tuple[str, ...]

@@ -28,7 +28,7 @@ class Sampled:
     """What a generator draws: lattice codes for the decoder and the same thing as indices.
 
     codes    float32 (b, d, h, w) in [-1, 1], on the lattice
-    indices  int64 (b, h, w, g)
+    indices  int64 (b, h, w, g) in the generator's own groups, the axis kept for one group too
     """
 
     codes: Float[Tensor, "b d h w"]

@@ -3,19 +3,16 @@
 Called by ``pipeline`` and `Generator.from_pretrained`.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from safetensors.torch import save_file
 
 from ifsq.codes.spec import CodeSpec
 from ifsq.config import InputError, build, to_dict
 from ifsq.generators.ar import ARConfig, ARGenerator
 from ifsq.generators.diffusion import DiffusionGenerator, DiTConfig
 from ifsq.training.checkpoint import load_weights
-from ifsq.training.folder import find_weights, write_text
+from ifsq.training.folder import find_weights, save_model
 
 
 @dataclass(frozen=True)
@@ -72,7 +69,4 @@ def load_generator(folder: str | Path) -> tuple[ARGenerator | DiffusionGenerator
 
 def save_generator(model: ARGenerator | DiffusionGenerator, origin: Origin, folder: str | Path) -> None:
     """Write ``config.json`` and ``model.safetensors``."""
-    path = Path(folder)
-    path.mkdir(parents=True, exist_ok=True)
-    save_file(model.state_dict(), path / "model.safetensors")
-    write_text(path / "config.json", json.dumps({"kind": "model", "model": describe(model, origin)}, indent=1) + "\n")
+    save_model(Path(folder), describe(model, origin), model.state_dict())

@@ -4,14 +4,12 @@
 its weights is its identity in code caches and protocol cards. Called by ``train``, ``pipeline`` and users.
 """
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ifsq.codes.spec import CodeSpec
@@ -19,7 +17,7 @@ from ifsq.config import InputError, build, to_dict
 from ifsq.quantizers import FSQ
 from ifsq.tokenizer.conv import ConvConfig, Decoder, Encoder
 from ifsq.training.checkpoint import load_weights, weights_digest
-from ifsq.training.folder import find_weights, write_text
+from ifsq.training.folder import find_weights, save_model
 
 
 @dataclass(frozen=True)
@@ -114,7 +112,12 @@ class Tokenizer(nn.Module):
         return self.decoder(self.post_quant_conv(codes.to(self.post_quant_conv.weight.dtype)))
 
     def decode_indices(self, indices: Int[Tensor, "b h w *g"]) -> Float[Tensor, "b 3 H W"]:
-        """Indices as `encode` gives them -> images. Raises ValueError outside the codebook."""
+        """Indices as `encode` gives them, or with the axis of a single group kept -> images.
+
+        Raises ValueError outside the codebook.
+        """
+        if len(self.quantizer.groups) == 1 and indices.ndim == 4:
+            indices = indices.squeeze(-1)
         return self.decode(self.quantizer.indices_to_codes(indices))
 
     def forward(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b 3 H W"]:
@@ -157,10 +160,7 @@ class Tokenizer(nn.Module):
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write ``config.json`` and ``model.safetensors``."""
-        path = Path(folder)
-        path.mkdir(parents=True, exist_ok=True)
-        save_file(self.state_dict(), path / "model.safetensors")
-        write_text(path / "config.json", json.dumps({"kind": "model", "model": self.describe()}, indent=1) + "\n")
+        save_model(Path(folder), self.describe(), self.state_dict())
 
     @torch.no_grad()
     def reconstruct(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b 3 H W"]:

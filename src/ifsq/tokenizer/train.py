@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ifsq.config import InputError
 from ifsq.data.images import ImageSource
 from ifsq.data.sampler import ImageBatch, ImageBatches, StepSampler
 from ifsq.tokenizer.losses import LossConfig, reconstruction_loss
@@ -39,7 +40,11 @@ class TokenizerTask:
             yield ImageBatch(batch.images.to(world.device), batch.labels)
 
     def loss(self, model: nn.Module, batch: ImageBatch, rng: torch.Generator) -> dict[str, Tensor]:
-        return reconstruction_loss(batch.images, model(batch.images), self.weights)
+        try:
+            again = model(batch.images)
+        except ValueError as error:  # the quantizer refuses what is not finite
+            raise InputError(f"training diverged ({error}); lower train.optim.lr, in a new folder") from error
+        return reconstruction_loss(batch.images, again, self.weights)
 
     def describe(self) -> dict[str, Any]:
         return self._described

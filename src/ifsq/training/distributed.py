@@ -3,6 +3,7 @@
 Called by ``loop`` and ``pipeline``. Files are written by the first process only.
 """
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -69,8 +70,10 @@ def world(device: str = "auto") -> Iterator[World]:
         dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=PATIENCE)
     try:
         yield World(dist.get_rank(), size, chosen)
+        dist.barrier()  # nobody leaves while another still talks
     finally:
         if joined:
+            gc.collect()  # DistributedDataParallel sits in reference cycles and must go before its process group
             dist.destroy_process_group()
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ifsq.config import InputError, differences, read_json
@@ -62,6 +63,15 @@ def write_text(path: Path, text: str) -> None:
     partial = path.with_name(f".partial_{path.name}")
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
+
+
+def save_model(folder: Path, described: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Write ``model.safetensors`` and then ``config.json``. Raises InputError for the folder of a training run."""
+    if (folder / CONFIG).is_file() and read_config(folder)["kind"] != "model":
+        raise InputError(f"{folder}: holds a training run; save the model in another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: value.contiguous() for name, value in tensors.items()}, folder / "model.safetensors")
+    write_text(folder / CONFIG, json.dumps({"kind": "model", "model": described}, indent=1) + "\n")
 
 
 @dataclass(frozen=True)

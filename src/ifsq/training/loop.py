@@ -117,7 +117,7 @@ def fit(task: Task, config: TrainConfig, folder: Path, world: World, watch: Repo
         for batch in task.batches(run.step, world) if run.step < config.steps else ():
             values = run.advance(batch)
             watch.advance(run.step, values)
-            if world.any(stop.is_set()) and run.step < config.steps:
+            if world.any(stop.is_set()):
                 run.save()
                 raise Interrupted(run.step)
             if run.step == config.steps:

@@ -58,9 +58,12 @@ class ARConfig:
 
     def __post_init__(self) -> None:
         head_width(self.width, self.heads)
-        for name in ("depth", "mlp_multiple_of", "head_depth"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
+        for name in ("depth", "mlp_multiple_of", "head_depth", "head_width"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value}: expected at least 1")
+        if self.initializer_range < 0:
+            raise ValueError(f"initializer_range={self.initializer_range}: expected at least 0")
         for name in ("dropout", "label_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: expected a share of at least 0 and below 1")
@@ -212,7 +215,9 @@ def _make_head(config: ARConfig, sizes: tuple[int, ...], rope: Rotary) -> Head:
     if len(sizes) == 1:
         return JointHead(config.width, sizes[0])
     if config.head == "chain":
-        return ChainHead(config.width, sizes, config.head_width or config.width, config.head_depth)
+        return ChainHead(
+            config.width, sizes, config.width if config.head_width is None else config.head_width, config.head_depth
+        )
     return TransformerHead(config.width, sizes, _make_blocks(config, config.head_depth), rope)
 
 

@@ -1,4 +1,4 @@
-"""The official LlamaGen checkpoint's keys and ours. Called by ``interop`` and the tests.
+"""The official LlamaGen checkpoint's keys and ours. Called by the tests.
 
 A rename but for the SwiGLU: the official ``w1`` (gate) and ``w3`` (value) are the two halves of our ``w12``.
 """

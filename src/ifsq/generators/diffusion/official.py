@@ -1,4 +1,4 @@
-"""The official DiT checkpoint's keys and ours. Called by ``interop`` and the tests.
+"""The official DiT checkpoint's keys and ours. Called by the tests.
 
 The names agree; the fixed position tables and the REPA projectors are not parameters of ours.
 """
