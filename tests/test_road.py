@@ -19,6 +19,7 @@ from ifsq import pipeline
 from ifsq.cli import main
 from ifsq.codes import CodeCache
 from ifsq.config import InputError
+from ifsq.evaluation import spread
 from ifsq.generators.pretrained import load_generator, save_generator
 from ifsq.training import checkpoint
 from ifsq.training.log import read_metrics
@@ -259,6 +260,13 @@ def test_a_run_that_stopped_before_its_first_checkpoint_may_be_changed(tmp_path)
     out = ["--out", str(tmp_path / "run"), "--train.steps", "3"]
     assert code_of(["tokenizer", "train", "tokenizer.toml", *out, "--train.optim.lr", "1e30"]) == 2
     assert main(["tokenizer", "train", "tokenizer.toml", *out]) == 0
+
+
+def test_shown_images_are_of_many_classes():
+    images = ifsq.data.open_images(ifsq.data.DataConfig("bundled:shapes", 16), "val")
+    chosen = spread(images, 64)
+    assert len(set(chosen)) == 64
+    assert len({images.load(index, 0)[1] for index in chosen}) == 10
 
 
 def test_a_saved_model_does_not_overwrite_a_run():

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from ifsq.codes.cache import CodeSet
-from ifsq.data import ImageSource, iterate_once, to_float, to_uint8
+from ifsq.data import ImageSource, iterate_once, sample_order, to_float, to_uint8
 from ifsq.data.draws import mix
 from ifsq.data.images import DataConfig
 from ifsq.data.transforms import RESIZE_KERNEL
@@ -141,9 +141,9 @@ class Kept:
 
 
 def spread(images: ImageSource, n: int) -> list[int]:
-    """At most ``n`` indices, evenly over a source: a folder is sorted by class, so its first images are no sample."""
-    count = min(n, len(images))
-    return [position * len(images) // count for position in range(count)]
+    """At most ``n`` indices drawn over a source, always the same: neither its first images nor every so-manieth are a
+    sample, since a folder is sorted by class and the bundled sources go round the classes."""
+    return sample_order(0, 0, len(images))[:n].tolist()
 
 
 @torch.no_grad()
