@@ -178,14 +178,14 @@ def test_a_process_killed_while_training_ends_with_the_same_bits(what):
     """SIGKILL from outside, wherever it happens to hit; then the same command."""
     verb = "tokenizer" if what == "tokenizer" else "generator"
     command = [sys.executable, "-m", "ifsq", verb, "train", f"{what}.toml", "--out", f"killed_{what}"]
-    command += ["--train.save_every", "4", "--train.steps", "20"]
+    command += ["--train.save_every", "8", "--train.steps", "80"]
     for steps_seen in (1, 2):
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
         wait_for(lambda n=steps_seen: len(read_metrics(Path(f"killed_{what}/metrics.jsonl"))) >= n, process)
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
     assert subprocess.run(command, stderr=subprocess.DEVNULL, check=False).returncode == 0
-    whole = ["--out", f"whole_{what}", "--train.save_every", "4", "--train.steps", "20"]
+    whole = ["--out", f"whole_{what}", "--train.save_every", "8", "--train.steps", "80"]
     assert main([verb, "train", f"{what}.toml", *whole]) == 0
     ends = [checkpoint.steps_in(Path(f"{name}_{what}/checkpoints"))[-1][1] for name in ("killed", "whole")]
     for name in ("model", "ema", "optimizer"):
