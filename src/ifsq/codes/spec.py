@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ifsq.quantizers import cells as lattice
 from ifsq.quantizers import digits as mixed_radix
-from ifsq.quantizers import fsq
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class CodeSpec:
     levels       level count of every dimension
     groups       sizes of the groups of dimensions that share one index
     digit_order  ``little`` or ``big``, within a group
-    cells        ``paper`` or ``equal``: where the lattice points lie
+    cells        ``paper``, ``symmetric`` or ``equal``: where the lattice points lie
     grid         height and width of the code grid
     """
 
@@ -36,8 +36,8 @@ class CodeSpec:
         mixed_radix.check_layout(self.levels, self.groups, self.digit_order)
         if max(self.levels) > 65536:
             raise ValueError(f"levels={list(self.levels)}: a digit is stored in 16 bits; expected at most 65536")
-        if self.cells not in fsq.CELLS:
-            raise ValueError(f"cells={self.cells!r}: expected one of {', '.join(fsq.CELLS)}")
+        if self.cells not in lattice.CELLS:
+            raise ValueError(f"cells={self.cells!r}: expected one of {', '.join(lattice.CELLS)}")
         if len(self.grid) != 2 or min(self.grid) < 1:
             raise ValueError(f"grid={self.grid}: expected a positive height and width")
 
@@ -63,11 +63,11 @@ class CodeSpec:
 
     def digits_to_codes(self, digits: Int[Tensor, "b h w d"]) -> Float[Tensor, "b d h w"]:
         """Digits -> lattice points in [-1, 1], float32, channels first: what the decoder and a diffusion model see."""
-        return fsq.digits_to_codes(digits, self.levels, self.cells).movedim(-1, 1)
+        return lattice.digits_to_codes(digits, self.levels, self.cells).movedim(-1, 1)
 
     def codes_to_digits(self, codes: Float[Tensor, "b d h w"]) -> Int[Tensor, "b h w d"]:
         """Real codes, on the lattice or not -> int64 digits of the nearest lattice point."""
-        return fsq.codes_to_digits(codes.movedim(1, -1), self.levels, self.cells)
+        return lattice.codes_to_digits(codes.movedim(1, -1), self.levels, self.cells)
 
     def digits_to_indices(self, digits: Int[Tensor, "b h w d"]) -> Int[Tensor, "b h w g"]:
         """Digits -> int64 indices with the group axis kept (g = 1 too): what an autoregressive model sees."""

@@ -1,52 +1,343 @@
-"""Bounds: monotone maps from an unbounded latent to (-1, 1), element by element.
+"""Bounds: monotone maps from an unbounded latent to (-1, 1), channel by channel.
 
 The paper's one line is here: FSQ bounds with ``tanh(z) = 2*sigmoid(2z) - 1``, iFSQ with ``2*sigmoid(1.6z) - 1``
-(arXiv 2601.17124, section 3), which sends N(0, 1) to nearly U(-1, 1). Called by ``fsq``; imports torch only.
+(arXiv 2601.17124, section 3), which sends N(0, 1) to nearly U(-1, 1). Every bound is computed as a map to the unit
+interval, ``unit(z) = (bound(z) + 1) / 2``: a bound is a distribution function, and it makes the distribution uniform
+whose distribution function it is. Two families:
+
+- fixed: ``tanh``, ``ifsq``, ``gaussian``, ``clamp``;
+- fitted to the latents, channel by channel: ``standardized`` and ``quantile`` follow slow running statistics,
+  ``learned`` is trained with the model. Training and evaluation compute the same function of the same state: normalising
+  by the statistics of a batch costs reconstruction, because the decoder then sees codes that mean something else.
+
+Called by ``fsq``; imports torch only.
 """
 
 import math
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-BOUNDS = ("tanh", "ifsq", "gaussian", "clamp")
+FIXED = ("tanh", "ifsq", "gaussian", "clamp")
+FITTED = ("standardized", "quantile", "learned")
+BOUNDS = FIXED + FITTED
 IFSQ_ALPHA = 1.6
+MOMENTUM = 0.01  # of the running statistics: a half-life of 69 batches
 
-Bound = Callable[[Tensor], Tensor]
+KNOTS = 63  # of the quantile bound: 64 pieces of equal probability
+SAMPLES_PER_CHANNEL = 16384  # of a batch that its quantiles are taken from
+SPLINE_BINS = 16
+MIN_MASS = 1e-3  # of a spline bin, so that its gradient cannot vanish
+MIN_SLOPE = 1e-2
 
 
-def make_bound(name: str, alpha: float = IFSQ_ALPHA) -> Bound:
-    """The bound called ``name``; ``alpha`` is the slope of ``ifsq`` and ignored by the others.
+class Bound(nn.Module):
+    """A bound. Called on latents, float, of any shape with channels on ``axis``; returns (-1, 1), same shape.
 
-    Raises ValueError for an unknown name or a slope that is not positive.
+    Statistics and fitted tables are float32 whatever the module is cast to: 0.01 of a change is no bfloat16.
     """
-    if name == "ifsq":
+
+    name: str
+    channels: int | None = None  # None: the same for every channel
+
+    def unit(self, z: Tensor, axis: int = -1) -> Tensor:
+        """Latents -> [0, 1], same shape; differentiable."""
+        raise NotImplementedError
+
+    def forward(self, z: Tensor, axis: int = -1) -> Tensor:
+        return 2 * self.unit(z, axis) - 1
+
+    def observe(self, z: Tensor, axis: int = -1) -> None:
+        """Move the running statistics, if there are any, towards those of a batch. Called in training."""
+
+    def fit(self, samples: Tensor) -> None:
+        """Set the state from latents (n, channels), float."""
+        raise ValueError(f"bound={self.name!r} has nothing to fit; expected one of {', '.join(FITTED)}")
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Bound":
+        def move(t: Tensor) -> Tensor:
+            return fn(t) if t.is_meta else t.to(fn(t.new_empty(0)).device)
+
+        buffers = {name: move(b) for name, b in self._buffers.items() if b is not None and b.is_floating_point()}
+        super()._apply(fn, recurse)
+        self._buffers.update(buffers)
+        return self
+
+    def extra_repr(self) -> str:
+        return self.name
+
+
+class Curve(Bound):
+    """A bound that is one elementary function of an affine latent: ``curve(slope * z + shift)``.
+
+    These are the ones that the fused kernels compute; ``curve`` names the function.
+    """
+
+    curve: ClassVar[str]
+
+    def affine(self, ndim: int, axis: int) -> tuple[float | Tensor, float | Tensor]:
+        """Slope and shift: numbers, or float32 tensors that broadcast over a latent of ``ndim`` axes."""
+        return 1.0, 0.0
+
+    def unit(self, z: Tensor, axis: int = -1) -> Tensor:
+        slope, shift = self.affine(z.ndim, axis)
+        return CURVES[self.curve](z * slope + shift)
+
+
+class Logistic(Curve):
+    """``2*sigmoid(alpha*z) - 1``: makes a logistic distribution of scale 1/alpha uniform.
+
+    alpha = 2 is tanh (FSQ); 1.6 is iFSQ and comes within 0.017 (Kolmogorov-Smirnov) of uniform on N(0, 1); 1.702 is the
+    closest logistic, within 0.0095.
+    """
+
+    curve = "logistic"
+
+    def __init__(self, alpha: float, name: str = "ifsq") -> None:
+        super().__init__()
         if not (math.isfinite(alpha) and alpha > 0):
             raise ValueError(f"alpha={alpha}: the slope of the ifsq bound must be a positive number")
-        return lambda z: logistic(z, alpha)
-    if name == "tanh":
-        return torch.tanh
-    if name == "gaussian":
-        return gaussian
-    if name == "clamp":
-        return clamp
-    raise ValueError(f"bound={name!r}: expected one of {', '.join(BOUNDS)}")
+        self.alpha, self.name = float(alpha), name
+
+    def affine(self, ndim: int, axis: int) -> tuple[float | Tensor, float | Tensor]:
+        return self.alpha, 0.0
+
+    def extra_repr(self) -> str:
+        return "tanh" if self.name == "tanh" else f"{self.name}, alpha={self.alpha}"
 
 
-def logistic(z: Tensor, alpha: float) -> Tensor:
-    """``2*sigmoid(alpha*z) - 1``, any shape, float in (-1, 1); makes a logistic distribution of scale 1/alpha uniform.
+class Gaussian(Curve):
+    """``erf(z / sqrt 2)``, the normal distribution function: makes N(0, 1) exactly uniform."""
 
-    alpha = 1.6 comes within 0.017 (Kolmogorov-Smirnov) of uniform on N(0, 1); 1.702 is the closest logistic.
+    curve, name = "gaussian", "gaussian"
+
+
+class Clamp(Curve):
+    """``clamp(z, -1, 1)``: makes U(-1, 1) uniform. No gradient reaches a latent outside the interval."""
+
+    curve, name = "clamp", "clamp"
+
+
+class Standardized(Curve):
+    """``2*sigmoid(alpha*(z - mean)/deviation) - 1`` with running statistics of each channel.
+
+    Makes any logistic-like (and nearly any Gaussian) latent uniform whatever its mean and scale: the location-scale
+    family of N(0, 1), not skew, tails or several modes. Starts as iFSQ (mean 0, deviation 1).
     """
-    return 2 * torch.sigmoid(alpha * z) - 1
+
+    curve, name = "logistic", "standardized"
+    mean: Tensor
+    variance: Tensor
+
+    def __init__(self, channels: int, alpha: float = IFSQ_ALPHA, momentum: float = MOMENTUM) -> None:
+        super().__init__()
+        self.channels, self.alpha, self.momentum = channels, float(alpha), momentum
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("variance", torch.ones(channels))
+
+    def affine(self, ndim: int, axis: int) -> tuple[float | Tensor, float | Tensor]:
+        slope = self.alpha * torch.rsqrt(self.variance + 1e-8)
+        return _along(slope, ndim, axis), _along(-self.mean * slope, ndim, axis)
+
+    @torch.no_grad()
+    def observe(self, z: Tensor, axis: int = -1) -> None:
+        rows = _rows(z.detach(), axis).float()
+        mean = _average(rows.mean(1))
+        variance = _average((rows - mean.unsqueeze(1)).square().mean(1))
+        self.mean.lerp_(mean, self.momentum)
+        self.variance.lerp_(variance, self.momentum)
+
+    @torch.no_grad()
+    def fit(self, samples: Tensor) -> None:
+        samples = samples.detach().double()
+        self.mean.copy_(samples.mean(0))
+        self.variance.copy_(samples.var(0, correction=0))
 
 
-def gaussian(z: Tensor) -> Tensor:
-    """``erf(z / sqrt 2)``, any shape, float in (-1, 1); makes N(0, 1) exactly uniform."""
-    return torch.erf(z * math.sqrt(0.5))
+class Quantile(Bound):
+    """The running distribution function of each channel, piecewise linear between 63 quantiles, exponential beyond.
+
+    Makes whatever the channel holds uniform (to 1/64 between two knots). The quantiles follow those of the batches at
+    ``momentum`` in training and are constant in evaluation and in an exported graph. Starts as iFSQ.
+    """
+
+    name = "quantile"
+    knots: Tensor
+
+    def __init__(self, channels: int, alpha: float = IFSQ_ALPHA, momentum: float = MOMENTUM) -> None:
+        super().__init__()
+        self.channels, self.momentum = channels, momentum
+        self.register_buffer("knots", (torch.logit(_probabilities()) / alpha).expand(channels, KNOTS).clone())
+
+    def unit(self, z: Tensor, axis: int = -1) -> Tensor:
+        rows = _rows(z, axis)
+        knots = _separate(self.knots)
+        # A piece's left knot and inverse width; the two tails continue the slope of their neighbours.
+        inverse = 1 / knots.diff(dim=1)
+        left = torch.cat([knots[:, :1], knots], dim=1)
+        inverse = torch.cat([inverse[:, :1], inverse, inverse[:, -1:]], dim=1)
+        with torch.no_grad():
+            piece = _count_below(knots, rows)
+        t = (rows - left.gather(1, piece)) * inverse.gather(1, piece)
+        first, last = piece == 0, piece == KNOTS
+        # Each branch of `where` gets arguments inside its own range, or the gradient of the other one is NaN.
+        below = torch.exp(torch.where(first, t, 0.0))
+        above = 1 - torch.exp(-torch.where(last, t, 0.0))
+        part = torch.where(first, below, torch.where(last, above, t))
+        return _unrows((piece + part) / (KNOTS + 1), z, axis)
+
+    @torch.no_grad()
+    def observe(self, z: Tensor, axis: int = -1) -> None:
+        rows = _rows(z.detach(), axis).float()
+        stride = max(1, rows.shape[1] // SAMPLES_PER_CHANNEL)
+        self.knots.lerp_(_average(_quantiles(rows[:, ::stride])), self.momentum)
+
+    @torch.no_grad()
+    def fit(self, samples: Tensor) -> None:
+        self.knots.copy_(_quantiles(samples.detach().float().t()))
 
 
-def clamp(z: Tensor) -> Tensor:
-    """``clamp(z, -1, 1)``, any shape; makes U(-1, 1) uniform. No gradient reaches a latent outside the interval."""
-    return z.clamp(-1, 1)
+class Learned(Bound):
+    """A monotone rational-quadratic spline (arXiv 1906.04032) of the iFSQ bound for each channel; trained by gradient.
+
+    16 bins over the unit interval; starts as iFSQ exactly, and makes uniform what training wants uniform. `fit` sets
+    it to the distribution function of the samples.
+    """
+
+    name = "learned"
+
+    def __init__(self, channels: int, alpha: float = IFSQ_ALPHA) -> None:
+        super().__init__()
+        self.channels, self.alpha = channels, float(alpha)
+        self.heights = nn.Parameter(torch.zeros(channels, SPLINE_BINS))
+        self.slopes = nn.Parameter(torch.full((channels, SPLINE_BINS + 1), _inverse_slope(torch.ones(())).item()))
+
+    def unit(self, z: Tensor, axis: int = -1) -> Tensor:
+        u = torch.sigmoid(_rows(z, axis) * self.alpha)
+        dtype = u.dtype
+        heights = MIN_MASS + (1 - SPLINE_BINS * MIN_MASS) * torch.softmax(self.heights.to(dtype), dim=1)
+        slopes = MIN_SLOPE + F.softplus(self.slopes.to(dtype))
+        base = F.pad(heights.cumsum(1), (1, 0))[:, :-1]
+        scaled = u * SPLINE_BINS
+        with torch.no_grad():
+            piece = scaled.floor().clamp(0, SPLINE_BINS - 1).to(torch.int64)
+        x = scaled - piece
+        height = heights.gather(1, piece)
+        secant = height * SPLINE_BINS
+        left, right = slopes.gather(1, piece), slopes.gather(1, piece + 1)
+        bend = x * (1 - x)
+        part = (secant * x.square() + left * bend) / (secant + (left + right - 2 * secant) * bend)
+        return _unrows(base.gather(1, piece) + height * part, z, axis)
+
+    @torch.no_grad()
+    def fit(self, samples: Tensor) -> None:
+        u = torch.sigmoid(samples.detach().float() * self.alpha)
+        for c in range(u.shape[1]):
+            mass = torch.histc(u[:, c], SPLINE_BINS, 0, 1) / len(u)
+            mass = ((mass - MIN_MASS).clamp(min=MIN_MASS / 10)) / (1 - SPLINE_BINS * MIN_MASS)
+            self.heights[c] = mass.log()
+            secant = SPLINE_BINS * (MIN_MASS + (1 - SPLINE_BINS * MIN_MASS) * mass / mass.sum())
+            # The harmonic mean of two neighbours keeps a step between them from overshooting.
+            inner = 2 / (1 / secant[1:] + 1 / secant[:-1])
+            self.slopes[c] = _inverse_slope(torch.cat([secant[:1], inner, secant[-1:]]))
+
+
+def make_bound(name: str, channels: int, alpha: float = IFSQ_ALPHA) -> Bound:
+    """The bound called ``name`` for latents of so many channels.
+
+    ``alpha`` is the slope of ``ifsq`` and of the logistic that the fitted bounds start from; ``tanh``, ``gaussian`` and
+    ``clamp`` have none. Raises ValueError for an unknown name or a slope that is not positive.
+    """
+    if name not in BOUNDS:
+        raise ValueError(f"bound={name!r}: expected one of {', '.join(BOUNDS)}")
+    if not (math.isfinite(alpha) and alpha > 0):
+        raise ValueError(f"alpha={alpha}: the slope of the ifsq bound must be a positive number")
+    if name == "tanh":
+        return Logistic(2.0, "tanh")
+    if name == "ifsq":
+        return Logistic(alpha)
+    if name in FIXED:
+        return {"gaussian": Gaussian, "clamp": Clamp}[name]()
+    return {"standardized": Standardized, "quantile": Quantile, "learned": Learned}[name](channels, alpha)
+
+
+def _normal_cdf(z: Tensor) -> Tensor:
+    return 0.5 + 0.5 * torch.erf(z * math.sqrt(0.5))
+
+
+def _uniform_cdf(z: Tensor) -> Tensor:
+    return 0.5 + 0.5 * z.clamp(-1, 1)
+
+
+CURVES: dict[str, Callable[[Tensor], Tensor]] = {
+    "logistic": torch.sigmoid,
+    "gaussian": _normal_cdf,
+    "clamp": _uniform_cdf,
+}
+
+
+def _along(vector: Tensor, ndim: int, axis: int) -> Tensor:
+    """A value a channel, shaped to broadcast over a latent."""
+    shape = [1] * ndim
+    shape[axis] = -1
+    return vector.view(shape)
+
+
+def _rows(z: Tensor, axis: int) -> Tensor:
+    """A latent as (channels, n)."""
+    return z.movedim(axis, 0).flatten(1)
+
+
+def _unrows(rows: Tensor, like: Tensor, axis: int) -> Tensor:
+    moved = like.movedim(axis, 0).shape
+    return rows.view(moved).movedim(0, axis)
+
+
+def _probabilities() -> Tensor:
+    return torch.arange(1, KNOTS + 1) / (KNOTS + 1)
+
+
+def _quantiles(rows: Tensor) -> Tensor:
+    """Quantiles (channels, KNOTS) of latents (channels, n), linear between order statistics."""
+    ordered = rows.sort(dim=1).values
+    place = _probabilities().to(rows.device) * (ordered.shape[1] - 1)
+    low = place.floor().to(torch.int64)
+    high = (low + 1).clamp(max=ordered.shape[1] - 1)
+    return torch.lerp(ordered[:, low], ordered[:, high], (place - low).expand(len(rows), -1))
+
+
+def _separate(knots: Tensor) -> Tensor:
+    """Knots with a least distance between neighbours: a thousandth of their span, so that no slope is infinite."""
+    span = (knots[:, -1:] - knots[:, :1]).clamp(min=0.1)
+    steps = span * 1e-3 * torch.arange(KNOTS, device=knots.device, dtype=knots.dtype)
+    return (knots - steps).cummax(dim=1).values + steps
+
+
+def _count_below(knots: Tensor, rows: Tensor) -> Tensor:
+    """How many of its channel's knots are at or below each latent: int64 (channels, n), 0 to KNOTS."""
+    if not torch.compiler.is_compiling():
+        return torch.searchsorted(knots, rows.to(knots.dtype).contiguous(), right=True)
+    # The same by halving: gathers are what every exporter knows.
+    count = torch.zeros_like(rows, dtype=torch.int64)
+    step = (KNOTS + 1) // 2
+    while step:
+        count = count + step * (knots.gather(1, count + step - 1) <= rows).to(torch.int64)
+        step //= 2
+    return count
+
+
+def _inverse_slope(slope: Tensor) -> Tensor:
+    """Parameter whose spline slope is this one."""
+    return torch.log(torch.expm1((slope - MIN_SLOPE).clamp(min=1e-4)))
+
+
+def _average(x: Tensor) -> Tensor:
+    """Mean over the processes of a distributed run; every process sees the same statistics."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        x = x.clone()
+        torch.distributed.all_reduce(x)
+        x /= torch.distributed.get_world_size()
+    return x

@@ -31,41 +31,56 @@ def group_sizes(levels: Sequence[int], groups: Sequence[int]) -> tuple[int, ...]
     return tuple(math.prod(part) for part in _split(levels, groups))
 
 
-def digits_to_indices(digits: Tensor, levels: Sequence[int], groups: Sequence[int], order: str) -> Tensor:
-    """Integer digits (..., d) -> int64 indices (...) for one group, (..., g) for several.
+def digits_to_indices(
+    digits: Tensor, levels: Sequence[int], groups: Sequence[int], order: str, axis: int = -1
+) -> Tensor:
+    """Integer digits, channels on ``axis`` -> int64 indices without that axis; several groups on a new last axis.
 
     Raises ValueError where a group has more than 2**63 codes: use the digits, or smaller groups.
     """
-    _check_sizes(levels, groups)
-    indices = []
-    start = 0
+    columns = digits.unbind(axis)
+    indices, start = [], 0
     for part in _split(levels, groups):
-        columns = [digits[..., start + i].to(torch.int64) for i in range(len(part))]
+        size = _indexable(part)
+        places = list(zip(columns[start : start + len(part)], part, strict=True))
         start += len(part)
-        places = list(zip(columns, part, strict=True))
         if order == "little":
             places.reverse()
-        index = places[0][0]
+        # Half the width is twice as fast; what this group's index can hold decides, so nothing is lost.
+        index = places[0][0].to(torch.int32 if size <= 2**31 else torch.int64)
         for column, base in places[1:]:
-            index = index * base + column
-        indices.append(index)
+            index = torch.add(column, index, alpha=base)
+        indices.append(index.to(torch.int64))
     return indices[0] if len(groups) == 1 else torch.stack(indices, dim=-1)
 
 
-def indices_to_digits(indices: Tensor, levels: Sequence[int], groups: Sequence[int], order: str) -> Tensor:
-    """Inverse of `digits_to_indices`: int64 indices (...) or (..., g) -> int64 digits (..., d)."""
-    _check_sizes(levels, groups)
+def indices_to_digits(
+    indices: Tensor,
+    levels: Sequence[int],
+    groups: Sequence[int],
+    order: str,
+    axis: int = -1,
+    dtype: torch.dtype = torch.int64,
+) -> Tensor:
+    """Inverse of `digits_to_indices`: int64 indices (...), or (..., g) with several groups -> digits of type ``dtype``.
+
+    The channels come on ``axis`` of the result.
+    """
     if len(groups) > 1 and (indices.ndim == 0 or indices.shape[-1] != len(groups)):
         raise ValueError(f"indices of shape {tuple(indices.shape)}: expected a last axis of {len(groups)} groups")
     columns: list[Tensor] = []
     for g, part in enumerate(_split(levels, groups)):
-        rest = indices.to(torch.int64) if len(groups) == 1 else indices[..., g].to(torch.int64)
+        rest = (indices if len(groups) == 1 else indices[..., g]).to(torch.int64)
+        bases = list(part if order == "little" else reversed(part))
+        small = _indexable(part) <= 2**31
         digits = []
-        for base in part if order == "little" else reversed(part):
-            digits.append(rest % base)
-            rest = rest // base
+        for base in bases[:-1]:
+            above = _divide(rest, base, small)
+            digits.append(torch.sub(rest, above, alpha=base).to(dtype))
+            rest = above
+        digits.append(rest.to(dtype))
         columns.extend(digits if order == "little" else reversed(digits))
-    return torch.stack(columns, dim=-1)
+    return torch.stack(columns, dim=axis)
 
 
 def check_indices(indices: Tensor, levels: Sequence[int], groups: Sequence[int]) -> None:
@@ -73,24 +88,59 @@ def check_indices(indices: Tensor, levels: Sequence[int], groups: Sequence[int])
     if indices.dtype.is_floating_point or indices.dtype.is_complex or indices.dtype == torch.bool:
         raise ValueError(f"indices of dtype {indices.dtype}: expected integers")
     sizes = group_sizes(levels, groups)
+    if len(sizes) > 1 and (indices.ndim == 0 or indices.shape[-1] != len(sizes)):
+        raise ValueError(f"indices of shape {tuple(indices.shape)}: expected a last axis of {len(sizes)} groups")
     for g, size in enumerate(sizes):
         part = indices if len(sizes) == 1 else indices[..., g]
         if part.numel() == 0:
             continue
-        low, high = int(part.min()), int(part.max())
+        low, high = (int(end) for end in part.aminmax())
         if low < 0 or high >= size:
             worst = low if low < 0 else high
             raise ValueError(f"index {worst} in indices of shape {tuple(indices.shape)}: expected 0 to {size - 1}")
 
 
+def check_digits(digits: Tensor, levels: Sequence[int]) -> None:
+    """Raise ValueError naming the first digit outside its levels; channels last. Reads the tensor."""
+    if digits.dtype.is_floating_point or digits.dtype.is_complex or digits.dtype == torch.bool:
+        raise ValueError(f"digits of dtype {digits.dtype}: expected integers")
+    if digits.ndim == 0 or digits.shape[-1] != len(levels):
+        raise ValueError(f"digits of shape {tuple(digits.shape)}: expected a last axis of {len(levels)} digits")
+    if digits.numel() == 0:
+        return
+    lows, highs = digits.flatten(0, -2).aminmax(dim=0) if digits.ndim > 1 else (digits, digits)
+    for k, (low, high, L) in enumerate(zip(lows.tolist(), highs.tolist(), levels, strict=True)):
+        if low < 0 or high >= L:
+            worst = low if low < 0 else high
+            raise ValueError(
+                f"digit {worst} in dimension {k} of digits of shape {tuple(digits.shape)}: expected 0 to {L - 1}"
+            )
+
+
+def _divide(x: Tensor, base: int, small: bool) -> Tensor:
+    """``x // base`` of int64 from 0 on, ``small`` where x is below 2**31.
+
+    Processors divide one integer at a time but multiply many: x // base = (x * ceil(2**s / base)) >> s, exact for x
+    below 2**31 and s = 31 + ceil(log2 base) (Granlund and Montgomery 1994). Compilers know that themselves.
+    """
+    if not small or torch.compiler.is_compiling():
+        return torch.div(x, base, rounding_mode="trunc")
+    shift = 31 + (base - 1).bit_length()
+    return (x * -(-(1 << shift) // base)).bitwise_right_shift_(shift)
+
+
 def _split(levels: Sequence[int], groups: Sequence[int]) -> list[Sequence[int]]:
+    if len(groups) == 1:
+        return [levels]
     ends = [sum(groups[: i + 1]) for i in range(len(groups))]
     return [levels[end - size : end] for end, size in zip(ends, groups, strict=True)]
 
 
-def _check_sizes(levels: Sequence[int], groups: Sequence[int]) -> None:
-    largest = max(group_sizes(levels, groups))
-    if largest > MAX_CODEBOOK:
+def _indexable(levels: Sequence[int]) -> int:
+    """Codes of a group, which must have an index."""
+    size = math.prod(levels)
+    if size > MAX_CODEBOOK:
         raise ValueError(
-            f"a group of {largest} codes has no index: more than 2**63 do not fit an int64; use digits, or small groups"
+            f"a group of {size} codes has no index: more than 2**63 do not fit an int64; use digits, or smaller groups"
         )
+    return size

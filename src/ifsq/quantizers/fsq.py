@@ -1,67 +1,61 @@
 """Finite scalar quantization: bound each dimension, round it to one of its levels, gradient straight through.
 
-``FSQ(levels)`` is iFSQ (arXiv 2601.17124); ``bound="tanh"`` is FSQ (arXiv 2309.15505). Two cell rules:
-
-- ``paper``: round ``bound(z) * (L-1)/2``. As released; the two end cells are half as wide as the others.
-- ``equal``: L cells of equal width, the code is the cell's centre. Any L from 2 on, even too.
-
-The lattice functions at the end are shared with ``codes.spec``, so a cached digit and a fresh code cannot disagree.
-Called by ``tokenizer``; imports torch only.
+``FSQ(levels)`` is iFSQ (arXiv 2601.17124); ``bound="tanh"`` is FSQ (arXiv 2309.15505). The parts have rooms of their own:
+`bounds`, `cells` (levels and lattice points), `digits` (indices), `fused` (the arithmetic). Called by ``tokenizer`` and
+by other people's models; imports torch only.
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from ifsq.quantizers.bounds import IFSQ_ALPHA, make_bound
+from ifsq.quantizers import cells as lattice
+from ifsq.quantizers import fused
+from ifsq.quantizers.bounds import IFSQ_ALPHA, Bound, Clamp, Curve, make_bound
+from ifsq.quantizers.cells import CELLS, codes_to_digits, digits_to_codes, packed_dtype
 from ifsq.quantizers.digits import (
+    MAX_CODEBOOK,
+    check_digits,
     check_indices,
     check_layout,
     digits_to_indices,
     group_sizes,
     indices_to_digits,
 )
-
-CELLS = ("paper", "equal")
-TANH_EPS = 1e-3  # the original FSQ widens its tanh a little so that the end levels can be reached
-
-
-@dataclass(frozen=True)
-class Quantized:
-    """What a quantizer returns; unpacks as ``codes, indices``.
-
-    codes    like the input, float, lattice points in [-1, 1], straight-through gradient
-    indices  int64, the input's shape without its channel axis, then codebooks and groups where there are several;
-             None where a group has more than 2**63 codes
-    digits   int64, channel axis last, each 0..L-1
-    """
-
-    codes: Tensor
-    indices: Tensor | None
-    digits: Tensor
-
-    def __iter__(self) -> Iterator[Tensor | None]:
-        return iter((self.codes, self.indices))
+from ifsq.quantizers.record import Quantized
 
 
 class FSQ(nn.Module):
-    """Finite scalar quantizer without parameters (unless ``dim`` asks for projections).
+    """Finite scalar quantizer; without parameters unless ``dim`` or a learned bound asks for some.
 
-    levels         level count L of every dimension
-    bound          ``ifsq`` (default), ``tanh``, ``gaussian``, ``clamp``; see `bounds`
-    alpha          slope of the ``ifsq`` bound
-    cells          ``paper`` or ``equal``
-    groups         sizes of the groups of dimensions that share one index; default: one group
-    num_codebooks  codebooks side by side on the channel axis
-    dim            width of the input; when it is not ``len(levels) * num_codebooks``, linear layers lead in and out
-    channel_first  True: channels on axis 1; False: last; None (default): axis 1 for four and more axes, else last
-    digit_order    ``little`` or ``big``, see `digits`
+    levels                  level count L of every dimension, each at least 2
+    dim                     width of the input; when it is not ``len(levels) * num_codebooks``, linear layers lead in and
+                            out
+    num_codebooks           codebooks side by side on the channel axis
+    keep_num_codebooks_dim  whether indices keep the codebook axis; default: where there are several
+    bound                   name or module, see `bounds`: ``ifsq`` (default), ``tanh``, ``gaussian``, ``clamp``,
+                            ``standardized``, ``quantile``, ``learned``
+    alpha                   slope of ``ifsq``, and of the bound that the fitted ones start from
+    cells                   ``paper``, ``symmetric`` or ``equal``, see `cells`; ``tanh`` with ``paper`` is the original FSQ
+    groups                  sizes of the groups of dimensions that share one index; default: one group
+    digit_order             ``little`` or ``big``, see `digits`
+    channel_first           True: channels on axis 1; False (default): axis 1 for four and more axes, else last
+    channel_axis            the axis of the channels, where neither of these is meant
+    return_indices          False: `forward` leaves indices and digits out
+    validate                whether values are checked, which waits for an accelerator; default: on CPU only
+    projection_has_bias     of the linear layers
+    orthogonal_rotation     a random rotation of the dimensions before the bound, undone behind the rounding
+    preserve_symmetry       ``cells="symmetric"`` by its name elsewhere
+    bound_hard_clamp        clamp in place of the bound's curve, for latents that are bounded already
+    noise_dropout           in training, rate of elements whose code is moved by up to half a cell
+    quantization_dropout    in training, rate of batches whose codes are left unrounded
 
     Input (b, d, h, w), (b, t, d) or any leading shape, floating point; computed in float32 (float64 stays), whatever
-    the autocast. Raises ValueError on a wrong width or dtype and, on CPU, on NaN and infinity.
+    the autocast. Training and evaluation give the same codes but for the last two options; a running bound moves its
+    statistics behind the batch. Raises ValueError on a wrong width or type and, where values are checked, on NaN and
+    infinity.
     """
 
     _L: Tensor
@@ -69,15 +63,25 @@ class FSQ(nn.Module):
     def __init__(
         self,
         levels: Sequence[int],
+        dim: int | None = None,
+        num_codebooks: int = 1,
+        keep_num_codebooks_dim: bool | None = None,
         *,
-        bound: str = "ifsq",
+        bound: str | Bound = "ifsq",
         alpha: float = IFSQ_ALPHA,
         cells: str = "paper",
         groups: Sequence[int] | None = None,
-        num_codebooks: int = 1,
-        dim: int | None = None,
-        channel_first: bool | None = None,
         digit_order: str = "little",
+        channel_first: bool = False,
+        channel_axis: int | None = None,
+        return_indices: bool = True,
+        validate: bool | None = None,
+        projection_has_bias: bool = True,
+        orthogonal_rotation: bool = False,
+        preserve_symmetry: bool = False,
+        bound_hard_clamp: bool = False,
+        noise_dropout: float = 0.0,
+        quantization_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.levels = tuple(levels)
@@ -85,22 +89,60 @@ class FSQ(nn.Module):
         check_layout(self.levels, self.groups, digit_order)
         if cells not in CELLS:
             raise ValueError(f"cells={cells!r}: expected one of {', '.join(CELLS)}")
+        if preserve_symmetry and cells == "equal":
+            raise ValueError("preserve_symmetry=True with cells='equal': expected one of the two")
         if num_codebooks < 1:
             raise ValueError(f"num_codebooks={num_codebooks}: expected at least 1")
-        even = [L for L in self.levels if L % 2 == 0]
-        if cells == "paper" and bound != "tanh" and even:
-            raise ValueError(
-                f"levels={list(self.levels)}: paper cells with bound={bound!r} need odd levels; use cells='equal'"
-            )
-        self.bound, self.alpha, self.cells, self.digit_order = bound, float(alpha), cells, digit_order
-        self.num_codebooks, self.channel_first = num_codebooks, channel_first
-        self._bound = make_bound(bound, alpha)
+        keep = num_codebooks > 1 if keep_num_codebooks_dim is None else keep_num_codebooks_dim
+        if num_codebooks > 1 and not keep:
+            raise ValueError(f"keep_num_codebooks_dim=False with num_codebooks={num_codebooks}: expected True")
+        if channel_first and channel_axis not in (None, 1):
+            raise ValueError(f"channel_first=True with channel_axis={channel_axis}: expected one of the two")
+        for name, rate in (("noise_dropout", noise_dropout), ("quantization_dropout", quantization_dropout)):
+            if not 0 <= rate <= 1:
+                raise ValueError(f"{name}={rate}: expected a rate from 0 to 1")
+
         width = len(self.levels) * num_codebooks
+        self.bound = bound if isinstance(bound, Bound) else make_bound(bound, width, alpha)
+        if self.bound.channels not in (None, width):
+            raise ValueError(f"bound of {self.bound.channels} channels: expected {width}")
+        self.cells = "symmetric" if preserve_symmetry else cells
+        # The first FSQ: a tanh a little wider than its levels, shifted for even ones.
+        self.original = self.cells == "paper" and self.bound.name == "tanh"
+        if bound_hard_clamp:
+            self.bound = Clamp()
+        if self.cells == "paper" and not self.original and any(L % 2 == 0 for L in self.levels):
+            raise ValueError(
+                f"levels={list(self.levels)}: paper cells with bound={self.bound.name!r} need odd levels;"
+                " use cells='equal' or 'symmetric'"
+            )
+        self.digit_order, self.num_codebooks, self.keep_num_codebooks_dim = digit_order, num_codebooks, keep
+        self.channel_axis = 1 if channel_first else channel_axis
+        self.return_indices, self.validate = return_indices, validate
+        self.noise_dropout, self.quantization_dropout = noise_dropout, quantization_dropout
+        self._packed = packed_dtype(self.levels)
+        self._uniform = float(self.levels[0]) if len(set(self.levels)) == 1 else None
+        self._indexed = max(self.group_sizes) <= MAX_CODEBOOK
+
         self.dim = dim if dim is not None else width
-        self.project_in = nn.Linear(self.dim, width) if self.dim != width else nn.Identity()
-        self.project_out = nn.Linear(width, self.dim) if self.dim != width else nn.Identity()
+        if self.dim < 1:
+            raise ValueError(f"dim={dim}: expected at least 1")
+        self.has_projections = self.dim != width
+        self.project_in: nn.Module = nn.Identity()
+        self.project_out: nn.Module = nn.Identity()
+        if self.has_projections:
+            self.project_in = nn.Linear(self.dim, width, bias=projection_has_bias)
+            self.project_out = nn.Linear(width, self.dim, bias=projection_has_bias)
         # Integers, so that module.bfloat16() leaves it alone: 257 is no bfloat16.
-        self.register_buffer("_L", torch.tensor(self.levels), persistent=False)
+        self.register_buffer("_L", torch.tensor(self.levels * num_codebooks), persistent=False)
+        self.register_buffer("orthogonal_rot", None)
+        if orthogonal_rotation:
+            self.orthogonal_rot = nn.init.orthogonal_(torch.empty(len(self.levels), len(self.levels)))
+
+    @property
+    def width(self) -> int:
+        """Channels of the input, as in every quantizer."""
+        return self.dim
 
     @property
     def codebook_size(self) -> int:
@@ -113,115 +155,216 @@ class FSQ(nn.Module):
         return group_sizes(self.levels, self.groups)
 
     def forward(self, z: Tensor) -> Quantized:
-        axis = self._channel_axis(z)
-        self._check_input(z, axis)
-        rows = self.project_in(z.movedim(axis, -1))
-        rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
-        rows = rows.unflatten(-1, (self.num_codebooks, len(self.levels)))
-        codes, digits = self._quantize(rows)
-        out = self.project_out(codes.flatten(-2).to(z.dtype)).movedim(-1, axis)
-        digits = digits.squeeze(-2) if self.num_codebooks == 1 else digits
-        indices = self.digits_to_indices(digits) if max(self.group_sizes) <= 2**63 else None
-        return Quantized(out, indices, digits)
+        outer = self._axis(z)
+        self._check_input(z, outer)
+        rows, axis = self._enter(z, outer)
+        steps = self._steps(rows, axis)
+        packed = self._packed if self.return_indices else None
+        if isinstance(self.bound, Curve):
+            slope, shift = self._affine(rows, axis, steps)
+            codes, digits = fused.quantize(rows, self.bound.curve, slope, shift, steps, packed)
+        else:
+            codes, digits = fused.straight_through(self.bound.unit(rows, axis), steps, packed)
+        if self.training:
+            codes = self._disturb(codes, rows, axis, steps)
+            if not torch.compiler.is_exporting():
+                self.bound.observe(rows, axis)
+        codes = self._leave(codes, axis, outer, z.dtype)
+        if digits is None:
+            return Quantized(codes)
+        indices = self._indices(digits, axis) if self._indexed else None
+        digits = digits.movedim(axis, -1)
+        if self.num_codebooks > 1:
+            digits = digits.unflatten(-1, (self.num_codebooks, -1))
+        return Quantized(codes, indices, digits)
 
-    def bounded(self, z: Tensor) -> Tensor:
-        """The latent before rounding, in cells (paper) or in (-1, 1) (equal); channels last, (..., d)."""
-        L = self._L.to(z.dtype)
-        if self.cells == "equal":
-            return self._bound(z)
-        if self.bound == "tanh":  # the original form reaches the ends and shifts even levels
-            half = (L - 1) * (1 + TANH_EPS) / 2
-            offset = 0.5 * (L % 2 == 0)
-            return torch.tanh(z + torch.atanh(offset / half)) * half - offset
-        return self._bound(z) * (L - 1) / 2
+    def quantize(self, z: Tensor) -> Tensor:
+        """Latents (..., d) of one codebook, channels last, behind any projection -> their codes (..., d)."""
+        return digits_to_codes(self._digits(z), self.levels, self.cells).to(z.dtype)
+
+    def bounded(self, z: Tensor, axis: int = -1) -> Tensor:
+        """Latents, channels on ``axis``, behind any projection -> the unrounded codes, same shape, in [-1, 1]."""
+        return self._unrounded(z, axis, self._steps(z, axis))
 
     def digits_to_codes(self, digits: Tensor) -> Tensor:
-        """Integer digits (..., d) -> float32 codes (..., d) in [-1, 1], before any projection."""
+        """Integer digits (..., d) -> float32 codes (..., d) in [-1, 1], before any projection.
+
+        Raises ValueError (where values are checked) outside the levels.
+        """
+        self._check_digits(digits)
         return digits_to_codes(digits, self.levels, self.cells)
 
     def codes_to_digits(self, codes: Tensor) -> Tensor:
         """Codes (..., d), channels last -> the nearest lattice point's digits (..., d), int64."""
+        self._check_finite(codes, "codes")
         return codes_to_digits(codes, self.levels, self.cells)
 
     def digits_to_indices(self, digits: Tensor) -> Tensor:
-        """Integer digits (..., d) -> int64 indices (...), or (..., g) with several groups."""
+        """Integer digits (..., d) -> int64 indices (...), or (..., g) with several groups.
+
+        Raises ValueError where a group has more than 2**63 codes and (where values are checked) outside the levels.
+        """
+        self._check_digits(digits)
         return digits_to_indices(digits, self.levels, self.groups, self.digit_order)
 
     def indices_to_digits(self, indices: Tensor) -> Tensor:
-        """Int64 indices (...) or (..., g) -> int64 digits (..., d). Raises ValueError (on CPU) outside the codebook."""
-        if indices.device.type == "cpu" and not torch.compiler.is_compiling():
+        """Int64 indices (...) or (..., g) -> int64 digits (..., d).
+
+        Raises ValueError (where values are checked) outside the codebook.
+        """
+        if self._checks(indices):
             check_indices(indices, self.levels, self.groups)
         return indices_to_digits(indices, self.levels, self.groups, self.digit_order)
 
+    indices_to_level_indices = indices_to_digits  # its name elsewhere
+
     def codes_to_indices(self, codes: Tensor) -> Tensor:
         """Codes in the layout of `forward`'s output, before ``project_out`` -> indices as `forward` gives them."""
-        rows = codes.movedim(self._channel_axis(codes), -1)
-        if rows.shape[-1] != len(self.levels) * self.num_codebooks:
-            raise ValueError(
-                f"codes of shape {tuple(codes.shape)}: expected {len(self.levels) * self.num_codebooks} channels"
-            )
-        rows = rows.unflatten(-1, (self.num_codebooks, len(self.levels)))
-        indices = self.digits_to_indices(self.codes_to_digits(rows))
-        return indices.squeeze(-1 if len(self.groups) == 1 else -2) if self.num_codebooks == 1 else indices
+        width = len(self._L)
+        axis = self._axis(codes)
+        if codes.ndim < 2 or codes.shape[axis] != width:
+            raise ValueError(f"codes of shape {tuple(codes.shape)}: expected {width} channels on axis {axis}")
+        self._check_finite(codes, "codes")
+        if self.orthogonal_rot is not None:
+            codes = self._rotate(codes.movedim(axis, -1).float(), self.orthogonal_rot).movedim(-1, axis)
+        return self._indices(codes_to_digits(codes, self.levels * self.num_codebooks, self.cells, axis), axis)
 
     def indices_to_codes(self, indices: Tensor) -> Tensor:
-        """Indices as `forward` gives them -> its codes (after ``project_out`` where there is one), float32.
+        """Indices as `forward` gives them -> its codes (after ``project_out`` where there is one).
 
-        The channel axis is the one `forward` would read: axis 1 for images ((b, h, w) indices), last for sequences.
+        float32, or the projection's type. The channels come where `forward` would read them: on axis 1 for images
+        (indices (b, h, w)), last for sequences. Raises ValueError (where values are checked) outside the codebook.
         """
-        codes = self.digits_to_codes(self.indices_to_digits(indices))
+        if self._checks(indices):
+            check_indices(indices, self.levels, self.groups)
+        kept = int(self.keep_num_codebooks_dim) + int(len(self.groups) > 1)
+        ndim = indices.ndim - kept + 1  # of the codes
+        axis = self.channel_axis if self.channel_axis is not None else (1 if ndim >= 4 else -1)
+        if self.num_codebooks == 1 and self.keep_num_codebooks_dim:
+            indices = indices.squeeze(-1 if len(self.groups) == 1 else -2)
+        inner = -1 if self._mixes or self.num_codebooks > 1 else axis
+        digits = indices_to_digits(indices, self.levels, self.groups, self.digit_order, inner, self._packed)
+        codes = digits_to_codes(digits, self.levels, self.cells, inner)
         codes = codes.flatten(-2) if self.num_codebooks > 1 else codes
-        codes = self.project_out(codes)
-        first = self.channel_first if self.channel_first is not None else codes.ndim >= 4
-        return codes.movedim(-1, 1) if first else codes
+        weight = getattr(self.project_out, "weight", codes)
+        return self._leave(codes, inner, axis, weight.dtype)
 
     def extra_repr(self) -> str:
-        bound = f"ifsq, alpha={self.alpha}" if self.bound == "ifsq" else self.bound
-        return f"levels={list(self.levels)}, bound={bound}, cells={self.cells}, groups={list(self.groups)}"
+        parts = [f"levels={list(self.levels)}", f"cells={self.cells}", f"groups={list(self.groups)}"]
+        return ", ".join([*parts, f"digit_order={self.digit_order}"])
 
-    def _quantize(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        y = self.bounded(rows)
-        L = self._L.to(y.dtype)
-        if self.cells == "equal":
-            digits = ((y.detach() + 1) / 2 * L).floor().clamp(min=0).minimum(L - 1)
-            return y + ((2 * digits + 1) / L - 1 - y).detach(), digits.to(torch.int64)
-        half = torch.div(L, 2, rounding_mode="floor")
-        rounded = y.detach().round()
-        return (y + (rounded - y).detach()) / half, (rounded + half).to(torch.int64)
+    @property
+    def _mixes(self) -> bool:
+        """Whether something before or behind the rounding mixes channels, which then must be last."""
+        return self.has_projections or self.orthogonal_rot is not None
 
-    def _channel_axis(self, x: Tensor) -> int:
-        first = self.channel_first if self.channel_first is not None else x.ndim >= 4
-        return 1 if first else x.ndim - 1
+    def _enter(self, z: Tensor, axis: int) -> tuple[Tensor, int]:
+        """Latents behind the projection and the rotation, float32 or float64, and the axis of their channels."""
+        if self._mixes:
+            z, axis = self.project_in(z.movedim(axis, -1)), -1
+        rows = z if z.dtype in (torch.float32, torch.float64) else z.float()
+        return (rows if self.orthogonal_rot is None else self._rotate(rows, self.orthogonal_rot)), axis
+
+    def _leave(self, codes: Tensor, axis: int, outer: int, dtype: torch.dtype) -> Tensor:
+        """Inverse of `_enter`: codes, channels on ``axis`` -> output, channels on ``outer``."""
+        if self.orthogonal_rot is not None:
+            codes = self._rotate(codes, self.orthogonal_rot.t())
+        codes = codes if codes.dtype == dtype else codes.to(dtype)
+        codes = self.project_out(codes) if self.has_projections else codes
+        return codes if axis == outer else codes.movedim(axis, outer)
+
+    def _rotate(self, rows: Tensor, rotation: Tensor) -> Tensor:
+        with torch.autocast(rows.device.type, enabled=False):
+            return (rows.unflatten(-1, (self.num_codebooks, -1)) @ rotation.to(rows.dtype)).flatten(-2)
+
+    def _steps(self, rows: Tensor, axis: int) -> fused.Steps:
+        L = self._uniform if self._uniform is not None else self._along(self._L.to(rows.dtype), rows.ndim, axis)
+        return fused.make_steps(L, max(self.levels), self.cells, self.original)
+
+    def _along(self, values: Tensor, ndim: int, axis: int) -> Tensor:
+        shape = [1] * ndim
+        shape[axis] = -1
+        return values.view(shape)
+
+    def _affine(self, rows: Tensor, axis: int, steps: fused.Steps) -> tuple[float | Tensor, float | Tensor]:
+        """Slope and shift in front of the curve, with the original FSQ's shift of even levels."""
+        assert isinstance(self.bound, Curve)
+        slope, shift = self.bound.affine(rows.ndim, axis)
+        if not self.original or all(L % 2 for L in self.levels):
+            return slope, shift
+        ratio = 2 * steps.offset / steps.span
+        clamped = isinstance(self.bound, Clamp)
+        if isinstance(ratio, float):
+            return slope, ratio if clamped else slope * math.atanh(ratio)
+        return slope, ratio if clamped else slope * torch.atanh(ratio)
+
+    def _unit(self, rows: Tensor, axis: int, steps: fused.Steps) -> Tensor:
+        if not (self.original and isinstance(self.bound, Curve)):
+            return self.bound.unit(rows, axis)
+        slope, shift = self._affine(rows, axis, steps)
+        return fused.CURVES[self.bound.curve](rows * slope + shift)
+
+    def _unrounded(self, rows: Tensor, axis: int, steps: fused.Steps) -> Tensor:
+        """The code before rounding, in the units of the codes, differentiable."""
+        u = self._unit(rows, axis, steps)
+        if self.cells != "paper":
+            return 2 * u - 1
+        return ((u - 0.5) * steps.span - steps.offset) / lattice.half_width(steps.L)
+
+    def _disturb(self, codes: Tensor, rows: Tensor, axis: int, steps: fused.Steps) -> Tensor:
+        if self.noise_dropout > 0:
+            _, h = lattice.lattice(steps.L, self.cells)
+            noise = (torch.rand_like(codes) - 0.5) / h
+            codes = torch.where(torch.rand_like(codes) < self.noise_dropout, codes + noise, codes).clamp(-1, 1)
+        if self.quantization_dropout > 0:
+            skip = torch.rand((), device=codes.device) < self.quantization_dropout
+            codes = torch.where(skip, self._unrounded(rows, axis, steps), codes)
+        return codes
+
+    def _digits(self, z: Tensor) -> Tensor:
+        rows = z.float()
+        steps = fused.make_steps(
+            self._uniform if self._uniform is not None else self._L[: len(self.levels)].float(),
+            max(self.levels),
+            self.cells,
+            self.original,
+        )
+        digits = fused.straight_through(self._unit(rows, -1, steps), steps, self._packed)[1]
+        assert digits is not None
+        return digits
+
+    def _indices(self, digits: Tensor, axis: int) -> Tensor:
+        """Digits, channels of all codebooks on ``axis`` -> indices in `forward`'s shape."""
+        if self.num_codebooks == 1:
+            indices = digits_to_indices(digits, self.levels, self.groups, self.digit_order, axis)
+            grouped = len(self.groups) > 1
+            return indices.unsqueeze(-2 if grouped else -1) if self.keep_num_codebooks_dim else indices
+        rows = digits.movedim(axis, -1).unflatten(-1, (self.num_codebooks, -1))
+        return digits_to_indices(rows, self.levels, self.groups, self.digit_order)
+
+    def _axis(self, x: Tensor) -> int:
+        if self.channel_axis is not None:
+            return self.channel_axis if self.channel_axis >= 0 else x.ndim + self.channel_axis
+        return 1 if x.ndim >= 4 else x.ndim - 1
 
     def _check_input(self, z: Tensor, axis: int) -> None:
         if not z.is_floating_point():
             raise ValueError(f"latent of dtype {z.dtype}: expected a floating point type")
-        if z.ndim < 2 or z.shape[axis] != self.dim:
+        if z.ndim < 2 or not 0 <= axis < z.ndim or z.shape[axis] != self.dim:
             raise ValueError(f"latent of shape {tuple(z.shape)}: expected {self.dim} channels on axis {axis}")
-        # Reading the values would stop an accelerator's queue, and a compiler cannot trace it.
-        if z.device.type == "cpu" and not torch.compiler.is_compiling() and not bool(torch.isfinite(z).all()):
-            raise ValueError(f"latent of shape {tuple(z.shape)} holds NaN or infinity: expected finite values")
+        self._check_finite(z, "latent")
 
+    def _check_finite(self, x: Tensor, name: str) -> None:
+        # A finite sum is the cheap proof; a sum of large values may overflow without any of them being infinite.
+        if self._checks(x) and not math.isfinite(x.detach().sum()) and not bool(torch.isfinite(x).all()):
+            worst = x.detach().flatten()[~torch.isfinite(x.detach().flatten())][0].item()
+            raise ValueError(f"{name} of shape {tuple(x.shape)} holds {worst}: expected finite values")
 
-def digits_to_codes(digits: Tensor, levels: Sequence[int], cells: str) -> Tensor:
-    """Integer digits (..., d) -> float32 lattice points (..., d) in [-1, 1].
+    def _check_digits(self, digits: Tensor) -> None:
+        if self._checks(digits):
+            check_digits(digits, self.levels)
 
-    paper: ``(digit - L//2) / (L//2)`` (even levels of the original FSQ end at 1 - 2/L); equal: ``(2*digit + 1)/L - 1``.
-    """
-    L = torch.tensor(levels, dtype=torch.float32, device=digits.device)
-    if cells == "equal":
-        return (2 * digits.to(torch.float32) + 1) / L - 1
-    half = torch.div(L, 2, rounding_mode="floor")
-    return (digits.to(torch.float32) - half) / half
-
-
-def codes_to_digits(codes: Tensor, levels: Sequence[int], cells: str) -> Tensor:
-    """Float codes (..., d), channels last -> int64 digits of the nearest lattice point; any real value is accepted."""
-    L = torch.tensor(levels, dtype=torch.float32, device=codes.device)
-    codes = codes.to(torch.float32)
-    if cells == "equal":
-        digits = ((codes + 1) / 2 * L).floor()
-    else:
-        half = torch.div(L, 2, rounding_mode="floor")
-        digits = (codes * half).round() + half
-    return digits.clamp(min=0).minimum(L - 1).to(torch.int64)
+    def _checks(self, x: Tensor) -> bool:
+        """Whether to read values: that stops an accelerator's queue, and a compiler cannot trace it."""
+        wanted = self.validate if self.validate is not None else x.device.type == "cpu"
+        return wanted and not torch.compiler.is_compiling()

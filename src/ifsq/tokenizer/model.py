@@ -25,17 +25,17 @@ class QuantizerConfig:
     """The bottleneck; see `ifsq.quantizers.FSQ`.
 
     levels       level count of every dimension
-    bound        ``ifsq``, ``tanh``, ``gaussian`` or ``clamp``
-    alpha        slope of the ``ifsq`` bound
-    cells        ``paper`` or ``equal``
+    bound        ``ifsq``, ``tanh``, ``gaussian``, ``clamp``, ``standardized``, ``quantile`` or ``learned``
+    alpha        slope of the ``ifsq`` bound, and of what the last three start from
+    cells        ``paper``, ``symmetric`` or ``equal``
     groups       sizes of the groups of dimensions that share one index; empty for one group
     digit_order  ``little`` or ``big``
     """
 
     levels: tuple[int, ...] = (17, 17, 17, 17)
-    bound: Literal["ifsq", "tanh", "gaussian", "clamp"] = "ifsq"
+    bound: Literal["ifsq", "tanh", "gaussian", "clamp", "standardized", "quantile", "learned"] = "ifsq"
     alpha: float = 1.6
-    cells: Literal["paper", "equal"] = "paper"
+    cells: Literal["paper", "symmetric", "equal"] = "paper"
     groups: tuple[int, ...] = ()
     digit_order: Literal["little", "big"] = "little"
 

@@ -1,0 +1,83 @@
+"""What every quantizer returns, and the protocol that all of them follow. Imports torch only."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree
+
+
+@dataclass(frozen=True, eq=False)
+class Quantized:
+    """What a quantizer returns; unpacks as ``codes, indices``, and ``out[0]`` is the codes.
+
+    codes          like the input, float: what the decoder sees; the gradient is the quantizer's (straight through)
+    indices        int64, the input's shape without its channel axis, then codebooks and groups where there are several;
+                   None where a bottleneck has no index (AE, KL, a group of more than 2**63 codes, not asked for)
+    packed_digits  the digits in the smallest convenient integer type (uint8 up to 256 levels, else int32), channel
+                   axis last; None where there are none. Use `digits`: arithmetic on uint8 wraps
+    losses         auxiliary losses by name, scalars, already weighted: what training adds to the reconstruction loss
+    """
+
+    codes: Tensor
+    indices: Tensor | None = None
+    packed_digits: Tensor | None = None
+    losses: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def digits(self) -> Tensor | None:
+        """Digits as int64, channel axis last, each 0..L-1; None where there are none."""
+        return None if self.packed_digits is None else self.packed_digits.to(torch.int64)
+
+    @property
+    def loss(self) -> Tensor:
+        """Sum of the auxiliary losses, a scalar; zero where there are none."""
+        zero = self.codes.new_zeros((), dtype=torch.float32)
+        return sum(self.losses.values(), zero)
+
+    def __iter__(self) -> Iterator[Tensor | None]:
+        return iter((self.codes, self.indices))
+
+    def __getitem__(self, item: int) -> Tensor | None:
+        return (self.codes, self.indices)[item]
+
+    def __len__(self) -> int:
+        return 2
+
+
+@runtime_checkable
+class Quantizer(Protocol):
+    """A bottleneck: a module called on a latent (b, width, h, w) or (b, t, width) that returns a `Quantized`.
+
+    ``width``   channels of the input; ``dim`` channels of the codes (they differ for KL alone)
+    ``levels``  level count of every digit, or None where there are no digits
+    """
+
+    width: int
+    dim: int
+    levels: tuple[int, ...] | None
+
+    def __call__(self, z: Tensor) -> Quantized: ...
+
+    def indices_to_codes(self, indices: Tensor) -> Tensor: ...
+
+
+def _flatten(record: Quantized) -> tuple[list[Any], None]:
+    return [record.codes, record.indices, record.packed_digits, record.losses], None
+
+
+def _unflatten(values: Any, _: Any) -> Quantized:
+    return Quantized(*values)
+
+
+# So that torch.export and torch.func see the tensors inside.
+_pytree.register_pytree_node(
+    Quantized,
+    _flatten,
+    _unflatten,
+    serialized_type_name="ifsq.quantizers.Quantized",
+    to_dumpable_context=lambda _: "",
+    from_dumpable_context=lambda _: None,
+)
