@@ -10,10 +10,17 @@ import torch
 from jaxtyping import install_import_hook
 from safetensors import safe_open
 
-install_import_hook("ifsq", "beartype.beartype")
-torch.set_num_threads(1)
-
 ROOT = Path(__file__).resolve().parents[1]
+# The quantizers have no shapes in their signatures (they import torch only), and a compiler cannot trace the checks.
+install_import_hook(
+    sorted(
+        f"ifsq.{path.stem}"
+        for path in (ROOT / "src/ifsq").iterdir()
+        if path.stem not in ("__init__", "__main__", "__pycache__", "quantizers")
+    ),
+    "beartype.beartype",
+)
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

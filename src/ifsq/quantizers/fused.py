@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ifsq.quantizers.bounds import CURVES
 from ifsq.quantizers.cells import divide_, half_width, lattice
@@ -81,10 +80,7 @@ class _Quantize(torch.autograd.Function):
             x = x * slope
         if not (isinstance(shift, float) and shift == 0.0):
             x = x + shift if x is z else x.add_(shift)
-        if curve == "logistic":
-            u = x.sigmoid() if x is z else x.sigmoid_()
-        else:
-            u = CURVES[curve](x)
+        u = x.sigmoid_() if curve == "logistic" and x is not z else CURVES[curve](x)
         ctx.curve, ctx.slope, ctx.steps = curve, slope, steps
         keep = ctx.needs_input_grad[0]
         if keep:
@@ -94,10 +90,10 @@ class _Quantize(torch.autograd.Function):
         return codes, digits
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, None, None, None, None, None]:
         if grad is None:
             return None, None, None, None, None, None
+        _refuse_second_derivative()
         (kept,) = ctx.saved_tensors
         if ctx.curve == "logistic":
             grad = torch.ops.aten.sigmoid_backward(grad, kept)
@@ -117,8 +113,8 @@ class _Round(torch.autograd.Function):
         return codes, digits
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, None, None]:
+        _refuse_second_derivative()
         return None if grad is None else grad * ctx.slope, None, None
 
 
@@ -126,6 +122,11 @@ def _only_codes_have_gradients(ctx: Any, digits: Tensor | None) -> None:
     if digits is not None:
         ctx.mark_non_differentiable(digits)
     ctx.set_materialize_grads(False)  # no zeros for the digits
+
+
+def _refuse_second_derivative() -> None:
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        raise RuntimeError("create_graph=True: a quantizer has no second derivative; expected a first one")
 
 
 def _to_lattice(u: Tensor, steps: Steps, dtype: torch.dtype | None, in_place: bool) -> tuple[Tensor, Tensor | None]:
@@ -156,4 +157,4 @@ def _to_lattice(u: Tensor, steps: Steps, dtype: torch.dtype | None, in_place: bo
 
 
 def _clamp_(t: Tensor, L: float | Tensor) -> Tensor:
-    return t.clamp_(0, L - 1) if isinstance(L, float) else t.clamp_(min=0).copy_(torch.minimum(t, L - 1))
+    return t.clamp_(0.0, L - 1) if isinstance(L, float) else t.clamp_(min=0.0).copy_(torch.minimum(t, L - 1))
