@@ -28,7 +28,7 @@ def check_layout(levels: Sequence[int], groups: Sequence[int], order: str) -> No
 
 def group_sizes(levels: Sequence[int], groups: Sequence[int]) -> tuple[int, ...]:
     """Codes of each group: the products of its levels, as Python integers of any size."""
-    return tuple(math.prod(part) for part in _split(levels, groups))
+    return tuple(math.prod(part) for part in digits_of_groups(levels, groups))
 
 
 def digits_to_indices(
@@ -40,7 +40,7 @@ def digits_to_indices(
     """
     columns = digits.unbind(axis)
     indices, start = [], 0
-    for part in _split(levels, groups):
+    for part in digits_of_groups(levels, groups):
         size = _indexable(part)
         places = list(zip(columns[start : start + len(part)], part, strict=True))
         start += len(part)
@@ -69,7 +69,7 @@ def indices_to_digits(
     if len(groups) > 1 and (indices.ndim == 0 or indices.shape[-1] != len(groups)):
         raise ValueError(f"indices of shape {tuple(indices.shape)}: expected a last axis of {len(groups)} groups")
     columns: list[Tensor] = []
-    for g, part in enumerate(_split(levels, groups)):
+    for g, part in enumerate(digits_of_groups(levels, groups)):
         rest = (indices if len(groups) == 1 else indices[..., g]).to(torch.int64)
         bases = list(part if order == "little" else reversed(part))
         small = _indexable(part) <= 2**31
@@ -129,7 +129,8 @@ def _divide(x: Tensor, base: int, small: bool) -> Tensor:
     return (x * -(-(1 << shift) // base)).bitwise_right_shift_(shift)
 
 
-def _split(levels: Sequence[int], groups: Sequence[int]) -> list[Sequence[int]]:
+def digits_of_groups(levels: Sequence[int], groups: Sequence[int]) -> list[Sequence[int]]:
+    """The levels of each group."""
     if len(groups) == 1:
         return [levels]
     ends = [sum(groups[: i + 1]) for i in range(len(groups))]

@@ -1,25 +1,29 @@
 """Finite scalar quantization: bound each dimension, round it to one of its levels, gradient straight through.
 
-``FSQ(levels)`` is iFSQ (arXiv 2601.17124); ``bound="tanh"`` is FSQ (arXiv 2309.15505). The parts have rooms of their own:
-`bounds`, `cells` (levels and lattice points), `digits` (indices), `fused` (the arithmetic). Called by ``tokenizer`` and
-by other people's models; imports torch only.
+``FSQ(levels)`` is iFSQ (arXiv 2601.17124); ``bound="tanh"`` is FSQ (arXiv 2309.15505). The parts have files of their
+own: `bounds`, `cells` (levels and lattice points), `digits` (indices), `fused` (the arithmetic). Called by
+``tokenizer`` and by other people's models; imports torch only.
 """
 
+import importlib.util
 import math
 from collections.abc import Sequence
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ifsq.quantizers import cells as lattice
 from ifsq.quantizers import fused
-from ifsq.quantizers.bounds import IFSQ_ALPHA, Bound, Clamp, Curve, make_bound
+from ifsq.quantizers.bounds import FIXED, IFSQ_ALPHA, Bound, Clamp, Curve, make_bound
 from ifsq.quantizers.cells import CELLS, codes_to_digits, digits_to_codes, packed_dtype
 from ifsq.quantizers.digits import (
     MAX_CODEBOOK,
     check_digits,
     check_indices,
     check_layout,
+    digits_of_groups,
     digits_to_indices,
     group_sizes,
     indices_to_digits,
@@ -31,14 +35,14 @@ class FSQ(nn.Module):
     """Finite scalar quantizer; without parameters unless ``dim`` or a learned bound asks for some.
 
     levels                  level count L of every dimension, each at least 2
-    dim                     width of the input; when it is not ``len(levels) * num_codebooks``, linear layers lead in and
-                            out
+    dim                     width of the input; when it is not ``len(levels) * num_codebooks``, linear layers lead in
+                            and out
     num_codebooks           codebooks side by side on the channel axis
     keep_num_codebooks_dim  whether indices keep the codebook axis; default: where there are several
     bound                   name or module, see `bounds`: ``ifsq`` (default), ``tanh``, ``gaussian``, ``clamp``,
                             ``standardized``, ``quantile``, ``learned``
     alpha                   slope of ``ifsq``, and of the bound that the fitted ones start from
-    cells                   ``paper``, ``symmetric`` or ``equal``, see `cells`; ``tanh`` with ``paper`` is the original FSQ
+    cells                   ``paper``, ``symmetric`` or ``equal``, see `cells`; ``tanh`` with ``paper`` is the first FSQ
     groups                  sizes of the groups of dimensions that share one index; default: one group
     digit_order             ``little`` or ``big``, see `digits`
     channel_first           True: channels on axis 1; False (default): axis 1 for four and more axes, else last
@@ -158,21 +162,15 @@ class FSQ(nn.Module):
         outer = self._axis(z)
         self._check_input(z, outer)
         rows, axis = self._enter(z, outer)
-        steps = self._steps(rows, axis)
-        packed = self._packed if self.return_indices else None
-        if isinstance(self.bound, Curve):
-            slope, shift = self._affine(rows, axis, steps)
-            codes, digits = fused.quantize(rows, self.bound.curve, slope, shift, steps, packed)
-        else:
-            codes, digits = fused.straight_through(self.bound.unit(rows, axis), steps, packed)
+        quantize = self._one_kernel if self._has_kernels(rows) else self._few_passes
+        codes, digits, indices = quantize(rows, axis)
         if self.training:
-            codes = self._disturb(codes, rows, axis, steps)
+            codes = self._disturb(codes, rows, axis)
             if not torch.compiler.is_exporting():
                 self.bound.observe(rows, axis)
         codes = self._leave(codes, axis, outer, z.dtype)
         if digits is None:
             return Quantized(codes)
-        indices = self._indices(digits, axis) if self._indexed else None
         digits = digits.movedim(axis, -1)
         if self.num_codebooks > 1:
             digits = digits.unflatten(-1, (self.num_codebooks, -1))
@@ -259,11 +257,10 @@ class FSQ(nn.Module):
         return self.has_projections or self.orthogonal_rot is not None
 
     def _enter(self, z: Tensor, axis: int) -> tuple[Tensor, int]:
-        """Latents behind the projection and the rotation, float32 or float64, and the axis of their channels."""
+        """Latents behind the projection and the rotation, and the axis of their channels."""
         if self._mixes:
             z, axis = self.project_in(z.movedim(axis, -1)), -1
-        rows = z if z.dtype in (torch.float32, torch.float64) else z.float()
-        return (rows if self.orthogonal_rot is None else self._rotate(rows, self.orthogonal_rot)), axis
+        return (z if self.orthogonal_rot is None else self._rotate(_full(z), self.orthogonal_rot)), axis
 
     def _leave(self, codes: Tensor, axis: int, outer: int, dtype: torch.dtype) -> Tensor:
         """Inverse of `_enter`: codes, channels on ``axis`` -> output, channels on ``outer``."""
@@ -311,7 +308,76 @@ class FSQ(nn.Module):
             return 2 * u - 1
         return ((u - 0.5) * steps.span - steps.offset) / lattice.half_width(steps.L)
 
-    def _disturb(self, codes: Tensor, rows: Tensor, axis: int, steps: fused.Steps) -> Tensor:
+    def _few_passes(self, rows: Tensor, axis: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Latents -> codes, digits and indices by `fused`."""
+        rows = _full(rows)
+        steps = self._steps(rows, axis)
+        packed = self._packed if self.return_indices else None
+        if isinstance(self.bound, Curve):
+            slope, shift = self._affine(rows, axis, steps)
+            codes, digits = fused.quantize(rows, self.bound.curve, slope, shift, steps, packed)
+        else:
+            codes, digits = fused.straight_through(self.bound.unit(rows, axis), steps, packed)
+        return codes, digits, self._indices(digits, axis) if digits is not None and self._indexed else None
+
+    def _has_kernels(self, rows: Tensor) -> bool:
+        return (
+            rows.is_cuda
+            and self.return_indices
+            and self._indexed
+            and isinstance(self.bound, Curve)
+            and rows.dtype != torch.float64
+            and not torch.compiler.is_compiling()  # which writes such kernels itself
+            and _triton_is_here()
+        )
+
+    def _one_kernel(self, rows: Tensor, axis: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The same by `triton_kernels`."""
+        from ifsq.quantizers import triton_kernels
+
+        assert isinstance(self.bound, Curve)
+        table, layout = self._kernel_table(rows, axis)
+        codes, digits, indices = triton_kernels.quantize(
+            rows, axis, self.bound.curve, self.cells, table, layout, self._packed
+        )
+        if self.num_codebooks > 1:
+            indices = indices.unflatten(-1, (self.num_codebooks, -1))
+            return codes, digits, indices.squeeze(-1) if len(self.groups) == 1 else indices
+        if len(self.groups) == 1:
+            return codes, digits, indices if self.keep_num_codebooks_dim else indices.squeeze(-1)
+        return codes, digits, indices.unsqueeze(-2) if self.keep_num_codebooks_dim else indices
+
+    def _kernel_table(self, rows: Tensor, axis: int) -> tuple[Tensor, Any]:
+        """Parameters of every channel, float32 (channels, 8), and the layout of the indices."""
+        from ifsq.quantizers.triton_kernels import Layout
+
+        fixed = self.bound.name in FIXED
+        cached = getattr(self, "_kernel_cache", None)
+        if cached is not None and cached[0].device == rows.device and fixed:
+            return cached
+        L = self._L.to(rows.device, torch.float32)
+        steps = fused.make_steps(L, max(self.levels), self.cells, self.original)
+        slope, shift = self._affine(L, 0, steps)
+        c, h = lattice.lattice(L, self.cells)
+        columns = (slope, shift, L, steps.span, steps.offset, c, h, steps.slope)
+        table = torch.stack([torch.as_tensor(x, dtype=torch.float32, device=L.device).expand_as(L) for x in columns], 1)
+        basis, starts = [], [0]
+        for _ in range(self.num_codebooks):
+            for part in digits_of_groups(self.levels, self.groups):
+                places = [1]
+                for base in list(part if self.digit_order == "little" else reversed(part))[:-1]:
+                    places.append(places[-1] * base)
+                basis += places if self.digit_order == "little" else places[::-1]
+                starts.append(len(basis))
+        layout = Layout(torch.tensor(basis, device=L.device), torch.tensor(starts, device=L.device))
+        self._kernel_cache = (table.contiguous(), layout)
+        return self._kernel_cache
+
+    def _disturb(self, codes: Tensor, rows: Tensor, axis: int) -> Tensor:
+        if self.noise_dropout == 0 and self.quantization_dropout == 0:
+            return codes
+        codes, rows = _full(codes), _full(rows)
+        steps = self._steps(rows, axis)
         if self.noise_dropout > 0:
             _, h = lattice.lattice(steps.L, self.cells)
             noise = (torch.rand_like(codes) - 0.5) / h
@@ -368,3 +434,13 @@ class FSQ(nn.Module):
         """Whether to read values: that stops an accelerator's queue, and a compiler cannot trace it."""
         wanted = self.validate if self.validate is not None else x.device.type == "cpu"
         return wanted and not torch.compiler.is_compiling()
+
+
+def _full(x: Tensor) -> Tensor:
+    """float32, whatever the autocast; float64 stays."""
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+@cache
+def _triton_is_here() -> bool:
+    return importlib.util.find_spec("triton") is not None
