@@ -1,4 +1,4 @@
-"""Properties of the quantizer over levels, groups, layouts, bounds, cells and types; bad inputs, each by its message."""
+"""Properties of the quantizer over levels, groups, layouts, bounds, cells, types; bad inputs, each by its message."""
 
 import math
 import time

@@ -1,6 +1,10 @@
-"""Quantizers: the bottleneck between encoder and decoder. Readable in one sitting: record, bounds, cells, digits, fsq."""
+"""Quantizers: the bottleneck between encoder and decoder. Read record, bounds, cells, digits, fused, fsq, in order."""
 
+from ifsq.quantizers.continuous import KL, Identity
 from ifsq.quantizers.fsq import FSQ
+from ifsq.quantizers.lookup_free import BSQ, LFQ
 from ifsq.quantizers.record import Quantized, Quantizer
+from ifsq.quantizers.residual import ResidualFSQ
+from ifsq.quantizers.vq import VQ
 
-__all__ = ["FSQ", "Quantized", "Quantizer"]
+__all__ = ["BSQ", "FSQ", "KL", "LFQ", "VQ", "Identity", "Quantized", "Quantizer", "ResidualFSQ"]

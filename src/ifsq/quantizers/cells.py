@@ -6,8 +6,8 @@ symmetric  the same cells for even levels too, points from -1 to 1 (arXiv 2411.1
 equal      L cells of equal width, a point in the centre of each; any L
 
 Every lattice point is ``(digit - c) / h`` with c and h whole or half numbers, so that it is the correctly rounded float
-whoever computes it. Called by ``fsq``, ``fused`` and ``codes.spec``, so that a cached digit and a fresh code cannot disagree;
-imports torch only.
+whoever computes it. Called by ``fsq``, ``fused`` and ``codes.spec``, so that a cached digit and a fresh code cannot
+disagree; imports torch only.
 """
 
 import math
@@ -60,9 +60,12 @@ def digits_to_codes(digits: Tensor, levels: Sequence[int], cells: str, axis: int
     return divide_(digits.to(torch.float32).sub_(c), h)
 
 
-def codes_to_digits(codes: Tensor, levels: Sequence[int], cells: str, axis: int = -1) -> Tensor:
-    """Float codes, channels on ``axis`` -> int64 digits of the nearest lattice point; any real value is accepted."""
+def codes_to_digits(
+    codes: Tensor, levels: Sequence[int], cells: str, axis: int = -1, dtype: torch.dtype = torch.int64
+) -> Tensor:
+    """Float codes, channels on ``axis`` -> digits of the nearest lattice point; any real value is accepted."""
     L = level_values(levels, codes, axis)
     c, h = lattice(L, cells)
-    digits = (codes.to(torch.float32) * h + c).round().clamp(min=0)
-    return digits.clamp(max=L - 1).to(torch.int64) if isinstance(L, float) else digits.minimum(L - 1).to(torch.int64)
+    digits = (codes.to(torch.float32) * h).add_(c).round_()
+    digits = digits.clamp_(0.0, L - 1) if isinstance(L, float) else digits.clamp_(min=0.0).minimum(L - 1)
+    return digits.to(dtype)

@@ -1,0 +1,87 @@
+"""What the bottlenecks ask of their input: layout, checks and the type of the arithmetic.
+
+Called by ``fsq``, ``vq``, ``lookup_free``, ``continuous`` and ``residual``; imports torch only.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class Bottleneck(nn.Module):
+    """A module called on a latent (b, width, h, w), (b, t, width) or any leading shape, floating point.
+
+    channel_first  True: channels on axis 1; False: last; None: axis 1 for four and more axes, else last
+
+    Computes in float32 (float64 stays) whatever the autocast; codes come in the input's type and layout. Raises
+    ValueError on another width or type and, on a CPU outside a compiler, on NaN and infinity: elsewhere reading values
+    would stop the queue.
+    """
+
+    width: int
+    dim: int
+    levels: tuple[int, ...] | None = None
+
+    def __init__(self, width: int, dim: int, channel_first: bool | None) -> None:
+        super().__init__()
+        self.width, self.dim, self.channel_first = width, dim, channel_first
+
+    def _axis(self, ndim: int) -> int:
+        first = ndim >= 4 if self.channel_first is None else self.channel_first
+        return 1 if first else ndim - 1
+
+    def _enter(self, z: Tensor) -> tuple[Tensor, int]:
+        """A checked latent in the type of the arithmetic, and the axis of its channels."""
+        axis = self._axis(z.ndim)
+        if not z.is_floating_point():
+            raise ValueError(f"latent of dtype {z.dtype}: expected a floating point type")
+        if z.ndim < 2 or z.shape[axis] != self.width:
+            raise ValueError(f"latent of shape {tuple(z.shape)}: expected {self.width} channels on axis {axis}")
+        if reads_values(z):
+            check_finite(z, "latent")
+        return (z if z.dtype == torch.float64 else z.float()), axis
+
+    def _enter_codes(self, codes: Tensor) -> Tensor:
+        """Checked codes in `forward`'s layout -> the same with channels last, in the type of the arithmetic."""
+        axis = self._axis(codes.ndim)
+        if not codes.is_floating_point():
+            raise ValueError(f"codes of dtype {codes.dtype}: expected a floating point type")
+        if codes.ndim < 2 or codes.shape[axis] != self.dim:
+            raise ValueError(f"codes of shape {tuple(codes.shape)}: expected {self.dim} channels on axis {axis}")
+        if reads_values(codes):
+            check_finite(codes, "codes")
+        return (codes if codes.dtype == torch.float64 else codes.float()).movedim(axis, -1)
+
+    def _leave_codes(self, codes: Tensor) -> Tensor:
+        """Codes with channels last -> `forward`'s layout."""
+        return codes.movedim(-1, self._axis(codes.ndim))
+
+
+def reads_values(x: Tensor) -> bool:
+    """Whether values may be read: that stops an accelerator's queue, and a compiler cannot trace it."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def check_finite(x: Tensor, name: str) -> None:
+    """Raise ValueError naming the first value that is NaN or infinite."""
+    x = x.detach()
+    # A finite sum is the cheap proof; a sum of large values may overflow without any of them being infinite.
+    if math.isfinite(x.sum()) or bool(torch.isfinite(x).all()):
+        return
+    worst = x.flatten()[~torch.isfinite(x).flatten()][0].item()
+    raise ValueError(f"{name} of shape {tuple(x.shape)} holds {worst}: expected finite values")
+
+
+def check_count(name: str, value: int, least: int = 1) -> int:
+    """The value, or ValueError unless it is an integer of at least so much."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name}={value!r}: expected an integer of at least {least}")
+    return value
+
+
+def check_weight(name: str, value: float) -> float:
+    """The value, or ValueError unless it is a finite number of at least 0."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"{name}={value!r}: expected a finite number of at least 0")
+    return float(value)
