@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 from ifsq.config import InputError
 
 DEMO = "runs/demo"
+BOUNDS = "runs/bounds"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -112,6 +113,17 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument(
         "--out", type=Path, default=None, metavar="PAGE.html", help="default: report.html in the first run's folder"
     )
+
+    analyze = verbs.add_parser("analyze", help="what bounds and cells do to latents").add_subparsers(
+        metavar="VERB", required=True
+    )
+    bounds = _verb(analyze, "bounds", "every bound and cell rule on latents of known distributions", _analyze_bounds)
+    bounds.add_argument("--out", type=Path, default=Path(BOUNDS), metavar="DIR", help=f"default {BOUNDS}")
+    bounds.add_argument("--levels", type=int, nargs="+", default=None, metavar="L", help="default: 2 to 65")
+    bounds.add_argument(
+        "--samples", type=int, default=100_000, metavar="N", help="that bounds are fitted to and integrals checked on"
+    )
+    bounds.add_argument("--seed", type=int, default=0)
     return parser
 
 
@@ -191,6 +203,16 @@ def _report(options: argparse.Namespace) -> None:
     _print(f"report: {write_report(options.folders, options.out)}")
 
 
+def _analyze_bounds(options: argparse.Namespace) -> None:
+    from ifsq.bench.bounds import LEVELS, analyze_bounds
+
+    report = analyze_bounds(options.out, options.levels or LEVELS, options.samples, options.seed)
+    for table in report.tables:
+        _grid(table.title, table.columns, table.rows)
+    for line in (*report.verdict, report.check, f"table: {report.table}", f"picture: {report.picture}"):
+        _print(line)
+
+
 class Terminal:
     """A `ifsq.training.log.Reporter` on stderr: bars with rate and time left on a terminal, plain lines elsewhere."""
 
@@ -265,6 +287,23 @@ def _table(measured: Sequence[Any]) -> None:
         values = ", ".join(f"{name} {value:.4g}" for name, value in card.values.items())
         table.add_row(card.metric, values, str(card.n), card.reference)
     Console().print(table)
+
+
+def _grid(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    if not _first_process():
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=None)
+    for i, column in enumerate(columns):
+        numbers = bool(rows) and rows[0][i].replace(".", "").isdecimal()
+        table.add_column(column, justify="right" if numbers else "left")
+    for row in rows:
+        table.add_row(*row)
+    console = Console(highlight=False)
+    console.print(table)
+    console.print()
 
 
 def _print(line: str) -> None:

@@ -1,0 +1,368 @@
+"""``ifsq analyze bounds``: every bound on every distribution as tables, CSV and picture, and what they say in words.
+
+The figures come from `ifsq.quantizers.analysis`; every number in the words is read from them. Called by ``cli``.
+"""
+
+import csv
+import io
+import math
+import os
+import textwrap
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ifsq.config import InputError
+from ifsq.quantizers.analysis import (
+    CASES,
+    DISTRIBUTIONS,
+    GRADIENT_AT,
+    NORMAL,
+    Analysis,
+    BoundUse,
+    Case,
+    LevelUse,
+    analyze,
+)
+from ifsq.quantizers.cells import CELLS
+
+LEVELS = tuple(range(2, 66))
+SHOWN = 17  # the paper's 4 bits, where it is among the levels
+UNIFORM_KS = 0.02  # what the words call uniform: the paper's 1.6 on N(0, 1) is within 0.0173
+EVEN = 0.995  # of log2 L: what they call even use
+MOST_STANDARD_ERRORS = 6.0
+PAPER, TANH = Case("ifsq").label, Case("tanh").label
+PICTURED = ((PAPER, "paper", "#D55E00"), (PAPER, "equal", "#E69F00"), ("quantile", "equal", "#009E73"))
+# Okabe and Ito's colours, and a dash of its own where two lines may lie on each other.
+LINES: dict[str, tuple[str, Any]] = {
+    "tanh": ("#000000", "-"),
+    "ifsq 1.6": ("#D55E00", "-"),
+    "ifsq 1.702": ("#E69F00", (0, (6, 1))),
+    "gaussian": ("#0072B2", "-"),
+    "clamp": ("#999999", "-"),
+    "standardized": ("#CC79A7", (0, (3, 1.5))),
+    "quantile": ("#009E73", "-"),
+    "learned": ("#56B4E9", (0, (1.5, 3))),
+}
+ROWS = (
+    "level entropy / log2 L\npaper cells, odd L",
+    "level entropy / log2 L\nequal cells",
+    "distortion / least possible\npaper cells, odd L",
+    "distortion / least possible\nequal cells",
+    "share of each level x L\nL = {L}",
+)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells of text to print."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class BoundsReport:
+    """What there is to print, and where the files lie."""
+
+    tables: tuple[Table, ...]
+    verdict: tuple[str, ...]
+    check: str
+    table: Path
+    picture: Path
+
+
+def analyze_bounds(out: Path, levels: Iterable[int] = LEVELS, samples: int = 100_000, seed: int = 0) -> BoundsReport:
+    """Analyse all bounds, write ``bounds.csv`` and ``bounds.png`` into the folder ``out``, and say what was found.
+
+    Raises InputError where the folder is a file, or for levels, samples or a seed that cannot be used.
+    """
+    if any(path.exists() and not path.is_dir() for path in (out, *out.parents)):
+        raise InputError(f"{out}: is a file, or lies below one; expected a folder for bounds.csv and bounds.png")
+    counts = sorted(set(levels))
+    shown = SHOWN if SHOWN in counts or not counts else counts[-1]
+    try:
+        # More levels than samples can tell apart would compare the entropy's bias.
+        checked = [L for L in (shown, *counts[:1], *counts[-1:]) if shown == L or samples >= 20 * L]
+        analysis = analyze(counts, samples, seed, checked)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    table, picture = out / "bounds.csv", out / "bounds.png"
+    content = draw(analysis, shown)
+    out.mkdir(parents=True, exist_ok=True)
+    _write(table, to_csv(analysis).encode())
+    _write(picture, content)
+    return BoundsReport(tables(analysis, shown), verdict(analysis, shown), check(analysis), table, picture)
+
+
+def to_csv(analysis: Analysis) -> str:
+    """A line for every distribution, bound, cell rule and level count; the columns are those of `LevelUse`."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    gradients = [f"gradient_{at:g}" for at in GRADIENT_AT]
+    after = ["bits", "fraction", "least", "error", "relative_error", "distortion", "least_distortion"]
+    writer.writerow(["distribution", "bound", "cells", "levels", "ks", "rmse", *gradients, *after])
+    for bound in analysis.bounds:
+        for use in bound.uses:
+            figures = [bound.ks, bound.rmse, *bound.gradient, use.bits, use.fraction, use.least]
+            figures += [use.error, use.relative_error, use.distortion]
+            figures.append(analysis.optimum[bound.distribution, use.levels])
+            head = [bound.distribution, bound.bound, use.cells, str(use.levels)]
+            writer.writerow([*head, *(f"{value:.6g}" for value in figures)])
+    return buffer.getvalue()
+
+
+def tables(analysis: Analysis, shown: int) -> tuple[Table, ...]:
+    """A table a figure: bounds down, distributions across; level figures at ``shown`` levels."""
+    found = _by_name(analysis)
+    names = [distribution.name for distribution in DISTRIBUTIONS]
+    labels = [case.label for case in CASES]
+
+    def before(title: str, figure: Callable[[BoundUse], float]) -> Table:
+        rows = [(label, *(f"{figure(found[label, name]):.4f}" for name in names)) for label in labels]
+        return Table(title, ("bound", *names), tuple(rows))
+
+    def after(title: str, form: str, figure: Callable[[LevelUse, str], float]) -> Table:
+        rows = []
+        for label in labels:
+            uses = [(name, _distinct(found[label, name], shown)) for name in names]
+            for i, use in enumerate(uses[0][1]):
+                rows.append((label, use.cells, *(form.format(figure(of[i], name)) for name, of in uses)))
+        return Table(f"{title}, L = {shown}", ("bound", "cells", *names), tuple(rows))
+
+    defined = tuple((distribution.name, distribution.text) for distribution in DISTRIBUTIONS)
+    gradients = [_gradient(before, i) for i in range(len(GRADIENT_AT))]
+    return (
+        Table("latents", ("name", "distribution"), defined),
+        before("KS distance to uniform, before rounding", lambda use: use.ks),
+        before("RMSE to uniform, before rounding", lambda use: use.rmse),
+        *gradients,
+        after("level entropy over log2 L (1: even use)", "{:.4f}", lambda use, _: use.fraction),
+        after("share of the least-used level, times L (1: even use)", "{:.3f}", lambda use, _: use.least),
+        after(
+            "error of the bounded latent, in thousandths of its variance",
+            "{:.2f}",
+            lambda use, _: 1000 * use.relative_error,
+        ),
+        after(
+            "distortion of the latent over the least possible (Lloyd-Max)",
+            "{:.2f}",
+            lambda use, name: use.distortion / analysis.optimum[name, shown],
+        ),
+    )
+
+
+def verdict(analysis: Analysis, shown: int) -> tuple[str, ...]:
+    """Where the paper's uniformity holds and where it does not, in words; level figures at ``shown`` levels."""
+    found = _by_name(analysis)
+    names = [distribution.name for distribution in DISTRIBUTIONS]
+    paper, tanh = found[PAPER, NORMAL.name], found[TANH, NORMAL.name]
+
+    def even(label: str, cells: str) -> str:
+        fractions = {name: _fraction(found[label, name], cells, shown) for name in names}
+        return _holds(fractions, {name for name in names if fractions[name] >= EVEN}, "{:.3f}")
+
+    def least(label: str) -> str:  # rounded down
+        return f"{math.floor(1e4 * min(_fraction(found[label, name], 'equal', shown) for name in names)) / 1e4:.4f}"
+
+    distances = {name: found[PAPER, name].ks for name in names}
+    lines = [
+        f"Before rounding, the uniformity of {PAPER} (to KS {UNIFORM_KS:g}) "
+        f"{_holds(distances, {name for name in names if distances[name] <= UNIFORM_KS}, '{:.4f}')}. On N(0, 1) RMSE is "
+        f"{paper.rmse:.4f}; tanh has KS {tanh.ks:.4f} and RMSE {tanh.rmse:.4f}."
+    ]
+    if paper.use("paper", shown) is None:
+        lines.append(f"The paper's cells need an odd L, which {shown} is not.")
+    else:
+        lines.append(
+            f"After the paper's rounding, with L = {shown}, even use (entropy at least {EVEN:g} of log2 L) "
+            f"{even(PAPER, 'paper')}. {_against_tanh(paper, tanh, shown)}"
+        )
+    lines += [
+        f"With equal cells, even use by {PAPER} {even(PAPER, 'equal')}; by gaussian it {even('gaussian', 'equal')}.",
+        f"Fitted to {analysis.samples} samples, even use by standardized {even('standardized', 'equal')}; quantile "
+        f"reaches at least {least('quantile')} of log2 L on all latents, learned at least {least('learned')}.",
+        _distortion(analysis, found, shown),
+    ]
+    return tuple(lines)
+
+
+def check(analysis: Analysis) -> str:
+    """What sampling says about the integrals."""
+    checks = analysis.checks
+    deviation = max(check.deviation for check in checks)
+    agrees = deviation <= analysis.sampling_limit and max(check.error for check in checks) < MOST_STANDARD_ERRORS
+    return (
+        f"Check: {analysis.samples} samples of each distribution, quantized by FSQ, "
+        f"{'agree' if agrees else 'DO NOT AGREE'} with the integrals in {sum(check.compared for check in checks)} "
+        f"combinations of bound, cells and L. Largest differences: {deviation:.4f} in the share of samples below "
+        f"an edge (chance exceeds {analysis.sampling_limit:.4f} once in a million), "
+        f"{max(check.ks for check in checks):.4f} in KS, {max(check.rmse for check in checks):.4f} in RMSE, "
+        f"{max(check.fraction for check in checks):.4f} in entropy over log2 L, "
+        f"{max(check.error for check in checks):.1f} standard errors in the bounded error."
+    )
+
+
+def draw(analysis: Analysis, shown: int) -> bytes:
+    """The picture, PNG: entropy and distortion over L, and the shares of ``shown`` levels, for every distribution."""
+    from matplotlib import rc_context
+
+    with rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
+        return _draw(analysis, shown)
+
+
+def _draw(analysis: Analysis, shown: int) -> bytes:
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+    from matplotlib.lines import Line2D
+
+    found = _by_name(analysis)
+    figure = Figure(figsize=(18, 15), layout=ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.06))
+    axes = figure.subplots(len(ROWS), len(DISTRIBUTIONS), sharey="row")
+    for column, distribution in zip(axes.T, DISTRIBUTIONS, strict=True):
+        for label in LINES:
+            for row, cells in enumerate(("paper", "equal")):
+                _draw_line(column[row], column[2 + row], analysis, found[label, distribution.name], cells)
+        column[0].set_title(f"{distribution.name}\n{textwrap.fill(distribution.text, 34)}", fontsize=10)
+        for axis in column[:4]:
+            _scale_levels(axis, analysis.levels)
+        for axis in column[:2]:
+            axis.set_ylim(0.68, 1.01)
+        for axis in column[2:4]:
+            if axis.lines:
+                axis.set_yscale("log")
+        column[3].set_xlabel("levels L")
+        _draw_shares(column[4], found, distribution.name, shown)
+    for axis, text in zip(axes[:, 0], ROWS, strict=True):
+        axis.set_ylabel(text.format(L=shown))
+    lines = [Line2D([], [], color=colour, linestyle=style, linewidth=2) for colour, style in LINES.values()]
+    figure.legend(lines, list(LINES), loc="outside upper center", ncols=len(LINES), frameon=False, fontsize=12)
+    steps = [Line2D([], [], color=colour, linewidth=2) for _, _, colour in PICTURED]
+    names = [f"{label}, {cells} cells" for label, cells, _ in PICTURED]
+    figure.legend(
+        [Line2D([], [], linestyle="none"), *steps],
+        ["bottom row:", *names],
+        loc="outside lower center",
+        ncols=1 + len(names),
+        frameon=False,
+        fontsize=12,
+    )
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _draw_line(entropy: Any, loss: Any, analysis: Analysis, bound: BoundUse, cells: str) -> None:
+    """One bound with one cell rule: level entropy and distortion over L."""
+    # In paper cells odd levels alone: only tanh has even ones, and they are another bound.
+    uses = [use for use in bound.uses if use.cells == cells and (cells == "equal" or use.levels % 2)]
+    if not uses:
+        return
+    levels = [use.levels for use in uses]
+    colour, style = LINES[bound.bound]
+    marker = "o" if len(analysis.levels) < 10 else None
+    look = {"color": colour, "linestyle": style, "linewidth": 1.6, "marker": marker, "markersize": 4}
+    entropy.plot(levels, [use.fraction for use in uses], **look)
+    optimum = analysis.optimum
+    loss.plot(levels, [use.distortion / optimum[bound.distribution, use.levels] for use in uses], **look)
+
+
+def _scale_levels(axis: Any, levels: Sequence[int]) -> None:
+    """Levels on a logarithmic scale, so that an octave is one more bit; the paper's counts are marked."""
+    ticks = [L for L in (2, 3, 5, 9, 17, 33, 65, 129, 257) if levels[0] <= L <= levels[-1]]
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(ticks or list(levels), [str(L) for L in ticks or levels])
+    axis.minorticks_off()
+    axis.set_xlim(levels[0] / 1.1, levels[-1] * 1.1)
+    axis.grid(color="#e4e4e4", linewidth=0.6)
+
+
+def _draw_shares(axis: Any, found: dict[tuple[str, str], BoundUse], name: str, shown: int) -> None:
+    for label, cells, colour in PICTURED:
+        use = found[label, name].use(cells, shown)
+        if use is not None:
+            edges = [level - 0.5 for level in range(shown + 1)]
+            shares = [share * shown for share in use.shares]
+            axis.stairs(shares, edges, color=colour, linewidth=1.8, baseline=None)
+    axis.axhline(1, color="#888888", linewidth=0.8, linestyle="--")
+    axis.set_xlabel("level")
+    axis.set_ylim(0, 2.6)
+
+
+def _gradient(before: Callable[[str, Callable[[BoundUse], float]], Table], i: int) -> Table:
+    return before(f"gradient of the bound at |z| = {GRADIENT_AT[i]:g}", lambda use: use.gradient[i])
+
+
+def _holds(figures: dict[str, float], holding: set[str], form: str) -> str:
+    """``holds on a (1) and b (2), not on c (3)``."""
+    texts = {name: f"{name} ({form.format(figure)})" for name, figure in figures.items()}
+    on = [texts[name] for name in figures if name in holding]
+    off = [texts[name] for name in figures if name not in holding]
+    if not off:
+        return f"holds on {_list(on)}"
+    return f"holds on {_list(on)}, not on {_list(off)}" if on else f"does not hold: {_list(off)}"
+
+
+def _against_tanh(paper: BoundUse, tanh: BoundUse, shown: int) -> str:
+    """The paper's bound and tanh in the paper's cells on N(0, 1)."""
+    use, other = paper.use("paper", shown), tanh.use("paper", shown)
+    assert use is not None
+    assert other is not None
+    odd = [use.levels for use in paper.uses if use.cells == "paper"]
+    fewer = [L for L in odd if _fraction(paper, "paper", L) < _fraction(tanh, "paper", L)]
+    return (
+        f"On N(0, 1) the least-used level gets {use.least:.2f} of an even share (the end cells are half as wide as "
+        f"the others); tanh reaches {other.fraction:.3f} with {other.least:.2f}, and uses the levels more evenly "
+        f"than {PAPER} for {len(fewer)} of the {len(odd)} odd L from {odd[0]} to {odd[-1]}."
+    )
+
+
+def _distortion(analysis: Analysis, found: dict[tuple[str, str], BoundUse], shown: int) -> str:
+    """Even use against the error that the best decoder leaves in the latent."""
+    parts = []
+    for distribution in DISTRIBUTIONS:
+        optimum = analysis.optimum[distribution.name, shown]
+        options = [
+            (use.distortion / optimum, f"{case.label}, {use.cells} cells")
+            for case in CASES
+            for use in _distinct(found[case.label, distribution.name], shown)
+        ]
+        least, which = min(options)
+        quantile = found["quantile", distribution.name].use("equal", shown)
+        assert quantile is not None
+        even = quantile.distortion / optimum
+        parts.append(f"{distribution.name} {even:.2f} against {least:.2f} ({which})")
+    return (
+        f"Even use is not least distortion. Distortion over the least possible with L = {shown}, quantile with equal "
+        f"cells against the best bound and cells here: {'; '.join(parts)}."
+    )
+
+
+def _distinct(bound: BoundUse, shown: int) -> list[LevelUse]:
+    """Its uses at ``shown`` levels, without symmetric cells where they are the paper's."""
+    uses = [use for use in (bound.use(cells, shown) for cells in CELLS) if use is not None]
+    return [use for use in uses if use.cells != "symmetric" or uses[0].cells != "paper"]
+
+
+def _by_name(analysis: Analysis) -> dict[tuple[str, str], BoundUse]:
+    return {(bound.bound, bound.distribution): bound for bound in analysis.bounds}
+
+
+def _fraction(bound: BoundUse, cells: str, levels: int) -> float:
+    use = bound.use(cells, levels)
+    assert use is not None
+    return use.fraction
+
+
+def _list(items: Iterable[str]) -> str:
+    *first, last = items
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def _write(path: Path, content: bytes) -> None:
+    """A reader sees the old file or the new one, never a part."""
+    partial = path.with_name(f".partial_{path.name}")
+    partial.write_bytes(content)
+    os.replace(partial, path)
