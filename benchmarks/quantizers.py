@@ -178,8 +178,8 @@ def main() -> None:
         "",
         f"{long}, torch {torch.__version__}, vector-quantize-pytorch {version('vector-quantize-pytorch')}, float32,",
         f"seed 0, {options.rounds} rounds of",
-        f"`python benchmarks/quantizers.py --threads {options.threads} --device {options.device}`. A ratio above 1: faster",
-        "than the peer. `ifsq` checks its input for NaN and infinity on a CPU; the others do not.",
+        f"`python benchmarks/quantizers.py --threads {options.threads} --device {options.device}`. A ratio above 1:",
+        "faster than the peer. `ifsq` checks its input for NaN and infinity on a CPU; the others do not.",
     ]
     for case, (shape, levels) in CASES.items():
         for operation, calls in operations(shape, levels, options.device).items():

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from ifsq.generators.base import Generator as Generator
     from ifsq.quantizers import FSQ as FSQ
     from ifsq.quantizers import Quantized as Quantized
+    from ifsq.quantizers.calibration import calibrate as calibrate
+    from ifsq.quantizers.conversion import convert as convert
     from ifsq.tokenizer.model import Tokenizer as Tokenizer
 
 __version__ = version("ifsq")
@@ -22,13 +24,15 @@ __version__ = version("ifsq")
 _HOMES = {
     "FSQ": "ifsq.quantizers",
     "Quantized": "ifsq.quantizers",
+    "calibrate": "ifsq.quantizers.calibration",
+    "convert": "ifsq.quantizers.conversion",
     "Tokenizer": "ifsq.tokenizer.model",
     "Generator": "ifsq.generators.base",
     "CodeCache": "ifsq.codes",
     "CodeSpec": "ifsq.codes",
     "InputError": "ifsq.config",
 }
-__all__ = ["FSQ", "CodeCache", "CodeSpec", "Generator", "InputError", "Quantized", "Tokenizer"]
+__all__ = ["FSQ", "CodeCache", "CodeSpec", "Generator", "InputError", "Quantized", "Tokenizer", "calibrate", "convert"]
 
 
 def __getattr__(name: str) -> Any:

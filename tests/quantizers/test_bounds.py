@@ -135,7 +135,7 @@ def test_a_dead_channel_has_finite_gradients():
         bound = fitted(name, z)
         x = torch.zeros(3, 2, requires_grad=True)
         bound(x).sum().backward()
-        assert torch.isfinite(x.grad).all()
+        assert x.grad.max() < 400
         assert torch.isfinite(bound(x)).all()
 
 
@@ -151,3 +151,52 @@ def test_learned_bound_is_trained():
 def test_fixed_bounds_refuse_a_fit(name):
     with pytest.raises(ValueError, match=f"bound='{name}' has nothing to fit; expected one of standardized"):
         make_bound(name, 2).fit(torch.zeros(3, 2))
+
+
+def test_quantiles_see_every_column_of_an_image():
+    z = torch.randn(1024, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    z[..., 0] = 10.0
+    bound = make_bound("quantile", 1)
+    bound.momentum = 1.0
+    bound.observe(z, 1)
+    assert 0.04 < (bound.knots > 5).float().mean() < 0.08
+
+
+@pytest.mark.parametrize("name", ["standardized", "quantile"])
+def test_one_bad_batch_does_not_stay(name):
+    """Mixed precision overflows now and then; statistics of it would be NaN for good."""
+    q = ifsq.FSQ([9, 9], bound=name, validate=False).train()
+    before = {k: v.clone() for k, v in q.state_dict().items()}
+    q(torch.tensor([[math.inf, math.nan], [0.0, 1.0]]))
+    for value in q.state_dict().values():
+        assert torch.isfinite(value).all()
+    q.load_state_dict(before)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_statistics_are_float32_under_any_default(dtype):
+    torch.set_default_dtype(dtype)
+    try:
+        made = [make_bound(name, 2) for name in FITTED[:2]]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for bound in made:
+        assert {b.dtype for b in bound.buffers()} == {torch.float32}
+        bound.observe(torch.randn(50, 2))
+
+
+def test_the_learned_bound_is_built_on_the_meta_device():
+    with torch.device("meta"):
+        assert make_bound("learned", 2).slopes.is_meta
+
+
+@pytest.mark.parametrize("name", FITTED)
+def test_samples_to_fit_are_checked(name):
+    bound = make_bound(name, 2)
+    for samples, message in (
+        (torch.zeros(5, 3), r"samples of shape \(5, 3\): expected \(n, 2\)"),
+        (torch.zeros(0, 2), r"samples of shape \(0, 2\)"),
+        (torch.full((5, 2), math.nan), "hold NaN or infinity"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            bound.fit(samples)

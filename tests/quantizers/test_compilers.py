@@ -98,6 +98,14 @@ def test_onnx(name, tmp_path, capsys):
     same(session.run(None, {session.get_inputs()[0].name: more.numpy()}), q(more))
 
 
+def test_nan_stays_nan():
+    """A compiler's graph checks nothing, but a diverged latent must not become a code."""
+    z = torch.tensor([[0.3, float("nan")]])
+    for q in (ifsq.FSQ([17] * 2), ifsq.FSQ([17] * 2, cells="equal")):
+        codes = torch.compile(q, fullgraph=True)(z).codes
+        assert codes.isnan().tolist() == [[False, True]]
+
+
 class RoundTrip(nn.Module):
     """Indices to codes of a type and back."""
 

@@ -126,6 +126,13 @@ def test_noise_is_counted_in_cells():
         assert torch.equal(q.eval()(z).codes, clean)
 
 
+def test_noise_passes_the_gradient_at_the_ends():
+    q = ifsq.FSQ([3], noise_dropout=1.0).train()
+    z = torch.full((1000, 1), 0.8, requires_grad=True)
+    q(z).codes.sum().backward()
+    assert (z.grad > 0).all()
+
+
 def make_lattice(q: ifsq.FSQ) -> torch.Tensor:
     return q.digits_to_codes(torch.arange(q.levels[0]).unsqueeze(1)).flatten()
 

@@ -158,19 +158,96 @@ def test_values_are_checked_on_request_only_off_the_cpu():
     assert ifsq.FSQ([17] * 2, validate=True)._checks(torch.zeros(1, device="meta"))
 
 
+def test_what_is_done_to_the_module_does_not_reach_the_rounding():
+    """Built on the meta device, averaged, cast: levels are no state."""
+    z = torch.randn(2, 4, 5, 5)
+    for levels in ([8, 5, 5, 5], [17] * 4):
+        expected = ifsq.FSQ(levels, bound="tanh")(z).indices
+        with torch.device("meta"):
+            empty = ifsq.FSQ(levels, bound="tanh")
+        assert torch.equal(empty.to_empty(device="cpu")(z).indices, expected)
+        model = torch.nn.ModuleDict({"q": ifsq.FSQ(levels, bound="tanh"), "other": torch.nn.BatchNorm1d(1)})
+        decay = torch.optim.swa_utils.get_ema_multi_avg_fn(0.9)
+        average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=decay, use_buffers=True)
+        for _ in range(100):
+            average.update_parameters(model)
+        assert torch.equal(average.module["q"](z).indices, expected)
+        assert torch.equal(ifsq.FSQ(levels, bound="tanh").half()(z).indices, expected)
+
+
+def test_no_user_tensor_is_written_to():
+    q = ifsq.FSQ([5, 5], validate=False)
+    digits, codes = torch.tensor([[0.0, 1.0]]), torch.tensor([[0.5, -1.0]])
+    q.digits_to_codes(digits), q.codes_to_indices(codes)
+    assert digits.tolist() == [[0.0, 1.0]]
+    assert codes.tolist() == [[0.5, -1.0]]
+
+
+def test_digits_of_the_cache_are_taken():
+    """uint16 is the cache's type above 256 levels."""
+    q = ifsq.FSQ([300] * 2, cells="equal")
+    digits = torch.tensor([[1, 299]], dtype=torch.uint16)
+    assert torch.equal(q.digits_to_codes(digits), q.digits_to_codes(digits.long()))
+    assert torch.equal(q.digits_to_indices(digits), q.digits_to_indices(digits.long()))
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (2, 4, 0, 3)])
+@pytest.mark.parametrize("bound", BOUNDS)
+def test_an_empty_batch(shape, bound):
+    q = ifsq.FSQ([9] * 4, bound=bound).train()
+    before = {k: v.clone() for k, v in q.state_dict().items()}
+    assert q(torch.empty(shape)).codes.shape == shape
+    for key, value in q.state_dict().items():
+        assert torch.equal(value, before[key])
+
+
 def test_large_values_are_not_taken_for_infinite():
     z = torch.full((4, 2), 3e38)
     assert ifsq.FSQ([17] * 2)(z).digits.min() == 16
 
 
 BAD = [
+    (lambda: ifsq.FSQ(5), r"levels=5: expected a list of integers"),
+    (lambda: ifsq.FSQ([5, 5], groups=2), r"groups=2: expected a list of integers"),
+    (lambda: ifsq.FSQ([5], num_codebooks=2.0), r"num_codebooks=2.0: expected an integer of at least 1"),
+    (lambda: ifsq.FSQ([5], dim=4.0), r"dim=4.0: expected an integer of at least 1"),
+    (lambda: ifsq.FSQ([5], channel_axis="x"), r"channel_axis='x': expected an integer"),
+    (lambda: ifsq.FSQ([2**26 + 1]), r"levels=\[67108865\]: expected at most 4194304, which float32 codes keep apart"),
+    (lambda: ifsq.FSQ([5], force_quantization_f32=False), r"force_quantization_f32=False: expected True"),
+    (lambda: ifsq.FSQ([5] * 2).quantize(torch.zeros(3, 4)), r"latents of shape \(3, 4\): expected a last axis of 2"),
+    (
+        lambda: ifsq.FSQ([5] * 2).quantize(torch.zeros(3, 2).long()),
+        r"latents of dtype torch.int64: expected a floating",
+    ),
+    (lambda: ifsq.FSQ([5] * 2).quantize(torch.full((1, 2), math.nan)), r"latents of shape \(1, 2\) holds nan"),
+    (
+        lambda: ifsq.FSQ([5] * 2, num_codebooks=2, bound="learned").quantize(torch.zeros(1, 2)),
+        r"num_codebooks=2 with bound='learned': expected one codebook",
+    ),
+    (
+        lambda: ifsq.FSQ([5] * 2).codes_to_digits(torch.zeros(3, 4)),
+        r"codes of shape \(3, 4\): expected a last axis of 2",
+    ),
+    (
+        lambda: ifsq.FSQ([5] * 2, channel_axis=3).codes_to_indices(torch.zeros(3, 2)),
+        r"codes of shape \(3, 2\): expected 2",
+    ),
+    (
+        lambda: ifsq.FSQ([5] * 2, keep_num_codebooks_dim=True).indices_to_codes(torch.zeros(2, 3).long()),
+        r"indices of shape \(2, 3\): expected an axis of 1 codebooks",
+    ),
+    (
+        lambda: ifsq.FSQ([5] * 2, num_codebooks=2).indices_to_codes(torch.zeros(2, 3).long()),
+        r"indices of shape \(2, 3\): expected an axis of 2 codebooks",
+    ),
+    (lambda: ifsq.FSQ([5] * 2, num_codebooks=2).indices_to_codes(torch.tensor(0)), r"indices of shape \(\): expected"),
     (lambda: ifsq.FSQ([9, 1]), r"levels=\[9, 1\]: expected a list of integers of at least 2"),
     (lambda: ifsq.FSQ([9.0]), r"levels=\[9.0\]: expected a list of integers"),
     (lambda: ifsq.FSQ([True, 9]), r"levels=\[True, 9\]: expected a list of integers"),
     (lambda: ifsq.FSQ([9] * 3, groups=[]), r"groups=\[\]: expected positive sizes that sum to the 3 levels"),
     (lambda: ifsq.FSQ([9] * 3, groups=[3, 0]), r"groups=\[3, 0\]"),
-    (lambda: ifsq.FSQ([9], num_codebooks=0), r"num_codebooks=0: expected at least 1"),
-    (lambda: ifsq.FSQ([9], dim=0), r"dim=0: expected at least 1"),
+    (lambda: ifsq.FSQ([9], num_codebooks=0), r"num_codebooks=0: expected an integer of at least 1"),
+    (lambda: ifsq.FSQ([9], dim=0), r"dim=0: expected an integer of at least 1"),
     (
         lambda: ifsq.FSQ([9], num_codebooks=2, keep_num_codebooks_dim=False),
         r"keep_num_codebooks_dim=False with num_codebooks=2",

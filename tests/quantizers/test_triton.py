@@ -42,6 +42,17 @@ def compare(device: str) -> None:
                     torch.testing.assert_close(got.codes, expected.codes)
                     torch.testing.assert_close(kernel, eager, atol=1e-5 if dtype == torch.float32 else 2e-2, rtol=1e-2)
 
+    q = ifsq.FSQ([17] * 4, bound="tanh").to(device)
+    z = torch.randn(5, 4, device=device)
+    z[2, 1] = float("nan")
+    q._has_kernels = lambda _: True
+    q.validate = False
+    with torch.inference_mode():  # what is kept from here must serve training
+        assert q(z).codes.isnan().sum() == 1
+    q(z.requires_grad_()).codes[0].sum().backward()
+    q.cells, q.original = "equal", False
+    assert torch.equal(q(z).digits[0], ifsq.FSQ([17] * 4, bound="tanh", cells="equal").to(device)(z[:1]).digits[0])
+
 
 def run(q: ifsq.FSQ, z: torch.Tensor, weight: torch.Tensor, kernels: bool):
     z = z.detach().clone().requires_grad_()

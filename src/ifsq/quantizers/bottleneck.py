@@ -12,7 +12,7 @@ from torch import Tensor, nn
 class Bottleneck(nn.Module):
     """A module called on a latent (b, width, h, w), (b, t, width) or any leading shape, floating point.
 
-    channel_first  True: channels on axis 1; False: last; None: axis 1 for four and more axes, else last
+    channel_first  True: channels on axis 1; False: axis 1 for four and more axes, else last
 
     Computes in float32 (float64 stays) whatever the autocast; codes come in the input's type and layout. Raises
     ValueError on another width or type and, on a CPU outside a compiler, on NaN and infinity: elsewhere reading values
@@ -23,13 +23,12 @@ class Bottleneck(nn.Module):
     dim: int
     levels: tuple[int, ...] | None = None
 
-    def __init__(self, width: int, dim: int, channel_first: bool | None) -> None:
+    def __init__(self, width: int, dim: int, channel_first: bool) -> None:
         super().__init__()
         self.width, self.dim, self.channel_first = width, dim, channel_first
 
     def _axis(self, ndim: int) -> int:
-        first = ndim >= 4 if self.channel_first is None else self.channel_first
-        return 1 if first else ndim - 1
+        return 1 if self.channel_first or ndim >= 4 else ndim - 1
 
     def _enter(self, z: Tensor) -> tuple[Tensor, int]:
         """A checked latent in the type of the arithmetic, and the axis of its channels."""

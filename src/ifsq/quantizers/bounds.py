@@ -28,7 +28,9 @@ IFSQ_ALPHA = 1.6
 MOMENTUM = 0.01  # of the running statistics: a half-life of 69 batches
 
 KNOTS = 63  # of the quantile bound: 64 pieces of equal probability
-SAMPLES_PER_CHANNEL = 16384  # of a batch that its quantiles are taken from
+SAMPLES_PER_CHANNEL = 4096  # of a batch that its quantiles are taken from: at momentum 0.01, 800 thousand in memory
+GOLDEN = (math.sqrt(5) - 1) / 2
+LEAST_DEVIATION = 0.01  # so that the gradient into a channel that hardly moves stays finite
 SPLINE_BINS = 16
 MIN_MASS = 1e-3  # of a spline bin, so that its gradient cannot vanish
 MIN_SLOPE = 1e-2
@@ -37,7 +39,8 @@ MIN_SLOPE = 1e-2
 class Bound(nn.Module):
     """A bound. Called on latents, float, of any shape with channels on ``axis``; returns (-1, 1), same shape.
 
-    Statistics and fitted tables are float32 whatever the module is cast to: 0.01 of a change is no bfloat16.
+    Statistics and fitted tables are float32 whatever the module is cast to: 0.01 of a change is no bfloat16. Behind
+    activation checkpointing, which runs a forward twice, they move twice, and the second run sees them moved.
     """
 
     name: str
@@ -135,23 +138,24 @@ class Standardized(Curve):
     def __init__(self, channels: int, alpha: float = IFSQ_ALPHA, momentum: float = MOMENTUM) -> None:
         super().__init__()
         self.channels, self.alpha, self.momentum = channels, float(alpha), momentum
-        self.register_buffer("mean", torch.zeros(channels))
-        self.register_buffer("variance", torch.ones(channels))
+        self.register_buffer("mean", torch.zeros(channels, dtype=torch.float32))
+        self.register_buffer("variance", torch.ones(channels, dtype=torch.float32))
 
     def affine(self, ndim: int, axis: int) -> tuple[float | Tensor, float | Tensor]:
-        slope = self.alpha * torch.rsqrt(self.variance + 1e-8)
+        slope = self.alpha * torch.rsqrt(self.variance.clamp(min=LEAST_DEVIATION**2))
         return _along(slope, ndim, axis), _along(-self.mean * slope, ndim, axis)
 
     @torch.no_grad()
     def observe(self, z: Tensor, axis: int = -1) -> None:
         rows = _rows(z.detach(), axis).float()
         mean = _average(rows.mean(1))
-        variance = _average((rows - mean.unsqueeze(1)).square().mean(1))
-        self.mean.lerp_(mean, self.momentum)
-        self.variance.lerp_(variance, self.momentum)
+        variance = (rows - mean.unsqueeze(1)).square().mean(1)
+        _follow(self.mean, mean, self.momentum)
+        _follow(self.variance, variance, self.momentum)
 
     @torch.no_grad()
     def fit(self, samples: Tensor) -> None:
+        _check_samples(self.name, samples, self.channels)
         samples = samples.detach().double()
         self.mean.copy_(samples.mean(0))
         self.variance.copy_(samples.var(0, correction=0))
@@ -192,11 +196,12 @@ class Quantile(Bound):
     @torch.no_grad()
     def observe(self, z: Tensor, axis: int = -1) -> None:
         rows = _rows(z.detach(), axis).float()
-        stride = max(1, rows.shape[1] // SAMPLES_PER_CHANNEL)
-        self.knots.lerp_(_average(_separate(_quantiles(rows[:, ::stride]))), self.momentum)
+        fresh = _separate(_quantiles(_spread(rows))) if rows.numel() else self.knots
+        _follow(self.knots, fresh, self.momentum)
 
     @torch.no_grad()
     def fit(self, samples: Tensor) -> None:
+        _check_samples(self.name, samples, self.channels)
         self.knots.copy_(_separate(_quantiles(samples.detach().float().t())))
 
 
@@ -213,7 +218,7 @@ class Learned(Bound):
         super().__init__()
         self.channels, self.alpha = channels, float(alpha)
         self.heights = nn.Parameter(torch.zeros(channels, SPLINE_BINS))
-        self.slopes = nn.Parameter(torch.full((channels, SPLINE_BINS + 1), _inverse_slope(torch.ones(())).item()))
+        self.slopes = nn.Parameter(torch.full((channels, SPLINE_BINS + 1), math.log(math.expm1(1 - MIN_SLOPE))))
 
     def unit(self, z: Tensor, axis: int = -1) -> Tensor:
         u = torch.sigmoid(_rows(z, axis) * self.alpha)
@@ -234,6 +239,7 @@ class Learned(Bound):
 
     @torch.no_grad()
     def fit(self, samples: Tensor) -> None:
+        _check_samples(self.name, samples, self.channels)
         u = torch.sigmoid(samples.detach().float() * self.alpha)
         for c in range(u.shape[1]):
             mass = torch.histc(u[:, c], SPLINE_BINS, 0, 1) / len(u)
@@ -297,7 +303,7 @@ def _unrows(rows: Tensor, like: Tensor, axis: int) -> Tensor:
 
 
 def _probabilities() -> Tensor:
-    return torch.arange(1, KNOTS + 1) / (KNOTS + 1)
+    return torch.arange(1, KNOTS + 1, dtype=torch.float32) / (KNOTS + 1)
 
 
 def _quantiles(rows: Tensor) -> Tensor:
@@ -335,6 +341,31 @@ def _count_below(knots: Tensor, rows: Tensor) -> Tensor:
 def _inverse_slope(slope: Tensor) -> Tensor:
     """Parameter whose spline slope is this one."""
     return torch.log(torch.expm1((slope - MIN_SLOPE).clamp(min=1e-4)))
+
+
+def _follow(state: Tensor, fresh: Tensor, momentum: float) -> None:
+    """Move a running statistic; what a batch without finite values says is left out, or it would stay NaN for good."""
+    fresh = _average(fresh.to(state.dtype))
+    state.lerp_(torch.where(torch.isfinite(fresh), fresh, state), momentum)
+
+
+def _spread(rows: Tensor) -> Tensor:
+    """At most `SAMPLES_PER_CHANNEL` columns of (channels, n), spread by the golden ratio.
+
+    Even steps would fall into step with the width of an image and see some of its columns alone.
+    """
+    n = rows.shape[1]
+    if n <= SAMPLES_PER_CHANNEL:
+        return rows
+    place = torch.arange(1, SAMPLES_PER_CHANNEL + 1, dtype=torch.float64, device=rows.device) * GOLDEN
+    return rows[:, ((place - place.floor()) * n).to(torch.int64)]
+
+
+def _check_samples(name: str, samples: Tensor, channels: int | None) -> None:
+    if samples.ndim != 2 or samples.shape[1] != channels or len(samples) == 0:
+        raise ValueError(f"samples of shape {tuple(samples.shape)}: expected (n, {channels}) for bound={name!r}")
+    if not bool(torch.isfinite(samples).all()):
+        raise ValueError(f"samples for bound={name!r} hold NaN or infinity: expected finite values")
 
 
 def _average(x: Tensor) -> Tensor:

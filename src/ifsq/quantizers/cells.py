@@ -57,7 +57,7 @@ def packed_dtype(levels: Sequence[int]) -> torch.dtype:
 def digits_to_codes(digits: Tensor, levels: Sequence[int], cells: str, axis: int = -1) -> Tensor:
     """Integer digits, channels on ``axis`` -> float32 lattice points in [-1, 1], same shape."""
     c, h = lattice(level_values(levels, digits, axis), cells)
-    return divide_(digits.to(torch.float32).sub_(c), h)
+    return divide_(digits.to(torch.float32) - c, h)
 
 
 def codes_to_digits(

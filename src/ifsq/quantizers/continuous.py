@@ -22,7 +22,7 @@ class Identity(Bottleneck):
     dim  channels of the latent and of the codes
     """
 
-    def __init__(self, dim: int, *, channel_first: bool | None = None) -> None:
+    def __init__(self, dim: int, *, channel_first: bool = False) -> None:
         super().__init__(check_count("dim", dim), dim, channel_first)
 
     def forward(self, z: Tensor) -> Quantized:
@@ -66,7 +66,7 @@ class KL(Bottleneck):
     and pessimistic.)
     """
 
-    def __init__(self, dim: int, *, weight: float = KL_WEIGHT, channel_first: bool | None = None) -> None:
+    def __init__(self, dim: int, *, weight: float = KL_WEIGHT, channel_first: bool = False) -> None:
         super().__init__(2 * check_count("dim", dim), dim, channel_first)
         self.weight = check_weight("weight", weight)
 

@@ -38,7 +38,7 @@ def digits_to_indices(
 
     Raises ValueError where a group has more than 2**63 codes: use the digits, or smaller groups.
     """
-    columns = digits.unbind(axis)
+    columns = _signed(digits).unbind(axis)
     indices, start = [], 0
     for part in digits_of_groups(levels, groups):
         size = _indexable(part)
@@ -94,7 +94,7 @@ def check_indices(indices: Tensor, levels: Sequence[int], groups: Sequence[int])
         part = indices if len(sizes) == 1 else indices[..., g]
         if part.numel() == 0:
             continue
-        low, high = (int(end) for end in part.aminmax())
+        low, high = (int(end) for end in _signed(part).aminmax())
         if low < 0 or high >= size:
             worst = low if low < 0 else high
             raise ValueError(f"index {worst} in indices of shape {tuple(indices.shape)}: expected 0 to {size - 1}")
@@ -108,7 +108,8 @@ def check_digits(digits: Tensor, levels: Sequence[int]) -> None:
         raise ValueError(f"digits of shape {tuple(digits.shape)}: expected a last axis of {len(levels)} digits")
     if digits.numel() == 0:
         return
-    lows, highs = digits.flatten(0, -2).aminmax(dim=0) if digits.ndim > 1 else (digits, digits)
+    rows = _signed(digits).reshape(-1, len(levels))
+    lows, highs = rows.aminmax(dim=0)
     for k, (low, high, L) in enumerate(zip(lows.tolist(), highs.tolist(), levels, strict=True)):
         if low < 0 or high >= L:
             worst = low if low < 0 else high
@@ -127,6 +128,11 @@ def _divide(x: Tensor, base: int, small: bool) -> Tensor:
         return torch.div(x, base, rounding_mode="trunc")
     shift = 31 + (base - 1).bit_length()
     return (x * -(-(1 << shift) // base)).bitwise_right_shift_(shift)
+
+
+def _signed(x: Tensor) -> Tensor:
+    """torch has little arithmetic for the larger unsigned types."""
+    return x.to(torch.int64) if x.dtype in (torch.uint16, torch.uint32, torch.uint64) else x
 
 
 def digits_of_groups(levels: Sequence[int], groups: Sequence[int]) -> list[Sequence[int]]:

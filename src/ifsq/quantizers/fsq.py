@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ifsq.quantizers import cells as lattice
 from ifsq.quantizers import fused
-from ifsq.quantizers.bottleneck import check_finite
+from ifsq.quantizers.bottleneck import check_count, check_finite
 from ifsq.quantizers.bounds import FIXED, IFSQ_ALPHA, Bound, Clamp, Curve, make_bound
 from ifsq.quantizers.cells import CELLS, codes_to_digits, digits_to_codes, packed_dtype
 from ifsq.quantizers.digits import (
@@ -30,6 +30,8 @@ from ifsq.quantizers.digits import (
     indices_to_digits,
 )
 from ifsq.quantizers.record import Quantized
+
+FINEST = 2**22  # levels of a dimension
 
 
 class FSQ(nn.Module):
@@ -49,11 +51,13 @@ class FSQ(nn.Module):
     channel_first           True: channels on axis 1; False (default): axis 1 for four and more axes, else last
     channel_axis            the axis of the channels, where neither of these is meant
     return_indices          False: `forward` leaves indices and digits out
-    validate                whether values are checked, which waits for an accelerator; default: on CPU only
+    validate                whether values are checked, which waits for an accelerator; default: on CPU only;
+                            never under a compiler, where NaN becomes NaN codes and an arbitrary digit
     projection_has_bias     of the linear layers
     orthogonal_rotation     a random rotation of the dimensions before the bound, undone behind the rounding
     preserve_symmetry       ``cells="symmetric"`` by its name elsewhere
     bound_hard_clamp        clamp in place of the bound's curve, for latents that are bounded already
+    force_quantization_f32  True: there is no other way here
     noise_dropout           in training, rate of elements whose code is moved by up to half a cell
     quantization_dropout    in training, rate of batches whose codes are left unrounded
 
@@ -63,7 +67,7 @@ class FSQ(nn.Module):
     infinity.
     """
 
-    _L: Tensor
+    orthogonal_rot: Tensor | None
 
     def __init__(
         self,
@@ -85,19 +89,30 @@ class FSQ(nn.Module):
         orthogonal_rotation: bool = False,
         preserve_symmetry: bool = False,
         bound_hard_clamp: bool = False,
+        force_quantization_f32: bool = True,
         noise_dropout: float = 0.0,
         quantization_dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        for name, value in (("levels", levels), ("groups", groups if groups is not None else ())):
+            if isinstance(value, str) or not isinstance(value, Sequence):
+                raise ValueError(f"{name}={value!r}: expected a list of integers")
         self.levels = tuple(levels)
         self.groups = tuple(groups) if groups is not None else (len(self.levels),)
         check_layout(self.levels, self.groups, digit_order)
+        if max(self.levels) > FINEST:
+            raise ValueError(f"levels={list(self.levels)}: expected at most {FINEST}, which float32 codes keep apart")
         if cells not in CELLS:
             raise ValueError(f"cells={cells!r}: expected one of {', '.join(CELLS)}")
         if preserve_symmetry and cells == "equal":
             raise ValueError("preserve_symmetry=True with cells='equal': expected one of the two")
-        if num_codebooks < 1:
-            raise ValueError(f"num_codebooks={num_codebooks}: expected at least 1")
+        check_count("num_codebooks", num_codebooks)
+        if dim is not None:
+            check_count("dim", dim)
+        if channel_axis is not None and (not isinstance(channel_axis, int) or isinstance(channel_axis, bool)):
+            raise ValueError(f"channel_axis={channel_axis!r}: expected an integer")
+        if not force_quantization_f32:
+            raise ValueError("force_quantization_f32=False: expected True; the bound is computed in float32 always")
         keep = num_codebooks > 1 if keep_num_codebooks_dim is None else keep_num_codebooks_dim
         if num_codebooks > 1 and not keep:
             raise ValueError(f"keep_num_codebooks_dim=False with num_codebooks={num_codebooks}: expected True")
@@ -130,16 +145,15 @@ class FSQ(nn.Module):
         self._indexed = max(self.group_sizes) <= MAX_CODEBOOK
 
         self.dim = dim if dim is not None else width
-        if self.dim < 1:
-            raise ValueError(f"dim={dim}: expected at least 1")
         self.has_projections = self.dim != width
         self.project_in: nn.Module = nn.Identity()
         self.project_out: nn.Module = nn.Identity()
         if self.has_projections:
             self.project_in = nn.Linear(self.dim, width, bias=projection_has_bias)
             self.project_out = nn.Linear(width, self.dim, bias=projection_has_bias)
-        # Integers, so that module.bfloat16() leaves it alone: 257 is no bfloat16.
-        self.register_buffer("_L", torch.tensor(self.levels * num_codebooks), persistent=False)
+        # No buffer: whatever is cast, averaged or left empty with the model would reach the rounding.
+        self._on_device: dict[torch.device, Tensor] = {}
+        self._kernels: tuple[Any, Tensor, Any] | None = None
         self.register_buffer("orthogonal_rot", None)
         if orthogonal_rotation:
             self.orthogonal_rot = nn.init.orthogonal_(torch.empty(len(self.levels), len(self.levels)))
@@ -148,6 +162,16 @@ class FSQ(nn.Module):
     def width(self) -> int:
         """Channels of the input, as in every quantizer."""
         return self.dim
+
+    @property
+    def codebook_dim(self) -> int:
+        """Dimensions of one codebook."""
+        return len(self.levels)
+
+    @property
+    def effective_codebook_dim(self) -> int:
+        """Dimensions of all codebooks."""
+        return self._channels
 
     @property
     def codebook_size(self) -> int:
@@ -178,11 +202,25 @@ class FSQ(nn.Module):
         return Quantized(codes, indices, digits)
 
     def quantize(self, z: Tensor) -> Tensor:
-        """Latents (..., d) of one codebook, channels last, behind any projection -> their codes (..., d)."""
-        return digits_to_codes(self._digits(z), self.levels, self.cells).to(z.dtype)
+        """Latents (..., d) of one codebook, channels last, behind any projection -> their codes (..., d).
+
+        Straight-through gradient. Raises ValueError on a wrong width or type and (where values are checked) on NaN and
+        infinity.
+        """
+        self._check_last(z, "latents")
+        if self.num_codebooks > 1 and self.bound.channels is not None:
+            raise ValueError(
+                f"num_codebooks={self.num_codebooks} with bound={self.bound.name!r}: expected one codebook"
+            )
+        rows = _full(z)
+        steps = self._steps(rows, -1, len(self.levels))
+        return fused.straight_through(self._unit(rows, -1, steps), steps, None)[0].to(z.dtype)
 
     def bounded(self, z: Tensor, axis: int = -1) -> Tensor:
-        """Latents, channels on ``axis``, behind any projection -> the unrounded codes, same shape, in [-1, 1]."""
+        """Latents, channels on ``axis``, behind any projection -> the unrounded codes, same shape.
+
+        In [-1, 1], but for the first FSQ, whose tanh is a thousandth wider.
+        """
         return self._unrounded(z, axis, self._steps(z, axis))
 
     def digits_to_codes(self, digits: Tensor) -> Tensor:
@@ -194,8 +232,8 @@ class FSQ(nn.Module):
         return digits_to_codes(digits, self.levels, self.cells)
 
     def codes_to_digits(self, codes: Tensor) -> Tensor:
-        """Codes (..., d), channels last -> the nearest lattice point's digits (..., d), int64."""
-        self._check_finite(codes, "codes")
+        """Codes (..., d) of one codebook, channels last, not rotated -> the nearest lattice point's digits, int64."""
+        self._check_last(codes, "codes")
         return codes_to_digits(codes, self.levels, self.cells)
 
     def digits_to_indices(self, digits: Tensor) -> Tensor:
@@ -219,9 +257,9 @@ class FSQ(nn.Module):
 
     def codes_to_indices(self, codes: Tensor) -> Tensor:
         """Codes in the layout of `forward`'s output, before ``project_out`` -> indices as `forward` gives them."""
-        width = len(self._L)
+        width = self._channels
         axis = self._axis(codes)
-        if codes.ndim < 2 or codes.shape[axis] != width:
+        if codes.ndim < 2 or not 0 <= axis < codes.ndim or codes.shape[axis] != width:
             raise ValueError(f"codes of shape {tuple(codes.shape)}: expected {width} channels on axis {axis}")
         self._check_finite(codes, "codes")
         if self.orthogonal_rot is not None:
@@ -238,7 +276,13 @@ class FSQ(nn.Module):
         """
         if self._checks(indices):
             check_indices(indices, self.levels, self.groups)
-        kept = int(self.keep_num_codebooks_dim) + int(len(self.groups) > 1)
+        grouped = len(self.groups) > 1
+        kept = int(self.keep_num_codebooks_dim) + int(grouped)
+        if indices.ndim < 1 + kept or (
+            self.keep_num_codebooks_dim and indices.shape[-2 if grouped else -1] != self.num_codebooks
+        ):
+            axes = f"{self.num_codebooks} codebooks" if self.keep_num_codebooks_dim else "positions"
+            raise ValueError(f"indices of shape {tuple(indices.shape)}: expected an axis of {axes}")
         ndim = indices.ndim - kept + 1  # of the codes
         axis = self.channel_axis if self.channel_axis is not None else (1 if ndim >= 4 else -1)
         if self.num_codebooks == 1 and self.keep_num_codebooks_dim:
@@ -277,14 +321,31 @@ class FSQ(nn.Module):
         with torch.autocast(rows.device.type, enabled=False):
             return (rows.unflatten(-1, (self.num_codebooks, -1)) @ rotation.to(rows.dtype)).flatten(-2)
 
-    def _steps(self, rows: Tensor, axis: int) -> fused.Steps:
-        L = self._uniform if self._uniform is not None else self._along(self._L.to(rows.dtype), rows.ndim, axis)
+    @property
+    def _channels(self) -> int:
+        """Of all codebooks."""
+        return len(self.levels) * self.num_codebooks
+
+    def _steps(self, rows: Tensor, axis: int, channels: int | None = None) -> fused.Steps:
+        L: float | Tensor
+        if self._uniform is not None:
+            L = self._uniform
+        else:
+            shape = [1] * rows.ndim
+            shape[axis] = -1
+            L = self._level_tensor(rows.device)[:channels].to(rows.dtype).view(shape)
         return fused.make_steps(L, max(self.levels), self.cells, self.original)
 
-    def _along(self, values: Tensor, ndim: int, axis: int) -> Tensor:
-        shape = [1] * ndim
-        shape[axis] = -1
-        return values.view(shape)
+    def _level_tensor(self, device: torch.device) -> Tensor:
+        """Level counts of all channels, float32; kept, for a copy to an accelerator waits for it."""
+        if torch.compiler.is_compiling():
+            return torch.tensor(self.levels * self.num_codebooks, dtype=torch.float32, device=device)
+        if device not in self._on_device:
+            with torch.inference_mode(False):
+                self._on_device[device] = torch.tensor(
+                    self.levels * self.num_codebooks, dtype=torch.float32, device=device
+                )
+        return self._on_device[device]
 
     def _affine(self, rows: Tensor, axis: int, steps: fused.Steps) -> tuple[float | Tensor, float | Tensor]:
         """Slope and shift in front of the curve, with the original FSQ's shift of even levels."""
@@ -354,27 +415,35 @@ class FSQ(nn.Module):
         """Parameters of every channel, float32 (channels, 8), and the layout of the indices."""
         from ifsq.quantizers.triton_kernels import Layout
 
-        fixed = self.bound.name in FIXED
-        cached = getattr(self, "_kernel_cache", None)
-        if cached is not None and cached[0].device == rows.device and fixed:
-            return cached
-        L = self._L.to(rows.device, torch.float32)
-        steps = fused.make_steps(L, max(self.levels), self.cells, self.original)
-        slope, shift = self._affine(L, 0, steps)
-        c, h = lattice.lattice(L, self.cells)
-        columns = (slope, shift, L, steps.span, steps.offset, c, h, steps.slope)
-        table = torch.stack([torch.as_tensor(x, dtype=torch.float32, device=L.device).expand_as(L) for x in columns], 1)
+        key = (rows.device, self.bound.name, getattr(self.bound, "alpha", None), self.cells, self.original)
+        kept = self._kernels
+        if kept is not None and kept[0] == key and self.bound.name in FIXED:
+            return kept[1], kept[2]
+        with torch.inference_mode(False), torch.no_grad():
+            L = self._level_tensor(rows.device)
+            steps = fused.make_steps(L, max(self.levels), self.cells, self.original)
+            slope, shift = self._affine(L, 0, steps)
+            c, h = lattice.lattice(L, self.cells)
+            columns = (slope, shift, L, steps.span, steps.offset, c, h, steps.slope)
+            table = torch.stack([x.float() if isinstance(x, Tensor) else torch.full_like(L, x) for x in columns], 1)
+            if kept is not None and kept[0] == key:
+                layout = kept[2]
+            else:
+                basis, starts = self._places()
+                layout = Layout(torch.tensor(basis, device=L.device), torch.tensor(starts, device=L.device))
+        self._kernels = (key, table, layout)
+        return table, layout
+
+    def _places(self) -> tuple[list[int], list[int]]:
+        """Place value of every channel, and where the groups of all codebooks start."""
         basis, starts = [], [0]
-        for _ in range(self.num_codebooks):
-            for part in digits_of_groups(self.levels, self.groups):
-                places = [1]
-                for base in list(part if self.digit_order == "little" else reversed(part))[:-1]:
-                    places.append(places[-1] * base)
-                basis += places if self.digit_order == "little" else places[::-1]
-                starts.append(len(basis))
-        layout = Layout(torch.tensor(basis, device=L.device), torch.tensor(starts, device=L.device))
-        self._kernel_cache = (table.contiguous(), layout)
-        return self._kernel_cache
+        for part in digits_of_groups(self.levels, self.groups) * self.num_codebooks:
+            places = [1]
+            for base in list(part if self.digit_order == "little" else reversed(part))[:-1]:
+                places.append(places[-1] * base)
+            basis += places if self.digit_order == "little" else places[::-1]
+            starts.append(len(basis))
+        return basis, starts
 
     def _disturb(self, codes: Tensor, rows: Tensor, axis: int) -> Tensor:
         if self.noise_dropout == 0 and self.quantization_dropout == 0:
@@ -384,23 +453,12 @@ class FSQ(nn.Module):
         if self.noise_dropout > 0:
             _, h = lattice.lattice(steps.L, self.cells)
             noise = (torch.rand_like(codes) - 0.5) / h
-            codes = torch.where(torch.rand_like(codes) < self.noise_dropout, codes + noise, codes).clamp(-1, 1)
+            moved = torch.where(torch.rand_like(codes) < self.noise_dropout, codes + noise, codes).clamp(-1, 1)
+            codes = codes + (moved - codes).detach()  # at the ends too
         if self.quantization_dropout > 0:
             skip = torch.rand((), device=codes.device) < self.quantization_dropout
             codes = torch.where(skip, self._unrounded(rows, axis, steps), codes)
         return codes
-
-    def _digits(self, z: Tensor) -> Tensor:
-        rows = z.float()
-        steps = fused.make_steps(
-            self._uniform if self._uniform is not None else self._L[: len(self.levels)].float(),
-            max(self.levels),
-            self.cells,
-            self.original,
-        )
-        digits = fused.straight_through(self._unit(rows, -1, steps), steps, self._packed)[1]
-        assert digits is not None
-        return digits
 
     def _indices(self, digits: Tensor, axis: int) -> Tensor:
         """Digits, channels of all codebooks on ``axis`` -> indices in `forward`'s shape."""
@@ -422,6 +480,14 @@ class FSQ(nn.Module):
         if z.ndim < 2 or not 0 <= axis < z.ndim or z.shape[axis] != self.dim:
             raise ValueError(f"latent of shape {tuple(z.shape)}: expected {self.dim} channels on axis {axis}")
         self._check_finite(z, "latent")
+
+    def _check_last(self, x: Tensor, name: str) -> None:
+        """One codebook's values, channels last."""
+        if not x.is_floating_point():
+            raise ValueError(f"{name} of dtype {x.dtype}: expected a floating point type")
+        if x.ndim == 0 or x.shape[-1] != len(self.levels):
+            raise ValueError(f"{name} of shape {tuple(x.shape)}: expected a last axis of {len(self.levels)} channels")
+        self._check_finite(x, name)
 
     def _check_finite(self, x: Tensor, name: str) -> None:
         if self._checks(x):

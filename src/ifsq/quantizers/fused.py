@@ -152,7 +152,7 @@ def _to_lattice(u: Tensor, steps: Steps, dtype: torch.dtype | None, in_place: bo
         t.sub_(c)
     if digits is not None and torch.compiler.is_compiling():
         # A compiled loop over indices then reads the small digits again, not the large codes.
-        t = digits.to(t.dtype) - c
+        t = torch.where(t.isnan(), t, digits.to(t.dtype) - c)
     return divide_(t, h), digits
 
 

@@ -59,7 +59,7 @@ class LFQ(Bottleneck):
         temperature: float = 0.01,
         joint_bits: int = 12,
         groups: Sequence[int] | None = None,
-        channel_first: bool | None = None,
+        channel_first: bool = False,
     ) -> None:
         super().__init__(check_count("dim", dim), dim, channel_first)
         self.levels = (2,) * dim
@@ -166,7 +166,7 @@ class BSQ(LFQ):
         temperature: float = 1.0,
         joint_bits: int = 1,
         groups: Sequence[int] | None = None,
-        channel_first: bool | None = None,
+        channel_first: bool = False,
     ) -> None:
         super().__init__(
             dim,

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ifsq.quantizers.bottleneck import Bottleneck, check_count, reads_values
 from ifsq.quantizers.bounds import IFSQ_ALPHA, make_bound
 from ifsq.quantizers.cells import codes_to_digits, digits_to_codes, packed_dtype
-from ifsq.quantizers.bottleneck import Bottleneck, check_count, reads_values
 from ifsq.quantizers.digits import (
     MAX_CODEBOOK,
     check_indices,
@@ -43,7 +43,6 @@ class ResidualFSQ(Bottleneck):
     """
 
     levels: tuple[int, ...]
-    _L: Tensor
 
     def __init__(
         self,
@@ -54,7 +53,7 @@ class ResidualFSQ(Bottleneck):
         alpha: float = IFSQ_ALPHA,
         cells: str = "equal",
         digit_order: str = "little",
-        channel_first: bool | None = None,
+        channel_first: bool = False,
     ) -> None:
         stage = tuple(levels)
         super().__init__(len(stage), len(stage), channel_first)
@@ -69,7 +68,6 @@ class ResidualFSQ(Bottleneck):
             )
         self.stage_levels, self.levels, self.digit_order = stage, stage * num_quantizers, digit_order
         self.bound = make_bound(bound, len(stage), alpha)
-        self.register_buffer("_L", torch.tensor(stage, dtype=torch.int32), persistent=False)
 
     @property
     def codebook_size(self) -> int:
@@ -80,8 +78,9 @@ class ResidualFSQ(Bottleneck):
         latent, axis = self._enter(z)
         unit = self.bound.unit(latent, axis).movedim(axis, -1)
         finest = [L**self.num_quantizers for L in self.stage_levels]
-        cell = (unit.detach() * self._fine(self.num_quantizers)).floor().to(torch.int32)
-        cell = torch.minimum(cell.clamp(min=0), self._fine(self.num_quantizers) - 1)
+        fine = torch.tensor(finest, dtype=torch.int32, device=unit.device)
+        cell = (unit.detach() * fine).floor().to(torch.int32)
+        cell = torch.minimum(cell.clamp(min=0), fine - 1)
         codes = digits_to_codes(cell, finest, "equal").to(unit.dtype)
         codes = codes + 2 * (unit - unit.detach())  # straight through; a difference of 0
         digits = self._split(cell)
@@ -120,24 +119,22 @@ class ResidualFSQ(Bottleneck):
     def extra_repr(self) -> str:
         return f"levels={list(self.stage_levels)}, num_quantizers={self.num_quantizers}"
 
-    def _fine(self, stages: int) -> Tensor:
-        """Cells of each dimension after so many stages, int32 (d,)."""
-        return self._L**stages
-
     def _split(self, cell: Tensor) -> Tensor:
         """Cells of the finest lattice (..., d) -> digits (..., m*d), stage by stage, coarsest first."""
+        L = torch.tensor(self.stage_levels, dtype=torch.int32, device=cell.device)
         digits = []
         for _ in range(self.num_quantizers - 1):
-            above = torch.div(cell, self._L, rounding_mode="trunc")
-            digits.append(cell - above * self._L)
+            above = torch.div(cell, L, rounding_mode="trunc")
+            digits.append(cell - above * L)
             cell = above
         return torch.cat([cell, *reversed(digits)], dim=-1)
 
     def _join(self, digits: Tensor) -> Tensor:
         """Digits (..., k*d) of the first k stages -> cells (..., d) of their lattice."""
         first, *others = digits.split(self.dim, dim=-1)
+        L = torch.tensor(self.stage_levels, device=digits.device)
         for finer in others:
-            first = first * self._L + finer
+            first = first * L + finer
         return first
 
     def _indices(self, digits: Tensor) -> Tensor:

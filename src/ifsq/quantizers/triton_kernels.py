@@ -5,6 +5,7 @@ latents and computes the curve again, so that nothing but the input is kept. Ref
 ``fsq`` where Triton is there; the only file of this room that imports more than torch.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -44,10 +45,12 @@ class _Quantize(torch.autograd.Function):
         z = _dense(z, axis)
         channels, inner = _shape(z, axis)
         tokens, groups = z.numel() // channels, len(layout.starts) - 1
+        if not tokens:
+            raise ValueError(f"latent of shape {tuple(z.shape)}: expected some")
         codes = torch.empty_like(z)
         digits = torch.empty_like(z, dtype=dtype)
         indices = torch.empty(*z.movedim(axis, -1).shape[:-1], groups, dtype=torch.int64, device=z.device)
-        if tokens:
+        with _on(z):
             _forward[(triton.cdiv(tokens, BLOCK), groups)](
                 z, table, layout.basis, layout.starts, codes, digits, indices, tokens, channels, inner, groups,
                 curve, cells, BLOCK,
@@ -69,11 +72,16 @@ class _Quantize(torch.autograd.Function):
         out = torch.empty_like(z)
         if grad.stride() != z.stride():
             grad = torch.empty_like(z, dtype=grad.dtype).copy_(grad)
-        if z.numel():
+        with _on(z):
             _backward[(triton.cdiv(z.numel(), BLOCK),)](
                 grad, z, table, out, z.numel(), channels, inner, ctx.curve, BLOCK
             )
         return out, None, None, None, None, None, None
+
+
+def _on(z: Tensor) -> AbstractContextManager[Any]:
+    """Kernels start on the current device, which need not be the tensor's."""
+    return torch.cuda.device(z.device) if z.is_cuda else nullcontext()
 
 
 def _dense(z: Tensor, axis: int) -> Tensor:
@@ -122,6 +130,7 @@ def _forward(
             digit = tl.floor(u * L)
         digit = tl.minimum(tl.maximum(digit, 0.0), L - 1)
         code = tl.math.div_rn(digit - centre, tl.load(row + 6))
+        code = tl.where(x == x, code, x)  # NaN stays NaN, as in the eager form
         tl.store(codes + base + k * inner, code.to(codes.dtype.element_ty), mask=inside)
         tl.store(digits + base + k * inner, digit.to(tl.int32).to(digits.dtype.element_ty), mask=inside)
         index += digit.to(tl.int64) * tl.load(basis + k)

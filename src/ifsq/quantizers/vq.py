@@ -12,8 +12,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ifsq.quantizers.cells import packed_dtype
 from ifsq.quantizers.bottleneck import Bottleneck, check_count, check_weight, reads_values
+from ifsq.quantizers.cells import packed_dtype
 from ifsq.quantizers.digits import check_indices
 from ifsq.quantizers.record import Quantized
 
@@ -65,7 +65,7 @@ class VQ(Bottleneck):
         ema: bool = False,
         ema_decay: float = 0.99,
         revive_after: int = 0,
-        channel_first: bool | None = None,
+        channel_first: bool = False,
     ) -> None:
         super().__init__(check_count("dim", dim), dim, channel_first)
         self.codebook_size = check_count("codebook_size", codebook_size, 2)
