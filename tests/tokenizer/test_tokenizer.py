@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import ifsq
 from ifsq.tokenizer.conv import ConvConfig
 from ifsq.tokenizer.losses import LossConfig, reconstruction_loss
 from ifsq.tokenizer.model import QuantizerConfig, Tokenizer, TokenizerConfig
@@ -93,3 +94,17 @@ def test_autocast_leaves_the_digits_of_the_latent_alone():
 def test_bad_configs_are_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("bound", ["standardized", "quantile", "learned"])
+def test_a_calibrated_tokenizer_is_saved_as_it_is(bound, tmp_path):
+    torch.manual_seed(0)
+    config = TokenizerConfig(ConvConfig(width=8, multipliers=(1, 2), blocks=1, groups=4), QuantizerConfig((9, 9, 9)))
+    tokenizer = Tokenizer(config).eval()
+    images = torch.rand(16, 3, 32, 32) * 2 - 1
+    ifsq.calibrate(tokenizer, [images, -images], bound=bound, cells="equal")
+    tokenizer.save_pretrained(tmp_path / "saved")
+    again = Tokenizer.from_pretrained(tmp_path / "saved")
+    assert again.quantizer.bound.name == bound
+    assert torch.equal(again.encode(images).indices, tokenizer.encode(images).indices)
+    assert again.spec(32, 32).cells == "equal"

@@ -4,7 +4,7 @@
 its weights is its identity in code caches and protocol cards. Called by ``train``, ``pipeline`` and users.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -131,7 +131,7 @@ class Tokenizer(nn.Module):
             levels=quantizer.levels,
             groups=self.quantizer.groups,
             digit_order=quantizer.digit_order,
-            cells=quantizer.cells,
+            cells=self.quantizer.cells,
             grid=(height // self.factor, width // self.factor),
         )
 
@@ -141,7 +141,10 @@ class Tokenizer(nn.Module):
 
     def describe(self) -> dict[str, Any]:
         """JSON from which `from_description` builds the same architecture."""
-        return {"kind": "tokenizer", "config": to_dict(self.config)}
+        # A calibrated or converted quantizer has another bound than the one that was asked for.
+        q = self.quantizer
+        bound = replace(self.config.quantizer, bound=q.bound.name, cells=q.cells)
+        return {"kind": "tokenizer", "config": to_dict(replace(self.config, quantizer=bound))}
 
     @classmethod
     def from_description(cls, described: dict[str, Any], where: str) -> "Tokenizer":
