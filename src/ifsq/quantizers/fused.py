@@ -86,6 +86,7 @@ class _Quantize(torch.autograd.Function):
         if keep:
             ctx.save_for_backward(u if curve == "logistic" else x)
         codes, digits = _to_lattice(u, steps, dtype, in_place=not (keep and curve == "logistic"))
+        codes = _keep_nan(codes, z)
         _only_codes_have_gradients(ctx, digits)
         return codes, digits
 
@@ -109,6 +110,7 @@ class _Round(torch.autograd.Function):
     def forward(ctx: Any, u: Tensor, steps: Steps, dtype: torch.dtype | None) -> tuple[Tensor, Tensor | None]:
         ctx.slope = steps.slope
         codes, digits = _to_lattice(u, steps, dtype, in_place=False)
+        codes = _keep_nan(codes, u)
         _only_codes_have_gradients(ctx, digits)
         return codes, digits
 
@@ -122,6 +124,11 @@ def _only_codes_have_gradients(ctx: Any, digits: Tensor | None) -> None:
     if digits is not None:
         ctx.mark_non_differentiable(digits)
     ctx.set_materialize_grads(False)  # no zeros for the digits
+
+
+def _keep_nan(codes: Tensor, source: Tensor) -> Tensor:
+    """In a compiler's graph codes come from digits, and there is no digit for NaN: it must not become a code."""
+    return torch.where(source != source, source, codes) if torch.compiler.is_compiling() else codes
 
 
 def _refuse_second_derivative() -> None:
@@ -152,7 +159,7 @@ def _to_lattice(u: Tensor, steps: Steps, dtype: torch.dtype | None, in_place: bo
         t.sub_(c)
     if digits is not None and torch.compiler.is_compiling():
         # A compiled loop over indices then reads the small digits again, not the large codes.
-        t = torch.where(t.isnan(), t, digits.to(t.dtype) - c)
+        t = digits.to(t.dtype) - c
     return divide_(t, h), digits
 
 
