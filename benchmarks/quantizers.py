@@ -3,8 +3,9 @@
     python benchmarks/quantizers.py [--threads 2] [--device cpu] [--rounds 15] [--out benchmarks]
 
 Beside ifsq.FSQ (as tanh, which is the peer's function, and as iFSQ): vector_quantize_pytorch.FSQ, an FSQ in three lines
-without indices, a bare copy of the input, and one compiled product, which is what compiling costs at least. Candidates take turns in every round, so that what else the machine does
-meets all of them; the figures are medians over the rounds, and ratios are medians of the ratios within a round.
+without indices, a bare copy of the input, and one compiled product, which is what compiling costs at least. Candidates
+take turns in every round, so that what else the machine does meets all of them; the figures are medians over the
+rounds, and ratios are medians of the ratios within a round.
 Needs ``pip install 'ifsq[dev]'``. Writes ``quantizers_<hardware>_<date>.md``.
 """
 

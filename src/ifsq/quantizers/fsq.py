@@ -374,14 +374,14 @@ class FSQ(nn.Module):
 
     def _few_passes(self, rows: Tensor, axis: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Latents -> codes, digits and indices by `fused`."""
-        rows = _full(rows)
+        rows, bound = _full(rows), self.bound
         steps = self._steps(rows, axis)
         packed = self._packed if self.return_indices else None
-        if isinstance(self.bound, Curve):
+        if isinstance(bound, Curve):
             slope, shift = self._affine(rows, axis, steps)
-            codes, digits = fused.quantize(rows, self.bound.curve, slope, shift, steps, packed)
+            codes, digits = fused.quantize(rows, bound.curve, slope, shift, steps, packed)
         else:
-            codes, digits = fused.straight_through(self.bound.unit(rows, axis), steps, packed)
+            codes, digits = fused.straight_through(bound.unit(rows, axis), steps, packed)
         return codes, digits, self._indices(digits, axis) if digits is not None and self._indexed else None
 
     def _has_kernels(self, rows: Tensor) -> bool:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ifsq.quantizers.bounds import CURVES
-from ifsq.quantizers.cells import divide_, half_width, lattice
+from ifsq.quantizers.cells import divide_, half_width, is_power_of_two, lattice
 
 TANH_EPS = 1e-3  # the original FSQ widens its tanh a little so that the end levels can be reached
 
@@ -141,8 +141,13 @@ def _to_lattice(u: Tensor, steps: Steps, dtype: torch.dtype | None, in_place: bo
     L = steps.L
     c, h = lattice(L, steps.cells)
     if steps.cells == "paper":
-        # (u - 1/2) * span rounds exactly like the released ((2u - 1) * span/2): the factors 2 are exact.
-        t = (u.sub_(0.5) if in_place else u - 0.5).mul_(steps.span)
+        # (u - 1/2) * span rounds exactly like the released ((2u - 1) * span/2): the factors 2 are exact. So is a span
+        # that is a power of two, which the paper's levels have, and then one pass does it.
+        span = steps.span
+        if is_power_of_two(span):
+            t = torch.rsub(u, -span / 2, alpha=-span)
+        else:
+            t = (u.sub_(0.5) if in_place else u - 0.5).mul_(span)
         if not (isinstance(steps.offset, float) and steps.offset == 0.0):
             t.sub_(steps.offset)
         t.round_()

@@ -6,7 +6,7 @@ its weights is its identity in code caches and protocol cards. Called by ``train
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -143,7 +143,7 @@ class Tokenizer(nn.Module):
         """JSON from which `from_description` builds the same architecture."""
         # A calibrated or converted quantizer has another bound than the one that was asked for.
         q = self.quantizer
-        bound = replace(self.config.quantizer, bound=q.bound.name, cells=q.cells)
+        bound = replace(self.config.quantizer, bound=cast(Any, q.bound.name), cells=cast(Any, q.cells))
         return {"kind": "tokenizer", "config": to_dict(replace(self.config, quantizer=bound))}
 
     @classmethod
