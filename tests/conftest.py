@@ -24,17 +24,18 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
-def golden() -> Callable[[str], Any]:
-    """``golden("dit_tiny")``: what the official implementation computes on small models, as an open file."""
+def golden_folder() -> Path:
+    """What the official implementation computes on small models."""
     folder = Path(os.environ.get("IFSQ_GOLDEN", ROOT.parent / "shared" / "golden"))
+    if not folder.is_dir():
+        pytest.skip(f"golden vectors are not here: {folder} is absent; set IFSQ_GOLDEN to their folder")
+    return folder
 
-    def open_file(name: str) -> Any:
-        path = folder / f"{name}.safetensors"
-        if not path.is_file():
-            pytest.skip(f"golden vectors are not here: {path} is absent; set IFSQ_GOLDEN to their folder")
-        return safe_open(path, "pt")
 
-    return open_file
+@pytest.fixture(scope="session")
+def golden(golden_folder: Path) -> Callable[[str], Any]:
+    """``golden("dit_tiny")``: one of its files, open."""
+    return lambda name: safe_open(golden_folder / f"{name}.safetensors", "pt")
 
 
 @pytest.fixture(scope="session")
