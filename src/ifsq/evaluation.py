@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from ifsq.codes import CodeSpec
 from ifsq.codes.cache import CodeSet
 from ifsq.data import ImageSource, iterate_once, sample_order, to_float, to_uint8
 from ifsq.data.draws import mix
@@ -82,19 +83,36 @@ def measure_tokenizer(tokenizer: Tokenizer, images: ImageSource, data: DataConfi
         latent = tokenizer.latent(batch.images.to(device))
         quantized = tokenizer.quantizer(latent)
         quality.add(batch.images, tokenizer.decode(quantized.codes).cpu())
-        digits.append(quantized.digits.cpu())
+        if quantized.digits is not None:
+            digits.append(quantized.digits.cpu())
         latents.append(latent.cpu())
     scores = quality.scores()
-    spec = tokenizer.spec(data.size, data.size)
-    use = code_statistics(torch.cat(digits), spec)
     blank = _blank(data, name, images.fingerprint, scores.n, tokenizer)
     cards = [
         replace(blank, metric="PSNR, dB", values={"mean": scores.psnr, "std": scores.psnr_std}),
         replace(blank, metric="SSIM", values={"mean": scores.ssim, "std": scores.ssim_std}),
+    ]
+    if digits:
+        cards += _code_cards(torch.cat(digits), tokenizer, data, blank)
+    return TokenizerMeasured(cards, *_levels(torch.cat(latents), tokenizer))
+
+
+def _code_cards(
+    digits: Int[Tensor, "n h w d"], tokenizer: Tokenizer, data: DataConfig, blank: ProtocolCard
+) -> list[ProtocolCard]:
+    """How levels and indices are used."""
+    quantizer, side = tokenizer.quantizer, data.size // tokenizer.factor
+    levels = quantizer.levels
+    assert levels is not None
+    if tokenizer.kind == "residual":
+        groups = (quantizer.dim,) * (len(levels) // quantizer.dim)
+    else:
+        groups = getattr(quantizer, "groups", (len(levels),))
+    # The lattice plays no part in counting.
+    use = code_statistics(digits, CodeSpec(levels, groups, "little", "equal", (side, side)))
+    cards = [
         replace(blank, metric="level entropy / log2 L", values={"mean": use.mean_fraction}),
-        replace(
-            blank, metric="dead levels", values={"sum": float(sum(use.dead_levels)), "of": float(sum(spec.levels))}
-        ),
+        replace(blank, metric="dead levels", values={"sum": float(sum(use.dead_levels)), "of": float(sum(levels))}),
     ]
     for number, group in enumerate(use.groups):
         which = f" of group {number}" if len(use.groups) > 1 else ""
@@ -104,7 +122,7 @@ def measure_tokenizer(tokenizer: Tokenizer, images: ImageSource, data: DataConfi
             ),
             replace(blank, metric=f"index perplexity{which}", values={"perplexity": group.perplexity}),
         ]
-    return TokenizerMeasured(cards, *_levels(torch.cat(latents), tokenizer))
+    return cards
 
 
 def evenly(classes: int, n: int) -> Int[Tensor, "n"]:
@@ -220,7 +238,8 @@ def _levels(
     """Level use of the compared quantizers, where the level counts admit them, and the latents' statistics."""
     levels = tokenizer.config.quantizer.levels
     used = {}
-    for name, options in COMPARED_QUANTIZERS.items():
+    compared = COMPARED_QUANTIZERS if tokenizer.kind == "fsq" else {}
+    for name, options in compared.items():
         if options["cells"] == "paper" and options["bound"] != "tanh" and any(L % 2 == 0 for L in levels):
             continue
         digits = FSQ(levels, channel_first=True, **options)(latents).digits.flatten(0, -2)  # type: ignore[arg-type]

@@ -332,7 +332,9 @@ def _encoder(tokenizer: Tokenizer, images: ImageSource, here: World, watch: Repo
     def encode_range(start: int, stop: int) -> tuple[Tensor, Tensor]:
         parts, labels = [], []
         for batch in iterate_once(images, AT_ONCE, indices=range(start, stop)):
-            parts.append(tokenizer.encode(batch.images.to(here.device)).digits.cpu())
+            digits = tokenizer.encode(batch.images.to(here.device)).digits
+            assert digits is not None  # `Tokenizer.spec` was asked before
+            parts.append(digits.cpu())
             labels.append(batch.labels)
             watch.advance(start + sum(map(len, labels)), {})
         return torch.cat(parts), torch.cat(labels)

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 import ifsq
+from ifsq.config import InputError
 from ifsq.tokenizer.conv import ConvConfig
 from ifsq.tokenizer.losses import LossConfig, reconstruction_loss
 from ifsq.tokenizer.model import QuantizerConfig, Tokenizer, TokenizerConfig
@@ -22,7 +23,7 @@ def test_official_two_level_tokenizer(golden):
     encoded = model.encode(images)
     torch.testing.assert_close(encoded.codes, file.get_tensor("out/z_q"), **close)
     assert torch.equal(encoded.indices, file.get_tensor("out/indices").squeeze(-1))
-    again = model(images)
+    again = model(images).images
     torch.testing.assert_close(again, file.get_tensor("out/recon"), **close)
     loss = F.l1_loss(again, images)
     torch.testing.assert_close(loss.reshape(1), file.get_tensor("out/l1_loss"), **close)
@@ -31,6 +32,91 @@ def test_official_two_level_tokenizer(golden):
         torch.testing.assert_close(
             model.get_parameter(name).grad, file.get_tensor(f"grad/{name}"), atol=1e-4, rtol=1e-4
         )
+
+
+def load_official(file, model):
+    state = {key[3:]: file.get_tensor(key) for key in file.keys() if key.startswith("sd/")}  # noqa: SIM118
+    state = {key: value for key, value in state.items() if "running" not in key}
+    model.load_state_dict({key.replace("quantize.", "quantizer."): value for key, value in state.items()})
+    return model
+
+
+SMALL = ConvConfig(width=32, multipliers=(1, 2), blocks=1)
+CLOSE = {"atol": 2e-5, "rtol": 1e-4}
+
+
+def test_official_vq_tokenizer(golden):
+    file = golden("tokenizer_vq_2level")
+    quantizer = QuantizerConfig(kind="vq", codebook_size=64, commitment_weight=1.0, codebook_weight=0.5)
+    model = load_official(file, Tokenizer(TokenizerConfig(SMALL, quantizer)))
+    images = file.get_tensor("in/x")
+    torch.testing.assert_close(model.latent(images), file.get_tensor("out/quant_conv"), **CLOSE)
+    encoded = model.encode(images)
+    torch.testing.assert_close(encoded.codes, file.get_tensor("out/z_q"), **CLOSE)
+    assert torch.equal(encoded.indices.flatten(), file.get_tensor("out/indices"))
+    out = model(images)
+    torch.testing.assert_close(out.images, file.get_tensor("out/recon"), **CLOSE)
+    vq = sum(out.losses.values())
+    torch.testing.assert_close(vq.reshape(1), file.get_tensor("out/vq_loss"), atol=1e-4, rtol=1e-4)
+    l1 = F.l1_loss(out.images, images)
+    torch.testing.assert_close(l1.reshape(1), file.get_tensor("out/l1_loss"), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(model.decode_indices(encoded.indices), out.images, **CLOSE)
+
+
+def test_official_vae_tokenizer(golden):
+    file = golden("tokenizer_vae_2level")
+    model = load_official(file, Tokenizer(TokenizerConfig(SMALL, QuantizerConfig(kind="kl", kl_weight=1.0)))).eval()
+    images = file.get_tensor("in/x")
+    torch.testing.assert_close(model.latent(images), file.get_tensor("out/quant_conv"), **CLOSE)
+    out = model(images)
+    torch.testing.assert_close(out.images, file.get_tensor("out/recon"), **CLOSE)
+    torch.testing.assert_close(out.losses["kl"], file.get_tensor("out/kl").mean(), atol=1e-4, rtol=1e-4)
+    posterior = model.quantizer.posterior(model.latent(images))
+    torch.testing.assert_close(posterior.mean, file.get_tensor("out/mean"), **CLOSE)
+    torch.testing.assert_close(posterior.logvar, file.get_tensor("out/logvar"), **CLOSE)
+
+
+BOTTLENECKS = {
+    "fsq": QuantizerConfig(),
+    "residual": QuantizerConfig(kind="residual", levels=(4, 4), cells="equal"),
+    "vq": QuantizerConfig(kind="vq", codebook_size=32),
+    "vq, ema": QuantizerConfig(kind="vq", codebook_size=32, ema=True, normalize=True, revive_after=2),
+    "lfq": QuantizerConfig(kind="lfq", dim=6, groups=(2, 4)),
+    "bsq": QuantizerConfig(kind="bsq", dim=6),
+    "kl": QuantizerConfig(kind="kl"),
+    "ae": QuantizerConfig(kind="ae"),
+}
+
+
+@pytest.mark.parametrize("name", BOTTLENECKS)
+def test_every_bottleneck_trains_and_is_saved(name, tmp_path):
+    torch.manual_seed(0)
+    config = TokenizerConfig(ConvConfig(width=8, multipliers=(1, 1), blocks=1, groups=4), BOTTLENECKS[name])
+    model = Tokenizer(config)
+    images = torch.rand(4, 3, 16, 8) * 2 - 1
+    optimizer = torch.optim.Adam((p for p in model.parameters() if p.requires_grad), lr=3e-3)
+    errors = []
+    for _ in range(25):
+        out = model(images)
+        optimizer.zero_grad()
+        error = F.mse_loss(out.images, images)
+        (error + sum(out.losses.values())).backward()
+        optimizer.step()
+        errors.append(error.item())
+    assert errors[-1] < 0.9 * errors[0]
+    model.eval().save_pretrained(tmp_path / "saved")
+    again = Tokenizer.from_pretrained(tmp_path / "saved")
+    encoded = again.encode(images)
+    assert torch.equal(encoded.codes, model.encode(images).codes)
+    if encoded.indices is None:
+        assert name in ("kl", "ae")
+        with pytest.raises(ValueError, match="has no indices"):
+            again.decode_indices(torch.zeros(1, 8, 4).long())
+    else:
+        torch.testing.assert_close(again.decode_indices(encoded.indices), again.decode(encoded.codes))
+    if name != "fsq":
+        with pytest.raises(InputError, match="code caches and generators take the digits of FSQ"):
+            again.spec(16, 8)
 
 
 def test_official_size_and_names(golden_folder):
@@ -64,7 +150,7 @@ def test_shapes_and_gradients(conv, factor):
     assert encoded.indices.shape == (2, 2, 3, 2)
     assert encoded.digits.shape == (2, 2, 3, 2)
     assert model.spec(2 * factor, 3 * factor).grid == (2, 3)
-    losses = reconstruction_loss(images, model(images), LossConfig(l1=2.0, l2=3.0))
+    losses = reconstruction_loss(images, model(images).images, LossConfig(l1=2.0, l2=3.0))
     torch.testing.assert_close(losses["loss"], 2 * losses["l1"] + 3 * losses["l2"])
     losses["loss"].backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
@@ -99,7 +185,9 @@ def test_bad_configs_are_named(make, message):
 @pytest.mark.parametrize("bound", ["standardized", "quantile", "learned"])
 def test_a_calibrated_tokenizer_is_saved_as_it_is(bound, tmp_path):
     torch.manual_seed(0)
-    config = TokenizerConfig(ConvConfig(width=8, multipliers=(1, 2), blocks=1, groups=4), QuantizerConfig((9, 9, 9)))
+    config = TokenizerConfig(
+        ConvConfig(width=8, multipliers=(1, 2), blocks=1, groups=4), QuantizerConfig(levels=(9, 9, 9))
+    )
     tokenizer = Tokenizer(config).eval()
     images = torch.rand(16, 3, 32, 32) * 2 - 1
     ifsq.calibrate(tokenizer, [images, -images], bound=bound, cells="equal")

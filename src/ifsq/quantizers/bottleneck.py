@@ -27,6 +27,10 @@ class Bottleneck(nn.Module):
         super().__init__()
         self.width, self.dim, self.channel_first = width, dim, channel_first
 
+    def indices_to_codes(self, indices: Tensor) -> Tensor:
+        """Indices as `forward` gives them -> its codes."""
+        raise NotImplementedError
+
     def _axis(self, ndim: int) -> int:
         return 1 if self.channel_first or ndim >= 4 else ndim - 1
 

@@ -4,7 +4,7 @@
 its weights is its identity in code caches and protocol cards. Called by ``train``, ``pipeline`` and users.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -14,43 +14,116 @@ from torch import Tensor, nn
 
 from ifsq.codes.spec import CodeSpec
 from ifsq.config import InputError, build, to_dict
-from ifsq.quantizers import FSQ
+from ifsq.quantizers import BSQ, FSQ, KL, LFQ, VQ, Identity, ResidualFSQ
+from ifsq.quantizers.bottleneck import Bottleneck
 from ifsq.tokenizer.conv import ConvConfig, Decoder, Encoder
 from ifsq.training.checkpoint import load_weights, weights_digest
 from ifsq.training.folder import find_weights, save_model
 
+# The options of each kind of bottleneck; the others must keep their defaults, or an experiment says what is not done.
+KINDS: dict[str, tuple[str, ...]] = {
+    "fsq": ("levels", "bound", "alpha", "cells", "groups", "digit_order"),
+    "residual": ("levels", "stages", "bound", "alpha", "cells", "digit_order"),
+    "vq": ("dim", "codebook_size", "commitment_weight", "codebook_weight", "normalize", "ema", "revive_after"),
+    "lfq": ("dim", "commitment_weight", "entropy_weight", "groups"),
+    "bsq": ("dim", "commitment_weight", "entropy_weight", "groups"),
+    "kl": ("dim", "kl_weight"),
+    "ae": ("dim",),
+}
+
 
 @dataclass(frozen=True)
 class QuantizerConfig:
-    """The bottleneck; see `ifsq.quantizers.FSQ`.
+    """The bottleneck; see `ifsq.quantizers`.
 
-    levels       level count of every dimension
-    bound        ``ifsq``, ``tanh``, ``gaussian``, ``clamp``, ``standardized``, ``quantile`` or ``learned``
-    alpha        slope of the ``ifsq`` bound, and of what the last three start from
-    cells        ``paper``, ``symmetric`` or ``equal``
-    groups       sizes of the groups of dimensions that share one index; empty for one group
-    digit_order  ``little`` or ``big``
+    kind               ``fsq``, ``residual`` (FSQ in stages), ``vq``, ``lfq``, ``bsq``, ``kl`` (VAE), ``ae`` (nothing)
+    levels             level count of every dimension (of a stage)
+    bound              ``ifsq``, ``tanh``, ``gaussian``, ``clamp``, ``standardized``, ``quantile`` or ``learned``
+    alpha              slope of the ``ifsq`` bound, and of what the last three start from
+    cells              ``paper``, ``symmetric`` or ``equal``; residual: ``equal``
+    groups             sizes of the index groups; empty for one group
+    digit_order        ``little`` or ``big``
+    stages             of residual FSQ
+    dim                code dimensions of the other kinds
+    codebook_size      codes of ``vq``
+    commitment_weight  of the term that pulls the encoder to the codes
+    codebook_weight    of the term that pulls the codes to the encoder
+    normalize          whether codes and latents of ``vq`` lie on the unit sphere
+    ema                whether the codebook follows moving averages
+    revive_after       training batches after which an unused code is replaced; 0: never
+    entropy_weight     of the entropy loss of ``lfq`` and ``bsq``
+    kl_weight          of the divergence from N(0, 1), a sum over the latent of an image
     """
 
+    kind: Literal["fsq", "residual", "vq", "lfq", "bsq", "kl", "ae"] = "fsq"
     levels: tuple[int, ...] = (17, 17, 17, 17)
     bound: Literal["ifsq", "tanh", "gaussian", "clamp", "standardized", "quantile", "learned"] = "ifsq"
     alpha: float = 1.6
     cells: Literal["paper", "symmetric", "equal"] = "paper"
     groups: tuple[int, ...] = ()
     digit_order: Literal["little", "big"] = "little"
+    stages: int = 2
+    dim: int = 4
+    codebook_size: int = 16384
+    commitment_weight: float = 0.25
+    codebook_weight: float = 1.0
+    normalize: bool = False
+    ema: bool = False
+    revive_after: int = 0
+    entropy_weight: float = 0.1
+    kl_weight: float = 1e-6
 
     def __post_init__(self) -> None:
+        for option in fields(self):
+            if option.name not in ("kind", *KINDS[self.kind]) and getattr(self, option.name) != option.default:
+                raise ValueError(
+                    f"{option.name}={getattr(self, option.name)!r} with kind={self.kind!r}: expected options of this"
+                    f" kind, {', '.join(KINDS[self.kind])}"
+                )
         self.make()  # the quantizer knows what it accepts
 
-    def make(self) -> FSQ:
+    def make(self) -> FSQ | Bottleneck:
         """The quantizer."""
-        return FSQ(
-            self.levels,
-            bound=self.bound,
-            alpha=self.alpha,
-            cells=self.cells,
+        if self.kind == "fsq":
+            return FSQ(
+                self.levels,
+                bound=self.bound,
+                alpha=self.alpha,
+                cells=self.cells,
+                groups=self.groups or None,
+                digit_order=self.digit_order,
+                channel_first=True,
+            )
+        if self.kind == "residual":
+            return ResidualFSQ(
+                self.levels,
+                self.stages,
+                bound=self.bound,
+                alpha=self.alpha,
+                cells=self.cells,
+                digit_order=self.digit_order,
+                channel_first=True,
+            )
+        if self.kind == "vq":
+            return VQ(
+                self.codebook_size,
+                self.dim,
+                commitment_weight=self.commitment_weight,
+                codebook_weight=self.codebook_weight,
+                normalize=self.normalize,
+                ema=self.ema,
+                revive_after=self.revive_after,
+                channel_first=True,
+            )
+        if self.kind == "kl":
+            return KL(self.dim, weight=self.kl_weight, channel_first=True)
+        if self.kind == "ae":
+            return Identity(self.dim, channel_first=True)
+        return {"lfq": LFQ, "bsq": BSQ}[self.kind](
+            self.dim,
+            commitment_weight=self.commitment_weight,
+            entropy_weight=self.entropy_weight,
             groups=self.groups or None,
-            digit_order=self.digit_order,
             channel_first=True,
         )
 
@@ -67,27 +140,36 @@ class TokenizerConfig:
 class Encoded:
     """What `Tokenizer.encode` returns.
 
-    codes    float (b, d, h, w) in [-1, 1]
-    indices  int64 (b, h, w), or (b, h, w, g) with several groups; None where a group has more than 2**63 codes
-    digits   int64 (b, h, w, d)
+    codes    float (b, d, h, w); in [-1, 1] where they are a lattice's
+    indices  int64 (b, h, w), or (b, h, w, g) with several groups or stages; None where there are none
+    digits   int64 (b, h, w, n), for FSQ n = d; None where there are none
     """
 
     codes: Float[Tensor, "b d h w"]
     indices: Int[Tensor, "b h w *g"] | None
-    digits: Int[Tensor, "b h w d"]
+    digits: Int[Tensor, "b h w n"] | None
+
+
+@dataclass(frozen=True)
+class Autoencoded:
+    """What a forward pass of the `Tokenizer` returns: images (b, 3, H, W), and auxiliary losses by name, weighted."""
+
+    images: Float[Tensor, "b 3 H W"]
+    losses: dict[str, Tensor]
 
 
 class Tokenizer(nn.Module):
     """Images (b, 3, H, W) in [-1, 1] <-> codes. H and W are multiples of ``factor``."""
+
+    quantizer: FSQ | Bottleneck
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
         self.config = config
         self.encoder = Encoder(config.conv)
         self.quantizer = config.quantizer.make()
-        d = len(config.quantizer.levels)
-        self.quant_conv = nn.Conv2d(2 * config.conv.latent, d, 1)
-        self.post_quant_conv = nn.Conv2d(d, config.conv.latent, 1)
+        self.quant_conv = nn.Conv2d(2 * config.conv.latent, self.quantizer.width, 1)
+        self.post_quant_conv = nn.Conv2d(self.quantizer.dim, config.conv.latent, 1)
         self.decoder = Decoder(config.conv)
 
     @property
@@ -116,16 +198,24 @@ class Tokenizer(nn.Module):
 
         Raises ValueError outside the codebook.
         """
-        if len(self.quantizer.groups) == 1 and indices.ndim == 4:
+        if indices.ndim == 4 and len(getattr(self.quantizer, "groups", (1,))) == 1 and self.kind != "residual":
             indices = indices.squeeze(-1)
         return self.decode(self.quantizer.indices_to_codes(indices))
 
-    def forward(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b 3 H W"]:
-        """Reconstruction, with the straight-through gradient."""
-        return self.decode(self.encode(images).codes)
+    def forward(self, images: Float[Tensor, "b 3 H W"]) -> Autoencoded:
+        """Reconstruction, with the quantizer's gradient, and what the quantizer adds to the loss."""
+        quantized = self.quantizer(self.latent(images))
+        return Autoencoded(self.decode(quantized.codes), quantized.losses)
+
+    @property
+    def kind(self) -> str:
+        """Of the bottleneck."""
+        return self.config.quantizer.kind
 
     def spec(self, height: int, width: int) -> CodeSpec:
-        """Layout of the codes of images of this size."""
+        """Layout of the codes of images of this size. Raises InputError for bottlenecks other than FSQ."""
+        if not isinstance(self.quantizer, FSQ):
+            raise InputError(f"kind={self.kind!r}: code caches and generators take the digits of FSQ; expected 'fsq'")
         quantizer = self.config.quantizer
         return CodeSpec(
             levels=quantizer.levels,
@@ -142,9 +232,11 @@ class Tokenizer(nn.Module):
     def describe(self) -> dict[str, Any]:
         """JSON from which `from_description` builds the same architecture."""
         # A calibrated or converted quantizer has another bound than the one that was asked for.
-        q = self.quantizer
-        bound = replace(self.config.quantizer, bound=cast(Any, q.bound.name), cells=cast(Any, q.cells))
-        return {"kind": "tokenizer", "config": to_dict(replace(self.config, quantizer=bound))}
+        config, q = self.config, self.quantizer
+        if isinstance(q, FSQ):
+            bound = replace(config.quantizer, bound=cast(Any, q.bound.name), cells=cast(Any, q.cells))
+            config = replace(config, quantizer=bound)
+        return {"kind": "tokenizer", "config": to_dict(config)}
 
     @classmethod
     def from_description(cls, described: dict[str, Any], where: str) -> "Tokenizer":
@@ -168,4 +260,4 @@ class Tokenizer(nn.Module):
     @torch.no_grad()
     def reconstruct(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b 3 H W"]:
         """What the codes keep of the images, clamped to [-1, 1]."""
-        return self(images).clamp(-1, 1)
+        return self(images).images.clamp(-1, 1)

@@ -41,10 +41,11 @@ class TokenizerTask:
 
     def loss(self, model: nn.Module, batch: ImageBatch, rng: torch.Generator) -> dict[str, Tensor]:
         try:
-            again = model(batch.images)
+            out = model(batch.images)
         except ValueError as error:  # the quantizer refuses what is not finite
             raise InputError(f"training diverged ({error}); lower train.optim.lr, in a new folder") from error
-        return reconstruction_loss(batch.images, again, self.weights)
+        losses = reconstruction_loss(batch.images, out.images, self.weights)
+        return losses | out.losses | {"loss": sum(out.losses.values(), losses["loss"])}
 
     def describe(self) -> dict[str, Any]:
         return self._described
