@@ -430,3 +430,36 @@ def test_a_broken_image_in_a_folder_is_named(tmp_path, capsys):
     told = refused(capsys, ["encode", "tokenizer", str(tmp_path), "new"])
     assert "1.png cannot be read" in told
     assert not Path("new").exists()
+
+
+OTHER_BOTTLENECKS = {
+    "vq": ('kind = "vq"\ncodebook_size = 16\nrevive_after = 3', {"codebook", "commitment"}, 6),
+    "lfq": ('kind = "lfq"\ndim = 3', {"entropy", "commitment"}, 6),
+    "residual": ('kind = "residual"\nlevels = [3, 3]\ncells = "equal"', set(), 8),
+    "kl": ('kind = "kl"', {"kl"}, 2),
+    "ae": ('kind = "ae"', set(), 2),
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_BOTTLENECKS)
+def test_other_bottlenecks_train_and_are_measured(kind, capsys):
+    quantizer, losses, cards = OTHER_BOTTLENECKS[kind]
+    experiment = TOKENIZER.replace("levels = [5, 5, 5]", quantizer).replace('"tokenizer"', f'"{kind}"')
+    Path(f"{kind}.toml").write_text(experiment)
+    assert main(["tokenizer", "train", f"{kind}.toml"]) == 0
+    rows = [row for row in read_metrics(Path(kind) / "metrics.jsonl") if "loss" in row]
+    assert losses <= set(rows[0])
+    assert rows[-1]["l1"] < rows[0]["l1"]
+    assert main(["tokenizer", "eval", kind]) == 0
+    measured = json.loads((Path(kind) / "evaluation.json").read_text())
+    assert len(measured["cards"]) == cards
+    capsys.readouterr()
+    told = refused(capsys, ["encode", kind, "bundled:shapes", f"codes of {kind}"])
+    assert f"kind='{kind}': code caches and generators take the digits of FSQ" in told
+    assert not Path(f"codes of {kind}").exists()
+
+
+def test_an_option_of_another_bottleneck_is_refused(capsys):
+    told = refused(capsys, ["tokenizer", "train", "tokenizer.toml", "--out", "new", "--tokenizer.quantizer.kind", "ae"])
+    assert "levels=(5, 5, 5) with kind='ae': expected options of this kind, dim" in told
+    assert not Path("new").exists()

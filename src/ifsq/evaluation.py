@@ -170,7 +170,7 @@ def reconstructed(tokenizer: Tokenizer, images: ImageSource, n: int) -> Kept:
     device = next(tokenizer.parameters()).device
     kept, labels = [], []
     for batch in iterate_once(images, AT_ONCE, indices=spread(images, n)):
-        kept.append(to_uint8(tokenizer(batch.images.to(device))))
+        kept.append(to_uint8(tokenizer(batch.images.to(device)).images))
         labels.append(batch.labels)
     return Kept(np.concatenate(kept), torch.cat(labels))
 

@@ -346,7 +346,9 @@ def _encoder(tokenizer: Tokenizer, images: ImageSource, here: World, watch: Repo
 def _held_out(model: nn.Module, images: ImageSource) -> dict[str, float]:
     """What is watched while a tokenizer trains."""
     device = next(model.parameters()).device
-    values = [psnr(batch.images, model(batch.images.to(device)).cpu()) for batch in iterate_once(images, AT_ONCE)]
+    values = [
+        psnr(batch.images, model(batch.images.to(device)).images.cpu()) for batch in iterate_once(images, AT_ONCE)
+    ]
     return {"psnr": float(torch.cat(values).mean())}
 
 
