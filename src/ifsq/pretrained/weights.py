@@ -1,0 +1,163 @@
+"""Where the weights of the frozen networks come from: a given file, a folder, a cache, or their official address.
+
+Called by ``lpips`` and ``inception``. Files are read without pickle's code: safetensors, or torch with `weights_only`.
+"""
+
+import hashlib
+import http.client
+import importlib.util
+import os
+import pickle
+import tempfile
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from ifsq.config import InputError
+
+FOLDER = "IFSQ_WEIGHTS"
+"""Environment variable: a folder with weight files under their official names."""
+TIMEOUT = 30.0
+"""Seconds without an answer after which a download is given up."""
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """A published file.
+
+    name     what it is called in a folder or a cache
+    url      its official address
+    sha256   of its bytes
+    package  (name, path inside it) of an installed package that carries the same bytes
+    """
+
+    name: str
+    url: str
+    sha256: str
+    package: tuple[str, str] | None = None
+
+
+def find_weights(file: WeightsFile, path: str | Path | None = None) -> Path:
+    """The file on this machine: ``path`` as it is, else ``$IFSQ_WEIGHTS``, torch's hub cache, a package, a download.
+
+    All but an explicit ``path`` must have the published SHA-256. Several processes may call it at once: each that finds
+    nothing downloads for itself, and the last to finish replaces the same bytes. Raises InputError.
+    """
+    if path is not None:
+        if not Path(path).is_file():
+            raise InputError(f"{path}: no such file; expected the weights {file.name} from {file.url}")
+        return Path(path)
+    cache = Path(torch.hub.get_dir()) / "checkpoints"
+    folders = [Path(os.environ[FOLDER])] if os.environ.get(FOLDER) else []
+    for folder in [*folders, cache]:
+        if (found := folder / file.name).is_file():
+            if (digest := sha256(found)) != file.sha256:
+                raise InputError(
+                    f"{found}: its SHA-256 is {digest}, expected {file.sha256}; replace it by {file.url} or remove it"
+                )
+            return found
+    if (packaged := _in_package(file)) is not None:
+        return packaged
+    return _download(file, cache)
+
+
+def sha256(path: Path) -> str:
+    """Of a file's bytes, in hexadecimal. Raises InputError when it cannot be read."""
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {_one_line(error)}") from error
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The state dict of a ``.safetensors`` or a torch file, on the CPU. Raises InputError where it is none."""
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        table = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: cannot be read as weights: {_one_line(error)}") from error
+    except (SafetensorError, pickle.UnpicklingError) as error:
+        raise InputError(f"{path}: cannot be read as weights: {_one_line(error)}") from error
+    if not isinstance(table, Mapping) or not all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in table.items()
+    ):
+        raise InputError(f"{path}: expected a state dict, names to tensors; found {type(table).__name__}")
+    return dict(table)
+
+
+def fill(module: nn.Module, table: Mapping[str, Tensor], where: str) -> None:
+    """Give ``module`` (its layers may lie on the meta device) the table's tensors in its own types; freeze it, eval.
+
+    Every entry must be there, none may be left over; ``num_batches_tracked`` alone may be missing, as in files older
+    than it. Raises InputError.
+    """
+    complete: dict[str, Tensor] = {}
+    for key, own in module.state_dict().items():
+        if key not in table and key.endswith("num_batches_tracked"):
+            complete[key] = torch.zeros(own.shape, dtype=own.dtype)
+        elif key not in table:
+            raise InputError(f"{where}: {key} is missing; expected the weights of {type(module).__name__}")
+        elif table[key].shape != own.shape:
+            raise InputError(f"{where}: {key} has shape {tuple(table[key].shape)}, expected {tuple(own.shape)}")
+        else:
+            complete[key] = table[key].detach().to(own.dtype)
+    if left := sorted(set(table) - set(complete)):
+        raise InputError(f"{where}: {left[0]} ({len(left)} such) is unknown to {type(module).__name__}")
+    module.load_state_dict(complete, assign=True)
+    module.requires_grad_(False).eval()
+
+
+def _in_package(file: WeightsFile) -> Path | None:
+    """The copy in an installed package, where there is one with the same bytes. The package is not imported."""
+    if file.package is None:
+        return None
+    name, inside = file.package
+    spec = importlib.util.find_spec(name)
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        if (found := Path(folder) / inside).is_file() and sha256(found) == file.sha256:
+            return found
+    return None
+
+
+def _download(file: WeightsFile, folder: Path) -> Path:
+    """Fetch into ``folder`` under a name of this process and rename it once its bytes are right."""
+    partial: Path | None = None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        digest = hashlib.sha256()
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{file.name}.", delete=False) as stream:
+            partial = Path(stream.name)
+            with urllib.request.urlopen(file.url, timeout=TIMEOUT) as answer:
+                while block := answer.read(1 << 20):
+                    digest.update(block)
+                    stream.write(block)
+            stream.flush()
+            os.fsync(stream.fileno())
+        if digest.hexdigest() != file.sha256:
+            raise InputError(
+                f"{file.name}: what {file.url} sent has SHA-256 {digest.hexdigest()}, expected {file.sha256};"
+                " nothing was kept"
+            )
+        partial.chmod(0o644)
+        partial.replace(folder / file.name)
+    except (OSError, http.client.HTTPException) as error:
+        raise InputError(
+            f"{file.name}: not on this machine and not to be had from {file.url} ({_one_line(error)});"
+            f" fetch it and put it into {folder} or into the folder ${FOLDER} names"
+        ) from error
+    finally:
+        if partial is not None:
+            partial.unlink(missing_ok=True)
+    return folder / file.name
+
+
+def _one_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
