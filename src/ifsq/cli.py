@@ -124,6 +124,24 @@ def _parser() -> argparse.ArgumentParser:
         "--samples", type=int, default=100_000, metavar="N", help="that bounds are fitted to and integrals checked on"
     )
     bounds.add_argument("--seed", type=int, default=0)
+
+    other = verbs.add_parser("import", help="read a checkpoint of another project").add_subparsers(
+        metavar="FORMAT", required=True
+    )
+    official = _verb(other, "official", "a tokenizer of the official repository", _import_official)
+    official.add_argument("checkpoint", type=Path, metavar="CKPT", help="checkpoint-N.ckpt of its trainer")
+    official.add_argument("--config", type=Path, required=True, metavar="CONFIG.json", help="its model config")
+    official.add_argument("--out", type=Path, required=True, metavar="DIR")
+    official.add_argument("--weights", choices=("ema", "raw"), default="ema", help="averaged (default) or as trained")
+
+    other = verbs.add_parser("export", help="write a checkpoint for another project").add_subparsers(
+        metavar="FORMAT", required=True
+    )
+    official = _verb(other, "official", "a tokenizer for the official repository", _export_official)
+    official.add_argument("folder", type=Path, metavar="RUN", help="tokenizer run")
+    official.add_argument(
+        "--out", type=Path, required=True, metavar="FILE.ckpt", help="its config is written beside it"
+    )
     return parser
 
 
@@ -211,6 +229,21 @@ def _analyze_bounds(options: argparse.Namespace) -> None:
         _grid(table.title, table.columns, table.rows)
     for line in (*report.verdict, report.check, f"table: {report.table}", f"picture: {report.picture}"):
         _print(line)
+
+
+def _import_official(options: argparse.Namespace) -> None:
+    from ifsq.interop.official_tokenizer import import_official
+
+    import_official(options.checkpoint, options.config, options.weights, options.out)
+    _print(f"tokenizer: {options.out}")
+
+
+def _export_official(options: argparse.Namespace) -> None:
+    from ifsq.interop.official_tokenizer import write_official
+    from ifsq.tokenizer.model import Tokenizer
+
+    config = write_official(Tokenizer.from_pretrained(options.folder), options.out)
+    _print(f"checkpoint: {options.out}, config: {config}")
 
 
 class Terminal:

@@ -1,0 +1,350 @@
+"""Official tokenizer checkpoints: in, out again with the same tensors, and what is refused."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import ifsq
+from ifsq.cli import main
+from ifsq.config import InputError
+from ifsq.interop.official_tokenizer import official_tensors, read_official, read_official_config, write_official
+from ifsq.tokenizer.conv import ConvConfig
+from ifsq.tokenizer.model import QuantizerConfig, Tokenizer, TokenizerConfig
+
+CONFIG = {
+    "_class_name": "ImageFSQVAEModel",
+    "_diffusers_version": "0.27.2",
+    "hidden_size": 32,
+    "hidden_size_mult": [1, 2],
+    "num_res_blocks": 1,
+    "z_channels": 4,
+    "embed_dim": 4,
+    "encoder_resnet_blocks": ["ResnetBlock2D"] * 2,
+    "encoder_spatial_downsample": ["Downsample", ""],
+    "decoder_resnet_blocks": ["ResnetBlock2D"] * 2,
+    "decoder_spatial_upsample": ["", "Upsample"],
+    "levels": [17, 17, 17, 17],
+    "do_simple_bound": True,
+    "act_fun": "scale_sigmoid_16",
+    "resolution": 32,
+}
+SMALL = ConvConfig(width=32, multipliers=(1, 2), blocks=1)
+
+
+def tiny(**quantizer):
+    torch.manual_seed(0)
+    return Tokenizer(TokenizerConfig(SMALL, QuantizerConfig(**quantizer))).eval()
+
+
+def saved(folder, change=lambda file: None, **config):
+    """A checkpoint as the official trainer writes it, changed, and its config: two paths."""
+    tensors = official_tensors(tiny())
+    integers = {
+        "_levels": [17.0] * 4,
+        "_basis": [1.0, 17.0, 289.0, 4913.0],
+        "_basis_group_0": [1.0, 17.0, 289.0, 4913.5],
+    }
+    averaged = {f"module.{key}": value * 0.5 for key, value in tensors.items()}
+    averaged |= {f"module.quantize.{key}": torch.tensor(value) for key, value in integers.items()}
+    file = {
+        "epoch": 0,
+        "current_step": 1,
+        "optimizer_state": {"gen_optimizer": {"state": {}, "param_groups": []}},
+        "state_dict": {"gen_model": tensors, "dics_model": {"discriminator.main.0.bias": torch.zeros(3)}},
+        "ema_state_dict": averaged,
+    }
+    change(file)
+    torch.save(file, folder / "official.ckpt")
+    kept = {key: value for key, value in {**CONFIG, **config}.items() if value is not None}
+    (folder / "run.json").write_text(json.dumps(kept))
+    return folder / "official.ckpt", folder / "run.json"
+
+
+def files_of(folder):
+    return {path: path.read_bytes() if path.is_file() else None for path in sorted(folder.rglob("*"))}
+
+
+@pytest.mark.parametrize("weights", ["ema", "raw"])
+def test_the_official_file_comes_out_as_it_went_in(golden_folder, tmp_path, weights):
+    paths = golden_folder / "ckpt_tokenizer_tiny.ckpt", golden_folder / "ckpt_tokenizer_tiny.config.json"
+    tokenizer = read_official(*paths, weights)
+    assert not tokenizer.training
+    config = write_official(tokenizer, tmp_path / "again.ckpt")
+    before, after = (torch.load(p, weights_only=True) for p in (paths[0], tmp_path / "again.ckpt"))
+    assert after.keys() == before.keys()
+    raw = after["state_dict"]["gen_model"]
+    assert raw.keys() == before["state_dict"]["gen_model"].keys()
+    assert after["ema_state_dict"].keys() == {f"module.{key}" for key in raw}
+    for key, value in raw.items():
+        expected = (
+            before["ema_state_dict"][f"module.{key}"] if weights == "ema" else before["state_dict"]["gen_model"][key]
+        )
+        assert value.shape == expected.shape
+        assert value.dtype == expected.dtype
+        if "running" not in key:  # not kept: a new model's
+            assert torch.equal(value, expected)
+            assert torch.equal(after["ema_state_dict"][f"module.{key}"], expected)
+    official = json.loads(paths[1].read_text())
+    del official["resolution"]
+    assert json.loads(config.read_text()) == official
+    again = read_official(tmp_path / "again.ckpt", config)
+    assert again.digest() == tokenizer.digest()
+
+
+def test_the_imported_tokenizer_computes_what_the_official_one_does(golden, tmp_path):
+    file = golden("tokenizer_fsq_2level")
+    state = {key[3:]: file.get_tensor(key) for key in file.keys() if key.startswith("sd/")}  # noqa: SIM118
+    torch.save({"state_dict": {"gen_model": state}}, tmp_path / "official.ckpt")
+    (tmp_path / "config.json").write_text(file.metadata()["config"])
+    tokenizer = read_official(tmp_path / "official.ckpt", tmp_path / "config.json", "raw")
+    encoded = tokenizer.encode(file.get_tensor("in/x"))
+    close = {"atol": 2e-5, "rtol": 1e-4}
+    torch.testing.assert_close(encoded.codes, file.get_tensor("out/z_q"), **close)
+    assert torch.equal(encoded.indices, file.get_tensor("out/indices").squeeze(-1))
+    torch.testing.assert_close(tokenizer.decode(encoded.codes), file.get_tensor("out/recon"), **close)
+
+
+def test_full_size_names_and_shapes(golden_folder):
+    with torch.device("meta"):
+        model = Tokenizer(TokenizerConfig())
+    tensors = official_tensors(model.to_empty(device="cpu"))
+    official = json.loads((golden_folder / "state_dict_keys.json").read_text())["tokenizer_ifsq_f16_d4_4bit"]
+    assert {key: [list(t.shape), str(t.dtype).removeprefix("torch.")] for key, t in tensors.items()} == official
+
+
+def prefixed(*prefixes):
+    def change(file):
+        table = file["state_dict"]["gen_model"]
+        file["state_dict"]["gen_model"] = {"".join(prefixes) + key: value for key, value in table.items()}
+
+    return change
+
+
+@pytest.mark.parametrize("prefixes", [(), ("module.",), ("_orig_mod.",), ("module.", "_orig_mod."), ("module.",) * 2])
+def test_prefixes_of_wrappers_are_taken_off(prefixes, tmp_path):
+    paths = saved(tmp_path, prefixed(*prefixes))
+    assert read_official(*paths, "raw").digest() == tiny().digest()
+
+
+def test_a_prefix_inside_a_name_stays(tmp_path):
+    def change(file):
+        table = file["state_dict"]["gen_model"]
+        table["encoder.module.conv_in.weight"] = table.pop("encoder.conv_in.weight")
+
+    with pytest.raises(InputError, match=r"'encoder\.conv_in\.weight' is missing"):
+        read_official(*saved(tmp_path, change), "raw")
+
+
+def test_averaged_and_raw_weights_are_told_apart(tmp_path):
+    paths = saved(tmp_path)
+    raw, averaged = (read_official(*paths, weights).state_dict() for weights in ("raw", "ema"))
+    assert all(torch.equal(averaged[key], raw[key] * 0.5) for key in raw)
+    torch.manual_seed(3)
+    expected = torch.rand(3)
+    torch.manual_seed(3)
+    read_official(*paths, "ema")
+    assert torch.equal(torch.rand(3), expected)  # no random weights are drawn on the way
+
+
+@pytest.mark.parametrize(
+    "quantizer",
+    [
+        {},
+        {"alpha": 2.0, "levels": (9, 5, 3)},
+        {"bound": "tanh", "levels": (8, 8, 5)},
+        {"groups": (1, 3)},
+    ],
+)
+def test_every_official_quantizer_goes_out_and_in(quantizer, tmp_path):
+    tokenizer = tiny(**quantizer)
+    images = torch.rand(2, 3, 16, 8) * 2 - 1
+    config = write_official(tokenizer, tmp_path / "new" / "out.ckpt")
+    again = read_official(tmp_path / "new" / "out.ckpt", config)
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["out.ckpt", "out.config.json"]
+    assert torch.equal(again.encode(images).indices, tokenizer.encode(images).indices)
+    assert torch.equal(again(images).images, tokenizer(images).images)
+    assert json.loads(config.read_text())["do_simple_bound"] == (quantizer.get("bound") != "tanh")
+
+
+class Foreign:
+    """Code that an unsafe loader would run."""
+
+
+def emptied(file):
+    file["ema_state_dict"] = {}
+
+
+def without_generator(file):
+    file["model"] = file.pop("state_dict")
+    del file["ema_state_dict"]
+
+
+def with_raw(**tensors):
+    return lambda file: file["state_dict"]["gen_model"].update(
+        {key.replace("__", "."): value for key, value in tensors.items()}
+    )
+
+
+def with_averaged(**tensors):
+    return lambda file: file["ema_state_dict"].update(
+        {f"module.quantize.{key}": torch.tensor(value) for key, value in tensors.items()}
+    )
+
+
+FILES = {
+    "empty EMA": ("ema", emptied, "ema_state_dict is empty; it was trained without EMA; expected tensors, take"),
+    "a generator's file": ("ema", without_generator, "holds no ema_state_dict (but epoch, current_step"),
+    "raw of a generator's file": ("raw", without_generator, "holds no state_dict.gen_model (but epoch"),
+    "a table that is none": ("raw", lambda f: f["state_dict"].update(gen_model=3), "state_dict.gen_model is a int"),
+    "missing": ("raw", lambda f: f["state_dict"]["gen_model"].pop("quant_conv.bias"), "'quant_conv.bias' is missing"),
+    "unknown": ("raw", with_raw(encoder__extra=torch.zeros(1)), "tensor 'encoder.extra' is not part of this model"),
+    "attention": ("raw", with_raw(encoder__down__0__attn__0__q__bias=torch.zeros(32)), "0.attn.0.q.bias' is not part"),
+    "codebook": ("raw", with_raw(quantize__embedding__weight=torch.zeros(8, 4)), "embedding.weight' is not part"),
+    "shape": ("raw", with_raw(quant_conv__bias=torch.zeros(8)), "'quant_conv.bias' has shape (8,), expected (4,)"),
+    "integers": ("raw", with_raw(quant_conv__bias=torch.zeros(4).long()), "is a tensor of torch.int64; expected"),
+    "no tensor": ("raw", with_raw(quant_conv__bias=[0.0]), "'quant_conv.bias' is a list; expected a floating-point"),
+    "twice": ("raw", with_raw(module__quant_conv__bias=torch.zeros(4)), "'module.quant_conv.bias' stands twice"),
+    "levels": ("ema", with_averaged(_levels=[9.0] * 4), "_levels' is [9, 9, 9, 9]; expected [17, 17, 17, 17]"),
+    "code": ("raw", lambda f: f.update(code=Foreign()), "cannot be read with weights_only=True"),
+}  # fmt: skip
+
+CONFIGS = {
+    "class": ({"_class_name": "ImageVAEModel"}, "_class_name: 'ImageVAEModel'; expected 'ImageFSQVAEModel'"),
+    "no levels": ({"levels": None}, "levels: is required"),
+    "unknown key": ({"levls": [3]}, "levls: unknown key; did you mean 'levels'"),
+    "act_fun": ({"act_fun": "tanh"}, "act_fun: input should be 'scale_sigmoid_16' or 'scale_sigmoid_20'"),
+    "type": ({"hidden_size": "32"}, "hidden_size: input should be a valid integer"),
+    "embed_dim": ({"embed_dim": 8}, "embed_dim: 8; expected 4"),
+    "attention": ({"attn_resolutions": [16]}, "attn_resolutions: [16]; expected []"),
+    "norm": ({"norm_type": "rmsnorm"}, "norm_type: 'rmsnorm'; expected 'groupnorm'"),
+    "blocks": ({"decoder_spatial_upsample": ["Upsample", ""]}, "decoder_spatial_upsample: ['Upsample', '']; expected"),
+    "even levels": ({"levels": [8] * 4}, "paper cells with bound='ifsq' need odd levels"),
+    "width": ({"hidden_size": 48}, "width=48: expected a multiple of groups=32"),
+    "groups": ({"factorized_bits": [2, 3]}, "groups=[2, 3]: expected positive sizes"),
+    "another shape": ({"hidden_size": 64}, "'decoder.conv_in.bias' has shape (64,), expected (128,)"),
+    "absurd shape": ({"hidden_size": 32 * 10**6}, "has shape (64,), expected (64000000,)"),
+    "impossible shape": ({"hidden_size": 2**60}, "describes no possible model"),
+    "another depth": ({"num_res_blocks": 2}, "is missing"),
+    "another latent": ({"levels": [17] * 3, "embed_dim": 3}, "expected [17, 17, 17], the levels in"),
+}
+
+
+def refused(capsys, arguments):
+    """The one line that a command refuses with."""
+    try:
+        code = main([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        code = stop.code
+    told = capsys.readouterr().err
+    assert code == 2
+    assert told.count("\n") == 1, told
+    return told
+
+
+@pytest.mark.parametrize("case", FILES)
+def test_bad_files_are_refused_in_one_line(case, tmp_path, capsys):
+    weights, change, message = FILES[case]
+    path, config = saved(tmp_path, change)
+    before = files_of(tmp_path)
+    out = tmp_path / "deep" / "out"
+    told = refused(capsys, ["import", "official", path, "--config", config, "--out", out, "--weights", weights])
+    assert told.startswith(f"ifsq: {path}")
+    assert message in told
+    assert files_of(tmp_path) == before
+
+
+@pytest.mark.parametrize("case", CONFIGS)
+def test_bad_configs_are_refused_in_one_line(case, tmp_path, capsys):
+    change, message = CONFIGS[case]
+    path, config = saved(tmp_path, **change)
+    before = files_of(tmp_path)
+    told = refused(capsys, ["import", "official", path, "--config", config, "--out", tmp_path / "out"])
+    assert str(config) in told
+    assert message in told
+    assert files_of(tmp_path) == before
+
+
+@pytest.mark.parametrize("damage", [b"", b"dear all", b"PK\x03\x04", b"\x80\x02}q\x00.", b"cut", None])
+def test_damaged_files_are_refused(damage, tmp_path, capsys):
+    path, config = saved(tmp_path)
+    content = path.read_bytes()
+    path.unlink()
+    if damage is not None:
+        path.write_bytes(content[: len(content) // 2] if damage == b"cut" else damage)
+    told = refused(capsys, ["import", "official", path, "--config", config, "--out", tmp_path / "out"])
+    assert f"{path}: {'no such file' if damage is None else 'cannot be read'}" in told
+    config.write_text("[]")
+    assert "expected a JSON object" in refused(
+        capsys, ["import", "official", path, "--config", config, "--out", tmp_path / "out"]
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_commands(tmp_path, capsys):
+    path, config = saved(tmp_path)
+    run = tmp_path / "new" / "run"
+    assert main(["import", "official", str(path), "--config", str(config), "--out", str(run)]) == 0
+    assert sorted(file.name for file in run.iterdir()) == ["config.json", "model.safetensors"]
+    assert [file.name for file in run.parent.iterdir()] == ["run"]
+    assert "quantize.running_mean" not in load_file(run / "model.safetensors")
+    assert main(["export", "official", str(run), "--out", str(tmp_path / "again.ckpt")]) == 0
+    assert "again.config.json" in capsys.readouterr().out
+    again = read_official(tmp_path / "again.ckpt", tmp_path / "again.config.json")
+    assert again.digest() == Tokenizer.from_pretrained(run).digest()
+    before = files_of(tmp_path)
+    into = ["import", "official", path, "--config", config, "--out"]
+    assert "run: exists; expected a new folder" in refused(capsys, [*into, run])
+    assert "run.json: exists" in refused(capsys, [*into, config])
+    assert "again.ckpt: exists" in refused(capsys, ["export", "official", run, "--out", tmp_path / "again.ckpt"])
+    assert "ends in .ckpt" in refused(capsys, ["export", "official", run, "--out", tmp_path / "again.pt"])
+    assert "gone: no such folder" in refused(capsys, ["export", "official", tmp_path / "gone", "--out", "out.ckpt"])
+    assert "invalid choice: 'both'" in refused(capsys, [*into, tmp_path / "out", "--weights", "both"])
+    assert files_of(tmp_path) == before
+
+
+UNKNOWN_THERE = {
+    "cells": (TokenizerConfig(SMALL, QuantizerConfig(cells="equal")), "cells='equal'; expected 'paper'"),
+    "alpha": (TokenizerConfig(SMALL, QuantizerConfig(alpha=1.7)), "alpha=1.7; expected 1.6 or 2.0"),
+    "bound": (TokenizerConfig(SMALL, QuantizerConfig(bound="gaussian")), "bound='gaussian'; expected 'ifsq' or 'tanh'"),
+    "order": (TokenizerConfig(SMALL, QuantizerConfig(digit_order="big")), "digit_order='big'; expected 'little'"),
+    "kind": (TokenizerConfig(SMALL, QuantizerConfig(kind="ae")), "kind='ae'; expected 'fsq'"),
+    "patch": (TokenizerConfig(ConvConfig(width=32, multipliers=(1,), patch=2)), "patch=2; expected 1"),
+    "norm": (TokenizerConfig(ConvConfig(width=32, multipliers=(1,), groups=4)), "groups of the norm=4; expected 32"),
+}
+
+
+@pytest.mark.parametrize("case", UNKNOWN_THERE)
+def test_what_the_official_tokenizer_cannot_hold_is_not_written(case, tmp_path):
+    config, message = UNKNOWN_THERE[case]
+    with pytest.raises(InputError, match="the official tokenizer has no ") as caught:
+        write_official(Tokenizer(config), tmp_path / "new" / "out.ckpt")
+    assert message in str(caught.value)
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_calibrated_tokenizer_is_not_written(tmp_path):
+    tokenizer = tiny()
+    ifsq.calibrate(tokenizer, [torch.rand(16, 3, 16, 16) * 2 - 1])
+    with pytest.raises(InputError, match="the official tokenizer has no bound="):
+        write_official(tokenizer, tmp_path / "out.ckpt")
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_interrupted_export_leaves_nothing(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device", "out.ckpt")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_official(tiny(), tmp_path / "out.ckpt")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_second_sigmoid_is_the_tanh_without_the_margin(tmp_path):
+    (tmp_path / "run.json").write_text(json.dumps({**CONFIG, "act_fun": "scale_sigmoid_20"}))
+    quantizer = read_official_config(tmp_path / "run.json").quantizer
+    assert (quantizer.bound, quantizer.alpha, quantizer.cells) == ("ifsq", 2.0, "paper")
+    (tmp_path / "run.json").write_text(json.dumps({**CONFIG, "do_simple_bound": False}))
+    assert read_official_config(tmp_path / "run.json").quantizer.bound == "tanh"
