@@ -161,6 +161,8 @@ def test_bounded_is_what_is_rounded():
         out = q.eval()(z)
         assert torch.equal(q.codes_to_digits(q.bounded(z)), out.digits)
         assert torch.equal(q.quantize(z), out.codes)
+        half = z.bfloat16()
+        assert torch.equal(q.bounded(half), q.bounded(half.float()))
 
 
 def test_a_bound_can_be_handed_over():

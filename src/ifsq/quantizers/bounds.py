@@ -256,6 +256,12 @@ def make_bound(name: str, channels: int, alpha: float = IFSQ_ALPHA) -> Bound:
     return {"standardized": Standardized, "quantile": Quantile, "learned": Learned}[name](channels, alpha)
 
 
+def refuse_second_derivative() -> None:
+    """For the backward of a fused function: raise RuntimeError rather than leave a term out in silence."""
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        raise RuntimeError("create_graph=True: a quantizer has no second derivative; expected a first one")
+
+
 def _normal_cdf(z: Tensor) -> Tensor:
     return 0.5 + 0.5 * torch.erf(z * math.sqrt(0.5))
 
@@ -334,8 +340,7 @@ class _Piecewise(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            raise RuntimeError("create_graph=True: a quantizer has no second derivative; expected a first one")
+        refuse_second_derivative()
         return grad * ctx.saved_tensors[0], None
 
 

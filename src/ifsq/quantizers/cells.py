@@ -49,7 +49,7 @@ def is_power_of_two(x: float | Tensor) -> TypeGuard[float]:
 
 
 def divide_(x: Tensor, h: float | Tensor) -> Tensor:
-    """``x /= h``; the reciprocal of a power of two is exact, and a product takes a tenth of the processor's time."""
+    """``x /= h``; the reciprocal of a power of two is exact, and a product is the quicker instruction."""
     if is_power_of_two(h):
         return x.mul_(1 / h)
     return x.div_(h)

@@ -171,7 +171,7 @@ class FSQ(nn.Module):
     @property
     def effective_codebook_dim(self) -> int:
         """Dimensions of all codebooks."""
-        return self._channels
+        return len(self.levels) * self.num_codebooks
 
     @property
     def codebook_size(self) -> int:
@@ -217,11 +217,12 @@ class FSQ(nn.Module):
         return fused.straight_through(self._unit(rows, -1, steps), steps, None)[0].to(z.dtype)
 
     def bounded(self, z: Tensor, axis: int = -1) -> Tensor:
-        """Latents, channels on ``axis``, behind any projection -> the unrounded codes, same shape.
+        """Latents, channels on ``axis``, behind any projection -> the unrounded codes, same shape, float32.
 
         In [-1, 1], but for the first FSQ, whose tanh is a thousandth wider.
         """
-        return self._unrounded(z, axis, self._steps(z, axis))
+        rows = _full(z)
+        return self._unrounded(rows, axis, self._steps(rows, axis))
 
     def digits_to_codes(self, digits: Tensor) -> Tensor:
         """Integer digits (..., d) -> float32 codes (..., d) in [-1, 1], before any projection.
@@ -257,7 +258,7 @@ class FSQ(nn.Module):
 
     def codes_to_indices(self, codes: Tensor) -> Tensor:
         """Codes in the layout of `forward`'s output, before ``project_out`` -> indices as `forward` gives them."""
-        width = self._channels
+        width = self.effective_codebook_dim
         axis = self._axis(codes)
         if codes.ndim < 2 or not 0 <= axis < codes.ndim or codes.shape[axis] != width:
             raise ValueError(f"codes of shape {tuple(codes.shape)}: expected {width} channels on axis {axis}")
@@ -320,11 +321,6 @@ class FSQ(nn.Module):
     def _rotate(self, rows: Tensor, rotation: Tensor) -> Tensor:
         with torch.autocast(rows.device.type, enabled=False):
             return (rows.unflatten(-1, (self.num_codebooks, -1)) @ rotation.to(rows.dtype)).flatten(-2)
-
-    @property
-    def _channels(self) -> int:
-        """Of all codebooks."""
-        return len(self.levels) * self.num_codebooks
 
     def _steps(self, rows: Tensor, axis: int, channels: int | None = None) -> fused.Steps:
         L: float | Tensor

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ifsq.quantizers.bounds import CURVES
+from ifsq.quantizers.bounds import CURVES, refuse_second_derivative
 from ifsq.quantizers.cells import divide_, half_width, is_power_of_two, lattice
 
 TANH_EPS = 1e-3  # the original FSQ widens its tanh a little so that the end levels can be reached
@@ -94,7 +94,7 @@ class _Quantize(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, None, None, None, None, None]:
         if grad is None:
             return None, None, None, None, None, None
-        _refuse_second_derivative()
+        refuse_second_derivative()
         (kept,) = ctx.saved_tensors
         if ctx.curve == "logistic":
             grad = torch.ops.aten.sigmoid_backward(grad, kept)
@@ -116,7 +116,7 @@ class _Round(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, None, None]:
-        _refuse_second_derivative()
+        refuse_second_derivative()
         return None if grad is None else grad * ctx.slope, None, None
 
 
@@ -129,11 +129,6 @@ def _only_codes_have_gradients(ctx: Any, digits: Tensor | None) -> None:
 def _keep_nan(codes: Tensor, source: Tensor) -> Tensor:
     """In a compiler's graph codes come from digits, and there is no digit for NaN: it must not become a code."""
     return torch.where(source != source, source, codes) if torch.compiler.is_compiling() else codes
-
-
-def _refuse_second_derivative() -> None:
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        raise RuntimeError("create_graph=True: a quantizer has no second derivative; expected a first one")
 
 
 def _to_lattice(u: Tensor, steps: Steps, dtype: torch.dtype | None, in_place: bool) -> tuple[Tensor, Tensor | None]:

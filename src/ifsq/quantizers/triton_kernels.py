@@ -13,6 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ifsq.quantizers.bounds import refuse_second_derivative
+
 BLOCK = 512
 
 # Columns of the table of channel parameters.
@@ -65,8 +67,7 @@ class _Quantize(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor | None, *_: None) -> tuple[Tensor | None, None, None, None, None, None, None]:
         if grad is None:
             return None, None, None, None, None, None, None
-        if torch.is_grad_enabled():
-            raise RuntimeError("create_graph=True: a quantizer has no second derivative; expected a first one")
+        refuse_second_derivative()
         z, table = ctx.saved_tensors
         channels, inner = _shape(z, ctx.axis)
         out = torch.empty_like(z)
