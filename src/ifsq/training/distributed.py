@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -40,6 +41,14 @@ class World:
             dist.all_reduce(value)
             value /= self.size
         return value
+
+    def gather(self, value: Any) -> list[Any]:
+        """Everybody's value, in the order of the ranks, in every process; anything that pickles."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set in any process, so that all stop together."""
