@@ -312,6 +312,15 @@ UNKNOWN_THERE = {
     "kind": (TokenizerConfig(SMALL, QuantizerConfig(kind="ae")), "kind='ae'; expected 'fsq'"),
     "patch": (TokenizerConfig(ConvConfig(width=32, multipliers=(1,), patch=2)), "patch=2; expected 1"),
     "norm": (TokenizerConfig(ConvConfig(width=32, multipliers=(1,), groups=4)), "groups of the norm=4; expected 32"),
+    "rms": (TokenizerConfig(ConvConfig(width=32, multipliers=(1,), norm="rms")), "norm='rms'; expected 'group'"),
+    "attention": (
+        TokenizerConfig(ConvConfig(width=32, multipliers=(1,), attention=(1,))),
+        r"attention=(1,); expected ()",
+    ),
+    "middle": (
+        TokenizerConfig(ConvConfig(width=32, multipliers=(1,), middle_attention=True)),
+        "middle_attention=True; expected False",
+    ),
 }
 
 

@@ -119,18 +119,6 @@ def test_every_bottleneck_trains_and_is_saved(name, tmp_path):
             again.spec(16, 8)
 
 
-def test_official_size_and_names(golden_folder):
-    import json
-
-    keys = json.loads((golden_folder / "state_dict_keys.json").read_text())
-    with torch.device("meta"):
-        model = Tokenizer(TokenizerConfig())
-    assert sum(p.numel() for p in model.parameters()) == 83_324_099
-    official = {name: tuple(shape) for name, (shape, _) in keys["tokenizer_ifsq_f16_d4_4bit"].items()}
-    ours = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    assert ours == {name: shape for name, shape in official.items() if "quantize.running" not in name}
-
-
 @pytest.mark.parametrize(
     ("conv", "factor"),
     [

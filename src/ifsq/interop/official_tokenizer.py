@@ -211,7 +211,10 @@ def _official_config(tokenizer: Tokenizer, path: Path) -> dict[str, Any]:
     for name, value, expected in (
         ("kind", quantizer.kind, ("fsq",)),
         ("patch", conv.patch, (1,)),
+        ("norm", conv.norm, ("group",)),
         ("groups of the norm", conv.groups, (NORM_GROUPS,)),
+        ("attention", conv.attention, ((),)),  # its resolutions are those of one image size
+        ("middle_attention", conv.middle_attention, (False,)),
         ("bound", quantizer.bound, ("ifsq", "tanh")),
         ("alpha", quantizer.alpha if quantizer.bound == "ifsq" else 2.0, tuple(slopes)),
         ("cells", quantizer.cells, ("paper",)),

@@ -1,27 +1,38 @@
 """Convolutional encoder and decoder of the official tokenizer (LDM family), and a stem for small machines.
 
 ``patch`` > 1 folds patch x patch pixels into channels before the first convolution and unfolds them after the last: the
-widest and slowest resolutions disappear. Parameter names are those of the official checkpoints. Called by ``model``.
+widest and slowest resolutions disappear. Parameter names are those of the official checkpoints. Maps run in memory with
+channels last, which their convolutions take without reordering. Called by ``model``.
 """
 
 from dataclasses import dataclass
 from math import log2
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ifsq.tokenizer.blocks import NORMS, AttnBlock, Downsample, Norm, ResnetBlock, Upsample, make_norm
+
 
 @dataclass(frozen=True)
 class ConvConfig:
-    """Shape of encoder and decoder.
+    """Encoder and decoder.
 
-    width        channels at the first resolution
-    multipliers  channels of each resolution in widths; each but the last halves the grid
-    blocks       residual blocks a resolution (the decoder has one more) and in the middle
-    patch        pixels folded into channels on each side before the first convolution; a power of two
-    groups       groups of the group norm
-    latent       channels between encoder and quantizer convolution (the official ``z_channels``)
+    width             channels at the first resolution
+    multipliers       channels of each resolution in widths; each but the last halves the grid
+    blocks            residual blocks a resolution (the decoder has one more) and in the middle
+    patch             pixels folded into channels on each side before the first convolution; a power of two
+    groups            groups of the group norm
+    latent            channels between encoder and quantizer convolution (the official ``z_channels``)
+    norm              ``group``; ``layer`` or ``rms``, over the channels of each position. The official "rmsnorm" is the
+                      layer norm. A group norm's statistics are those of the whole image, or of a tile of it
+    attention         down-sampling factors (pixels a side of a position) with attention after every residual block
+    middle_attention  whether attention follows the first of the middle blocks, as in Stable Diffusion's autoencoder
+    dropout           share of activations zeroed in every residual block while it trains
+    recompute         whether residual blocks run again in the backward pass instead of keeping their activations: the
+                      same gradients from less memory and a third more time
     """
 
     width: int = 128
@@ -30,6 +41,11 @@ class ConvConfig:
     patch: int = 1
     groups: int = 32
     latent: int = 4
+    norm: Norm = "group"
+    attention: tuple[int, ...] = ()
+    middle_attention: bool = False
+    dropout: float = 0.0
+    recompute: bool = False
 
     def __post_init__(self) -> None:
         if not self.multipliers or min(self.multipliers) < 1:
@@ -39,13 +55,24 @@ class ConvConfig:
                 raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
         if not log2(self.patch).is_integer():
             raise ValueError(f"patch={self.patch}: expected a power of two")
-        if self.width % self.groups:
+        if self.norm not in NORMS:
+            raise ValueError(f"norm={self.norm!r}: expected one of {', '.join(NORMS)}")
+        if self.norm == "group" and self.width % self.groups:
             raise ValueError(f"width={self.width}: expected a multiple of groups={self.groups}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout={self.dropout}: expected a number in [0, 1)")
+        if not set(self.attention) <= set(self.factors) or len(set(self.attention)) < len(self.attention):
+            raise ValueError(f"attention={self.attention}: expected factors among {self.factors}, each once")
 
     @property
     def factor(self) -> int:
         """Pixels a side of one code."""
         return self.patch * 2 ** (len(self.multipliers) - 1)
+
+    @property
+    def factors(self) -> tuple[int, ...]:
+        """Pixels a side of one position at each resolution, finest first."""
+        return tuple(self.patch * 2**i for i in range(len(self.multipliers)))
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -58,23 +85,20 @@ class Encoder(nn.Module):
 
     def __init__(self, config: ConvConfig) -> None:
         super().__init__()
-        widths, n = config.widths, config.groups
+        widths = config.widths
         self.patch = config.patch
         self.conv_in = nn.Conv2d(3 * config.patch**2, widths[0], 3, padding=1)
-        self.down = nn.ModuleList(
-            _Down(widths[max(0, i - 1)], width, config.blocks, n, last=i == len(widths) - 1)
-            for i, width in enumerate(widths)
-        )
-        self.mid_block = nn.ModuleList(ResnetBlock(widths[-1], widths[-1], n) for _ in range(config.blocks))
-        self.norm_out = nn.GroupNorm(n, widths[-1], eps=1e-6)
+        self.down = nn.ModuleList(_Down(config, level) for level in range(len(widths)))
+        self.mid_block = nn.ModuleList(_block(config, widths[-1], widths[-1]) for _ in range(config.blocks))
+        self.mid_attention = _attention(config, widths[-1], config.middle_attention)
+        self.norm_out = make_norm(config.norm, widths[-1], config.groups)
         self.conv_out = nn.Conv2d(widths[-1], 2 * config.latent, 3, padding=1)
 
     def forward(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b z h w"]:
-        x = self.conv_in(F.pixel_unshuffle(images, self.patch))  # b width H/p W/p
+        x = self.conv_in(_channels_last(F.pixel_unshuffle(images, self.patch)))  # b width H/p W/p
         for level in self.down:
             x = level(x)
-        for block in self.mid_block:
-            x = block(x)
+        x = _middle(self.mid_block, self.mid_attention, x)
         return self.conv_out(F.silu(self.norm_out(x)))  # b 2*latent h w
 
 
@@ -83,82 +107,73 @@ class Decoder(nn.Module):
 
     def __init__(self, config: ConvConfig) -> None:
         super().__init__()
-        widths, n = config.widths, config.groups
+        widths = config.widths
         self.patch = config.patch
         self.conv_in = nn.Conv2d(config.latent, widths[-1], 3, padding=1)
-        self.mid_block = nn.ModuleList(ResnetBlock(widths[-1], widths[-1], n) for _ in range(config.blocks))
-        self.up = nn.ModuleList(  # up.0 is the finest resolution and the last to run, as in the official files
-            _Up(widths[min(len(widths) - 1, i + 1)], width, config.blocks + 1, n, first=i == 0)
-            for i, width in enumerate(widths)
-        )
-        self.norm_out = nn.GroupNorm(n, widths[0], eps=1e-6)
+        self.mid_block = nn.ModuleList(_block(config, widths[-1], widths[-1]) for _ in range(config.blocks))
+        self.mid_attention = _attention(config, widths[-1], config.middle_attention)
+        # up.0 is the finest resolution and the last to run, as in the official files
+        self.up = nn.ModuleList(_Up(config, level) for level in range(len(widths)))
+        self.norm_out = make_norm(config.norm, widths[0], config.groups)
         self.conv_out = nn.Conv2d(widths[0], 3 * config.patch**2, 3, padding=1)
 
     def forward(self, features: Float[Tensor, "b z h w"]) -> Float[Tensor, "b 3 H W"]:
-        x = self.conv_in(features)  # b widths[-1] h w
-        for block in self.mid_block:
-            x = block(x)
+        x = self.conv_in(_channels_last(features))  # b widths[-1] h w
+        x = _middle(self.mid_block, self.mid_attention, x)
         for level in reversed(self.up):
             x = level(x)
         return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(x))), self.patch)  # b 3 H W
 
 
-class ResnetBlock(nn.Module):
-    """Norm, SiLU, convolution, twice, around a residual; 1x1 shortcut where the width changes."""
+class _Level(nn.Module):
+    """The residual blocks of one resolution, each with its attention where there is one."""
 
-    def __init__(self, width_in: int, width_out: int, groups: int) -> None:
+    def __init__(self, config: ConvConfig, level: int, width_in: int, blocks: int) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(groups, width_in, eps=1e-6)
-        self.conv1 = nn.Conv2d(width_in, width_out, 3, padding=1)
-        self.norm2 = nn.GroupNorm(groups, width_out, eps=1e-6)
-        self.conv2 = nn.Conv2d(width_out, width_out, 3, padding=1)
-        self.nin_shortcut = nn.Conv2d(width_in, width_out, 1) if width_in != width_out else nn.Identity()
-
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b o h w"]:
-        y = self.conv1(F.silu(self.norm1(x)))
-        y = self.conv2(F.silu(self.norm2(y)))
-        return self.nin_shortcut(x) + y
-
-
-class _Down(nn.Module):
-    def __init__(self, width_in: int, width: int, blocks: int, groups: int, *, last: bool) -> None:
-        super().__init__()
-        self.block = nn.ModuleList(ResnetBlock(width_in if i == 0 else width, width, groups) for i in range(blocks))
-        self.downsample = nn.Identity() if last else _Downsample(width)
+        width, attends = config.widths[level], config.factors[level] in config.attention
+        self.block = nn.ModuleList(_block(config, width_in if i == 0 else width, width) for i in range(blocks))
+        self.attn = nn.ModuleList(_attention(config, width, attends) for _ in range(blocks))
 
     def forward(self, x: Tensor) -> Tensor:
-        for block in self.block:
-            x = block(x)
-        return self.downsample(x)
+        for block, attention in zip(self.block, self.attn, strict=True):
+            x = attention(block(x))
+        return x
 
 
-class _Up(nn.Module):
-    def __init__(self, width_in: int, width: int, blocks: int, groups: int, *, first: bool) -> None:
-        super().__init__()
-        self.block = nn.ModuleList(ResnetBlock(width_in if i == 0 else width, width, groups) for i in range(blocks))
-        self.upsample = nn.Identity() if first else _Upsample(width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        for block in self.block:
-            x = block(x)
-        return self.upsample(x)
-
-
-class _Downsample(nn.Module):
-    """Stride-2 convolution over a zero row below and column to the right, as in the official model."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(width, width, 3, stride=2)
+class _Down(_Level):
+    def __init__(self, config: ConvConfig, level: int) -> None:
+        widths = config.widths
+        super().__init__(config, level, widths[max(0, level - 1)], config.blocks)
+        self.downsample = nn.Identity() if level == len(widths) - 1 else Downsample(widths[level])
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.pad(x, (0, 1, 0, 1)))
+        return self.downsample(super().forward(x))
 
 
-class _Upsample(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(width, width, 3, padding=1)
+class _Up(_Level):
+    def __init__(self, config: ConvConfig, level: int) -> None:
+        widths = config.widths
+        super().__init__(config, level, widths[min(len(widths) - 1, level + 1)], config.blocks + 1)
+        self.upsample = nn.Identity() if level == 0 else Upsample(widths[level])
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return self.upsample(super().forward(x))
+
+
+def _block(config: ConvConfig, width_in: int, width: int) -> ResnetBlock:
+    return ResnetBlock(width_in, width, config.groups, config.norm, config.dropout, config.recompute)
+
+
+def _attention(config: ConvConfig, width: int, wanted: bool) -> nn.Module:
+    return AttnBlock(width, config.groups, config.norm) if wanted else nn.Identity()
+
+
+def _middle(blocks: nn.ModuleList, attention: nn.Module, x: Tensor) -> Tensor:
+    x = attention(blocks[0](x))
+    for block in blocks[1:]:
+        x = block(x)
+    return x
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
