@@ -184,3 +184,61 @@ def test_a_calibrated_tokenizer_is_saved_as_it_is(bound, tmp_path):
     assert again.quantizer.bound.name == bound
     assert torch.equal(again.encode(images).indices, tokenizer.encode(images).indices)
     assert again.spec(32, 32).cells == "equal"
+
+
+@torch.no_grad()
+def test_bf16_keeps_float32_at_the_quantizer_and_outside():
+    torch.manual_seed(0)
+    model = Tokenizer(TokenizerConfig(ConvConfig(width=16, multipliers=(1, 2), blocks=1, groups=4)))
+    images = torch.rand(4, 3, 32, 32) * 2 - 1
+    exact = model.encode(images)
+    latent, again = model.latent(images), model.decode(exact.codes)
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = model.latent(images)
+    assert model.optimize("bf16") is model
+    assert model.encoder.mid_block[0].conv1.weight.dtype == torch.bfloat16
+    for rounded in (cast, model.latent(images)):
+        assert rounded.dtype == torch.float32
+        assert not torch.equal(rounded, rounded.bfloat16().float())  # the last convolutions are not rounded
+        assert 0 < (rounded - latent).abs().max() < 0.05 * latent.abs().max()
+    encoded = model.encode(images)
+    assert encoded.codes.dtype == torch.float32
+    assert torch.equal(model.quantizer.indices_to_codes(encoded.indices), encoded.codes + 0.0)
+    assert (encoded.indices != exact.indices).float().mean() < 0.2
+    decoded = model.decode(exact.codes)
+    assert decoded.dtype == torch.float32
+    assert 0 < (decoded - again).abs().max() < 0.05 * again.abs().max()
+    assert not any(p.requires_grad for p in model.parameters())
+    assert not model.training
+
+
+def test_optimized_in_float32_is_the_same_and_is_saved(tmp_path):
+    torch.manual_seed(0)
+    model = Tokenizer(TokenizerConfig(ConvConfig(width=16, multipliers=(1, 2), blocks=1, groups=4))).eval()
+    images = torch.rand(2, 3, 16, 24) * 2 - 1
+    digest, before = model.digest(), model(images).images
+    fast = model.optimize("fp32")
+    torch.testing.assert_close(fast(images).images, before)
+    assert fast.digest() == digest
+    fast.save_pretrained(tmp_path / "fp32")
+    assert Tokenizer.from_pretrained(tmp_path / "fp32").digest() == digest
+    rounded = model.optimize("bf16").save_pretrained(tmp_path / "bf16")
+    assert rounded is None
+    assert model.digest() != digest
+    loaded = Tokenizer.from_pretrained(tmp_path / "bf16")
+    assert torch.equal(loaded.encoder.conv_in.weight, model.encoder.conv_in.weight.float())
+
+
+def test_optimize_compiles_encoder_and_decoder():
+    model = Tokenizer(TokenizerConfig(ConvConfig(width=8, multipliers=(1,), blocks=1, groups=4)))
+    keys = list(model.state_dict())
+    model.optimize("fp32", compile=True)
+    assert model.encoder._compiled_call_impl is not None
+    assert model.decoder._compiled_call_impl is not None
+    assert list(model.state_dict()) == keys
+
+
+def test_optimize_names_a_bad_precision():
+    model = Tokenizer(TokenizerConfig(ConvConfig(width=8, multipliers=(1,), blocks=1, groups=4)))
+    with pytest.raises(Exception, match="int8"):
+        model.optimize("int8")

@@ -126,3 +126,12 @@ def transposed_kernel(weight: Float[Tensor, "o c 3 3"]) -> Float[Tensor, "c o 4 
     rows = torch.stack([third, second + third, first + second, first], dim=2)
     first, second, third = rows.unbind(3)
     return torch.stack([third, second + third, first + second, first], dim=3)
+
+
+def unrounded(conv: nn.Conv2d, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b o h w"]:
+    """A convolution in the type of its weights, whatever the autocast: what it gives will be quantized."""
+    x = x.to(conv.weight.dtype)
+    if not torch.amp.is_autocast_available(x.device.type):  # the meta device
+        return conv(x)
+    with torch.autocast(x.device.type, enabled=False):
+        return conv(x)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ifsq.tokenizer.blocks import NORMS, AttnBlock, Downsample, Norm, ResnetBlock, Upsample, make_norm
+from ifsq.tokenizer.blocks import NORMS, AttnBlock, Downsample, Norm, ResnetBlock, Upsample, make_norm, unrounded
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class Encoder(nn.Module):
         for level in self.down:
             x = level(x)
         x = _middle(self.mid_block, self.mid_attention, x)
-        return self.conv_out(F.silu(self.norm_out(x)))  # b 2*latent h w
+        return unrounded(self.conv_out, F.silu(self.norm_out(x)))  # b 2*latent h w
 
 
 class Decoder(nn.Module):

@@ -16,7 +16,9 @@ from ifsq.codes.spec import CodeSpec
 from ifsq.config import InputError, build, to_dict
 from ifsq.quantizers import BSQ, FSQ, KL, LFQ, VQ, Identity, ResidualFSQ
 from ifsq.quantizers.bottleneck import Bottleneck
+from ifsq.tokenizer.blocks import unrounded
 from ifsq.tokenizer.conv import ConvConfig, Decoder, Encoder
+from ifsq.tokenizer.tiling import Tiling, tiled
 from ifsq.training.checkpoint import load_weights, weights_digest
 from ifsq.training.folder import find_weights, save_model
 
@@ -177,35 +179,90 @@ class Tokenizer(nn.Module):
         """Pixels a side of one code."""
         return self.config.conv.factor
 
-    def latent(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b d h w"]:
-        """Encoder output before the bound, float32, unbounded."""
+    def latent(
+        self, images: Float[Tensor, "b 3 H W"], tile: int | None = None, overlap: int | None = None
+    ) -> Float[Tensor, "b d h w"]:
+        """Encoder output before the bound, float32, unbounded. Tiles as in `encode`."""
         height, width = images.shape[-2:]
         if height % self.factor or width % self.factor:
             raise ValueError(f"images of {height} x {width} pixels: expected multiples of {self.factor}")
-        return self.quant_conv(self.encoder(images)).float()
+        if tile is None:
+            return self._latent(images)
+        return tiled(self._latent, images, Tiling.of_pixels(tile, overlap, self.factor), self.factor, 1)
 
-    def encode(self, images: Float[Tensor, "b 3 H W"]) -> Encoded:
-        """Images in [-1, 1] -> codes, indices and digits. Raises ValueError if ``factor`` does not divide the size."""
-        quantized = self.quantizer(self.latent(images))
+    def encode(self, images: Float[Tensor, "b 3 H W"], tile: int | None = None, overlap: int | None = None) -> Encoded:
+        """Images in [-1, 1] -> codes, indices and digits.
+
+        tile     pixels a side of what is encoded at once, a multiple of ``factor``; None: the whole image. Latents are
+                 blended and then quantized; the memory beside images and latents is that of one tile
+        overlap  pixels that neighbouring tiles share at least, a multiple of ``factor`` up to half a tile; None: a
+                 quarter of the tile
+
+        A tile sees nothing beyond its edge. Layer and RMS norm go by position, so well inside a tile the latents are
+        those of the whole image. A group norm takes its statistics, and attention its keys, from the tile alone: the
+        latents then differ everywhere, the more the tile differs from the image, and tokens may.
+        Raises ValueError if ``factor`` does not divide the size, ``tile`` or ``overlap``.
+        """
+        quantized = self.quantizer(self.latent(images, tile, overlap))
         return Encoded(quantized.codes, quantized.indices, quantized.digits)
 
-    def decode(self, codes: Float[Tensor, "b d h w"]) -> Float[Tensor, "b 3 H W"]:
-        """Codes -> images around [-1, 1], not clamped: that is done where images are written."""
-        return self.decoder(self.post_quant_conv(codes.to(self.post_quant_conv.weight.dtype)))
+    def decode(
+        self, codes: Float[Tensor, "b d h w"], tile: int | None = None, overlap: int | None = None
+    ) -> Float[Tensor, "b 3 H W"]:
+        """Codes -> images around [-1, 1], float32, not clamped: that is done where images are written.
 
-    def decode_indices(self, indices: Int[Tensor, "b h w *g"]) -> Float[Tensor, "b 3 H W"]:
-        """Indices as `encode` gives them, or with the axis of a single group kept -> images.
+        Tiles, in pixels of the image, as in `encode`; the images of the tiles are blended.
+        """
+        if tile is None:
+            return self._decode(codes)
+        return tiled(self._decode, codes, Tiling.of_pixels(tile, overlap, self.factor), 1, self.factor)
+
+    def decode_indices(
+        self, indices: Int[Tensor, "b h w *g"], tile: int | None = None, overlap: int | None = None
+    ) -> Float[Tensor, "b 3 H W"]:
+        """Indices as `encode` gives them, or with the axis of a single group kept -> images; tiles as in `decode`.
 
         Raises ValueError outside the codebook.
         """
         if indices.ndim == 4 and len(getattr(self.quantizer, "groups", (1,))) == 1 and self.kind != "residual":
             indices = indices.squeeze(-1)
-        return self.decode(self.quantizer.indices_to_codes(indices))
+        return self.decode(self.quantizer.indices_to_codes(indices), tile, overlap)
 
     def forward(self, images: Float[Tensor, "b 3 H W"]) -> Autoencoded:
         """Reconstruction, with the quantizer's gradient, and what the quantizer adds to the loss."""
         quantized = self.quantizer(self.latent(images))
         return Autoencoded(self.decode(quantized.codes), quantized.losses)
+
+    def optimize(self, precision: Literal["bf16", "fp32"] = "bf16", *, compile: bool = False) -> "Tokenizer":
+        """Make this tokenizer fast for inference, in place, and return it: eval mode, no gradients, channels last.
+
+        precision  ``bf16``: encoder and decoder in bfloat16, with sums in float32; the encoder's last convolutions and
+                   the quantizer stay in float32. Some tokens differ from those of ``fp32``
+        compile    whether encoder and decoder go through `torch.compile`; the first call of each image size takes long
+
+        Images, latents and codes are float32 as before. With ``bf16`` the weights are rounded: `digest` then names
+        another tokenizer, and `save_pretrained` writes the rounded ones. Raises ValueError.
+        """
+        if precision not in ("bf16", "fp32"):
+            raise ValueError(f"precision={precision!r}: expected 'bf16' or 'fp32'")
+        self.eval().requires_grad_(False)
+        if precision == "bf16":
+            for module in (self.encoder, self.decoder, self.post_quant_conv):
+                module.to(torch.bfloat16)
+            self.encoder.conv_out.float()
+        for module in (self.encoder, self.decoder):
+            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            if compile:
+                module.compile()
+        return self
+
+    def _latent(self, images: Tensor) -> Tensor:
+        features = self.encoder(images.to(self.encoder.conv_in.weight.dtype))
+        return unrounded(self.quant_conv, features).float()
+
+    def _decode(self, codes: Tensor) -> Tensor:
+        images = self.decoder(self.post_quant_conv(codes.to(self.post_quant_conv.weight.dtype)))
+        return images.to(torch.promote_types(images.dtype, torch.float32))
 
     @property
     def kind(self) -> str:
