@@ -17,7 +17,7 @@ from ifsq.generators.ar import ARConfig, ARGenerator
 from ifsq.generators.diffusion import DiffusionGenerator, DiTConfig
 from ifsq.tokenizer.losses import LossConfig
 from ifsq.tokenizer.model import Tokenizer, TokenizerConfig
-from ifsq.training.loop import TrainConfig
+from ifsq.training.config import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,11 @@ class TokenizerExperiment:
         factor = self.tokenizer.conv.factor
         if self.data.size % factor:
             raise ValueError(f"data.size={self.data.size}: expected a multiple of the tokenizer's factor {factor}")
+        least = 16 if self.loss.lpips else 1  # four poolings
+        if self.loss.adversarial is not None:
+            least = max(least, self.loss.adversarial.discriminator().smallest)
+        if self.data.size < least:
+            raise ValueError(f"data.size={self.data.size}: expected at least {least} pixels for the judges of the loss")
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,8 @@ from ifsq.generators.pretrained import Origin, describe, from_description, load_
 from ifsq.generators.train import GeneratorTask
 from ifsq.metrics import JudgeNet, ProtocolCard, psnr
 from ifsq.metrics.judge import JUDGE_TRAINING, JudgeTask
+from ifsq.pretrained.lpips import load_lpips
+from ifsq.tokenizer.losses import LossConfig
 from ifsq.tokenizer.model import Tokenizer
 from ifsq.tokenizer.train import TokenizerTask
 from ifsq.training import checkpoint
@@ -67,7 +69,10 @@ def train_tokenizer(experiment: TokenizerExperiment, device: str = "auto", watch
         torch.manual_seed(experiment.train.seed)
         model = Tokenizer(experiment.tokenizer)
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        task = TokenizerTask(model, train, experiment.loss, experiment.train, lambda net: _held_out(net, val))
+        judge = _perceptual(experiment.loss, here)
+        task = TokenizerTask(
+            model, train, experiment.loss, experiment.train, judge, lambda net, at: _held_out(net, at, val)
+        )
         fit(task, experiment.train, folder, here, watch or Silent(), "tokenizer")
     return folder
 
@@ -342,14 +347,28 @@ def _encoder(tokenizer: Tokenizer, images: ImageSource, here: World, watch: Repo
     return encode_range
 
 
+def _perceptual(loss: LossConfig, here: World) -> nn.Module | None:
+    """LPIPS where the loss weighs it. The first process finds or downloads the weights for all."""
+    if not loss.lpips:
+        return None
+    for turn in (True, False):
+        if here.first == turn:
+            lpips = load_lpips(loss.lpips_vgg16 or None).to(here.device)
+        here.barrier()
+    return lpips
+
+
 @torch.no_grad()
-def _held_out(model: nn.Module, images: ImageSource) -> dict[str, float]:
+def _held_out(model: Tokenizer, here: World, images: ImageSource) -> dict[str, float]:
     """What is watched while a tokenizer trains."""
     device = next(model.parameters()).device
+    mine = range(here.rank, len(images), here.size)
     values = [
-        psnr(batch.images, model(batch.images.to(device)).images.cpu()) for batch in iterate_once(images, AT_ONCE)
+        psnr(batch.images, model(batch.images.to(device)).images.cpu())
+        for batch in iterate_once(images, AT_ONCE, indices=mine)
     ]
-    return {"psnr": float(torch.cat(values).mean())}
+    decibels = torch.cat([torch.cat(part) for part in here.gather(values) if part])
+    return {"psnr": float(decibels.mean())}
 
 
 def _check_seed(seed: int) -> None:

@@ -11,15 +11,15 @@ from ifsq.tokenizer.adversarial import (
     AdversarialConfig,
     Adversary,
     LeCAM,
-    adaptive_weight,
+    balance,
     discriminator_loss,
     generator_loss,
     judge,
     r1_penalty,
 )
 from ifsq.tokenizer.conv import ConvConfig
-from ifsq.tokenizer.losses import LossConfig, reconstruction_loss
-from ifsq.tokenizer.model import Tokenizer, TokenizerConfig
+from ifsq.tokenizer.losses import LossConfig, tokenizer_loss
+from ifsq.tokenizer.model import QuantizerConfig, Tokenizer, TokenizerConfig
 
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}
 SMALL = {"layers": 2, "width": 8, "start": 10}
@@ -38,14 +38,19 @@ def test_official_total_weight_and_discriminator_loss(golden, loss, step):
     adversary = Adversary(AdversarialConfig(**SMALL))
     adversary.discriminator.load_state_dict(part(file, "full/disc_sd/"))
     images, want = file.get_tensor("full/x"), part(file, f"full/{loss}/step{step}/")
-    recon = model(images).images
+    made = model(images)
+    recon = made.images
     torch.testing.assert_close(recon, file.get_tensor("full/recon"), **CLOSE)
-    nll = reconstruction_loss(images, recon, LossConfig(l1=float(loss == "l1"), l2=float(loss == "l2")))["loss"]
-    torch.testing.assert_close(nll.reshape(1), want["g_log/nll_loss"], **CLOSE)
-    out = adversary.generator(recon, nll, model.decoder.conv_out.weight, step)
-    torch.testing.assert_close((nll + out["adversarial"]).reshape(1), want["g_total"], **CLOSE)
-    torch.testing.assert_close(out["adversarial_weight"].reshape(1), want["g_log/d_weight"], **CLOSE)
-    torch.testing.assert_close(out["generator"].reshape(1), want["g_log/g_loss"], **CLOSE)
+    weights = LossConfig(l1=float(loss == "l1"), l2=float(loss == "l2"))
+    out = tokenizer_loss(images, made, model.decoder, weights, None, adversary, step)
+    torch.testing.assert_close(out[loss].reshape(1), want["g_log/nll_loss"], **CLOSE)
+    torch.testing.assert_close(out["loss"].reshape(1), want["g_total"], **CLOSE)
+    if step:
+        torch.testing.assert_close(out["adversarial_weight"].reshape(1), want["g_log/d_weight"], **CLOSE)
+        torch.testing.assert_close(out["adversarial"].reshape(1), want["g_log/g_loss"], **CLOSE)
+    else:
+        assert not want["g_log/d_weight"].any()
+        assert "adversarial" not in out
     judged = adversary(images, recon, step)
     torch.testing.assert_close(judged["discriminator"].reshape(1), want["d_total"], **CLOSE)
     if step:
@@ -90,36 +95,62 @@ def game(**options):
     return adversary, last, images, last(images)
 
 
-def test_adaptive_weight_balances_the_gradients():
-    adversary, last, images, recon = game(weight=0.7)
-    nll = F.l1_loss(recon, images)
-    out = adversary.generator(recon, nll, last.weight, 0)
-    assert last.weight.grad is None
-    assert not out["adversarial_weight"].requires_grad
-    nll.backward(retain_graph=True)
-    first = last.weight.grad.norm()
-    last.zero_grad()
-    out["adversarial"].backward(retain_graph=True)
-    torch.testing.assert_close(last.weight.grad.norm(), 0.7 * first, atol=0, rtol=1e-3)  # but for the 1e-6
-    last.zero_grad()
-    generator_loss(adversary.discriminator(recon), "hinge").backward()
-    torch.testing.assert_close(out["adversarial_weight"], 0.7 * first / (last.weight.grad.norm() + 1e-6))
+def small_tokenizer(patch=2):
+    torch.manual_seed(0)
+    conv = ConvConfig(width=8, multipliers=(1, 2), blocks=1, patch=patch, groups=4)
+    return Tokenizer(TokenizerConfig(conv, QuantizerConfig(kind="kl", kl_weight=1e-3)))
 
 
-def test_adaptive_weight_has_a_ceiling():
-    weight = torch.ones(2, requires_grad=True)
-    assert adaptive_weight(weight.sum(), 0 * weight.sum(), weight) == 1e4
-    assert adaptive_weight(weight.sum(), 0 * weight.sum(), weight, ceiling=3.0) == 3
-    assert adaptive_weight(0 * weight.sum(), weight.sum(), weight) == 0
+class Distance(nn.Module):
+    """Stands for LPIPS: something perceptual enough."""
+
+    def forward(self, a, b):
+        return (a.roll(1, -1) - b).abs().square().mean(dim=(1, 2, 3), keepdim=True)
 
 
-def test_generator_half_leaves_the_discriminator_alone():
-    adversary, last, images, recon = game()
+@pytest.mark.parametrize("patch", [1, 2])
+def test_the_loss_is_the_usual_one_walked_through_the_whole_graph(patch):
+    """The second implementation: both losses in one graph, its ratio by two walks to the last weights."""
+    model, images = small_tokenizer(patch), torch.rand(2, 3, 32, 32) * 2 - 1
+    adversary = Adversary(AdversarialConfig(**{**SMALL, "start": 0}, weight=0.7))
+    weights, lpips = LossConfig(l1=1.0, l2=0.5, lpips=0.3), Distance()
+    torch.manual_seed(5)
+    out = tokenizer_loss(images, model(images), model.decoder, weights, lpips, adversary, 0)
+    out["loss"].backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+
+    torch.manual_seed(5)
+    made = model(images)
+    error = made.images - images
+    nll = error.abs().mean() + 0.5 * error.square().mean() + 0.3 * lpips(made.images, images).mean()
+    adversarial = -adversary.discriminator(made.images).mean()
+    last = model.decoder.conv_out.weight
+    wanted = torch.autograd.grad(nll, last, retain_graph=True)[0].norm()
+    given = torch.autograd.grad(adversarial, last, retain_graph=True)[0].norm()
+    ratio = (wanted / (given + 1e-6)).item()
+    total = nll + 0.7 * ratio * adversarial + made.losses["kl"]
+    total.backward()
+    torch.testing.assert_close(out["adversarial_weight"].item(), 0.7 * ratio, atol=0, rtol=1e-4)
+    torch.testing.assert_close(out["loss"], total, atol=1e-6, rtol=1e-5)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(gradients[name], parameter.grad, atol=1e-6, rtol=1e-3, msg=name)
+
+
+def test_balance_has_a_floor_and_a_ceiling():
+    one, nothing = torch.ones(4), torch.zeros(4)
+    assert balance(one, nothing) == 1e4
+    assert balance(one, nothing, ceiling=3.0) == 3
+    assert balance(nothing, one) == 0
+    assert balance(one, 2 * one).item() == pytest.approx(0.5)
+
+
+def test_the_tokenizers_half_leaves_the_discriminator_alone():
+    model, images = small_tokenizer(), torch.rand(2, 3, 32, 32) * 2 - 1
+    adversary = Adversary(AdversarialConfig(**{**SMALL, "start": 0}))
     before = {name: value.clone() for name, value in adversary.state_dict().items()}
-    (
-        F.l1_loss(recon, images) + adversary.generator(recon, F.l1_loss(recon, images), last.weight, 0)["adversarial"]
-    ).backward()
-    assert last.weight.grad.any()
+    tokenizer_loss(images, model(images), model.decoder, LossConfig(), None, adversary, 0)["loss"].backward()
+    assert model.decoder.conv_out.weight.grad.any()
     assert all(p.grad is None and p.requires_grad for p in adversary.parameters())
     assert all(torch.equal(value, before[name]) for name, value in adversary.state_dict().items())
 
@@ -158,17 +189,20 @@ def test_discriminator_learns_to_tell(kind):
 
 
 def test_before_start_and_without_weight_nothing_runs():
-    adversary, last, images, recon = game(start=3, layers=9)  # would refuse images so small
-    nll = F.l1_loss(recon, images)
-    assert not any(value.any() for value in adversary.generator(recon, nll, last.weight, 2).values())
-    assert adversary(images, recon, 2)["discriminator"] == 0
-    assert not adversary.config.started(2)
-    assert adversary.config.started(3)
+    model, images = small_tokenizer(), torch.rand(2, 3, 32, 32) * 2 - 1
+    late = Adversary(AdversarialConfig(**{**SMALL, "start": 3, "layers": 9}))  # would refuse images so small
+    weightless = Adversary(AdversarialConfig(**SMALL, weight=0.0))
+    for adversary, step in ((late, 2), (weightless, 10), (None, 0)):
+        torch.manual_seed(1)
+        out = tokenizer_loss(images, model(images), model.decoder, LossConfig(), None, adversary, step)
+        assert "adversarial" not in out
+        assert out["loss"].item() == pytest.approx((out["l1"] + out["l2"] + out["kl"]).item())
+    assert late(images, images, 2)["discriminator"] == 0
+    assert not late.config.started(2)
+    assert late.config.started(3)
     with pytest.raises(ValueError, match="layers=9"):
-        adversary(images, recon, 3)
-    adversary = Adversary(AdversarialConfig(**SMALL, weight=0.0))
-    assert not any(value.any() for value in adversary.generator(recon, nll, last.weight, 10).values())
-    assert adversary(images, recon, 10)["discriminator"] > 0
+        late(images, images, 3)
+    assert weightless(images, images.flip(0) * 0.5, 10)["discriminator"] > 0
 
 
 def test_r1_of_a_linear_discriminator_is_its_squared_weight_norm():

@@ -161,7 +161,7 @@ def test_autocast_leaves_the_digits_of_the_latent_alone():
         (lambda: ConvConfig(multipliers=()), r"multipliers=\(\)"),
         (lambda: ConvConfig(patch=3), "patch=3: expected a power of two"),
         (lambda: ConvConfig(blocks=0), "blocks=0: expected at least 1"),
-        (lambda: LossConfig(l1=0.0, l2=0.0), "one of them positive"),
+        (lambda: LossConfig(l1=0.0, l2=0.0), "l1 or l2 positive"),
         (lambda: QuantizerConfig(levels=(4,)), "paper cells with bound='ifsq' need odd levels"),
     ],
 )

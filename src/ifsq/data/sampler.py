@@ -44,18 +44,20 @@ class StepSampler:
     batch       images a step over all ranks; may exceed n
     seed        decides the order and every item seed, ``mix(seed, epoch, position in the epoch)``
     rank, world this process among those that share the batch
+    parts       equal parts that `steps_from` gives this rank's share of a step in
 
     Raises ValueError when the ranks cannot share the batch equally.
     """
 
-    def __init__(self, n: int, batch: int, seed: int, rank: int = 0, world: int = 1) -> None:
+    def __init__(self, n: int, batch: int, seed: int, rank: int = 0, world: int = 1, parts: int = 1) -> None:
         if n < 1 or batch < 1:
             raise ValueError(f"{n} images in batches of {batch}: expected at least one")
         if not 0 <= rank < world:
             raise ValueError(f"rank={rank} of world={world}: expected 0 <= rank < world")
-        if batch % world:
-            raise ValueError(f"batch={batch}: expected a multiple of the {world} processes")
+        if parts < 1 or batch % (world * parts):
+            raise ValueError(f"batch={batch}: expected a multiple of the {world} processes times parts={parts}")
         self.n, self.batch, self.seed, self.rank, self.world = n, batch, seed, rank, world
+        self.parts = parts
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
 
     def items(self, step: int) -> Items:
@@ -65,10 +67,12 @@ class StepSampler:
         return [self._item(*divmod(position, self.n)) for position in range(start, start + share)]
 
     def steps_from(self, start: int) -> Iterator[Items]:
-        """Items of steps start, start + 1, ... without end."""
-        step = start
+        """Items of steps start, start + 1, ... without end, each step in ``parts``."""
+        step, size = start, self.batch // self.world // self.parts
         while True:
-            yield self.items(step)
+            items = self.items(step)
+            for part in range(self.parts):
+                yield items[part * size : (part + 1) * size]
             step += 1
 
     def _item(self, epoch: int, position: int) -> tuple[int, int]:

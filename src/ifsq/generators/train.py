@@ -3,24 +3,27 @@
 Called by ``pipeline``. The task never learns which kind it holds.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ifsq.codes.cache import CodeSet
+from ifsq.data.draws import mix
 from ifsq.data.sampler import StepSampler
 from ifsq.generators.base import CodeBatch, Generator
+from ifsq.training import parallel
+from ifsq.training.config import TrainConfig
 from ifsq.training.distributed import World
-from ifsq.training.loop import TrainConfig
+from ifsq.training.loop import Task
 
 HELD_OUT_BATCH = 128
 HELD_OUT_SEED = 1  # noise and times of the held-out loss are the same at every validation
 
 
-class GeneratorTask:
-    """Model the codes of a cache. An instance of `ifsq.training.loop.Task`.
+class GeneratorTask(Task):
+    """Model the codes of a cache.
 
     described  JSON from which the generator can be built again
     """
@@ -34,23 +37,36 @@ class GeneratorTask:
         self._described = described
 
     def batches(self, start: int, world: World) -> Iterator[CodeBatch]:
-        sampler = StepSampler(len(self.train), self.config.batch, self.config.seed, rank=world.rank, world=world.size)
+        sampler = StepSampler(
+            len(self.train),
+            self.config.batch,
+            self.config.seed,
+            rank=world.rank,
+            world=world.size,
+            parts=self.config.engine.accumulate,
+        )
         for items in sampler.steps_from(start):
             yield take(self.train, torch.tensor([index for index, _ in items]), world.device)
 
-    def loss(self, model: Generator, batch: CodeBatch, rng: torch.Generator) -> dict[str, Tensor]:
+    def loss(self, model: Generator, batch: CodeBatch, rng: torch.Generator, step: int) -> dict[str, Tensor]:
         return model.loss(batch, rng)
 
     @torch.no_grad()
-    def validate(self, model: Generator) -> dict[str, float]:
+    def validate(self, model: Generator, world: World) -> dict[str, float]:
         """Mean of the losses over the held-out codes, in eval mode: no dropout, no dropped labels."""
-        device = next(model.parameters()).device
-        rng = torch.Generator(device).manual_seed(HELD_OUT_SEED)
         totals: dict[str, float] = {}
-        for rows in torch.arange(len(self.val)).split(HELD_OUT_BATCH):
-            for name, value in model.eval().loss(take(self.val, rows, device), rng).items():
+        for number, rows in enumerate(torch.arange(len(self.val)).split(HELD_OUT_BATCH)):
+            if number % world.size != world.rank:
+                continue
+            rng = torch.Generator(world.device).manual_seed(mix(HELD_OUT_SEED, number))
+            for name, value in model.eval().loss(take(self.val, rows, world.device), rng).items():
                 totals[name] = totals.get(name, 0.0) + float(value) * len(rows)
-        return {name: total / len(self.val) for name, total in totals.items()}
+        shares = world.gather(totals)
+        names = {name: None for share in shares for name in share}
+        return {name: sum(share.get(name, 0.0) for share in shares) / len(self.val) for name in names}
+
+    def compiled(self) -> Iterable[nn.Module]:
+        return parallel.blocks(self.model)
 
     def describe(self) -> dict[str, Any]:
         return self._described

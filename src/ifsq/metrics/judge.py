@@ -14,8 +14,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ifsq.data import ImageBatch, ImageBatches, ImageSource, StepSampler, iterate_once
+from ifsq.training.config import TrainConfig
 from ifsq.training.distributed import World
-from ifsq.training.loop import TrainConfig
+from ifsq.training.loop import Task
 from ifsq.training.optim import OptimConfig
 
 FEATURES = "judge"
@@ -86,8 +87,8 @@ JUDGE_TRAINING = TrainConfig(
 """The judge's own recipe, the same for every data set: its figures compare only between equal judges."""
 
 
-class JudgeTask:
-    """Tell the classes of a source apart. An instance of `ifsq.training.loop.Task`."""
+class JudgeTask(Task):
+    """Tell the classes of a source apart."""
 
     def __init__(self, source: ImageSource, held_out: ImageSource) -> None:
         self.model: nn.Module = JudgeNet(len(source.classes))
@@ -99,11 +100,11 @@ class JudgeTask:
         for batch in ImageBatches(self.source, sampler, start=start):
             yield ImageBatch(batch.images.to(world.device), batch.labels.to(world.device))
 
-    def loss(self, model: JudgeNet, batch: ImageBatch, rng: torch.Generator) -> dict[str, Tensor]:
+    def loss(self, model: JudgeNet, batch: ImageBatch, rng: torch.Generator, step: int) -> dict[str, Tensor]:
         return model.loss(batch.images, batch.labels)
 
     @torch.no_grad()
-    def validate(self, model: JudgeNet) -> dict[str, float]:
+    def validate(self, model: JudgeNet, world: World) -> dict[str, float]:
         """Share of held-out images told right."""
         device = next(model.parameters()).device
         right = 0

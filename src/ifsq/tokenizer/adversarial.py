@@ -1,19 +1,15 @@
 """Adversarial training of a tokenizer: losses of both sides, their balance, and two regularisations.
 
-`Adversary` holds what is trained and stored beside the tokenizer. A training step calls it twice, from ``start`` on::
+`Adversary` holds what is trained and stored beside the tokenizer; a training step goes from ``start`` on::
 
     out = tokenizer(images)
-    nll = reconstruction_loss(images, out.images, weights)["loss"]          # every term that images alone decide
-    generator = adversary.generator(out.images, nll, tokenizer.decoder.conv_out.weight, step)
-    (nll + generator["adversarial"] + sum(out.losses.values())).backward()  # reaches the tokenizer only
-    ...step of the tokenizer's optimizer...
-    if adversary.config.started(step):
-        adversary(images, out.images.detach(), step)["discriminator"].backward()   # reaches the discriminator only
-        ...step of the optimizer of adversary.parameters(), learning rate config.rate...
+    losses = tokenizer_loss(images, out, tokenizer.decoder, weights, lpips, adversary, step)   # in `losses`
+    losses["loss"].backward()                                                  # reaches the tokenizer only
+    adversary(images, out.images.detach(), step)["discriminator"].backward()   # reaches the discriminator only
+    ...a step of both optimizers...
 
-With DistributedDataParallel wrap the adversary too, call the wrapper in the second half and its ``.module`` in the
-first: nothing of the discriminator is then all-reduced, nor its batch statistics moved, by the tokenizer's half.
-The official training alternates the two halves instead (odd steps from ``start`` on are the discriminator's).
+The official training alternates the two halves instead (``alternate``: odd steps from ``start`` on are the
+discriminator's). Called by ``losses`` and ``train``.
 """
 
 from dataclasses import dataclass
@@ -36,7 +32,7 @@ class AdversarialConfig:
     """The discriminator, and what it weighs in the loss of the tokenizer.
 
     kind    ``hinge`` or ``vanilla`` (official), or ``non-saturating``; see `generator_loss`, `discriminator_loss`
-    weight  of the generator's loss, times `adaptive_weight`; 0: the tokenizer does not see the discriminator
+    weight  of the generator's loss, times the `balance`; 0: the tokenizer does not see the discriminator
     start   first step of both; before it they are zero
     layers  and
     width   and
@@ -44,6 +40,7 @@ class AdversarialConfig:
     r1      of `r1_penalty`, halved (the gamma of arXiv 1801.04406); needs the group norm
     lecam   of `LeCAM`
     rate    learning rate of the discriminator
+    alternate  train the two in turn, as the official code does, instead of both at every step
     """
 
     kind: Kind = "hinge"
@@ -55,6 +52,7 @@ class AdversarialConfig:
     r1: float = 0.0
     lecam: float = 0.0
     rate: float = 1e-4
+    alternate: bool = False
 
     def __post_init__(self) -> None:
         _check_kind(self.kind)
@@ -87,24 +85,9 @@ class Adversary(nn.Module):
         self.discriminator = PatchDiscriminator(config.discriminator())
         self.lecam = LeCAM() if config.lecam else None
 
-    def generator(
-        self,
-        reconstructed: Float[Tensor, "b 3 H W"],
-        reconstruction: Float[Tensor, ""],
-        last_layer: Float[Tensor, "..."],
-        step: int,
-    ) -> dict[str, Tensor]:
-        """The tokenizer's half: ``adversarial`` = ``adversarial_weight`` * ``generator``, the term of its loss.
-
-        The graph behind ``reconstructed`` and ``reconstruction`` is kept, ``last_layer`` is a parameter in it. The
-        weight is a constant. All are zero before ``start`` or with ``weight`` 0, and the discriminator does not run.
-        """
-        if not self.config.started(step) or not self.config.weight:
-            zero = reconstruction.new_zeros(())
-            return {"adversarial": zero, "generator": zero, "adversarial_weight": zero}
-        loss = generator_loss(judge(self.discriminator, reconstructed), self.config.kind)
-        weight = self.config.weight * adaptive_weight(reconstruction, loss, last_layer)
-        return {"adversarial": weight * loss, "generator": loss.detach(), "adversarial_weight": weight}
+    def against(self, reconstructed: Float[Tensor, "b 3 H W"]) -> Float[Tensor, ""]:
+        """The tokenizer's unweighted loss, `generator_loss`; its gradient reaches the images alone."""
+        return generator_loss(judge(self.discriminator, reconstructed), self.config.kind)
 
     def forward(
         self, images: Float[Tensor, "b 3 H W"], reconstructed: Float[Tensor, "b 3 H W"], step: int
@@ -160,18 +143,8 @@ def judge(discriminator: nn.Module, images: Float[Tensor, "b 3 H W"]) -> Float[T
     return functional_call(discriminator, held | spare, (images,))
 
 
-def adaptive_weight(
-    reconstruction: Float[Tensor, ""],
-    adversarial: Float[Tensor, ""],
-    last_layer: Float[Tensor, "..."],
-    ceiling: float = 1e4,
-) -> Float[Tensor, ""]:
-    """Ratio of the two losses' gradient norms at ``last_layer``, in [0, ceiling], a constant (VQGAN, arXiv 2012.09841).
-
-    |d reconstruction| / (|d adversarial| + 1e-6); both graphs are kept, no ``.grad`` is touched.
-    """
-    (wanted,) = torch.autograd.grad(reconstruction, last_layer, retain_graph=True)
-    (given,) = torch.autograd.grad(adversarial, last_layer, retain_graph=True)
+def balance(wanted: Tensor, given: Tensor, ceiling: float = 1e4) -> Float[Tensor, ""]:
+    """|wanted| / (|given| + 1e-6) in [0, ceiling]: the adaptive weight of two losses' gradients (arXiv 2012.09841)."""
     return (wanted.float().norm() / (given.float().norm() + 1e-6)).clamp(0, ceiling)
 
 

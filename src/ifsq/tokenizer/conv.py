@@ -7,11 +7,13 @@ channels last, which their convolutions take without reordering. Called by ``mod
 
 from dataclasses import dataclass
 from math import log2
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_weight
 
 from ifsq.tokenizer.blocks import AttnBlock, Downsample, ResnetBlock, Upsample, unrounded
 from ifsq.tokenizer.norms import NORMS, Norm, make_norm, norm_silu
@@ -81,6 +83,13 @@ class ConvConfig:
         return tuple(self.width * m for m in self.multipliers)
 
 
+class Decoded(NamedTuple):
+    """Images (b, 3, H, W), and the input of the last convolution."""
+
+    images: Tensor
+    last: Tensor
+
+
 class Encoder(nn.Module):
     """Images (b, 3, H, W) -> features (b, 2*latent, H/factor, W/factor)."""
 
@@ -118,12 +127,21 @@ class Decoder(nn.Module):
         self.norm_out = make_norm(config.norm, widths[0], config.groups)
         self.conv_out = nn.Conv2d(widths[0], 3 * config.patch**2, 3, padding=1)
 
-    def forward(self, features: Float[Tensor, "b z h w"]) -> Float[Tensor, "b 3 H W"]:
+    def forward(self, features: Float[Tensor, "b z h w"]) -> Decoded:
         x = self.conv_in(_channels_last(features))  # b widths[-1] h w
         x = _middle(self.mid_block, self.mid_attention, x)
         for level in reversed(self.up):
             x = level(x)
-        return F.pixel_shuffle(self.conv_out(norm_silu(self.norm_out, x)), self.patch)  # b 3 H W
+        last = norm_silu(self.norm_out, x)  # b width H/p W/p
+        return Decoded(F.pixel_shuffle(self.conv_out(last), self.patch), last)  # b 3 H W
+
+    def last_gradient(self, last: Tensor, slope: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "out width 3 3"]:
+        """Gradient at ``conv_out.weight`` of a loss whose gradient at the images is ``slope``, float32.
+
+        One convolution in place of a walk through the graph: what balances two losses needs it of each.
+        """
+        at_output = F.pixel_unshuffle(slope.float(), self.patch)
+        return conv2d_weight(last.float(), self.conv_out.weight.shape, at_output, padding=1)
 
 
 class _Level(nn.Module):

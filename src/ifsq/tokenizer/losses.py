@@ -1,27 +1,98 @@
-"""Reconstruction losses of the tokenizer. Called by ``train``."""
+"""Losses of the tokenizer's half of a step. Called by ``train``.
+
+L1 or L2, LPIPS, the adversarial term with its adaptive weight (VQGAN, arXiv 2012.09841), and what the quantizer adds.
+"""
 
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
+
+from ifsq.tokenizer.adversarial import AdversarialConfig, Adversary, balance
+from ifsq.tokenizer.conv import Decoder
+from ifsq.tokenizer.model import Autoencoded
 
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Weights of the absolute and the squared error, both over images in [-1, 1]."""
+    """Weights of the terms, over images in [-1, 1].
+
+    l1            of the absolute error
+    l2            of the squared error
+    lpips         of the perceptual distance (VGG16 with the official linear heads); 0: its weights are not needed
+    lpips_vgg16   file of torchvision's VGG16; empty: found in ``$IFSQ_WEIGHTS`` or torch's cache, or downloaded
+    adversarial   of a patch discriminator; absent: none
+    """
 
     l1: float = 1.0
     l2: float = 1.0
+    lpips: float = 0.0
+    lpips_vgg16: str = ""
+    adversarial: AdversarialConfig | None = None
 
     def __post_init__(self) -> None:
-        if min(self.l1, self.l2) < 0 or self.l1 + self.l2 == 0:
-            raise ValueError(f"l1={self.l1}, l2={self.l2}: expected weights of at least 0, one of them positive")
+        if min(self.l1, self.l2, self.lpips) < 0 or self.l1 + self.l2 == 0:
+            raise ValueError(
+                f"l1={self.l1}, l2={self.l2}, lpips={self.lpips}: expected weights of at least 0, l1 or l2 positive"
+            )
 
 
 def reconstruction_loss(
-    images: Float[Tensor, "b 3 H W"], reconstructed: Float[Tensor, "b 3 H W"], config: LossConfig
+    images: Float[Tensor, "b 3 H W"],
+    reconstructed: Float[Tensor, "b 3 H W"],
+    config: LossConfig,
+    perceptual: nn.Module | None = None,
 ) -> dict[str, Tensor]:
-    """``loss`` = l1 * mean |x - y| + l2 * mean (x - y)^2, with both parts beside it; computed in float32."""
+    """``loss`` = l1 * mean |x - y| + l2 * mean (x - y)^2 + lpips * mean LPIPS, with its parts beside it; in float32.
+
+    perceptual  (b, 3, H, W) twice -> distances (b, 1, 1, 1); required where ``config.lpips`` is positive
+    """
     error = reconstructed.float() - images.float()
     l1, l2 = error.abs().mean(), error.square().mean()
-    return {"loss": config.l1 * l1 + config.l2 * l2, "l1": l1, "l2": l2}
+    parts = {"loss": config.l1 * l1 + config.l2 * l2, "l1": l1, "l2": l2}
+    if config.lpips:
+        assert perceptual is not None
+        parts["lpips"] = perceptual(reconstructed, images).float().mean()
+        parts["loss"] = parts["loss"] + config.lpips * parts["lpips"]
+    return parts
+
+
+def tokenizer_loss(
+    images: Float[Tensor, "b 3 H W"],
+    out: Autoencoded,
+    decoder: Decoder,
+    config: LossConfig,
+    perceptual: nn.Module | None,
+    adversary: Adversary | None,
+    step: int,
+) -> dict[str, Tensor]:
+    """``loss``, whose gradient reaches the tokenizer alone, and its parts.
+
+    From the adversary's start on: ``reconstruction + w * adversarial + auxiliary``, where the constant w is the
+    config's weight times the ratio of the two gradients at the decoder's last weights.
+    """
+    auxiliary = sum(out.losses.values(), out.images.new_zeros(()))
+    if adversary is None or not adversary.config.started(step) or not adversary.config.weight:
+        parts = reconstruction_loss(images, out.images, config, perceptual)
+        return parts | out.losses | {"loss": parts["loss"] + auxiliary}
+    # Both judges run backward once, down to the images. The usual code walks each twice, for the ratio and for the
+    # step, and keeps every graph meanwhile.
+    seen = out.images.detach().requires_grad_()
+    parts = reconstruction_loss(images, seen, config, perceptual)
+    adversarial = adversary.against(seen)
+    (wanted,) = torch.autograd.grad(parts["loss"], seen)
+    (given,) = torch.autograd.grad(adversarial, seen)
+    weight = adversary.config.weight * balance(
+        decoder.last_gradient(out.last, wanted), decoder.last_gradient(out.last, given)
+    )
+    parts = {name: value.detach() for name, value in parts.items()}
+    parts |= {"adversarial": adversarial.detach(), "adversarial_weight": weight}
+    value = parts["loss"] + weight * parts["adversarial"]
+    return parts | out.losses | {"loss": _with_gradient(value, out.images, wanted + weight * given) + auxiliary}
+
+
+def _with_gradient(value: Tensor, images: Tensor, slope: Tensor) -> Tensor:
+    """A scalar of this value whose gradient at the images is ``slope``."""
+    pull = (images * slope).sum()
+    return value + (pull - pull.detach())

@@ -17,7 +17,7 @@ from ifsq.config import InputError, build, to_dict
 from ifsq.quantizers import BSQ, FSQ, KL, LFQ, VQ, Identity, ResidualFSQ
 from ifsq.quantizers.bottleneck import Bottleneck
 from ifsq.tokenizer.blocks import unrounded
-from ifsq.tokenizer.conv import ConvConfig, Decoder, Encoder
+from ifsq.tokenizer.conv import ConvConfig, Decoded, Decoder, Encoder
 from ifsq.tokenizer.tiling import Tiling, tiled
 from ifsq.training.checkpoint import load_weights, weights_digest
 from ifsq.training.folder import find_weights, save_model
@@ -154,10 +154,16 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Autoencoded:
-    """What a forward pass of the `Tokenizer` returns: images (b, 3, H, W), and auxiliary losses by name, weighted."""
+    """What a forward pass of the `Tokenizer` returns.
+
+    images  (b, 3, H, W), float32
+    losses  auxiliary losses by name, weighted
+    last    input of the decoder's last convolution, detached: what `Decoder.last_gradient` takes
+    """
 
     images: Float[Tensor, "b 3 H W"]
     losses: dict[str, Tensor]
+    last: Float[Tensor, "b c _ _"]
 
 
 class Tokenizer(nn.Module):
@@ -231,7 +237,8 @@ class Tokenizer(nn.Module):
     def forward(self, images: Float[Tensor, "b 3 H W"]) -> Autoencoded:
         """Reconstruction, with the quantizer's gradient, and what the quantizer adds to the loss."""
         quantized = self.quantizer(self.latent(images))
-        return Autoencoded(self.decode(quantized.codes), quantized.losses)
+        decoded = self._decoded(quantized.codes)
+        return Autoencoded(_at_least_float(decoded.images), quantized.losses, decoded.last.detach())
 
     def optimize(self, precision: Literal["bf16", "fp32"] = "bf16", *, compile: bool = False) -> "Tokenizer":
         """Make this tokenizer fast for inference, in place, and return it: eval mode, no gradients, channels last.
@@ -261,8 +268,10 @@ class Tokenizer(nn.Module):
         return unrounded(self.quant_conv, features).float()
 
     def _decode(self, codes: Tensor) -> Tensor:
-        images = self.decoder(self.post_quant_conv(codes.to(self.post_quant_conv.weight.dtype)))
-        return images.to(torch.promote_types(images.dtype, torch.float32))
+        return _at_least_float(self._decoded(codes).images)
+
+    def _decoded(self, codes: Tensor) -> Decoded:
+        return self.decoder(self.post_quant_conv(codes.to(self.post_quant_conv.weight.dtype)))
 
     @property
     def kind(self) -> str:
@@ -318,3 +327,7 @@ class Tokenizer(nn.Module):
     def reconstruct(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b 3 H W"]:
         """What the codes keep of the images, clamped to [-1, 1]."""
         return self(images).images.clamp(-1, 1)
+
+
+def _at_least_float(images: Tensor) -> Tensor:
+    return images.to(torch.promote_types(images.dtype, torch.float32))

@@ -1,6 +1,7 @@
 """What the training loop needs to know about a tokenizer. Called by ``pipeline``, which also says how to validate."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,17 +10,22 @@ from torch import Tensor, nn
 from ifsq.config import InputError
 from ifsq.data.images import ImageSource
 from ifsq.data.sampler import ImageBatch, ImageBatches, StepSampler
-from ifsq.tokenizer.losses import LossConfig, reconstruction_loss
+from ifsq.tokenizer.adversarial import Adversary
+from ifsq.tokenizer.losses import LossConfig, tokenizer_loss
 from ifsq.tokenizer.model import Tokenizer
+from ifsq.training.config import TrainConfig
 from ifsq.training.distributed import World
-from ifsq.training.loop import TrainConfig
+from ifsq.training.loop import Opponent, Task
 
 
-class TokenizerTask:
-    """Reconstruct the images of a source. An instance of `ifsq.training.loop.Task`.
+class TokenizerTask(Task):
+    """Reconstruct the images of a source, against a discriminator where the losses name one.
 
-    held_out  figures of a model on images it was not trained on
+    perceptual  frozen LPIPS, where the losses weigh it; it is on no list of what is saved
+    held_out    figures of a model on images it was not trained on
     """
+
+    model: Tokenizer
 
     def __init__(
         self,
@@ -27,25 +33,63 @@ class TokenizerTask:
         source: ImageSource,
         loss: LossConfig,
         config: TrainConfig,
-        held_out: Callable[[nn.Module], dict[str, float]],
+        perceptual: nn.Module | None,
+        held_out: Callable[[Tokenizer, World], dict[str, float]],
     ) -> None:
-        self.model: nn.Module = model
+        self.model = model
         self.source, self.weights, self.config = source, loss, config
-        self.validate = held_out
+        self.perceptual, self.held_out = perceptual, held_out
         self._described = model.describe()
+        self._reconstructed: Tensor | None = None  # by the latest `loss`, for the discriminator's half of the step
+        self.adversary: Adversary | None = None
+        if loss.adversarial is not None:
+            self.adversary = Adversary(loss.adversarial)
+            self.opponent = Opponent(self.adversary, replace(config.optim, lr=loss.adversarial.rate, clip=0.0))
 
     def batches(self, start: int, world: World) -> Iterator[ImageBatch]:
-        sampler = StepSampler(len(self.source), self.config.batch, self.config.seed, rank=world.rank, world=world.size)
-        for batch in ImageBatches(self.source, sampler, start=start, workers=self.config.workers):
+        sampler = StepSampler(
+            len(self.source),
+            self.config.batch,
+            self.config.seed,
+            rank=world.rank,
+            world=world.size,
+            parts=self.config.engine.accumulate,
+        )
+        for batch in ImageBatches(self.source, sampler, start=start, workers=self.config.engine.workers):
             yield ImageBatch(batch.images.to(world.device), batch.labels)
 
-    def loss(self, model: nn.Module, batch: ImageBatch, rng: torch.Generator) -> dict[str, Tensor]:
+    def turns(self, step: int) -> tuple[bool, bool]:
+        adversarial = self.weights.adversarial
+        if adversarial is None or not adversarial.started(step):
+            return True, False
+        if not adversarial.alternate:
+            return True, True
+        return step % 2 == 0, step % 2 == 1
+
+    def loss(self, model: Tokenizer, batch: ImageBatch, rng: torch.Generator, step: int) -> dict[str, Tensor]:
         try:
             out = model(batch.images)
         except ValueError as error:  # the quantizer refuses what is not finite
             raise InputError(f"training diverged ({error}); lower train.optim.lr, in a new folder") from error
-        losses = reconstruction_loss(batch.images, out.images, self.weights)
-        return losses | out.losses | {"loss": sum(out.losses.values(), losses["loss"])}
+        self._reconstructed = out.images.detach()
+        return tokenizer_loss(
+            batch.images, out, self.model.decoder, self.weights, self.perceptual, self.adversary, step
+        )
+
+    def opponent_loss(self, opponent: Adversary, model: Tokenizer, batch: ImageBatch, step: int) -> dict[str, Tensor]:
+        reconstructed, self._reconstructed = self._reconstructed, None
+        if reconstructed is None:  # the model does not play in this step
+            model.eval()
+            with torch.no_grad():
+                reconstructed = model(batch.images).images
+        losses = opponent(batch.images, reconstructed, step)
+        return {"loss": losses.pop("discriminator"), **losses}
+
+    def validate(self, model: Tokenizer, world: World) -> dict[str, float]:
+        return self.held_out(model, world)
+
+    def compiled(self) -> Iterable[nn.Module]:
+        return self.model.encoder, self.model.decoder
 
     def describe(self) -> dict[str, Any]:
         return self._described

@@ -1,7 +1,8 @@
 """Checkpoints: ``checkpoints/step_N/`` of safetensors and JSON, written whole or not at all. Called by ``loop``.
 
-A checkpoint is written into a hidden folder beside its place, flushed to disk and then renamed: a process killed at any
-moment leaves either the old state or the new one. Nothing is pickled.
+A `Writer` copies the state in memory and writes it in the background, every process its share of the tensors, into a
+hidden folder beside its place; when all have flushed theirs to disk it is renamed. A process killed at any moment
+leaves the old state or the new one. Files hold whole tensors, so any number of processes can go on. Nothing is pickled.
 """
 
 import hashlib
@@ -9,6 +10,9 @@ import json
 import os
 import re
 import shutil
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,35 +20,114 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from ifsq.config import InputError, read_json
+from ifsq.training.distributed import World
+from ifsq.training.parallel import like, whole
 
 STEP = re.compile(r"step_(\d+)")
+PART = re.compile(r".+-(\d{5})-of-(\d{5})\.safetensors")
+Tables = Mapping[str, Mapping[str, Tensor]]
+"""Tensors by name, by file."""
 
 
-def save(folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any], keep: int) -> Path:
-    """Write ``folder/step_N`` and remove all but the ``keep`` newest. ``tensors``: one safetensors file a name."""
-    folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"step_{step}"
-    if target.exists():  # training is a function of the step, so what lies there is the same state
-        return target
-    partial = folder / f".partial_step_{step}"
-    for leftover in folder.glob(".partial_*"):
-        shutil.rmtree(leftover)
-    partial.mkdir()
-    for name, table in tensors.items():
-        save_file(
-            {key: value.detach().contiguous().cpu() for key, value in table.items()}, partial / f"{name}.safetensors"
-        )
-    (partial / "state.json").write_text(json.dumps({"step": step, **state}, indent=1))
-    for file in partial.iterdir():
-        _flush(file)
-    _flush(partial)
-    partial.rename(target)
-    _flush(folder)
-    for _, old in steps_in(folder)[:-keep]:
-        shutil.rmtree(old)
-    return target
+class Writer:
+    """Writes the checkpoints of a run, one at a time.
+
+    keep        newest ones that stay
+    keep_every  those at multiples of this step stay for good; 0: none
+    """
+
+    def __init__(self, folder: Path, world: World, keep: int, keep_every: int = 0) -> None:
+        self.folder, self.world, self.keep, self.keep_every = folder, world, keep, keep_every
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: Future[None] | None = None
+        if world.first:
+            for leftover in folder.glob(".partial_*"):
+                shutil.rmtree(leftover)
+        world.barrier()
+
+    def save(self, step: int, tables: Tables, state: dict[str, Any]) -> None:
+        """Copy the state and begin to write it, once the one before is written. Every process calls it."""
+        self.wait()
+        if (self.folder / f"step_{step}").exists():
+            return  # training is a function of the step, so what lies there is the same state
+        mine = _share(tables, self.world)
+        partial = self.folder / f".partial_step_{step}"
+        if self.world.first:
+            partial.mkdir(parents=True)
+        self.world.barrier()
+        self._writing = self._thread.submit(self._write, partial, step, mine, {"step": step, **state})
+
+    def check(self) -> None:
+        """Raise what went wrong in the background, if anything did."""
+        if self._writing is not None and self._writing.done():
+            self._writing.result()
+
+    def wait(self) -> None:
+        """Return when every process has written. Raises InputError when this one could not."""
+        if self._writing is None:
+            return
+        self._writing.result()
+        self._writing = None
+        self.world.barrier()
+
+    def close(self) -> None:
+        """Let this process's writing end."""
+        self._thread.shutdown()
+
+    def _write(self, partial: Path, step: int, mine: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
+        try:
+            for name, table in mine.items():
+                file = partial / f"{name}.safetensors"
+                save_file(table, file)
+                _flush(file)
+            (partial / f".written_{self.world.rank}").touch()
+            if self.world.first:
+                self._publish(partial, step, state)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise InputError(f"{self.folder / f'step_{step}'}: cannot be written: {error}") from error
+
+    def _publish(self, partial: Path, step: int, state: dict[str, Any]) -> None:
+        written = [partial / f".written_{rank}" for rank in range(self.world.size)]
+        while not all(file.exists() for file in written):
+            if not partial.exists():  # another process could not write and says so
+                return
+            time.sleep(0.005)
+        for file in written:
+            file.unlink()
+        (partial / "state.json").write_text(json.dumps(state, indent=1))
+        _flush(partial / "state.json")
+        _flush(partial)
+        partial.rename(self.folder / f"step_{step}")
+        _flush(self.folder)
+        for old, path in steps_in(self.folder)[: -self.keep]:
+            if not self.keep_every or old % self.keep_every:
+                shutil.rmtree(path)
+
+
+def _share(tables: Tables, world: World) -> dict[str, dict[str, Tensor]]:
+    """Copies on the CPU of the tensors that this process writes, by file: the largest first to whoever has least."""
+    sizes = sorted(
+        ((value.numel() * value.element_size(), name, key) for name, t in tables.items() for key, value in t.items()),
+        reverse=True,
+    )
+    load, owner = [0] * world.size, {}
+    for size, name, key in sizes:
+        least = load.index(min(load))
+        owner[name, key] = least
+        load[least] += size
+    part = "" if world.size == 1 else f"-{world.rank + 1:05d}-of-{world.size:05d}"
+    mine: dict[str, dict[str, Tensor]] = {}
+    for name, table in tables.items():
+        own = mine.setdefault(f"{name}{part}", {})
+        for key, value in table.items():
+            full = whole(value.detach())  # every process must ask, also for what it does not write
+            if owner[name, key] == world.rank:
+                own[key] = torch.empty(full.shape, dtype=full.dtype).copy_(full)
+    return mine
 
 
 def steps_in(folder: Path) -> list[tuple[int, Path]]:
@@ -56,11 +139,24 @@ def steps_in(folder: Path) -> list[tuple[int, Path]]:
 
 
 def load(path: Path, name: str) -> dict[str, Tensor]:
-    """One tensor file of a checkpoint. Raises InputError when it is missing or damaged."""
+    """One table of a checkpoint, from its file or the files of several processes.
+
+    Raises InputError when one is missing or damaged.
+    """
+    parts = sorted(file for file in path.glob(f"{name}-*.safetensors") if PART.fullmatch(file.name))
+    if not parts:
+        return _load_file(path / f"{name}.safetensors")
+    match = PART.fullmatch(parts[0].name)
+    assert match is not None
+    expected = [path / f"{name}-{rank + 1:05d}-of-{match[2]}.safetensors" for rank in range(int(match[2]))]
+    return {key: value for file in expected for key, value in _load_file(file).items()}
+
+
+def _load_file(file: Path) -> dict[str, Tensor]:
     try:
-        return load_file(path / f"{name}.safetensors")
+        return load_file(file)
     except (OSError, SafetensorError) as error:
-        raise InputError(f"{path / name}.safetensors cannot be read: {error}") from error
+        raise InputError(f"{file} cannot be read: {error}") from error
 
 
 def load_state(path: Path) -> dict[str, Any]:
@@ -75,18 +171,17 @@ def flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def restore_optimizer(optimizer: torch.optim.Optimizer, flat: dict[str, Tensor]) -> None:
-    """Inverse of `flatten_optimizer`.
-
-    A fused optimizer walks a parameter and its momenta side by side in memory, so these take the parameter's strides.
-    """
+def restore_optimizer(optimizer: torch.optim.Optimizer, flat: dict[str, Tensor], where: str) -> None:
+    """Inverse of `flatten_optimizer`. Raises InputError for state that belongs to no parameter."""
     current = optimizer.state_dict()
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in flat.items():
         number, name = key.split(".", 1)
+        if int(number) >= len(parameters):
+            raise InputError(f"{where}: optimizer state {key!r} belongs to no parameter of this model")
         parameter = parameters[int(number)]
-        laid = torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value
+        laid = like(value, parameter) if value.shape == parameter.shape else value
         state.setdefault(int(number), {})[name] = laid
     optimizer.load_state_dict({"state": state, "param_groups": current["param_groups"]})
 
@@ -101,7 +196,8 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], where: str) -> No
             raise InputError(
                 f"{where}: tensor {key!r} has shape {tuple(weights[key].shape)}, expected {tuple(own[key].shape)}"
             )
-    model.load_state_dict(weights)
+    sharded = {key: like(value, own[key]) for key, value in weights.items() if isinstance(own[key], DTensor)}
+    model.load_state_dict(weights | sharded)
 
 
 def weights_digest(model: nn.Module) -> str:

@@ -54,7 +54,7 @@ class World:
         """Whether the flag is set in any process, so that all stop together."""
         if self.size == 1:
             return flag
-        told = torch.tensor(float(flag), device=self.device)
+        told = torch.tensor(float(flag))  # on the CPU: no device has to finish its queue for the answer
         dist.all_reduce(told, op=dist.ReduceOp.MAX)
         return bool(told)
 
@@ -76,7 +76,8 @@ def world(device: str = "auto") -> Iterator[World]:
         torch.cuda.set_device(chosen)
     joined = not dist.is_initialized()
     if joined:
-        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=PATIENCE)
+        backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=PATIENCE)
     try:
         yield World(dist.get_rank(), size, chosen)
         dist.barrier()  # nobody leaves while another still talks

@@ -8,11 +8,13 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from ifsq.training.parallel import local
+
 
 class EMA:
     """``average = decay * average + (1 - decay) * model``, with the decay ramped as (1 + step) / (10 + step).
 
-    The ramp keeps the random initial weights from lingering in short runs.
+    The ramp keeps the random initial weights from lingering in short runs. A sharded model is averaged part by part.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -27,7 +29,7 @@ class EMA:
         own = self.model.state_dict()
         for name, value in model.state_dict().items():
             if value.is_floating_point():
-                floating.append((own[name], value))
+                floating.append((local(own[name]), local(value)))
             else:
                 own[name].copy_(value)
         torch._foreach_lerp_([a for a, _ in floating], [b for _, b in floating], 1 - decay)

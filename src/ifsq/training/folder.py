@@ -16,12 +16,14 @@ from ifsq.config import InputError, differences, read_json
 from ifsq.training import checkpoint
 
 CONFIG = "config.json"
+LAYOUT = ("experiment.train.engine.", "experiment.engine.", "experiment.out ")
 
 
 def check_run(folder: Path, config: dict[str, Any]) -> bool:
     """Whether ``folder`` already holds this very run (True) or is free (False).
 
-    Raises InputError when it is a file, holds something else, or holds a run of another configuration.
+    Where a run lies and how its work is laid out on machines may change, and is not compared. Raises InputError when it
+    is a file, holds something else, or holds a run of another configuration.
     """
     if folder.is_file():
         raise InputError(f"{folder}: is a file; expected a folder for the run")
@@ -33,7 +35,7 @@ def check_run(folder: Path, config: dict[str, Any]) -> bool:
     found = read_config(folder)
     if found.get("kind") == config["kind"] and {entry.name for entry in entries} <= {CONFIG, "metrics.jsonl"}:
         return found == config  # it stopped before its first checkpoint: there is nothing to lose
-    different = differences(found, config)
+    different = [told for told in differences(found, config) if not told.startswith(LAYOUT)]
     if different:
         raise InputError(f"{folder}: holds another run ({different[0]}); choose another folder or remove it")
     return True

@@ -5,8 +5,12 @@ Called by ``loop``. The terminal's progress bar is a `Reporter` too, but it live
 
 import json
 import os
+import resource
+import sys
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
+
+import torch
 
 from ifsq.config import InputError
 
@@ -72,3 +76,11 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
     except json.JSONDecodeError as error:
         raise InputError(f"{path}: a line is no JSON: {error}") from error
+
+
+def memory_gib(device: torch.device) -> float:
+    """Most memory that this process has held so far, GiB: on a CUDA device what torch allocated there, else in all."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

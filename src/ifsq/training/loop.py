@@ -1,87 +1,80 @@
 """The one training loop: tokenizers, both generators and the judge pass through here. It knows no image and no model.
 
-A step is a function of (weights, optimizer, seed, step, process): batches are addressed by step and all randomness is
-seeded from these numbers, so a checkpoint holds no random state and a run that was killed ends with the same bits.
-Called by ``tokenizer.train``, ``generators.train`` and ``metrics.judge``.
+A step is a function of (weights, optimizer, seed, step, part of the batch): batches are addressed by step and all
+randomness is seeded from these numbers, so a checkpoint holds no random state and a run that was killed ends with the
+same bits. Called by ``pipeline``, with the tasks of ``tokenizer.train``, ``generators.train`` and ``metrics.judge``.
 """
 
 import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ifsq.config import InputError
-from ifsq.training import checkpoint
+from ifsq.training import checkpoint, parallel
+from ifsq.training.config import TrainConfig
 from ifsq.training.distributed import World
 from ifsq.training.ema import EMA
-from ifsq.training.log import MetricsLog, Reporter
+from ifsq.training.log import MetricsLog, Reporter, memory_gib
 from ifsq.training.optim import OptimConfig, lr_at, make_optimizer
+from ifsq.training.sinks import open_sinks
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """How long and how: the part that every model shares.
+class Opponent:
+    """A second module, trained beside the model on a loss of its own: a discriminator."""
 
-    steps           optimizer steps
-    batch           examples a step, over all processes together
-    seed            of the weights, the sample order and every random draw
-    precision       ``fp32``, or ``bf16`` autocast
-    ema             decay of the averaged weights, which are the ones evaluated and exported
-    log_every       steps between lines of metrics.jsonl
-    save_every      steps between checkpoints; the last step is always saved
-    validate_every  steps between validations; 0 for the last step only
-    keep            checkpoints kept
-    workers         processes that load data; 0 loads in this one
+    module: nn.Module
+    optim: OptimConfig
+
+
+class Task(ABC):
+    """What is trained.
+
+    model     averaged, evaluated and exported
+    opponent  None where nothing is trained beside it
     """
 
-    steps: int = 1000
-    batch: int = 32
-    seed: int = 0
-    precision: Literal["fp32", "bf16"] = "fp32"
-    ema: float = 0.999
-    log_every: int = 50
-    save_every: int = 500
-    validate_every: int = 0
-    keep: int = 2
-    workers: int = 0
-    optim: OptimConfig = field(default_factory=OptimConfig)
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "batch", "log_every", "save_every", "keep"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
-        if self.validate_every < 0 or self.workers < 0 or not 0 <= self.seed < 2**31:
-            raise ValueError("validate_every and workers must not be negative, and seed must lie in 0..2**31-1")
-        if not 0 <= self.ema < 1:
-            raise ValueError(f"ema={self.ema}: expected a decay in [0, 1)")
-
-
-@runtime_checkable
-class Task(Protocol):
-    """What is trained."""
-
     model: nn.Module
+    opponent: Opponent | None = None
 
-    def batches(self, start: int, world: World) -> Iterator[Any]:
-        """This process's share of the batches, from step ``start`` on."""
+    @abstractmethod
+    def batches(self, start: int, world: World) -> Iterable[Any]:
+        """This process's share of the batches from step ``start`` on, in ``accumulate`` equal parts a step."""
 
-    def loss(self, model: Any, batch: Any, rng: torch.Generator) -> dict[str, Tensor]:
+    @abstractmethod
+    def loss(self, model: Any, batch: Any, rng: torch.Generator, step: int) -> dict[str, Tensor]:
         """Scalars by name; ``loss`` is minimised."""
 
-    def validate(self, model: Any) -> dict[str, float]:
-        """Held-out figures of a model, by name; called in the first process."""
+    @abstractmethod
+    def validate(self, model: Any, world: World) -> dict[str, float]:
+        """Held-out figures of a model, by name. Called in every process of ``world``, and equal in all of them."""
 
+    @abstractmethod
     def describe(self) -> dict[str, Any]:
         """JSON from which the model can be built again; goes into every checkpoint."""
+
+    def turns(self, step: int) -> tuple[bool, bool]:
+        """Whether the model and whether the opponent is trained at this step."""
+        return True, False
+
+    def opponent_loss(self, opponent: Any, model: Any, batch: Any, step: int) -> dict[str, Tensor]:
+        """Scalars by name, ``loss`` is minimised. After `loss` on the same part where the model has its turn."""
+        raise NotImplementedError
+
+    def compiled(self) -> Iterable[nn.Module]:
+        """Modules whose forward torch.compile takes where ``engine.compile`` asks for it."""
+        return ()
 
 
 class Interrupted(Exception):  # noqa: N818 - nothing went wrong
@@ -90,18 +83,6 @@ class Interrupted(Exception):  # noqa: N818 - nothing went wrong
     def __init__(self, step: int) -> None:
         super().__init__(f"stopped at step {step}; the same command continues from there")
         self.step = step
-
-
-class _Step(nn.Module):
-    """One forward pass behind one module, which is what DistributedDataParallel needs in order to see it."""
-
-    def __init__(self, task: Task) -> None:
-        super().__init__()
-        self.model = task.model
-        self.task = task
-
-    def forward(self, batch: Any, rng: torch.Generator) -> dict[str, Tensor]:
-        return self.task.loss(self.model, batch, rng)
 
 
 def fit(task: Task, config: TrainConfig, folder: Path, world: World, watch: Reporter, name: str) -> nn.Module:
@@ -113,23 +94,82 @@ def fit(task: Task, config: TrainConfig, folder: Path, world: World, watch: Repo
     check_batch(config, world)
     run = _Run(task, config, folder, world)
     watch.start(name, run.step, config.steps)
-    with _stop_requests() as stop:
-        for batch in task.batches(run.step, world) if run.step < config.steps else ():
-            values = run.advance(batch)
-            watch.advance(run.step, values)
-            if world.any(stop.is_set()):
-                run.save()
-                raise Interrupted(run.step)
-            if run.step == config.steps:
-                break
+    try:
+        batches = iter(task.batches(run.step, world) if run.step < config.steps else ())
+        with _stop_requests() as stop:
+            while run.step < config.steps:
+                values = run.advance(batches)
+                watch.advance(run.step, values)
+                if world.any(stop.is_set()):
+                    run.save()
+                    run.writer.wait()
+                    raise Interrupted(run.step)
+        run.writer.wait()
+    finally:
+        run.close()
     watch.finish(run.last)
     return run.ema.model
 
 
 def check_batch(config: TrainConfig, world: World) -> None:
     """Raise InputError when the processes cannot share a batch equally."""
-    if config.batch % world.size:
-        raise InputError(f"train.batch={config.batch}: expected a multiple of the {world.size} processes")
+    parts = config.engine.accumulate
+    if config.batch % (world.size * parts):
+        whom = f"the {world.size} processes" + (f" times accumulate={parts}" if parts > 1 else "")
+        raise InputError(f"train.batch={config.batch}: expected a multiple of {whom}")
+
+
+class _Player:
+    """A module with its optimizer and loss scale: what takes a step.
+
+    loss  of a part of the batch; called behind DistributedDataParallel, so that it sees the forward pass
+    """
+
+    def __init__(
+        self, module: nn.Module, loss: Callable[..., dict[str, Tensor]], optim: OptimConfig, config: TrainConfig,
+        world: World, *, replicated: bool = True,
+    ) -> None:  # fmt: skip
+        self.module, self.optim, self.config, self.world = module, optim, config, world
+        self.optimizer = make_optimizer(module, optim)
+        self.scaler = torch.amp.GradScaler(world.device.type, enabled=config.precision == "fp16")
+        step = _Step(module, loss)
+        self.forward = parallel.replicate(step, world) if replicated else step
+
+    def backward(self, *given: Any, last: bool) -> dict[str, Tensor]:
+        """Add a part's gradient; with the ``last`` part the processes share it."""
+        device, precision = self.world.device.type, self.config.precision
+        half = torch.float16 if precision == "fp16" else torch.bfloat16
+        self.module.train()
+        with self._alone() if not last else nullcontext():
+            with torch.autocast(device, half, enabled=precision != "fp32"):
+                losses = self.forward(*given)
+            self.scaler.scale(losses["loss"] / self.config.engine.accumulate).backward()
+        return {name: value.detach() for name, value in losses.items()}
+
+    def step(self, step: int) -> Tensor:
+        """Move the weights; returns the gradient's norm before clipping."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr_at(step, self.config.steps, self.optim)
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.optim.clip or math.inf)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return parallel.whole(norm)
+
+    def _alone(self) -> AbstractContextManager[Any]:
+        return self.forward.no_sync() if isinstance(self.forward, DistributedDataParallel) else nullcontext()
+
+
+class _Step(nn.Module):
+    """One forward pass behind one module, which is what DistributedDataParallel needs in order to see it."""
+
+    def __init__(self, module: nn.Module, loss: Callable[..., dict[str, Tensor]]) -> None:
+        super().__init__()
+        self.module, self.loss = module, loss
+
+    def forward(self, *given: Any) -> dict[str, Tensor]:
+        return self.loss(self.module, *given)
 
 
 class _Run:
@@ -137,109 +177,165 @@ class _Run:
 
     def __init__(self, task: Task, config: TrainConfig, folder: Path, world: World) -> None:
         self.task, self.config, self.folder, self.world = task, config, folder, world
-        self.model = task.model.to(world.device)
-        self.ema = EMA(self.model, config.ema)
-        self.optimizer = make_optimizer(self.model, config.optim)
+        model = task.model.to(world.device)
+        self.ema = EMA(model, config.ema)
+        sharded = config.engine.sharding == "shard" and world.size > 1
+        if sharded:
+            parallel.shard(model, world)
+            parallel.shard(self.ema.model, world)
+        if config.engine.compile:
+            for part in task.compiled():
+                part.compile()
+        self.main = _Player(model, task.loss, config.optim, config, world, replicated=not sharded)
+        self.other: _Player | None = None
+        if task.opponent is not None:
+            module = task.opponent.module.to(world.device)
+            self.other = _Player(module, self._opponent_loss, task.opponent.optim, config, world)
+        # What is sharded, all processes compute together: each sees the whole of what is held out.
+        self.judged_by = replace(world, rank=0, size=1) if sharded else world
         folder.mkdir(parents=True, exist_ok=True)
+        self.writer = checkpoint.Writer(folder / "checkpoints", world, config.keep, config.keep_every)
         self.log = MetricsLog(folder / "metrics.jsonl")
-        self.step, self.seconds = 0, 0.0
+        self.step, self.seconds, self.waited = 0, 0.0, 0.0
         self.last: dict[str, float] = {}
+        self.losses: dict[str, Tensor] = {}
         self._restore()
-        step = _Step(task)
-        self.forward = DistributedDataParallel(step, broadcast_buffers=False) if world.size > 1 else step
+        self.sinks = open_sinks(config.engine.loggers, folder, self.step) if world.first else []
         self._since = (time.perf_counter(), self.step)
 
-    def advance(self, batch: Any) -> dict[str, float]:
+    def advance(self, batches: Iterator[Any]) -> dict[str, float]:
         """One optimizer step; returns the figures where this step is one to log, else nothing."""
         config, step = self.config, self.step
-        self.model.train()
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr_at(step, config.steps, config.optim)
-        rng = _seed_step(config.seed, step, self.world)
-        with torch.autocast(self.world.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            losses = self.forward(batch, rng)
-        losses["loss"].backward()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.optim.clip or math.inf)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.ema.update(self.model, step)
+        self._train(batches)
         self.step += 1
+        self.writer.check()
         saves = self.step == config.steps or self.step % config.save_every == 0
         if saves:
-            self._refuse_infinite(float(losses["loss"].detach()))  # before anything is overwritten
-        logged = self._log(losses, norm) if self.step % config.log_every == 0 or self.step == config.steps else {}
+            self._refuse_infinite(self.losses)  # before anything is overwritten
+        logged = self._log() if self.step % config.log_every == 0 or self.step == config.steps else {}
         if self.step == config.steps or (config.validate_every and self.step % config.validate_every == 0):
             self._validate()
         if saves:
             self.save()
+        assert self.step == step + 1
         return logged
 
     def save(self) -> None:
-        """Write a checkpoint in the first process; the others wait."""
-        if self.world.first:
-            checkpoint.save(
-                self.folder / "checkpoints",
-                self.step,
-                {
-                    "model": self.model.state_dict(),
-                    "ema": self.ema.model.state_dict(),
-                    "optimizer": checkpoint.flatten_optimizer(self.optimizer),
-                },
-                {"seconds": self.seconds + self._elapsed(), "model": self.task.describe()},
-                self.config.keep,
-            )
-        self.world.barrier()
+        """Begin to write a checkpoint."""
+        tables = {"model": self.main.module.state_dict(), "ema": self.ema.model.state_dict()}
+        tables["optimizer"] = checkpoint.flatten_optimizer(self.main.optimizer)
+        scales = {"scaler": self.main.scaler.state_dict()}
+        if self.other is not None:
+            tables["opponent"] = self.other.module.state_dict()
+            tables["opponent_optimizer"] = checkpoint.flatten_optimizer(self.other.optimizer)
+            scales["opponent_scaler"] = self.other.scaler.state_dict()
+        state = {"seconds": self.seconds + self._elapsed(), "model": self.task.describe(), **scales}
+        self.writer.save(self.step, tables, state)
+
+    def close(self) -> None:
+        """Let what is being written end."""
+        self.writer.close()
+        for sink in self.sinks:
+            sink.close()
+
+    def _train(self, batches: Iterator[Any]) -> None:
+        """The step's gradients, part by part, and the move."""
+        main_plays, other_plays = self.task.turns(self.step)
+        parts, added = self.config.engine.accumulate, []
+        for part in range(parts):
+            batch, last = self._next(batches), part == parts - 1
+            rng = _seed_step(self.config.seed, self.step, self.world.rank * parts + part, self.world)
+            losses: dict[str, Tensor] = {}
+            if main_plays:
+                losses |= self.main.backward(batch, rng, self.step, last=last)
+            if other_plays and self.other is not None:
+                others = self.other.backward(batch, self.step, last=last)
+                losses |= {f"opponent/{name}": value for name, value in others.items()}
+            added.append(losses)
+        mean = {name: torch.stack([losses[name].float() for losses in added]).mean() for name in added[0]}
+        if main_plays:
+            mean["grad_norm"] = self.main.step(self.step)
+            self.ema.update(self.main.module, self.step)
+        if other_plays and self.other is not None:
+            mean["opponent/grad_norm"] = self.other.step(self.step)
+            parallel.average_buffers(self.other.module, self.world)
+        self.losses |= mean
+
+    def _opponent_loss(self, opponent: nn.Module, batch: Any, step: int) -> dict[str, Tensor]:
+        return self.task.opponent_loss(opponent, self.main.module, batch, step)
+
+    def _next(self, batches: Iterator[Any]) -> Any:
+        started = time.perf_counter()
+        batch = next(batches)
+        self.waited += time.perf_counter() - started
+        return batch
 
     def _restore(self) -> None:
         found = checkpoint.steps_in(self.folder / "checkpoints")
         if found:
             self.step, path = found[-1]
-            where = str(path)
-            checkpoint.load_weights(self.model, checkpoint.load(path, "model"), where)
+            where, state = str(path), checkpoint.load_state(path)
+            self.seconds = state["seconds"]
             checkpoint.load_weights(self.ema.model, checkpoint.load(path, "ema"), where)
-            checkpoint.restore_optimizer(self.optimizer, checkpoint.load(path, "optimizer"))
-            self.seconds = checkpoint.load_state(path)["seconds"]
+            self._restore_player(self.main, path, "model", "optimizer", state["scaler"])
+            if self.other is not None:
+                scale = state["opponent_scaler"]
+                self._restore_player(self.other, path, "opponent", "opponent_optimizer", scale)
         if self.world.first and self.log.path.exists():
             self.log.rewind(self.step)
+
+    def _restore_player(self, player: _Player, path: Path, weights: str, optimizer: str, scale: dict[str, Any]) -> None:
+        checkpoint.load_weights(player.module, checkpoint.load(path, weights), str(path))
+        checkpoint.restore_optimizer(player.optimizer, checkpoint.load(path, optimizer), str(path))
+        player.scaler.load_state_dict(scale)
 
     def _elapsed(self) -> float:
         return time.perf_counter() - self._since[0]
 
-    def _log(self, losses: dict[str, Tensor], norm: Tensor) -> dict[str, float]:
-        names = sorted(losses)
-        stacked = self.world.mean(torch.stack([losses[name].detach().float() for name in names]))
+    def _log(self) -> dict[str, float]:
+        names = sorted(self.losses)
+        stacked = self.world.mean(torch.stack([self.losses[name].float() for name in names]))
         values = dict(zip(names, stacked.tolist(), strict=True))
-        self._refuse_infinite(values["loss"])
-        elapsed, (_, before) = self._elapsed(), self._since
+        self._refuse_infinite(values)
+        elapsed, steps = self._elapsed(), self.step - self._since[1]
         self.seconds += elapsed
         values |= {
-            "grad_norm": float(norm),
-            "lr": self.optimizer.param_groups[0]["lr"],
-            "steps_per_second": (self.step - before) / max(elapsed, 1e-9),
+            "lr": self.main.optimizer.param_groups[0]["lr"],
+            "steps_per_second": steps / max(elapsed, 1e-9),
+            "examples_per_second": steps * self.config.batch / max(elapsed, 1e-9),
+            "data_wait": self.waited / max(elapsed, 1e-9),
+            "memory_gib": memory_gib(self.world.device),
             "seconds": self.seconds,
         }
-        if self.world.first:
-            self.log.write(self.step, values)
-        self._since = (time.perf_counter(), self.step)
+        self._tell(values)
+        self._since, self.waited = (time.perf_counter(), self.step), 0.0
         self.last = values
         return values
 
-    def _refuse_infinite(self, loss: float) -> None:
-        if not math.isfinite(loss):
-            lr = self.config.optim.lr
-            raise InputError(f"loss is {loss} at step {self.step}; lower train.optim.lr (now {lr}), in a new folder")
+    def _tell(self, values: dict[str, float]) -> None:
+        if self.world.first:
+            self.log.write(self.step, values)
+            for sink in self.sinks:
+                sink.write(self.step, values)
+
+    def _refuse_infinite(self, losses: dict[str, Any]) -> None:
+        lr = self.config.optim.lr
+        for name in ("loss", "opponent/loss"):
+            if name in losses and not math.isfinite(value := float(losses[name])):
+                raise InputError(
+                    f"{name} is {value} at step {self.step}; lower train.optim.lr (now {lr}), in a new folder"
+                )
 
     def _validate(self) -> None:
-        if self.world.first:
-            values = {f"val/{name}": value for name, value in self.task.validate(self.ema.model).items()}
-            self.log.write(self.step, values)
-            self.last = self.last | values
+        values = {f"val/{n}": value for n, value in self.task.validate(self.ema.model, self.judged_by).items()}
+        self._tell(values)
+        self.last = self.last | values
         self.world.barrier()
 
 
-def _seed_step(seed: int, step: int, world: World) -> torch.Generator:
-    """The step's generator; dropout has no generator argument, so the global one is seeded as well."""
-    number = ((seed * 1_000_003 + step) * 65_537 + world.rank) % 2**63
+def _seed_step(seed: int, step: int, part: int, world: World) -> torch.Generator:
+    """The generator of a part of a step; dropout has no generator argument, so the global one is seeded as well."""
+    number = ((seed * 1_000_003 + step) * 65_537 + part) % 2**63
     torch.manual_seed(number)
     return torch.Generator(world.device).manual_seed(number)
 

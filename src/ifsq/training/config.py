@@ -1,0 +1,79 @@
+"""How long and how a model is trained: what every model shares. Read from an experiment's ``[train]``.
+
+`EngineConfig` says only how the work is laid out on machines: it may change when a run goes on, the rest may not.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ifsq.training.optim import OptimConfig
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """How the work is laid out; not a part of a run's identity.
+
+    accumulate  parts that a process cuts its share of a batch into, one after another through the model. Two processes
+                with one part each, and one process with two, see the same parts and draw the same noise
+    workers     processes that load data, for each training process; 0 loads in it
+    compile     torch.compile of the parts that a task names
+    sharding    ``replicate`` (DDP) or ``shard`` (FSDP2: weights, averages and optimizer state spread over processes)
+    loggers     beside metrics.jsonl: ``tensorboard``, ``wandb``, ``trackio`` (``pip install ifsq[log]``)
+    """
+
+    accumulate: int = 1
+    workers: int = 0
+    compile: bool = False
+    sharding: Literal["replicate", "shard"] = "replicate"
+    loggers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.accumulate < 1 or self.workers < 0:
+            raise ValueError(
+                f"accumulate={self.accumulate}, workers={self.workers}: expected at least 1, and at least 0"
+            )
+        if len(set(self.loggers)) < len(self.loggers):
+            raise ValueError(f"loggers={self.loggers}: expected each once")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long and how.
+
+    steps           optimizer steps
+    batch           examples a step, over all processes together
+    seed            of the weights, the sample order and every random draw
+    precision       ``fp32``, or autocast to ``bf16`` or ``fp16`` (with a loss scale, which is saved)
+    ema             decay of the averaged weights, which are the ones evaluated and exported
+    log_every       steps between lines of metrics.jsonl
+    save_every      steps between checkpoints; the last step is always saved
+    validate_every  steps between validations; 0 for the last step only
+    keep            newest checkpoints kept
+    keep_every      checkpoints at multiples of this step are kept for good; 0 for none
+    """
+
+    steps: int = 1000
+    batch: int = 32
+    seed: int = 0
+    precision: Precision = "fp32"
+    ema: float = 0.999
+    log_every: int = 50
+    save_every: int = 500
+    validate_every: int = 0
+    keep: int = 2
+    keep_every: int = 0
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "log_every", "save_every", "keep"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
+        if self.validate_every < 0 or self.keep_every < 0 or not 0 <= self.seed < 2**31:
+            raise ValueError("validate_every and keep_every must not be negative, and seed must lie in 0..2**31-1")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema={self.ema}: expected a decay in [0, 1)")
+        if self.precision == "fp16" and self.engine.sharding == "shard":
+            raise ValueError("precision='fp16' with engine.sharding='shard': expected bf16, or replicate")

@@ -1,0 +1,77 @@
+"""A model over the processes: replicated (DDP) or sharded (FSDP2), and tensors whole again. Called by ``loop``.
+
+The sharding rule knows no model: every innermost element of a ``ModuleList`` (a block) is gathered by itself, the rest
+with the whole.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from ifsq.training.distributed import World
+
+
+def replicate(module: nn.Module, world: World) -> nn.Module:
+    """The module with its gradients averaged over the processes; itself where there is one process."""
+    if world.size == 1:
+        return module
+    return DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
+
+
+def shard(model: nn.Module, world: World) -> None:
+    """Spread parameters over the processes, in place. Methods ``forward`` and ``loss`` gather them while they run."""
+    model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # FSDP2 takes no other
+    mesh = init_device_mesh(world.device.type, (world.size,))
+    for block in blocks(model):
+        fully_shard(block, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    if hasattr(model, "loss"):
+        register_fsdp_forward_method(model, "loss")
+
+
+def blocks(model: nn.Module) -> Iterator[nn.Module]:
+    """Innermost elements of module lists that have parameters."""
+    for module in model.modules():
+        if not isinstance(module, nn.ModuleList):
+            continue
+        for element in module:
+            nested = any(isinstance(inner, nn.ModuleList) for inner in element.modules())
+            if not nested and next(element.parameters(), None) is not None:
+                yield element
+
+
+def whole(value: Tensor) -> Tensor:
+    """The tensor in one piece; of a sharded one every process must ask at once."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def like(value: Tensor, place: Tensor) -> Tensor:
+    """A whole tensor, the same in every process, laid out as ``place``: sharded, or on its device in its strides.
+
+    A fused optimizer walks a parameter and its momenta side by side in memory, hence the strides.
+    """
+    if isinstance(place, DTensor):
+        moved = value.to(place.device)
+        return distribute_tensor(moved, place.device_mesh, place.placements, src_data_rank=None)
+    return torch.empty_like(place).copy_(value)
+
+
+def local(value: Tensor) -> Tensor:
+    """This process's part."""
+    return value.to_local() if isinstance(value, DTensor) else value
+
+
+@torch.no_grad()
+def average_buffers(module: nn.Module, world: World) -> None:
+    """Floating-point buffers become their mean over the processes, so that all are alike."""
+    floating = [buffer for buffer in module.buffers() if buffer.is_floating_point()]
+    if world.size == 1 or not floating:
+        return
+    mean = world.mean(torch.cat([buffer.reshape(-1) for buffer in floating]))
+    for buffer, part in zip(floating, mean.split([buffer.numel() for buffer in floating]), strict=True):
+        buffer.copy_(part.view_as(buffer))

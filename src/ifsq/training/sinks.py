@@ -1,0 +1,89 @@
+"""Where a run's figures go besides ``metrics.jsonl``: TensorBoard, Weights & Biases, trackio. Called by ``loop``.
+
+All three are extras, imported when asked for; none takes a credential from a config. What they show is a copy:
+``metrics.jsonl`` is the record.
+"""
+
+import importlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from ifsq.config import InputError, digest
+
+PROJECT = "ifsq"
+
+
+@runtime_checkable
+class Sink(Protocol):
+    """Takes figures by name at a step."""
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Show them."""
+
+    def close(self) -> None:
+        """Flush."""
+
+
+def open_sinks(names: tuple[str, ...], folder: Path, step: int) -> list[Sink]:
+    """The loggers of a run that stands at ``step``. Raises InputError for one that is not installed."""
+    return [SINKS[name](folder.absolute(), step) for name in names]
+
+
+class TensorBoard:
+    """Event files under ``RUN/tensorboard``; what an interrupted run wrote after its checkpoint is purged."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        _import("tensorboard", "tensorboard")
+        writer = _import("torch.utils.tensorboard", "tensorboard").SummaryWriter
+        self._writer = writer(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WandB:
+    """A run of project ``ifsq`` named after the folder; the same folder continues the same run."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        wandb = _import("wandb", "wandb")
+        name = f"{folder.parent.name}/{folder.name}"
+        self._run = wandb.init(
+            project=PROJECT, name=name, id=digest(str(folder))[:16], resume="allow", dir=str(folder), reinit=True
+        )
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        self._run.log(dict(values), step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class Trackio:
+    """A run of the local trackio project ``ifsq``, named after the folder."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        trackio = _import("trackio", "trackio")
+        self._run = trackio.init(project=PROJECT, name=f"{folder.parent.name}-{folder.name}", resume="allow")
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        self._run.log(dict(values), step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+SINKS: dict[str, Callable[[Path, int], Sink]] = {"tensorboard": TensorBoard, "wandb": WandB, "trackio": Trackio}
+
+
+def _import(module: str, package: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise InputError(
+            f"train.engine.loggers: {package} is not installed; expected pip install 'ifsq[log]' or {package}"
+        ) from error
