@@ -4,10 +4,10 @@
 
 Plain is what one writes first: NCHW, eager, float32, upsampling by interpolation; its few lines are below, and it loads
 the state of ours. Ours is `Tokenizer.optimize("bf16")` for encode and decode, and for training float32 weights under
-bfloat16 autocast; `fp32` beside it is what remains without rounding. All take turns in every round of one process; the
-figures are medians over rounds, ratios are medians of the ratios within a round. Peak memory of a training step is
-VmHWM of a fresh process each. The weights are random, and the images bundled photographs: PSNR between both
-reconstructions says what the rounding changes, and so does the share of tokens that differ.
+bfloat16 autocast; `fp32` beside the first two is what remains without rounding. All take turns in every round of one
+process; the figures are medians over rounds, ratios are medians of the ratios within a round. Peak memory of a training
+step is VmHWM of a fresh process each. The weights are random, so the PSNR is low; what the rounding changes in it, and
+in the tokens of bundled photographs, stands below the table.
 Writes ``tokenizer_<hardware>_<date>.md``.
 """
 
@@ -29,9 +29,11 @@ from torch import Tensor, nn
 
 from ifsq.data import DataConfig, open_images
 from ifsq.data.sampler import iterate_once
+from ifsq.metrics.reconstruction import psnr
 from ifsq.tokenizer.model import Tokenizer, TokenizerConfig
 
 FORMS = ("plain", "ours", "ours fp32")  # in the order of their turns
+TRAINED = FORMS[:2]
 
 
 class PlainBlock(nn.Module):
@@ -181,7 +183,7 @@ def speed(batch: Tensor, rounds: int) -> Iterator[tuple[str, dict[str, tuple[flo
     yield "encode", measure({form: lambda m=model: m.encode(batch) for form, model in models.items()}, rounds)
     yield "decode", measure({form: lambda m=model: m.decode(codes) for form, model in models.items()}, rounds)
     del models
-    yield "training step", measure({form: trainer(form, batch) for form in FORMS}, rounds)
+    yield "training step", measure({form: trainer(form, batch) for form in TRAINED}, rounds)
 
 
 def peak_memory(form: str, batch: int, size: int, threads: int) -> float:
@@ -200,18 +202,21 @@ def child(form: str, batch: int, size: int) -> None:
 
 
 def closeness(images: Tensor) -> dict[str, str]:
-    """What each form's tokens and pictures are beside plain's."""
+    """What each form's tokens and reconstructions are beside plain's."""
     plain = make("plain").eval().requires_grad_(False)
     codes, rows = plain.encode(images), {}
     pictures = plain.decode(codes)
+    exact = psnr(images, plain(images).clamp(-1, 1)).mean()
     for form in FORMS[1:]:
         model = make(form)
         assert isinstance(model, Ours)
         model.tokenizer.optimize("bf16" if form == "ours" else "fp32")
         differ = ((model.encode(images) - codes).abs() > 1e-4).any(1).float().mean()
-        error = (model.decode(codes) - pictures).square().mean() / pictures.square().mean()
+        change = psnr(images, model(images).clamp(-1, 1)).mean() - exact
+        between = psnr(pictures, model.decode(codes)).mean()
         rows[form] = (
-            f"{100 * differ:.2f} % of tokens differ; decoded from equal codes, relative squared error {error:.1e}"
+            f"{100 * differ:.2f} % of tokens differ; PSNR of the reconstruction {change:+.4f} dB"
+            f" (plain {exact:.2f} dB); decoded from equal codes, {between:.1f} dB to plain's"
         )
     return rows
 
@@ -219,6 +224,12 @@ def closeness(images: Tensor) -> dict[str, str]:
 def photographs(count: int, size: int) -> Tensor:
     source = open_images(DataConfig("bundled:photos", size), "val")
     return next(iterate_once(source, count, indices=range(count))).images
+
+
+def table_row(batch: int, what: str, found: dict[str, tuple[str, float]]) -> str:
+    figures = [found[form][0] if form in found else "" for form in FORMS]
+    ratios = [f"{found[form][1]:.2f}" if form in found else "" for form in FORMS[1:]]
+    return f"| {batch} | {what} | {' | '.join(figures + ratios)} |"
 
 
 def main() -> None:
@@ -240,18 +251,17 @@ def main() -> None:
         f"torch {torch.__version__}, Python {platform.python_version()}, {options.threads} threads of {os.cpu_count()}"
         f" CPUs; f16 d4, 83,324,099 parameters, {options.size} px. Made by `benchmarks/tokenizer.py`.",
         "",
-        f"| batch | what | {' | '.join(f'{form}, ms' for form in FORMS)} | ours, times faster | fp32, times faster |",
+        f"| batch | what | {' | '.join(f'{form}, ms' for form in FORMS)} | plain / ours | plain / fp32 |",
         "|---|---|---|---|---|---|---|",
     ]
     print("\n".join(lines), flush=True)
     for batch in options.batches:
         for what, found in speed(photographs(batch, options.size), options.rounds):
-            row = [f"{found[form][0]:.0f}" for form in FORMS] + [f"{found[form][1]:.2f}" for form in FORMS[1:]]
-            lines.append(f"| {batch} | {what} | {' | '.join(row)} |")
+            lines.append(table_row(batch, what, {form: (f"{ms:.0f}", times) for form, (ms, times) in found.items()}))
             print(lines[-1], flush=True)
-        peaks = [peak_memory(form, batch, options.size, options.threads) for form in FORMS]
-        row = [f"{peak:.2f} GiB" for peak in peaks] + [f"{peaks[0] / peak:.2f}" for peak in peaks[1:]]
-        lines.append(f"| {batch} | training step, peak memory | {' | '.join(row)} |")
+        peaks = {form: peak_memory(form, batch, options.size, options.threads) for form in TRAINED}
+        told = {form: (f"{peak:.2f} GiB", peaks["plain"] / peak) for form, peak in peaks.items()}
+        lines.append(table_row(batch, "training step, peak memory", told))
         print(lines[-1], flush=True)
     more = ["", *(f"- {form}: {told}." for form, told in closeness(photographs(4, options.size)).items())]
     print("\n".join(more))

@@ -197,6 +197,7 @@ def test_bf16_keeps_float32_at_the_quantizer_and_outside():
         cast = model.latent(images)
     assert model.optimize("bf16") is model
     assert model.encoder.mid_block[0].conv1.weight.dtype == torch.bfloat16
+    assert model.encoder.conv_out.weight.dtype == model.quant_conv.weight.dtype == torch.float32
     for rounded in (cast, model.latent(images)):
         assert rounded.dtype == torch.float32
         assert not torch.equal(rounded, rounded.bfloat16().float())  # the last convolutions are not rounded
