@@ -16,7 +16,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -27,15 +26,18 @@ from ifsq.data import DataConfig, image_grid, iterate_once, open_images, read_im
 from ifsq.data.images import ImageSource
 from ifsq.evaluation import (
     AT_ONCE,
+    SHEET_CLASSES,
+    class_sheet,
     draw_images,
     evenly,
     measure_likelihood,
     measure_samples,
     measure_tokenizer,
+    real_rows,
     reconstructed,
+    reconstruction_sheet,
     reference,
     sampling_card,
-    spread,
 )
 from ifsq.experiment import GeneratorExperiment, TokenizerExperiment, check_cache
 from ifsq.generators.base import Generator
@@ -50,10 +52,6 @@ from ifsq.training.distributed import World, pick_device, world
 from ifsq.training.folder import check_run, create_run, find_weights, read_config, write_text
 from ifsq.training.log import Reporter, Silent
 from ifsq.training.loop import check_batch, fit
-
-SHEET_COLUMNS, SHEET_ROWS = 16, 4  # originals on the sheet of reconstructions
-SHEET_CLASSES = 20  # rows at most
-CLASS_COLUMNS, REAL_COLUMNS = 6, 3  # images a class on the sheets of samples and of real images
 
 
 def train_tokenizer(experiment: TokenizerExperiment, device: str = "auto", watch: Reporter | None = None) -> Path:
@@ -220,7 +218,7 @@ def evaluate_tokenizer(run: Path, device: str = "auto") -> list[ProtocolCard]:
         measured = measure_tokenizer(tokenizer, images, data, f"{data.source} val")
         if here.first:
             (run / "samples").mkdir(exist_ok=True)
-            write_png(_reconstruction_sheet(tokenizer, images, here), run / "samples" / "reconstructions.png")
+            write_png(reconstruction_sheet(tokenizer, images, here.device), run / "samples" / "reconstructions.png")
             _write_evaluation(
                 run,
                 measured.cards,
@@ -276,8 +274,8 @@ def evaluate_generator(
             )
             (run / "samples").mkdir(exist_ok=True)
             shown = min(len(origin.classes), SHEET_CLASSES)
-            write_png(_class_sheet(images, len(origin.classes), shown), run / "samples" / "classes.png")
-            write_png(_class_sheet(_real_rows(real, shown), shown, shown), run / "samples" / "real.png")
+            write_png(class_sheet(images, len(origin.classes), shown), run / "samples" / "classes.png")
+            write_png(class_sheet(real_rows(real, shown), shown, shown), run / "samples" / "real.png")
             _write_evaluation(run, cards, {"classes": list(origin.classes)})
         here.barrier()
     return cards
@@ -425,35 +423,3 @@ def _write_evaluation(run: Path, cards: list[ProtocolCard], more: dict[str, Any]
     step = checkpoint.steps_in(run / "checkpoints")[-1][0]
     table = {"step": step, "cards": [card.to_dict() for card in cards], **more}
     write_text(run / "evaluation.json", json.dumps(table, indent=1) + "\n")
-
-
-def _reconstruction_sheet(tokenizer: Tokenizer, images: ImageSource, here: World) -> Any:
-    """Held-out originals in the odd rows, their reconstructions below them."""
-    shown = min(len(images), SHEET_ROWS * SHEET_COLUMNS)
-    batch = next(iterate_once(images, shown, indices=spread(images, shown)))
-    again = tokenizer.reconstruct(batch.images.to(here.device)).cpu()
-    rows = []
-    for start in range(0, shown, SHEET_COLUMNS):
-        rows += [batch.images[start : start + SHEET_COLUMNS], again[start : start + SHEET_COLUMNS]]
-    return image_grid(to_uint8(torch.cat(rows)), min(shown, SHEET_COLUMNS))
-
-
-def _class_sheet(images: Any, classes: int, shown: int) -> Any:
-    """The first ``shown`` classes, one a row; the images come class after class in turn, as `evenly` gives them."""
-    columns = min(CLASS_COLUMNS, len(images) // classes)
-    by_class = images[: columns * classes].reshape(columns, classes, *images.shape[1:]).swapaxes(0, 1)[:shown]
-    return image_grid(by_class.reshape(-1, *images.shape[1:]), columns)
-
-
-def _real_rows(images: ImageSource, shown: int) -> Any:
-    """A few real images of the first classes, class after class in turn."""
-    found: dict[int, list[Any]] = {label: [] for label in range(shown)}
-    for index in range(len(images)):
-        picture, label = images.load(index, index)
-        if label < shown and len(found[label]) < REAL_COLUMNS:
-            found[label].append(picture)
-        if all(len(pictures) == REAL_COLUMNS for pictures in found.values()):
-            break
-    blank = np.full((picture.shape), 255, np.uint8)  # a class may have fewer images
-    columns = [pictures + [blank] * (REAL_COLUMNS - len(pictures)) for pictures in found.values()]
-    return np.stack([pictures[row] for row in range(REAL_COLUMNS) for pictures in columns])

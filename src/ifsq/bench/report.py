@@ -19,8 +19,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from ifsq.config import InputError, read_json
+from ifsq.evaluation import SHEET_CLASSES
 from ifsq.metrics.card import code_version
-from ifsq.pipeline import SHEET_CLASSES
 from ifsq.training import checkpoint
 from ifsq.training.distributed import first_process
 from ifsq.training.folder import read_config, write_text

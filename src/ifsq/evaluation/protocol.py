@@ -1,0 +1,31 @@
+"""What every measurement states, the frame of its card, and which images of a source are taken."""
+
+from ifsq.data import ImageSource, sample_order
+from ifsq.data.images import DataConfig
+from ifsq.data.transforms import RESIZE_KERNEL
+from ifsq.metrics import ProtocolCard
+from ifsq.tokenizer.model import Tokenizer
+
+AT_ONCE = 128  # images that pass through a network together
+
+
+def spread(images: ImageSource, n: int) -> list[int]:
+    """At most ``n`` indices drawn over a source, always the same: neither its first images nor every so-manieth are a
+    sample, since a folder is sorted by class and the bundled sources go round the classes."""
+    return sample_order(0, 0, len(images))[:n].tolist()
+
+
+def blank_card(data: DataConfig, name: str, fingerprint: str, n: int, tokenizer: Tokenizer) -> ProtocolCard:
+    bundled = data.source.startswith("bundled:")
+    return ProtocolCard(
+        metric="",
+        values={},
+        reference=name,
+        reference_hash=fingerprint,
+        n=n,
+        size=data.size,
+        crop="the bundled recipe" if bundled else data.crop,
+        resize_kernel="bicubic (Pillow)" if bundled else RESIZE_KERNEL,
+        dtype=str(next(tokenizer.parameters()).dtype).removeprefix("torch."),
+        tokenizer_hash=tokenizer.digest(),
+    )
