@@ -1,26 +1,20 @@
-"""PSNR and SSIM of reconstructions, on the 8-bit images that a file would hold.
+"""PSNR, SSIM and MS-SSIM of reconstructions, on the 8-bit images that a file would hold.
 
-Both are means over images, so that the batch size changes nothing. Called by ``pipeline`` to evaluate a tokenizer.
+A value an image, whatever the batch; `ImageScores` keeps them and gives their means. Called by ``evaluation``, and PSNR
+by ``pipeline``.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ifsq.data import to_uint8
-
-
-@dataclass(frozen=True)
-class ReconstructionScores:
-    """Means over ``n`` images, and standard deviations over them (divided by n): PSNR in dB, SSIM at most 1."""
-
-    psnr: float
-    psnr_std: float
-    ssim: float
-    ssim_std: float
-    n: int
+MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+"""Of the scales, finest first (Wang, Simoncelli and Bovik 2003)."""
+MS_SSIM_SMALLEST = {5: 176, 4: 99, 3: 44, 2: 22}
+"""Shorter side in pixels from which torchmetrics takes this many scales with its window of 11."""
 
 
 def psnr(images: Float[Tensor, "b 3 H W"], reconstructions: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b"]:
@@ -52,35 +46,77 @@ def ssim(images: Float[Tensor, "b 3 H W"], reconstructions: Float[Tensor, "b 3 H
     return torch.as_tensor(scores).reshape(len(images))
 
 
-class Reconstruction:
-    """Running PSNR and SSIM: `add` batches, then read `scores`."""
+def ms_ssim_scales(height: int, width: int) -> int:
+    """Scales that images of this size have room for: 5 from 176 pixels on, 0 below 22 (then there is no MS-SSIM)."""
+    return next((scales for scales, least in MS_SSIM_SMALLEST.items() if min(height, width) >= least), 0)
+
+
+def ms_ssim_name(scales: int) -> str:
+    """``MS-SSIM`` for the five scales of its authors; fewer are another measure and bear another name."""
+    return "MS-SSIM" if scales == len(MS_SSIM_WEIGHTS) else f"MS-SSIM of {scales} scales"
+
+
+def ms_ssim(images: Float[Tensor, "b 3 H W"], reconstructions: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b"]:
+    """Multi-scale structural similarity of every image, on bytes, float64; on as many scales as `ms_ssim_scales`.
+
+    torchmetrics: window as `ssim`, contrast terms without the border that was reflected, negative terms taken as 0,
+    each scale the 2 x 2 means of the one before. The weights of fewer than five scales are the first of
+    `MS_SSIM_WEIGHTS`, brought to sum 1. Raises ValueError below 22 pixels a side.
+    """
+    from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
+
+    _check_pair(images, reconstructions)
+    scales = ms_ssim_scales(*images.shape[2:])
+    if not scales:
+        raise ValueError(f"images of {images.shape[2]} x {images.shape[3]}: expected at least 22 x 22 for MS-SSIM")
+    weights = MS_SSIM_WEIGHTS[:scales]
+    if scales < len(MS_SSIM_WEIGHTS):
+        weights = tuple(weight / sum(weights) for weight in weights)
+    scores = multiscale_structural_similarity_index_measure(
+        _bytes(reconstructions), _bytes(images), data_range=255.0, reduction="none", betas=weights
+    )
+    return torch.as_tensor(scores).reshape(len(images))
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Mean over ``n`` images and standard deviation over them (divided by n)."""
+
+    mean: float
+    std: float
+    n: int
+
+
+class ImageScores:
+    """Values of single images by the name of their metric: 8 bytes an image and metric. `add`, `merge`, `summary`."""
 
     def __init__(self) -> None:
-        self._psnr: list[Tensor] = []
-        self._ssim: list[Tensor] = []
+        self._values: dict[str, list[Tensor]] = {}
 
-    def add(self, images: Float[Tensor, "b 3 H W"], reconstructions: Float[Tensor, "b 3 H W"]) -> None:
-        """Count a batch in [-1, 1]; reconstructions may reach beyond and are clamped."""
-        self._psnr.append(psnr(images, reconstructions))
-        self._ssim.append(ssim(images, reconstructions))
+    def add(self, values: Mapping[str, Float[Tensor, "b"]]) -> None:
+        """Count the images of a batch."""
+        for name, scores in values.items():
+            self._values.setdefault(name, []).append(scores.detach().to("cpu", torch.float64))
 
-    def scores(self) -> ReconstructionScores:
-        """Scores of all images so far. Raises ValueError when there are none."""
-        if not self._psnr:
-            raise ValueError("reconstruction scores of 0 images: expected at least one")
-        decibels, similarities = torch.cat(self._psnr), torch.cat(self._ssim)
-        return ReconstructionScores(
-            psnr=float(decibels.mean()),
-            psnr_std=float(decibels.std(correction=0)),
-            ssim=float(similarities.mean()),
-            ssim_std=float(similarities.std(correction=0)),
-            n=len(decibels),
-        )
+    def merge(self, other: "ImageScores") -> None:
+        """Count what ``other`` has counted."""
+        for name, parts in other._values.items():
+            self._values.setdefault(name, []).extend(parts)
+
+    def summary(self) -> dict[str, Summary]:
+        """Of all images so far. Raises ValueError when there are none."""
+        if not self._values:
+            raise ValueError("scores of 0 images: expected at least one")
+        found = {name: torch.cat(parts) for name, parts in self._values.items()}
+        return {
+            name: Summary(float(values.mean()), float(values.std(correction=0)), len(values))
+            for name, values in found.items()
+        }
 
 
 def _bytes(images: Tensor) -> Tensor:
-    """0 .. 255 as float64, channels first."""
-    return torch.from_numpy(to_uint8(images)).movedim(-1, 1).double()
+    """0 .. 255 as float64 on the images' device; rounds as `ifsq.data.to_uint8` does."""
+    return (images.detach().float() * 127.5 + 127.5).round().clamp(0, 255).double()
 
 
 def _check_pair(images: Tensor, reconstructions: Tensor) -> None:
