@@ -11,10 +11,10 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -22,22 +22,40 @@ from torch import Tensor, nn
 from ifsq.codes import cache as code_cache
 from ifsq.codes.cache import CodeCache
 from ifsq.config import InputError, build, differences, to_dict
-from ifsq.data import DataConfig, image_grid, iterate_once, open_images, read_image, to_float, to_uint8, write_png
+from ifsq.data import (
+    DataConfig,
+    DataError,
+    image_grid,
+    iterate_once,
+    open_images,
+    read_image,
+    to_float,
+    to_uint8,
+    write_png,
+)
 from ifsq.data.images import ImageSource
 from ifsq.evaluation import (
     AT_ONCE,
+    OFFICIAL,
     SHEET_CLASSES,
+    Judges,
+    Pairs,
+    TokenizerEvaluation,
+    at_once,
     class_sheet,
+    difference_sheet,
     draw_images,
     evenly,
     measure_likelihood,
     measure_samples,
     measure_tokenizer,
+    pair_sheet,
     real_rows,
     reconstructed,
-    reconstruction_sheet,
     reference,
     sampling_card,
+    shown_pairs,
+    spread,
 )
 from ifsq.experiment import GeneratorExperiment, TokenizerExperiment, check_cache
 from ifsq.generators.base import Generator
@@ -45,6 +63,8 @@ from ifsq.generators.pretrained import Origin, describe, from_description, load_
 from ifsq.generators.train import GeneratorTask
 from ifsq.metrics import JudgeNet, ProtocolCard, psnr
 from ifsq.metrics.judge import JUDGE_TRAINING, JudgeTask
+from ifsq.pretrained.inception import load_inception
+from ifsq.pretrained.lpips import load_lpips
 from ifsq.tokenizer.model import Tokenizer
 from ifsq.tokenizer.train import TokenizerTask
 from ifsq.training import checkpoint
@@ -52,6 +72,9 @@ from ifsq.training.distributed import World, pick_device, world
 from ifsq.training.folder import check_run, create_run, find_weights, read_config, write_text
 from ifsq.training.log import Reporter, Silent
 from ifsq.training.loop import check_batch, fit
+
+Frozen = TypeVar("Frozen", bound=nn.Module)
+HELD_OUT = 1024  # images at most that are looked at while a tokenizer trains
 
 
 def train_tokenizer(experiment: TokenizerExperiment, device: str = "auto", watch: Reporter | None = None) -> Path:
@@ -206,27 +229,41 @@ def load_pair(run: Path, here: World) -> tuple[Generator, Tokenizer, Origin]:
     return generator.to(here.device), tokenizer.to(here.device), origin
 
 
-def evaluate_tokenizer(run: Path, device: str = "auto") -> list[ProtocolCard]:
-    """Measure a tokenizer run on its held-out images.
+def evaluate_tokenizer(
+    run: Path,
+    device: str = "auto",
+    watch: Reporter | None = None,
+    asked: TokenizerEvaluation | None = None,
+) -> list[ProtocolCard]:
+    """Measure a tokenizer, by default on the held-out images of its run. All processes share the images.
 
-    Writes ``evaluation.json`` and ``samples/reconstructions.png`` into the run.
+    Writes ``evaluation.json``, ``samples/reconstructions.png`` and ``samples/differences_xN.png``, N being how much
+    larger the differences are drawn. Other images than the run's held-out ones add ``_SPLIT_FINGERPRINT`` to the names.
     """
+    watch, asked = watch or Silent(), asked or TokenizerEvaluation()
     with _join(device) as here:
         tokenizer = Tokenizer.from_pretrained(run).to(here.device)
-        data = build(DataConfig, _experiment_of(run)["data"], str(run))
-        images = open_images(data, "val")
-        measured = measure_tokenizer(tokenizer, images, data, f"{data.source} val")
+        data = _evaluated_data(run, asked, tokenizer.factor)
+        images = open_images(data, asked.split)
+        asked.check(data.size, len(images))
+        drawn = spread(images, asked.count or len(images))
+        name = f"{data.source} {asked.split}{f', {asked.count} drawn' if asked.count else ''}"
+        judges = _judges(run, asked, data, len(drawn), here, watch)
+        measured = measure_tokenizer(
+            tokenizer, images, data, name, sorted(drawn), judges, here, watch, _workers_of(run)
+        )
+        for line in measured.left_out:
+            watch.say(f"left out: {line}")
         if here.first:
-            (run / "samples").mkdir(exist_ok=True)
-            write_png(reconstruction_sheet(tokenizer, images, here.device), run / "samples" / "reconstructions.png")
-            _write_evaluation(
-                run,
-                measured.cards,
-                {
-                    "levels": {name: asdict(use) for name, use in measured.levels.items()},
-                    "latent": {"mean": measured.latent_mean, "std": measured.latent_std},
-                },
-            )
+            suffix = "" if _is_usual(run, asked, data) else f"_{asked.split}_{images.fingerprint[:8]}"
+            suffix += f"_{asked.count}" if asked.count else ""
+            _write_pairs(run, suffix, shown_pairs(tokenizer, images, data.size, here.device, drawn))
+            more = {
+                "levels": {name: asdict(use) for name, use in measured.levels.items()},
+                "latent": {"mean": measured.latent_mean, "std": measured.latent_std},
+                "left_out": measured.left_out,
+            }
+            _write_evaluation(run, measured.cards, more, f"evaluation{suffix}.json")
         here.barrier()
     return measured.cards
 
@@ -310,6 +347,34 @@ def _data_of(run: Path, source: str, size: int | None, factor: int) -> DataConfi
     return build(DataConfig, {"source": source, "size": size}, "encode")
 
 
+def _evaluated_data(run: Path, asked: TokenizerEvaluation, factor: int) -> DataConfig:
+    """The images that are asked for, by default the run's own; nothing about them is left to chance."""
+    config = read_config(run)
+    if "experiment" in config:
+        own = build(DataConfig, config["experiment"]["data"], str(run))
+    elif asked.source and asked.size:
+        own = DataConfig(asked.source, asked.size)
+    else:
+        raise InputError(f"{run}: is not a training run and has no images of its own; give --data and --size")
+    size = asked.size or own.size
+    if size % factor:
+        raise InputError(f"size {size}: expected a multiple of the tokenizer's factor {factor}")
+    return replace(own, source=asked.source or own.source, size=size, flip=False, crop="center")
+
+
+def _is_usual(run: Path, asked: TokenizerEvaluation, data: DataConfig) -> bool:
+    """Whether these are all held-out images of a run: what the report speaks of."""
+    trained = "experiment" in read_config(run)
+    return (
+        trained and asked.split == "val" and not asked.count and data == _evaluated_data(run, TokenizerEvaluation(), 1)
+    )
+
+
+def _workers_of(run: Path) -> int:
+    """Processes that read images, as in the training of the run."""
+    return read_config(run).get("experiment", {}).get("train", {}).get("workers", 0)
+
+
 def _existing_cache(out: Path, about: dict[str, Any]) -> CodeCache | None:
     """The cache that already lies at ``out`` and says the same; None where the place is free."""
     if out.is_file():
@@ -342,11 +407,17 @@ def _encoder(tokenizer: Tokenizer, images: ImageSource, here: World, watch: Repo
 
 @torch.no_grad()
 def _held_out(model: nn.Module, images: ImageSource) -> dict[str, float]:
-    """What is watched while a tokenizer trains."""
+    """What is watched while a tokenizer trains: PSNR of all held-out images, or of `HELD_OUT` drawn over them."""
     device = next(model.parameters()).device
+    drawn = sorted(spread(images, HELD_OUT))
+    batch = at_once(images.load(drawn[0], 0)[0].shape[0])
     values = [
-        psnr(batch.images, model(batch.images.to(device)).images.cpu()) for batch in iterate_once(images, AT_ONCE)
+        psnr(batch.images, model(batch.images.to(device)).images.cpu())
+        for batch in iterate_once(images, batch, indices=drawn)
+        if len(batch.images)  # none, where no image of the batch could be read
     ]
+    if not values:
+        raise DataError(f"held-out images: none of {len(drawn)} could be read")
     return {"psnr": float(torch.cat(values).mean())}
 
 
@@ -386,6 +457,44 @@ def _experiment_of(run: Path) -> dict[str, Any]:
     return config["experiment"]
 
 
+def _judges(
+    run: Path, asked: TokenizerEvaluation, data: DataConfig, count: int, here: World, watch: Reporter
+) -> Judges:
+    """The networks that were asked for, in every process. A distance of features needs two images."""
+    lpips = inception = judge = None
+    if asked.lpips:
+        lpips = _in_turn(here, lambda: load_lpips(None if asked.lpips == OFFICIAL else asked.lpips))
+    if asked.fid:
+        inception = _in_turn(here, lambda: load_inception(None if asked.fid == OFFICIAL else asked.fid))
+    if asked.judge and count > 1:
+        judge = _shared_judge(_judge(run.absolute().parent, data, here, watch), here)
+    return Judges(
+        None if lpips is None else lpips.to(here.device),
+        None if inception is None else inception.to(here.device),
+        judge,
+    )
+
+
+def _in_turn(here: World, load: Callable[[], Frozen]) -> Frozen:
+    """What ``load`` returns, first in the first process: a download is done once, and the others find it."""
+    found = load() if here.first else None
+    here.barrier()
+    return load() if found is None else found
+
+
+def _shared_judge(judge: JudgeNet | None, here: World) -> JudgeNet:
+    """The first process's judge, in every process."""
+    sent = (
+        None if judge is None else (judge.num_classes, {key: value.cpu() for key, value in judge.state_dict().items()})
+    )
+    told = here.gather(sent)[0]
+    assert told is not None
+    classes, table = told
+    twin = JudgeNet(classes)
+    twin.load_state_dict(table)
+    return twin.to(here.device).eval()
+
+
 def _judge(parent: Path, data: DataConfig, here: World, watch: Reporter) -> JudgeNet | None:
     """The classifier of these images, trained once, in the first process; None in the others.
 
@@ -396,7 +505,7 @@ def _judge(parent: Path, data: DataConfig, here: World, watch: Reporter) -> Judg
     alone = World(0, 1, here.device)
     if len(open_images(data, "train").classes) < 2:
         watch.say(f"{data.source} has one class: the judge learns bundled:photos instead")
-        data = DataConfig("bundled:photos", data.size)
+        data = DataConfig("bundled:photos", min(max(data.size, 16), 256))
     task = JudgeTask(open_images(data, "train"), open_images(data, "val"))
     torch.manual_seed(JUDGE_TRAINING.seed)
     folder = parent / f"judge_{task.source.fingerprint[:8]}"
@@ -419,7 +528,21 @@ def _renamed(card: ProtocolCard, what: str) -> ProtocolCard:
     return replace(card, metric=f"{card.metric}, {what}")
 
 
-def _write_evaluation(run: Path, cards: list[ProtocolCard], more: dict[str, Any]) -> None:
-    step = checkpoint.steps_in(run / "checkpoints")[-1][0]
-    table = {"step": step, "cards": [card.to_dict() for card in cards], **more}
-    write_text(run / "evaluation.json", json.dumps(table, indent=1) + "\n")
+def _write_evaluation(
+    run: Path, cards: list[ProtocolCard], more: dict[str, Any], name: str = "evaluation.json"
+) -> None:
+    steps = checkpoint.steps_in(run / "checkpoints")  # a saved model has none
+    table = {"step": steps[-1][0] if steps else None, "cards": [card.to_dict() for card in cards], **more}
+    write_text(run / name, json.dumps(table, indent=1) + "\n")
+
+
+def _write_pairs(run: Path, suffix: str, pairs: Pairs) -> None:
+    """The sheets of reconstructions and of differences; an older sheet of differences may have had another scale."""
+    folder = run / "samples"
+    folder.mkdir(exist_ok=True)
+    write_png(pair_sheet(pairs), folder / f"reconstructions{suffix}.png")
+    drawn = difference_sheet(pairs)
+    for older in folder.glob(f"differences_x*{suffix}.png"):
+        if older.stem.removesuffix(suffix).removeprefix("differences_x").isdigit():
+            older.unlink()
+    write_png(drawn.sheet, folder / f"differences_x{drawn.scale}{suffix}.png")

@@ -9,23 +9,39 @@ from ifsq.evaluation.generator import (
     reference,
     sampling_card,
 )
-from ifsq.evaluation.protocol import AT_ONCE, spread
-from ifsq.evaluation.sheets import SHEET_CLASSES, class_sheet, real_rows, reconstruction_sheet
-from ifsq.evaluation.tokenizer import measure_tokenizer
+from ifsq.evaluation.options import OFFICIAL, TokenizerEvaluation
+from ifsq.evaluation.protocol import AT_ONCE, at_once, spread
+from ifsq.evaluation.sheets import (
+    SHEET_CLASSES,
+    Pairs,
+    class_sheet,
+    difference_sheet,
+    pair_sheet,
+    real_rows,
+    shown_pairs,
+)
+from ifsq.evaluation.tokenizer import Judges, measure_tokenizer
 
 __all__ = [
     "AT_ONCE",
+    "OFFICIAL",
     "SHEET_CLASSES",
+    "Judges",
+    "Pairs",
+    "TokenizerEvaluation",
+    "at_once",
     "class_sheet",
+    "difference_sheet",
     "draw_images",
     "evenly",
     "measure_likelihood",
     "measure_samples",
     "measure_tokenizer",
+    "pair_sheet",
     "real_rows",
     "reconstructed",
-    "reconstruction_sheet",
     "reference",
     "sampling_card",
+    "shown_pairs",
     "spread",
 ]

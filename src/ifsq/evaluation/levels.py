@@ -30,20 +30,44 @@ class LevelUse:
     fraction: float
 
 
-def level_use(
-    latents: Float[Tensor, "n d h w"], tokenizer: Tokenizer
-) -> tuple[dict[str, LevelUse], list[float], list[float]]:
-    """Level use of the compared quantizers, where the level counts admit them, and the latents' statistics."""
-    levels = tokenizer.config.quantizer.levels
-    used = {}
-    compared = COMPARED_QUANTIZERS if tokenizer.kind == "fsq" else {}
-    for name, options in compared.items():
-        if options["cells"] == "paper" and options["bound"] != "tanh" and any(L % 2 == 0 for L in levels):
-            continue
-        digits = FSQ(levels, channel_first=True, **options)(latents).digits.flatten(0, -2)  # type: ignore[arg-type]
-        counts = [np.bincount(digits[:, k].numpy(), minlength=L) for k, L in enumerate(levels)]
-        fractions = [entropy_bits(c) / np.log2(L) for c, L in zip(counts, levels, strict=True)]
-        longest = max(levels)
+class LevelCounts:
+    """Running counts of the levels of `COMPARED_QUANTIZERS`: of those that the tokenizer's level counts admit.
+
+    Of no quantizer where the tokenizer's bottleneck is not FSQ.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.levels = tokenizer.config.quantizer.levels
+        self._counts = {
+            name: [np.zeros(L, np.int64) for L in self.levels]
+            for name, options in COMPARED_QUANTIZERS.items()
+            if tokenizer.kind == "fsq" and self._admits(options)
+        }
+
+    def add(self, latents: Float[Tensor, "n d h w"]) -> None:
+        """Count where each quantizer would put these latents."""
+        for name, counts in self._counts.items():
+            quantizer = FSQ(self.levels, channel_first=True, **COMPARED_QUANTIZERS[name])  # type: ignore[arg-type]
+            digits = quantizer.to(latents.device)(latents).digits.flatten(0, -2).cpu().numpy()
+            for k, count in enumerate(counts):
+                count += np.bincount(digits[:, k], minlength=len(count))
+
+    def merge(self, other: "LevelCounts") -> None:
+        """Count what ``other``, of the same tokenizer, has counted."""
+        for name, counts in self._counts.items():
+            for mine, theirs in zip(counts, other._counts[name], strict=True):
+                mine += theirs
+
+    def use(self) -> dict[str, LevelUse]:
+        """Level use of each quantizer. At least one latent must have been counted."""
+        return {name: self._use(counts) for name, counts in self._counts.items()}
+
+    def _use(self, counts: list[np.ndarray]) -> LevelUse:
+        fractions = [entropy_bits(c) / np.log2(L) for c, L in zip(counts, self.levels, strict=True)]
+        longest = max(self.levels)
         total = np.stack([np.pad(c, (0, longest - len(c))) for c in counts]).sum(axis=0)
-        used[name] = LevelUse((total / total.sum()).tolist(), float(np.mean(fractions)))
-    return used, latents.mean(dim=(0, 2, 3)).tolist(), latents.std(dim=(0, 2, 3)).tolist()
+        return LevelUse((total / total.sum()).tolist(), float(np.mean(fractions)))
+
+    def _admits(self, options: dict[str, str]) -> bool:
+        """The paper's cells under a symmetric bound need odd level counts."""
+        return options["cells"] == "equal" or options["bound"] == "tanh" or all(L % 2 for L in self.levels)

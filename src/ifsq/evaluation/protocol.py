@@ -7,6 +7,12 @@ from ifsq.metrics import ProtocolCard
 from ifsq.tokenizer.model import Tokenizer
 
 AT_ONCE = 128  # images that pass through a network together
+PIXELS_AT_ONCE = 1 << 20
+
+
+def at_once(size: int) -> int:
+    """Images of ``size`` pixels a side that pass through a tokenizer together: fewer of large ones."""
+    return max(1, min(AT_ONCE, PIXELS_AT_ONCE // size**2))
 
 
 def spread(images: ImageSource, n: int) -> list[int]:
@@ -16,6 +22,7 @@ def spread(images: ImageSource, n: int) -> list[int]:
 
 
 def blank_card(data: DataConfig, name: str, fingerprint: str, n: int, tokenizer: Tokenizer) -> ProtocolCard:
+    """The card of a measurement on these images, without metric and values yet."""
     bundled = data.source.startswith("bundled:")
     return ProtocolCard(
         metric="",
