@@ -73,7 +73,7 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
     kinds = [run.kind for run in runs]
     if len(set(kinds)) < len(kinds):
         raise InputError(f"{len(kinds)} runs of kinds {', '.join(kinds)}: expected at most one of a kind on a page")
-    _refuse_unlike([run for run in runs if run.kind != "tokenizer"])
+    _refuse_unlike(runs)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("ifsq.bench", "."), autoescape=True, undefined=jinja2.StrictUndefined
     )
@@ -104,25 +104,29 @@ def _read(folder: Path) -> Run:
     return Run(folder, config["kind"], config, metrics, evaluation)
 
 
-def _refuse_unlike(generators: Sequence[Run]) -> None:
+def _refuse_unlike(runs: Sequence[Run]) -> None:
     """Figures that stand beside each other were taken in the same way; how a generator samples is its own."""
-    measured = [_cards(run) for run in generators]
-    for run, cards in zip(generators[1:], measured[1:], strict=True):
-        for metric in [metric for metric in measured[0] if metric in cards]:
+    measured = {run.folder: _cards(run) for run in runs}
+    first, *others = [run.folder for run in runs if run.kind != "tokenizer"] or [Path()]
+    for other in others:
+        for metric in [metric for metric in measured[first] if metric in measured[other]]:
             try:
-                compare(measured[0][metric], cards[metric], allow=("guidance", "sampler", "function_evaluations"))
+                compare(
+                    measured[first][metric],
+                    measured[other][metric],
+                    allow=("guidance", "sampler", "function_evaluations"),
+                )
             except ValueError as error:
-                raise InputError(
-                    f"{generators[0].folder} and {run.folder}: {metric}: {error}; evaluate both again"
-                ) from error
+                raise InputError(f"{first} and {other}: {metric}: {error}; evaluate both again") from error
 
 
 def _cards(run: Run) -> dict[str, ProtocolCard]:
     """Its cards by metric."""
     try:
-        return {card["metric"]: ProtocolCard.from_dict(card) for card in run.evaluation["cards"]}
-    except (KeyError, ValueError, TypeError) as error:
+        cards = [ProtocolCard.from_dict(card) for card in run.evaluation["cards"]]
+    except (ValueError, TypeError, AttributeError) as error:
         raise InputError(f"{run.folder / 'evaluation.json'}: {error}; evaluate the run again") from error
+    return {card.metric: card for card in cards}
 
 
 def _content(runs: Sequence[Run], target: Path) -> dict[str, Any]:
