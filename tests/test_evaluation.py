@@ -21,8 +21,9 @@ from ifsq.data import DataConfig, DataError, ImageBatch, iterate_once, open_imag
 from ifsq.evaluation import Judges, Pairs, difference_sheet, measure_tokenizer, pair_sheet, shown_pairs, spread
 from ifsq.evaluation import tokenizer as measuring
 from ifsq.metrics import JudgeNet, ProtocolCard, code_statistics, frechet_distance, ms_ssim, psnr, ssim
+from ifsq.metrics.distribution import INCEPTION_2015
 from ifsq.pretrained.inception import FIDInception
-from ifsq.pretrained.lpips import LPIPS
+from ifsq.pretrained.lpips import LPIPS, OFFICIAL_NAME
 from ifsq.quantizers import FSQ
 from ifsq.tokenizer.conv import ConvConfig
 from ifsq.tokenizer.model import QuantizerConfig, Tokenizer, TokenizerConfig
@@ -141,11 +142,11 @@ def test_streamed_figures_are_those_of_all_images_at_once(tokenizer, images):
 def test_lpips_and_rfid_are_their_definitions(tokenizer, images, weights, golden):
     """From files by path, through the command. The networks are held to golden values in tests/pretrained."""
     paths = ["--lpips", str(weights["lpips_vgg"]), "--fid", str(weights["inception"])]
-    few = ["--data", "bundled:shapes", "--size", str(SIZE), "--count", "7", "--no-judge"]
+    few = ["--data", "bundled:shapes", "--size", str(SIZE), "--count", "4", "--no-judge"]
     assert main(["tokenizer", "eval", "saved", *few, *paths]) == 0
-    (written,) = Path("saved").glob("evaluation_val_*_7.json")
+    (written,) = Path("saved").glob("evaluation_val_*_4.json")
     cards = {card["metric"]: ProtocolCard.from_dict(card) for card in read(written)["cards"]}
-    originals = next(iterate_once(images, 7, indices=sorted(spread(images, 7)))).images
+    originals = next(iterate_once(images, 4, indices=sorted(spread(images, 4)))).images
     again = to_float(to_uint8(tokenizer.reconstruct(originals)))
     vectors = golden("lpips_vgg")
     heads = {key.removeprefix("lin/"): vectors.get_tensor(key) for key in vectors.keys() if key.startswith("lin/")}  # noqa: SIM118
@@ -160,8 +161,16 @@ def test_lpips_and_rfid_are_their_definitions(tokenizer, images, weights, golden
     parts = [torch.from_numpy(to_uint8(part)).movedim(-1, 1) for part in (again, originals)]
     features = [inception(part)["2048"] for part in parts]
     assert cards[name].values["distance"] == pytest.approx(frechet_distance(*features), rel=1e-4)
-    assert cards[name].n == 7
-    assert cards[name].reference == "bundled:shapes val, 7 drawn"
+    assert cards[name].n == 4
+    assert cards[name].reference == "bundled:shapes val, 4 drawn"
+
+
+def test_one_image_is_measured_without_its_distance(capsys):
+    assert main(["tokenizer", "eval", *SHAPES, str(SIZE), "--count", "1"]) == 0
+    assert "left out: rFD(judge): 1 image, needs 2" in capsys.readouterr().err
+    (written,) = Path("saved").glob("evaluation_val_*_1.json")
+    assert [card["metric"] for card in read(written)["cards"]][:3] == ["PSNR, dB", "SSIM", "MS-SSIM of 2 scales"]
+    assert read(written)["left_out"] == ["rFD(judge): 1 image, needs 2"]
 
 
 def test_two_processes_find_what_one_does(weights):
@@ -192,6 +201,16 @@ def test_two_processes_find_what_one_does(weights):
     assert two["levels"] == one["levels"]
     for name in ("mean", "std"):
         assert two["latent"][name] == pytest.approx(one["latent"][name], rel=1e-12)
+
+
+def test_published_weights_alone_give_the_published_names(weights, golden):
+    inception = FIDInception(load_file(weights["inception"]), INCEPTION_2015)
+    assert list(measuring._extractors(Judges(inception=inception))) == ["rFID"]
+    vectors = golden("lpips_vgg")
+    heads = {key.removeprefix("lin/"): vectors.get_tensor(key) for key in vectors.keys() if key.startswith("lin/")}  # noqa: SIM118
+    backbone = load_file(weights["lpips_vgg"])
+    names = [measuring._lpips_name(LPIPS(backbone, heads, name)) for name in (OFFICIAL_NAME, "lpips-12345678")]
+    assert names == ["LPIPS", "LPIPS(lpips-12345678)"]
 
 
 class Broken:

@@ -252,7 +252,8 @@ def evaluate_tokenizer(
         measured = measure_tokenizer(
             tokenizer, images, data, name, sorted(drawn), judges, here, watch, _workers_of(run)
         )
-        for line in measured.left_out:
+        left_out = [*measured.left_out, *(["rFD(judge): 1 image, needs 2"] if asked.judge and len(drawn) < 2 else [])]
+        for line in left_out:
             watch.say(f"left out: {line}")
         if here.first:
             suffix = "" if _is_usual(run, asked, data) else f"_{asked.split}_{images.fingerprint[:8]}"
@@ -261,7 +262,7 @@ def evaluate_tokenizer(
             more = {
                 "levels": {name: asdict(use) for name, use in measured.levels.items()},
                 "latent": {"mean": measured.latent_mean, "std": measured.latent_std},
-                "left_out": measured.left_out,
+                "left_out": left_out,
             }
             _write_evaluation(run, measured.cards, more, f"evaluation{suffix}.json")
         here.barrier()
@@ -372,7 +373,8 @@ def _is_usual(run: Path, asked: TokenizerEvaluation, data: DataConfig) -> bool:
 
 def _workers_of(run: Path) -> int:
     """Processes that read images, as in the training of the run."""
-    return read_config(run).get("experiment", {}).get("train", {}).get("workers", 0)
+    config = read_config(run)
+    return config["experiment"]["train"]["workers"] if "experiment" in config else 0
 
 
 def _existing_cache(out: Path, about: dict[str, Any]) -> CodeCache | None:
