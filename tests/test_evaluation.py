@@ -295,20 +295,45 @@ def test_held_out_figures_are_of_so_many_images_drawn_over_the_source(tokenizer,
     assert pipeline._held_out(tokenizer, images) == {"psnr": pytest.approx(float(expected), rel=1e-6)}
 
 
-def test_networks_are_loaded_by_the_first_process_before_the_others(tokenizer):
-    for rank in (0, 1):
-        told = []
+@pytest.mark.parametrize("rank", [0, 1])
+def test_networks_are_loaded_by_the_first_process_before_the_others(rank, tokenizer):
+    told = []
 
-        class Recorded(World):
-            def barrier(self, told=told):
-                told.append("barrier")
+    class Recorded(World):
+        def gather(self, value):
+            told.append("meet")
+            return [(None, None), value]
 
-        def load(told=told):
-            told.append("load")
-            return tokenizer
+    def load():
+        told.append("load")
+        return tokenizer
 
-        assert pipeline._in_turn(Recorded(rank, 2, torch.device("cpu")), load) is tokenizer
-        assert told == (["load", "barrier"] if rank == 0 else ["barrier", "load"])
+    assert pipeline._in_turn(Recorded(rank, 2, torch.device("cpu")), load) is tokenizer
+    assert told == (["load", "meet"] if rank == 0 else ["meet", "load"])
+
+
+class Second(World):
+    """The second of two processes; the first has said ``heard``."""
+
+    heard = None
+
+    def gather(self, value):
+        return [self.heard, value]
+
+
+def test_what_one_process_refuses_all_refuse(tokenizer, images, monkeypatch):
+    here = Second(1, 2, torch.device("cpu"))
+    monkeypatch.setattr(Second, "heard", (None, InputError("no such weights")))
+    with pytest.raises(InputError, match="no such weights"):
+        pipeline._in_turn(here, lambda: pytest.fail("must not be loaded here"))
+
+    def broken(*_, **__):
+        raise DataError("3.png cannot be read")
+
+    monkeypatch.setattr(measuring, "iterate_once", broken)
+    monkeypatch.setattr(Second, "heard", (None, None))
+    with pytest.raises(DataError, match=r"3\.png cannot be read"):
+        measure_tokenizer(tokenizer, images, DATA, "shapes", [0], Judges(), here, Silent())
 
 
 SHAPES = ("saved", "--data", "bundled:shapes", "--size")

@@ -46,6 +46,7 @@ from ifsq.evaluation import (
     difference_sheet,
     draw_images,
     evenly,
+    from_first,
     measure_likelihood,
     measure_samples,
     measure_tokenizer,
@@ -469,7 +470,7 @@ def _judges(
     if asked.fid:
         inception = _in_turn(here, lambda: load_inception(None if asked.fid == OFFICIAL else asked.fid))
     if asked.judge and count > 1:
-        judge = _shared_judge(_judge(run.absolute().parent, data, here, watch), here)
+        judge = _shared_judge(run, data, here, watch)
     return Judges(
         None if lpips is None else lpips.to(here.device),
         None if inception is None else inception.to(here.device),
@@ -479,22 +480,23 @@ def _judges(
 
 def _in_turn(here: World, load: Callable[[], Frozen]) -> Frozen:
     """What ``load`` returns, first in the first process: a download is done once, and the others find it."""
-    found = load() if here.first else None
-    here.barrier()
-    return load() if found is None else found
+    found: list[Frozen] = []
+    from_first(here, lambda: found.append(load()))
+    return found[0] if found else load()
 
 
-def _shared_judge(judge: JudgeNet | None, here: World) -> JudgeNet:
-    """The first process's judge, in every process."""
-    sent = (
-        None if judge is None else (judge.num_classes, {key: value.cpu() for key, value in judge.state_dict().items()})
-    )
-    told = here.gather(sent)[0]
-    assert told is not None
-    classes, table = told
-    twin = JudgeNet(classes)
-    twin.load_state_dict(table)
-    return twin.to(here.device).eval()
+def _shared_judge(run: Path, data: DataConfig, here: World, watch: Reporter) -> JudgeNet:
+    """The judge, in every process, where the first has trained it or found it trained."""
+
+    def learned() -> tuple[int, dict[str, Tensor]]:
+        judge = _judge(run.absolute().parent, data, here, watch)
+        assert judge is not None  # this is the first process
+        return judge.num_classes, {key: value.cpu() for key, value in judge.state_dict().items()}
+
+    classes, table = from_first(here, learned)
+    judge = JudgeNet(classes)
+    judge.load_state_dict(table)
+    return judge.to(here.device).eval()
 
 
 def _judge(parent: Path, data: DataConfig, here: World, watch: Reporter) -> JudgeNet | None:

@@ -10,7 +10,7 @@ from ifsq.evaluation.generator import (
     sampling_card,
 )
 from ifsq.evaluation.options import OFFICIAL, TokenizerEvaluation
-from ifsq.evaluation.protocol import AT_ONCE, at_once, spread
+from ifsq.evaluation.protocol import AT_ONCE, at_once, from_first, spread
 from ifsq.evaluation.sheets import (
     SHEET_CLASSES,
     Pairs,
@@ -34,6 +34,7 @@ __all__ = [
     "difference_sheet",
     "draw_images",
     "evenly",
+    "from_first",
     "measure_likelihood",
     "measure_samples",
     "measure_tokenizer",

@@ -11,10 +11,11 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from ifsq.codes import CodeSpec
+from ifsq.config import InputError
 from ifsq.data import DataError, ImageBatch, ImageSource, iterate_once, to_float, to_uint8
 from ifsq.data.images import DataConfig
 from ifsq.evaluation.levels import LevelCounts, LevelUse
-from ifsq.evaluation.protocol import at_once, blank_card
+from ifsq.evaluation.protocol import at_once, blank_card, from_first
 from ifsq.metrics import (
     CodeCounts,
     CodeStatistics,
@@ -96,20 +97,26 @@ def measure_tokenizer(
     mine = [index for share in shares for index in share]
     tally = _Tally(tokenizer, data, judges)
     watch.start("images", 0, len(indices))
-    with exact_float32():
-        for read in iterate_once(images, batch, indices=mine, workers=workers):
-            tally.add(read)
-            watch.advance(min(tally.n * here.size, len(indices)), {})
+    refusal: InputError | None = None
+    try:
+        with exact_float32():
+            for read in iterate_once(images, batch, indices=mine, workers=workers):
+                tally.add(read)
+                watch.advance(min(tally.n * here.size, len(indices)), {})
+    except InputError as error:  # an image cannot be read: no process may wait for this one's figures
+        refusal = error
+    counted = here.gather((tally.counted, refusal))
+    for _, refused in counted:
+        if refused is not None:
+            raise refused
     watch.finish({})
-    first, *others = here.gather(tally.counted())
-    result = None
-    if here.first:
-        for other in others:
-            first.merge(other)
-        result = _result(first, tokenizer, data, name, images.fingerprint, judges)
-    whole = here.gather(result)[0]
-    assert whole is not None
-    return whole
+
+    def result() -> TokenizerMeasured:
+        for other, _ in counted[1:]:
+            counted[0][0].merge(other)
+        return _result(counted[0][0], tokenizer, data, name, images.fingerprint, judges)
+
+    return from_first(here, result)
 
 
 class _Counted:
@@ -146,23 +153,19 @@ class _Tally:
         self.scales = ms_ssim_scales(data.size, data.size)
         self.extractors = _extractors(judges)
         dims = {name: extractor.dim for name, extractor in self.extractors.items()}
-        self._counted = _Counted(tokenizer, _layout(tokenizer, data), dims)
+        self.counted = _Counted(tokenizer, _layout(tokenizer, data), dims)
 
     @property
     def n(self) -> int:
         """Images so far."""
-        return self._counted.n
-
-    def counted(self) -> _Counted:
-        """Everything so far."""
-        return self._counted
+        return self.counted.n
 
     @torch.no_grad()
     def add(self, batch: ImageBatch) -> None:
         """Count a batch; it may be empty, where none of its images could be read."""
         if not len(batch.images):
             return
-        counted, images = self._counted, batch.images.to(self.device)
+        counted, images = self.counted, batch.images.to(self.device)
         latent = self.tokenizer.latent(images)
         quantized = self.tokenizer.quantizer(latent)
         again = to_uint8(self.tokenizer.decode(quantized.codes))
