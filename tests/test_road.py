@@ -433,11 +433,11 @@ def test_a_broken_image_in_a_folder_is_named(tmp_path, capsys):
 
 
 OTHER_BOTTLENECKS = {
-    "vq": ('kind = "vq"\ncodebook_size = 16\nrevive_after = 3', {"codebook", "commitment"}, 6),
-    "lfq": ('kind = "lfq"\ndim = 3', {"entropy", "commitment"}, 6),
-    "residual": ('kind = "residual"\nlevels = [3, 3]\ncells = "equal"', set(), 8),
-    "kl": ('kind = "kl"', {"kl"}, 2),
-    "ae": ('kind = "ae"', set(), 2),
+    "vq": ('kind = "vq"\ncodebook_size = 16\nrevive_after = 3', {"codebook", "commitment"}, 7),
+    "lfq": ('kind = "lfq"\ndim = 3', {"entropy", "commitment"}, 7),
+    "residual": ('kind = "residual"\nlevels = [3, 3]\ncells = "equal"', set(), 9),
+    "kl": ('kind = "kl"', {"kl"}, 3),
+    "ae": ('kind = "ae"', set(), 3),
 }
 
 

@@ -71,6 +71,21 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("experiment", type=Path, metavar="EXPERIMENT.toml")
     evaluate = _verb(tokenizer, "eval", "measure a tokenizer on held-out images", _tokenizer_eval)
     evaluate.add_argument("folder", type=Path, metavar="RUN")
+    evaluate.add_argument(
+        "--data", default="", metavar="SOURCE", help="folder of images or a bundled source (default: the run's)"
+    )
+    evaluate.add_argument("--split", choices=("val", "train"), default="val", help="default val")
+    evaluate.add_argument("--size", type=int, default=0, help="pixels a side (default: the tokenizer's)")
+    evaluate.add_argument(
+        "--count", type=int, default=0, metavar="N", help="images, drawn over the split (default: all)"
+    )
+    evaluate.add_argument("--no-judge", action="store_true", help="leave out rFD(judge) and the training of its judge")
+    for option, network in (
+        ("--lpips", "LPIPS, with these VGG16 weights"),
+        ("--fid", "rFID, with these Inception weights"),
+    ):
+        text = f"{network} or, without PATH, the published ones: found on this machine or fetched"
+        evaluate.add_argument(option, nargs="?", const="official", default="", metavar="PATH", help=text)
 
     encode = _verb(verbs, "encode", "images -> code cache", _encode)
     encode.add_argument("folder", type=Path, metavar="RUN", help="tokenizer run")
@@ -172,8 +187,20 @@ def _tokenizer_train(options: argparse.Namespace) -> None:
 
 def _tokenizer_eval(options: argparse.Namespace) -> None:
     from ifsq import pipeline
+    from ifsq.evaluation import TokenizerEvaluation
 
-    _table(pipeline.evaluate_tokenizer(options.folder, options.device))
+    asked = TokenizerEvaluation(
+        source=options.data,
+        split=options.split,
+        size=options.size,
+        count=options.count,
+        judge=not options.no_judge,
+        lpips=options.lpips,
+        fid=options.fid,
+    )
+    with Terminal() as terminal:
+        cards = pipeline.evaluate_tokenizer(options.folder, options.device, terminal, asked)
+    _table(cards)
 
 
 def _encode(options: argparse.Namespace) -> None:

@@ -11,30 +11,51 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ifsq.codes import cache as code_cache
 from ifsq.codes.cache import CodeCache
 from ifsq.config import InputError, build, differences, to_dict
-from ifsq.data import DataConfig, image_grid, iterate_once, open_images, read_image, to_float, to_uint8, write_png
+from ifsq.data import (
+    DataConfig,
+    DataError,
+    image_grid,
+    iterate_once,
+    open_images,
+    read_image,
+    to_float,
+    to_uint8,
+    write_png,
+)
 from ifsq.data.images import ImageSource
 from ifsq.evaluation import (
     AT_ONCE,
+    OFFICIAL,
+    SHEET_CLASSES,
+    Judges,
+    Pairs,
+    TokenizerEvaluation,
+    at_once,
+    class_sheet,
+    difference_sheet,
     draw_images,
     evenly,
+    from_first,
     measure_likelihood,
     measure_samples,
     measure_tokenizer,
+    pair_sheet,
+    real_rows,
     reconstructed,
     reference,
     sampling_card,
+    shown_pairs,
     spread,
 )
 from ifsq.experiment import GeneratorExperiment, TokenizerExperiment, check_cache
@@ -43,6 +64,7 @@ from ifsq.generators.pretrained import Origin, describe, from_description, load_
 from ifsq.generators.train import GeneratorTask
 from ifsq.metrics import JudgeNet, ProtocolCard, psnr
 from ifsq.metrics.judge import JUDGE_TRAINING, JudgeTask
+from ifsq.pretrained.inception import load_inception
 from ifsq.pretrained.lpips import load_lpips
 from ifsq.tokenizer.losses import LossConfig
 from ifsq.tokenizer.model import Tokenizer
@@ -53,9 +75,8 @@ from ifsq.training.folder import check_run, create_run, find_weights, read_confi
 from ifsq.training.log import Reporter, Silent
 from ifsq.training.loop import check_batch, fit
 
-SHEET_COLUMNS, SHEET_ROWS = 16, 4  # originals on the sheet of reconstructions
-SHEET_CLASSES = 20  # rows at most
-CLASS_COLUMNS, REAL_COLUMNS = 6, 3  # images a class on the sheets of samples and of real images
+Frozen = TypeVar("Frozen", bound=nn.Module)
+HELD_OUT = 1024  # images at most that are looked at while a tokenizer trains
 
 
 def train_tokenizer(experiment: TokenizerExperiment, device: str = "auto", watch: Reporter | None = None) -> Path:
@@ -213,27 +234,42 @@ def load_pair(run: Path, here: World) -> tuple[Generator, Tokenizer, Origin]:
     return generator.to(here.device), tokenizer.to(here.device), origin
 
 
-def evaluate_tokenizer(run: Path, device: str = "auto") -> list[ProtocolCard]:
-    """Measure a tokenizer run on its held-out images.
+def evaluate_tokenizer(
+    run: Path,
+    device: str = "auto",
+    watch: Reporter | None = None,
+    asked: TokenizerEvaluation | None = None,
+) -> list[ProtocolCard]:
+    """Measure a tokenizer, by default on the held-out images of its run. All processes share the images.
 
-    Writes ``evaluation.json`` and ``samples/reconstructions.png`` into the run.
+    Writes ``evaluation.json``, ``samples/reconstructions.png`` and ``samples/differences_xN.png``, N being how much
+    larger the differences are drawn. Other images than the run's held-out ones add ``_SPLIT_FINGERPRINT`` to the names.
     """
+    watch, asked = watch or Silent(), asked or TokenizerEvaluation()
     with _join(device) as here:
         tokenizer = Tokenizer.from_pretrained(run).to(here.device)
-        data = build(DataConfig, _experiment_of(run)["data"], str(run))
-        images = open_images(data, "val")
-        measured = measure_tokenizer(tokenizer, images, data, f"{data.source} val")
+        data = _evaluated_data(run, asked, tokenizer.factor)
+        images = open_images(data, asked.split)
+        asked.check(data.size, len(images))
+        drawn = spread(images, asked.count or len(images))
+        name = f"{data.source} {asked.split}{f', {asked.count} drawn' if asked.count else ''}"
+        judges = _judges(run, asked, data, len(drawn), here, watch)
+        measured = measure_tokenizer(
+            tokenizer, images, data, name, sorted(drawn), judges, here, watch, _workers_of(run)
+        )
+        left_out = [*measured.left_out, *(["rFD(judge): 1 image, needs 2"] if asked.judge and len(drawn) < 2 else [])]
+        for line in left_out:
+            watch.say(f"left out: {line}")
         if here.first:
-            (run / "samples").mkdir(exist_ok=True)
-            write_png(_reconstruction_sheet(tokenizer, images, here), run / "samples" / "reconstructions.png")
-            _write_evaluation(
-                run,
-                measured.cards,
-                {
-                    "levels": {name: asdict(use) for name, use in measured.levels.items()},
-                    "latent": {"mean": measured.latent_mean, "std": measured.latent_std},
-                },
-            )
+            suffix = "" if _is_usual(run, asked, data) else f"_{asked.split}_{images.fingerprint[:8]}"
+            suffix += f"_{asked.count}" if asked.count else ""
+            _write_pairs(run, suffix, shown_pairs(tokenizer, images, data.size, here.device, drawn))
+            more = {
+                "levels": {name: asdict(use) for name, use in measured.levels.items()},
+                "latent": {"mean": measured.latent_mean, "std": measured.latent_std},
+                "left_out": left_out,
+            }
+            _write_evaluation(run, measured.cards, more, f"evaluation{suffix}.json")
         here.barrier()
     return measured.cards
 
@@ -281,8 +317,8 @@ def evaluate_generator(
             )
             (run / "samples").mkdir(exist_ok=True)
             shown = min(len(origin.classes), SHEET_CLASSES)
-            write_png(_class_sheet(images, len(origin.classes), shown), run / "samples" / "classes.png")
-            write_png(_class_sheet(_real_rows(real, shown), shown, shown), run / "samples" / "real.png")
+            write_png(class_sheet(images, len(origin.classes), shown), run / "samples" / "classes.png")
+            write_png(class_sheet(real_rows(real, shown), shown, shown), run / "samples" / "real.png")
             _write_evaluation(run, cards, {"classes": list(origin.classes)})
         here.barrier()
     return cards
@@ -315,6 +351,35 @@ def _data_of(run: Path, source: str, size: int | None, factor: int) -> DataConfi
     if size % factor:
         raise InputError(f"size {size}: expected a multiple of the tokenizer's factor {factor}")
     return build(DataConfig, {"source": source, "size": size}, "encode")
+
+
+def _evaluated_data(run: Path, asked: TokenizerEvaluation, factor: int) -> DataConfig:
+    """The images that are asked for, by default the run's own; nothing about them is left to chance."""
+    config = read_config(run)
+    if "experiment" in config:
+        own = build(DataConfig, config["experiment"]["data"], str(run))
+    elif asked.source and asked.size:
+        own = DataConfig(asked.source, asked.size)
+    else:
+        raise InputError(f"{run}: is not a training run and has no images of its own; give --data and --size")
+    size = asked.size or own.size
+    if size % factor:
+        raise InputError(f"size {size}: expected a multiple of the tokenizer's factor {factor}")
+    return replace(own, source=asked.source or own.source, size=size, flip=False, crop="center")
+
+
+def _is_usual(run: Path, asked: TokenizerEvaluation, data: DataConfig) -> bool:
+    """Whether these are all held-out images of a run: what the report speaks of."""
+    trained = "experiment" in read_config(run)
+    return (
+        trained and asked.split == "val" and not asked.count and data == _evaluated_data(run, TokenizerEvaluation(), 1)
+    )
+
+
+def _workers_of(run: Path) -> int:
+    """Processes that read images, as in the training of the run."""
+    config = read_config(run)
+    return config["experiment"]["train"]["engine"]["workers"] if "experiment" in config else 0
 
 
 def _existing_cache(out: Path, about: dict[str, Any]) -> CodeCache | None:
@@ -351,24 +416,24 @@ def _perceptual(loss: LossConfig, here: World) -> nn.Module | None:
     """LPIPS where the loss weighs it. The first process finds or downloads the weights for all."""
     if not loss.lpips:
         return None
-    for turn in (True, False):
-        if here.first == turn:
-            lpips = load_lpips(loss.lpips_vgg16 or None).to(here.device)
-        here.barrier()
-    return lpips
+    return from_first(here, lambda: load_lpips(loss.lpips_vgg16 or None)).to(here.device)
 
 
 @torch.no_grad()
 def _held_out(model: Tokenizer, here: World, images: ImageSource) -> dict[str, float]:
-    """What is watched while a tokenizer trains."""
+    """What is watched while a tokenizer trains: PSNR of all held-out images, or of `HELD_OUT` drawn over them."""
     device = next(model.parameters()).device
-    mine = range(here.rank, len(images), here.size)
+    drawn = sorted(spread(images, HELD_OUT))
+    batch = at_once(images.load(drawn[0], 0)[0].shape[0])
     values = [
         psnr(batch.images, model(batch.images.to(device)).images.cpu())
-        for batch in iterate_once(images, AT_ONCE, indices=mine)
+        for batch in iterate_once(images, batch, indices=drawn[here.rank :: here.size])
+        if len(batch.images)  # none, where no image of the batch could be read
     ]
-    decibels = torch.cat([torch.cat(part) for part in here.gather(values) if part])
-    return {"psnr": float(decibels.mean())}
+    decibels = [part for share in here.gather(values) for part in share]
+    if not decibels:
+        raise DataError(f"held-out images: none of {len(drawn)} could be read")
+    return {"psnr": float(torch.cat(decibels).mean())}
 
 
 def _check_seed(seed: int) -> None:
@@ -407,6 +472,45 @@ def _experiment_of(run: Path) -> dict[str, Any]:
     return config["experiment"]
 
 
+def _judges(
+    run: Path, asked: TokenizerEvaluation, data: DataConfig, count: int, here: World, watch: Reporter
+) -> Judges:
+    """The networks that were asked for, in every process. A distance of features needs two images."""
+    lpips = inception = judge = None
+    if asked.lpips:
+        lpips = _in_turn(here, lambda: load_lpips(None if asked.lpips == OFFICIAL else asked.lpips))
+    if asked.fid:
+        inception = _in_turn(here, lambda: load_inception(None if asked.fid == OFFICIAL else asked.fid))
+    if asked.judge and count > 1:
+        judge = _shared_judge(run, data, here, watch)
+    return Judges(
+        None if lpips is None else lpips.to(here.device),
+        None if inception is None else inception.to(here.device),
+        judge,
+    )
+
+
+def _in_turn(here: World, load: Callable[[], Frozen]) -> Frozen:
+    """What ``load`` returns, first in the first process: a download is done once, and the others find it."""
+    found: list[Frozen] = []
+    from_first(here, lambda: found.append(load()))
+    return found[0] if found else load()
+
+
+def _shared_judge(run: Path, data: DataConfig, here: World, watch: Reporter) -> JudgeNet:
+    """The judge, in every process, where the first has trained it or found it trained."""
+
+    def learned() -> tuple[int, dict[str, Tensor]]:
+        judge = _judge(run.absolute().parent, data, here, watch)
+        assert judge is not None  # this is the first process
+        return judge.num_classes, {key: value.cpu() for key, value in judge.state_dict().items()}
+
+    classes, table = from_first(here, learned)
+    judge = JudgeNet(classes)
+    judge.load_state_dict(table)
+    return judge.to(here.device).eval()
+
+
 def _judge(parent: Path, data: DataConfig, here: World, watch: Reporter) -> JudgeNet | None:
     """The classifier of these images, trained once, in the first process; None in the others.
 
@@ -417,7 +521,7 @@ def _judge(parent: Path, data: DataConfig, here: World, watch: Reporter) -> Judg
     alone = World(0, 1, here.device)
     if len(open_images(data, "train").classes) < 2:
         watch.say(f"{data.source} has one class: the judge learns bundled:photos instead")
-        data = DataConfig("bundled:photos", data.size)
+        data = DataConfig("bundled:photos", min(max(data.size, 16), 256))
     task = JudgeTask(open_images(data, "train"), open_images(data, "val"))
     torch.manual_seed(JUDGE_TRAINING.seed)
     folder = parent / f"judge_{task.source.fingerprint[:8]}"
@@ -440,39 +544,21 @@ def _renamed(card: ProtocolCard, what: str) -> ProtocolCard:
     return replace(card, metric=f"{card.metric}, {what}")
 
 
-def _write_evaluation(run: Path, cards: list[ProtocolCard], more: dict[str, Any]) -> None:
-    step = checkpoint.steps_in(run / "checkpoints")[-1][0]
-    table = {"step": step, "cards": [card.to_dict() for card in cards], **more}
-    write_text(run / "evaluation.json", json.dumps(table, indent=1) + "\n")
+def _write_evaluation(
+    run: Path, cards: list[ProtocolCard], more: dict[str, Any], name: str = "evaluation.json"
+) -> None:
+    steps = checkpoint.steps_in(run / "checkpoints")  # a saved model has none
+    table = {"step": steps[-1][0] if steps else None, "cards": [card.to_dict() for card in cards], **more}
+    write_text(run / name, json.dumps(table, indent=1) + "\n")
 
 
-def _reconstruction_sheet(tokenizer: Tokenizer, images: ImageSource, here: World) -> Any:
-    """Held-out originals in the odd rows, their reconstructions below them."""
-    shown = min(len(images), SHEET_ROWS * SHEET_COLUMNS)
-    batch = next(iterate_once(images, shown, indices=spread(images, shown)))
-    again = tokenizer.reconstruct(batch.images.to(here.device)).cpu()
-    rows = []
-    for start in range(0, shown, SHEET_COLUMNS):
-        rows += [batch.images[start : start + SHEET_COLUMNS], again[start : start + SHEET_COLUMNS]]
-    return image_grid(to_uint8(torch.cat(rows)), min(shown, SHEET_COLUMNS))
-
-
-def _class_sheet(images: Any, classes: int, shown: int) -> Any:
-    """The first ``shown`` classes, one a row; the images come class after class in turn, as `evenly` gives them."""
-    columns = min(CLASS_COLUMNS, len(images) // classes)
-    by_class = images[: columns * classes].reshape(columns, classes, *images.shape[1:]).swapaxes(0, 1)[:shown]
-    return image_grid(by_class.reshape(-1, *images.shape[1:]), columns)
-
-
-def _real_rows(images: ImageSource, shown: int) -> Any:
-    """A few real images of the first classes, class after class in turn."""
-    found: dict[int, list[Any]] = {label: [] for label in range(shown)}
-    for index in range(len(images)):
-        picture, label = images.load(index, index)
-        if label < shown and len(found[label]) < REAL_COLUMNS:
-            found[label].append(picture)
-        if all(len(pictures) == REAL_COLUMNS for pictures in found.values()):
-            break
-    blank = np.full((picture.shape), 255, np.uint8)  # a class may have fewer images
-    columns = [pictures + [blank] * (REAL_COLUMNS - len(pictures)) for pictures in found.values()]
-    return np.stack([pictures[row] for row in range(REAL_COLUMNS) for pictures in columns])
+def _write_pairs(run: Path, suffix: str, pairs: Pairs) -> None:
+    """The sheets of reconstructions and of differences; an older sheet of differences may have had another scale."""
+    folder = run / "samples"
+    folder.mkdir(exist_ok=True)
+    write_png(pair_sheet(pairs), folder / f"reconstructions{suffix}.png")
+    drawn = difference_sheet(pairs)
+    for older in folder.glob(f"differences_x*{suffix}.png"):
+        if older.stem.removesuffix(suffix).removeprefix("differences_x").isdigit():
+            older.unlink()
+    write_png(drawn.sheet, folder / f"differences_x{drawn.scale}{suffix}.png")

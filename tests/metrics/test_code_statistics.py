@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from ifsq.codes.spec import CodeSpec
-from ifsq.metrics import code_statistics
+from ifsq.metrics import CodeCounts, code_statistics
+from ifsq.metrics.codebook import _SparseCounts
 
 
 def spec_of(levels: tuple[int, ...], groups: tuple[int, ...], grid: tuple[int, int] = (4, 4)) -> CodeSpec:
@@ -68,6 +69,30 @@ def test_counts_equal_those_of_a_dictionary() -> None:
         assert found.level_fraction[k] == pytest.approx(entropy / math.log2(levels[k]))
 
 
+@pytest.mark.parametrize("patience", [0, 3, 1 << 20])
+def test_parts_counted_apart_are_the_whole(patience: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_SparseCounts, "PATIENCE", patience)
+    spec = spec_of((5, 3, 4, 6), (1, 3))
+    digits = random_digits(spec.levels, 9)
+    left, right = CodeCounts(spec), CodeCounts(spec)
+    for part in digits[:6].split(2):
+        left.add(part)
+    right.add(digits[6:])
+    left.merge(right)
+    left.merge(CodeCounts(spec))
+    assert left.statistics() == code_statistics(digits, spec)
+
+
+def test_only_different_indices_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_SparseCounts, "PATIENCE", 64)
+    spec = spec_of((2, 2), (2,))
+    counts = CodeCounts(spec)
+    for _ in range(100):
+        counts.add(random_digits((2, 2), 1))
+    assert sum(len(values) for values, _ in counts._indices[0]._parts) <= 64 + 16 + 4
+    assert counts.statistics().tokens == 1600
+
+
 def test_a_huge_codebook_costs_nothing() -> None:
     levels = (17,) * 8
     found = code_statistics(random_digits(levels, 8), spec_of(levels, (8,)))
@@ -87,3 +112,7 @@ def test_digits_that_do_not_fit_are_named() -> None:
         code_statistics(torch.zeros(1, 2, 2, 3, dtype=torch.long), spec)
     with pytest.raises(ValueError, match="expected some"):
         code_statistics(torch.zeros(0, 2, 2, 2, dtype=torch.long), spec)
+    with pytest.raises(ValueError, match="0 tokens"):
+        CodeCounts(spec).statistics()
+    with pytest.raises(ValueError, match=r"counts of other codes \(levels \[3, 5\] against \[3, 3\]\)"):
+        CodeCounts(spec).merge(CodeCounts(spec_of((3, 3), (2,))))

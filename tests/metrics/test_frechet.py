@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy.linalg import sqrtm
 
-from ifsq.metrics import FeatureStatistics, fd_name, frechet_distance, frechet_from_statistics, kernel_distance
+from ifsq.metrics import FeatureStatistics, fd_name, frechet_distance, frechet_from_statistics
 
 
 def gaussian(n: int, dim: int, seed: int, scale: float = 1.0, shift: float = 0.0) -> torch.Tensor:
@@ -56,21 +56,36 @@ def test_statistics_stream_and_survive_a_large_mean() -> None:
     np.testing.assert_allclose(statistics.covariance.numpy(), np.cov(features.double().numpy().T), rtol=1e-10)
 
 
-def test_kernel_distance_is_its_double_sum() -> None:
-    a, b = gaussian(7, 3, 0), gaussian(5, 3, 1, shift=0.5)
+def test_adding_is_merging_to_the_last_bit() -> None:
+    first, second = gaussian(37, 5, 0) + 100, gaussian(64, 5, 1, 3.0)
+    added, merged, other = FeatureStatistics(5), FeatureStatistics(5), FeatureStatistics(5)
+    added.add(first)
+    added.add(second)
+    merged.add(first)
+    other.add(second)
+    merged.merge(other)
+    merged.merge(FeatureStatistics(5))
+    assert merged.n == added.n == 101
+    assert torch.equal(merged.mean, added.mean)
+    assert torch.equal(merged.covariance, added.covariance)
+    assert other.n == 64
 
-    def kernel(x: torch.Tensor, y: torch.Tensor) -> float:
-        return (float(x @ y) / 3 + 1) ** 3
 
-    within_a = sum(kernel(a[i], a[j]) for i in range(7) for j in range(7) if i != j) / 42
-    within_b = sum(kernel(b[i], b[j]) for i in range(5) for j in range(5) if i != j) / 20
-    between = sum(kernel(x, y) for x in a for y in b) / 35
-    assert kernel_distance(a, b) == pytest.approx(within_a + within_b - 2 * between, rel=1e-12)
-
-
-def test_kernel_distance_is_unbiased() -> None:
-    same = [kernel_distance(gaussian(20, 4, 2 * k), gaussian(20, 4, 2 * k + 1)) for k in range(200)]
-    assert abs(np.mean(same)) < 3 * np.std(same) / np.sqrt(200)
+def test_parts_in_any_order_are_the_whole() -> None:
+    # Small integers, and counts that are powers of two: every sum and quotient is exact, so the order cannot show.
+    features = torch.randint(-8, 9, (64, 3), generator=torch.Generator().manual_seed(0)).double()
+    whole = FeatureStatistics(3)
+    whole.add(features)
+    for order in ([0, 1, 2, 3], [3, 1, 0, 2]):
+        parts = [FeatureStatistics(3) for _ in range(4)]
+        for part, rows in zip(parts, features.split(16), strict=True):
+            part.add(rows)
+        left, right = (parts[k] for k in order[::2])
+        left.merge(parts[order[1]])
+        right.merge(parts[order[3]])
+        left.merge(right)
+        assert torch.equal(left.mean, whole.mean)
+        assert torch.equal(left.covariance, whole.covariance)
 
 
 def test_only_the_2015_inception_is_called_fid() -> None:
@@ -88,5 +103,5 @@ def test_what_cannot_be_measured_is_refused() -> None:
         FeatureStatistics(2).add(torch.tensor([[0.0, float("nan")]]))
     with pytest.raises(ValueError, match=r"features \(2, 3\): expected rows of 2"):
         FeatureStatistics(2).add(torch.zeros(2, 3))
-    with pytest.raises(ValueError, match="two or more"):
-        kernel_distance(gaussian(1, 3, 0), gaussian(3, 3, 0))
+    with pytest.raises(ValueError, match="statistics of 3 features: expected 2"):
+        FeatureStatistics(2).merge(FeatureStatistics(3))

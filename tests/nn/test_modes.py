@@ -1,10 +1,10 @@
-"""The eval-mode guard puts every submodule back, also after an error."""
+"""Eval mode and exact float32 for a while: what was set before comes back, also after an error."""
 
 import pytest
 import torch
 from torch import nn
 
-from ifsq.nn.modes import evaluating
+from ifsq.nn.modes import evaluating, exact_float32
 
 
 def test_modes_and_gradients_come_back():
@@ -22,3 +22,21 @@ def test_modes_come_back_after_an_error():
     with pytest.raises(RuntimeError, match="stop"), evaluating(module):
         raise RuntimeError("stop")
     assert module.training
+
+
+def test_float32_is_exact_and_the_switches_come_back():
+    matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    before = matmul.fp32_precision, conv.fp32_precision
+    try:
+        torch.set_float32_matmul_precision("high")
+        with pytest.raises(RuntimeError, match="stop"), exact_float32():
+            raise RuntimeError("stop")
+        with exact_float32():
+            seen = [matmul.fp32_precision, conv.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision]
+        assert seen == ["ieee"] * 3
+        assert torch.get_float32_matmul_precision() == "high"
+        assert matmul.fp32_precision == "tf32"
+        assert conv.fp32_precision == before[1]
+        assert torch.backends.cudnn.allow_tf32
+    finally:
+        torch.set_float32_matmul_precision("highest")

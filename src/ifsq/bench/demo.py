@@ -38,7 +38,7 @@ def demo(out: Path, overrides: Sequence[str], device: str, watch: Reporter) -> P
     watch.say(f"1 of 4  a tokenizer of {first.data.source}")
     pipeline.train_tokenizer(replace(first, out=str(tokenizer)), device, watch)
     if not _measured(tokenizer, Tokenizer.from_pretrained(tokenizer).digest()):
-        pipeline.evaluate_tokenizer(tokenizer, device)
+        pipeline.evaluate_tokenizer(tokenizer, device, watch)
     watch.say("2 of 4  its codes, once for both generators")
     pipeline.encode(tokenizer, first.data.source, codes, None, device, watch)
     runs = []

@@ -19,8 +19,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from ifsq.config import InputError, read_json
-from ifsq.metrics.card import code_version
-from ifsq.pipeline import SHEET_CLASSES
+from ifsq.evaluation import SHEET_CLASSES
+from ifsq.metrics.card import ProtocolCard, code_version, compare
 from ifsq.training import checkpoint
 from ifsq.training.distributed import first_process
 from ifsq.training.folder import read_config, write_text
@@ -73,9 +73,7 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
     kinds = [run.kind for run in runs]
     if len(set(kinds)) < len(kinds):
         raise InputError(f"{len(kinds)} runs of kinds {', '.join(kinds)}: expected at most one of a kind on a page")
-    references = {run.evaluation["cards"][0]["reference_hash"] for run in runs if run.kind != "tokenizer"}
-    if len(references) > 1:
-        raise InputError("the generators were measured against different images: their figures do not compare")
+    _refuse_unlike(runs)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("ifsq.bench", "."), autoescape=True, undefined=jinja2.StrictUndefined
     )
@@ -104,6 +102,31 @@ def _read(folder: Path) -> Run:
     if newest != [evaluation.get("step")]:
         raise InputError(f"{folder}: was trained on since it was evaluated; evaluate it again")
     return Run(folder, config["kind"], config, metrics, evaluation)
+
+
+def _refuse_unlike(runs: Sequence[Run]) -> None:
+    """Figures that stand beside each other were taken in the same way; how a generator samples is its own."""
+    measured = {run.folder: _cards(run) for run in runs}
+    first, *others = [run.folder for run in runs if run.kind != "tokenizer"] or [Path()]
+    for other in others:
+        for metric in [metric for metric in measured[first] if metric in measured[other]]:
+            try:
+                compare(
+                    measured[first][metric],
+                    measured[other][metric],
+                    allow=("guidance", "sampler", "function_evaluations"),
+                )
+            except ValueError as error:
+                raise InputError(f"{first} and {other}: {metric}: {error}; evaluate both again") from error
+
+
+def _cards(run: Run) -> dict[str, ProtocolCard]:
+    """Its cards by metric."""
+    try:
+        cards = [ProtocolCard.from_dict(card) for card in run.evaluation["cards"]]
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"{run.folder / 'evaluation.json'}: {error}; evaluate the run again") from error
+    return {card.metric: card for card in cards}
 
 
 def _content(runs: Sequence[Run], target: Path) -> dict[str, Any]:

@@ -17,6 +17,7 @@ class ProtocolCard:
 
     metric               name, as ``PSNR`` or ``FD(judge)``
     values               named results
+    method               how they follow from the images, where the metric's name leaves it open
     reference            reference set, as ``bundled:photos val``
     reference_hash       fingerprint of it
     n                    images measured
@@ -49,6 +50,7 @@ class ProtocolCard:
     features: str = ""
     tokenizer_hash: str = ""
     generator_hash: str = ""
+    method: str = ""
     code_version: str = field(default_factory=lambda: code_version())
 
     def to_dict(self) -> dict[str, Any]:

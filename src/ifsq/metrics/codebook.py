@@ -1,7 +1,7 @@
 """How a tokenizer uses its codes: levels of every dimension, indices of every group.
 
-Everything follows from counts of digits that occur, so the cost does not depend on the size of the codebook. Called by
-``pipeline`` and the report.
+Everything follows from counts of what occurs, so the cost does not depend on the size of the codebook, and no digit is
+kept. Called by ``evaluation``.
 """
 
 import math
@@ -60,34 +60,96 @@ def entropy_bits(counts: Int[np.ndarray, "k"]) -> float:
     return abs(float(-(p * np.log2(p)).sum()))
 
 
+class CodeCounts:
+    """Running counts of levels and indices: `add` digits, `merge` counts of other images, read `statistics`.
+
+    Memory grows with the different indices that occur (16 bytes each), not with the images.
+    """
+
+    def __init__(self, spec: CodeSpec) -> None:
+        self.spec, self.tokens = spec, 0
+        self._levels = [np.zeros(count, np.int64) for count in spec.levels]
+        self._indices = [_SparseCounts() for _ in spec.groups]
+
+    def add(self, digits: Integer[Tensor, "n h w d"]) -> None:
+        """Count the digits of n images, of any integer type. Raises ValueError when one does not fit the spec."""
+        flat = _checked(digits, self.spec)
+        self.tokens += len(flat)
+        for k, counts in enumerate(self._levels):
+            counts += np.bincount(flat[:, k], minlength=len(counts))
+        indices = self.spec.digits_to_indices(digits.long()).flatten(0, -2).cpu().numpy()
+        for group, sparse in enumerate(self._indices):
+            sparse.add(indices[:, group], np.ones(len(indices), np.int64))
+
+    def merge(self, other: "CodeCounts") -> None:
+        """Count what ``other`` has counted. Raises ValueError where its spec differs."""
+        if different := self.spec.differs_from(other.spec):
+            raise ValueError(f"counts of other codes ({different}): expected the same spec")
+        self.tokens += other.tokens
+        for mine, theirs in zip(self._levels, other._levels, strict=True):
+            mine += theirs
+        for ours, others in zip(self._indices, other._indices, strict=True):
+            ours.add(*others.all())
+
+    def statistics(self) -> CodeStatistics:
+        """Statistics of all digits so far. Raises ValueError when there are none."""
+        if not self.tokens:
+            raise ValueError("statistics of 0 tokens: expected some")
+        bits = [entropy_bits(histogram) for histogram in self._levels]
+        fractions = [b / math.log2(count) for b, count in zip(bits, self.spec.levels, strict=True)]
+        return CodeStatistics(
+            tokens=self.tokens,
+            histograms=tuple(tuple(histogram.tolist()) for histogram in self._levels),
+            level_bits=tuple(bits),
+            level_fraction=tuple(fractions),
+            mean_fraction=float(np.mean(fractions)),
+            dead_levels=tuple(int((histogram == 0).sum()) for histogram in self._levels),
+            groups=tuple(map(self._index_use, self._indices, self.spec.vocab_sizes)),
+        )
+
+    def _index_use(self, sparse: "_SparseCounts", vocab: int) -> IndexUse:
+        counts = sparse.all()[1]
+        limit = min(vocab, self.tokens) / vocab
+        return IndexUse(vocab, len(counts), len(counts) / vocab, limit, 2 ** entropy_bits(counts))
+
+
 def code_statistics(digits: Integer[Tensor, "n h w d"], spec: CodeSpec) -> CodeStatistics:
     """Statistics of the digits of n images, of any integer type.
 
     Raises ValueError when a digit does not fit the spec, or there is none.
     """
-    flat = _checked(digits, spec)
-    histograms = [np.bincount(flat[:, k], minlength=count) for k, count in enumerate(spec.levels)]
-    bits = [entropy_bits(histogram) for histogram in histograms]
-    fractions = [b / math.log2(count) for b, count in zip(bits, spec.levels, strict=True)]
-    return CodeStatistics(
-        tokens=len(flat),
-        histograms=tuple(tuple(histogram.tolist()) for histogram in histograms),
-        level_bits=tuple(bits),
-        level_fraction=tuple(fractions),
-        mean_fraction=float(np.mean(fractions)),
-        dead_levels=tuple(int((histogram == 0).sum()) for histogram in histograms),
-        groups=_index_use(digits, spec),
-    )
+    counts = CodeCounts(spec)
+    counts.add(digits)
+    return counts.statistics()
 
 
-def _index_use(digits: Tensor, spec: CodeSpec) -> tuple[IndexUse, ...]:
-    indices = spec.digits_to_indices(digits.long()).flatten(0, -2).cpu().numpy()
-    uses = []
-    for group, vocab in enumerate(spec.vocab_sizes):
-        counts = np.unique(indices[:, group], return_counts=True)[1]
-        limit = min(vocab, len(indices)) / vocab
-        uses.append(IndexUse(vocab, len(counts), len(counts) / vocab, limit, 2 ** entropy_bits(counts)))
-    return tuple(uses)
+class _SparseCounts:
+    """How often each of the integers that occur has occurred."""
+
+    PATIENCE = (
+        1 << 20
+    )  # values that wait before they are sorted in; as many as are sorted in already, if those are more
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[np.ndarray, np.ndarray]] = []
+        self._sorted = self._waiting = 0
+
+    def add(self, values: np.ndarray, counts: np.ndarray) -> None:
+        self._parts.append((values, counts))
+        self._waiting += len(values)
+        if self._waiting > max(self.PATIENCE, self._sorted):
+            self.all()
+
+    def all(self) -> tuple[np.ndarray, np.ndarray]:
+        """Values in order, and their counts."""
+        if not self._parts:
+            return np.zeros(0, np.int64), np.zeros(0, np.int64)
+        values, counts = (np.concatenate(part) for part in zip(*self._parts, strict=True))
+        distinct, place = np.unique(values, return_inverse=True)
+        total = np.zeros(len(distinct), np.int64)
+        np.add.at(total, place, counts)
+        self._parts, self._sorted, self._waiting = [(distinct, total)], len(distinct), 0
+        return distinct, total
 
 
 def _checked(digits: Tensor, spec: CodeSpec) -> np.ndarray:

@@ -1,6 +1,6 @@
-"""Distances between two sets of feature vectors: Fréchet (Heusel et al. 2017) and kernel (Binkowski et al. 2018).
+"""The Fréchet distance between two sets of feature vectors (Heusel et al. 2017).
 
-Float64 on the CPU throughout. Called by ``pipeline`` with features of the judge, later of Inception and DINOv2.
+Float64 on the CPU throughout. Called by ``evaluation`` with features of the judge and of Inception.
 """
 
 import torch
@@ -35,9 +35,22 @@ class FeatureStatistics:
         if len(rows) == 0:
             return
         mean = rows.mean(dim=0)
-        shift, total = mean - self.mean, self.n + len(rows)
-        self._scatter += (rows - mean).T @ (rows - mean) + torch.outer(shift, shift) * (self.n * len(rows) / total)
-        self.mean = self.mean + shift * (len(rows) / total)
+        self._join(len(rows), mean, (rows - mean).T @ (rows - mean))
+
+    def merge(self, other: "FeatureStatistics") -> None:
+        """Count what ``other`` has counted: as if its features had been added here. Raises ValueError on another width.
+
+        Adding a batch is merging the statistics of that batch, to the last bit.
+        """
+        if len(other.mean) != len(self.mean):
+            raise ValueError(f"statistics of {len(other.mean)} features: expected {len(self.mean)}")
+        if other.n:
+            self._join(other.n, other.mean, other._scatter)
+
+    def _join(self, n: int, mean: Tensor, scatter: Tensor) -> None:
+        shift, total = mean - self.mean, self.n + n
+        self._scatter = self._scatter + scatter + torch.outer(shift, shift) * (self.n * n / total)
+        self.mean = self.mean + shift * (n / total)
         self.n = total
 
     @property
@@ -68,27 +81,7 @@ def frechet_from_statistics(a: FeatureStatistics, b: FeatureStatistics) -> float
     return max(0.0, float(means + a.covariance.trace() + b.covariance.trace() - 2 * cross))
 
 
-def kernel_distance(features_a: Float[Tensor, "n f"], features_b: Float[Tensor, "m f"]) -> float:
-    """Unbiased squared maximum mean discrepancy under ``(x.y / f + 1)^3``, over all pairs. May be slightly negative.
-
-    Memory grows with n * m; KID proper averages this over subsets.
-    """
-    a, b = features_a.detach().cpu().double(), features_b.detach().cpu().double()
-    if min(len(a), len(b)) < 2 or a.shape[1] != b.shape[1]:
-        raise ValueError(f"features {tuple(a.shape)} and {tuple(b.shape)}: expected two or more, equally wide")
-    return float(_mean_off_diagonal(_kernel(a, a)) + _mean_off_diagonal(_kernel(b, b)) - 2 * _kernel(a, b).mean())
-
-
 def _statistics(features: Tensor) -> FeatureStatistics:
     statistics = FeatureStatistics(features.shape[1])
     statistics.add(features)
     return statistics
-
-
-def _kernel(a: Tensor, b: Tensor) -> Tensor:
-    return (a @ b.T / a.shape[1] + 1) ** 3
-
-
-def _mean_off_diagonal(square: Tensor) -> Tensor:
-    n = len(square)
-    return (square.sum() - square.trace()) / (n * (n - 1))

@@ -1,7 +1,11 @@
-"""Evaluation for a while: every module's own mode comes back afterwards. Called by both generators' samplers."""
+"""How a module computes for a while: in evaluation, or in exact float32. What was set before comes back afterwards.
+
+Called by both generators' samplers and by ``evaluation``.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,3 +22,24 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for part, training in before:
             part.training = training
+
+
+@contextmanager
+def exact_float32() -> Iterator[None]:
+    """Run the block with float32 as it is: no TF32 or bfloat16 inside products, on any back end.
+
+    In the block torch refuses its older question ``torch.backends.cudnn.allow_tf32``; the answers return with its end.
+    """
+    backends: Any = torch.backends  # its attributes are made at run time
+    switches = (
+        *(backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn),
+        *(backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn),
+    )
+    before = [switch.fp32_precision for switch in switches]
+    try:
+        for switch in switches:
+            switch.fp32_precision = "ieee"
+        yield
+    finally:
+        for switch, precision in zip(switches, before, strict=True):
+            switch.fp32_precision = precision

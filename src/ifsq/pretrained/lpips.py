@@ -3,6 +3,7 @@
 A loss of the tokenizer and a metric of its reconstructions. Checked against golden vectors in ``tests/pretrained``.
 """
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ifsq.pretrained.weights import WeightsFile, fill, find_weights, read_weights
+from ifsq.pretrained.weights import WeightsFile, fill, find_weights, read_weights, sha256
 
 VGG16 = WeightsFile(
     "vgg16-397923af.pth",
@@ -25,6 +26,7 @@ HEADS = WeightsFile(
     package=("torchmetrics", "functional/image/lpips_models/vgg.pth"),
 )
 """The authors' learned channel weights, 7 kB; torchmetrics carries the same file."""
+OFFICIAL_NAME = "lpips-0.1-vgg16"
 
 SMALLEST = 16  # four poolings
 
@@ -34,9 +36,15 @@ _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)  # ImageNet's m
 
 
 def load_lpips(backbone: str | Path | None = None, heads: str | Path | None = None) -> "LPIPS":
-    """With the weights of two files, by default the official ones (`weights.find_weights`). Raises InputError."""
+    """With the weights of two files, by default the official ones (`weights.find_weights`). Raises InputError.
+
+    Its ``name`` is ``lpips-0.1-vgg16`` for the official bytes and ``lpips-<SHA-256 of both, 8 digits>`` for any other.
+    """
     files = find_weights(VGG16, backbone), find_weights(HEADS, heads)
-    return LPIPS(read_weights(files[0]), read_weights(files[1]), where=" and ".join(map(str, files)))
+    digests = [sha256(file) for file in files]
+    other = hashlib.sha256("".join(digests).encode()).hexdigest()
+    name = OFFICIAL_NAME if digests == [VGG16.sha256, HEADS.sha256] else f"lpips-{other[:8]}"
+    return LPIPS(read_weights(files[0]), read_weights(files[1]), name, where=" and ".join(map(str, files)))
 
 
 class LPIPS(nn.Module):
@@ -44,6 +52,7 @@ class LPIPS(nn.Module):
 
     backbone  state dict of torchvision's VGG16 (``features.N.*``; its classifier is passed over)
     heads     ``lin0`` to ``lin4`` of the official file, (1, c, 1, 1) each
+    name      of these weights; a card bears it
     where     the weights' origin, for messages
 
     The gradient reaches the images. Keep it out of the trained module: its weights are no state of a run.
@@ -52,8 +61,11 @@ class LPIPS(nn.Module):
     shift: Tensor
     scale: Tensor
 
-    def __init__(self, backbone: Mapping[str, Tensor], heads: Mapping[str, Tensor], where: str = "LPIPS") -> None:
+    def __init__(
+        self, backbone: Mapping[str, Tensor], heads: Mapping[str, Tensor], name: str = "other", where: str = "LPIPS"
+    ) -> None:
         super().__init__()
+        self.name = name
         with torch.device("meta"):  # no random weights first
             self.features = _vgg16_features()
             for number, channels in enumerate(_CHANNELS):
@@ -62,6 +74,11 @@ class LPIPS(nn.Module):
         self.register_buffer("scale", torch.tensor(_SCALE).view(3, 1, 1), persistent=False)
         kept = {key: value for key, value in backbone.items() if not key.startswith("classifier.")}
         fill(self, {**kept, **heads}, where)
+
+    @property
+    def official(self) -> bool:
+        """Whether the published weights are in it: only then a distance is what others call LPIPS."""
+        return self.name == OFFICIAL_NAME
 
     def train(self, mode: bool = True) -> "LPIPS":
         """Stays in eval mode, whatever a surrounding module asks."""

@@ -1,0 +1,155 @@
+"""What is measured of samples, each number with its protocol card. Called by ``pipeline``.
+
+One path for both kinds of generator: the same labels, the same decoder, the same judge, the same reference images.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int, UInt8
+from torch import Tensor
+
+from ifsq.codes.cache import CodeSet
+from ifsq.data import ImageSource, iterate_once, to_float, to_uint8
+from ifsq.data.draws import mix
+from ifsq.data.images import DataConfig
+from ifsq.evaluation.protocol import AT_ONCE, blank_card, spread
+from ifsq.generators.ar import ARGenerator
+from ifsq.generators.base import Generator
+from ifsq.generators.diffusion.sample import function_evaluations
+from ifsq.generators.train import take
+from ifsq.metrics import FeatureStatistics, JudgeNet, ProtocolCard, fd_name
+from ifsq.metrics.distribution import frechet_from_statistics
+from ifsq.metrics.judge import FEATURES
+from ifsq.tokenizer.model import Tokenizer
+from ifsq.training.checkpoint import weights_digest
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Real images that samples are held against: name, hash, classes and the judge's statistics of their features."""
+
+    name: str
+    fingerprint: str
+    data: DataConfig
+    classes: int
+    statistics: FeatureStatistics
+
+
+def evenly(classes: int, n: int) -> Int[Tensor, "n"]:
+    """``n`` labels, every class as often as any other (the first ones once more where n does not divide)."""
+    return torch.arange(n) % classes
+
+
+def reference(judge: JudgeNet, images: ImageSource, data: DataConfig, name: str) -> Reference:
+    """The judge's view of every image of a source."""
+    statistics = FeatureStatistics(judge.feature_dim)
+    for batch in iterate_once(images, AT_ONCE):
+        statistics.add(_features(judge, batch.images))
+    return Reference(name, images.fingerprint, data, len(images.classes), statistics)
+
+
+@torch.no_grad()
+def draw_images(
+    generator: Generator, tokenizer: Tokenizer, labels: Int[Tensor, "n"], seed: int, options: dict[str, Any]
+) -> UInt8[np.ndarray, "n H W 3"]:
+    """8-bit images, one a label, drawn in batches whose seeds follow from ``seed``."""
+    images = []
+    for number, part in enumerate(labels.split(AT_ONCE)):
+        drawn = generator.sample(part, seed=mix(seed, number), **options)
+        images.append(to_uint8(tokenizer.decode(drawn.codes)))
+    return np.concatenate(images)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """8-bit reconstructions of real images and their labels."""
+
+    images: UInt8[np.ndarray, "n H W 3"]
+    labels: Int[Tensor, "n"]
+
+
+@torch.no_grad()
+def reconstructed(tokenizer: Tokenizer, images: ImageSource, n: int) -> Kept:
+    """``n`` images spread over a source, through the tokenizer: the best that a generator of its codes can do."""
+    device = next(tokenizer.parameters()).device
+    kept, labels = [], []
+    for batch in iterate_once(images, AT_ONCE, indices=spread(images, n)):
+        kept.append(to_uint8(tokenizer(batch.images.to(device)).images))
+        labels.append(batch.labels)
+    return Kept(np.concatenate(kept), torch.cat(labels))
+
+
+def measure_samples(
+    judge: JudgeNet,
+    against: Reference,
+    images: UInt8[np.ndarray, "n H W 3"],
+    labels: Int[Tensor, "n"],
+    card: ProtocolCard,
+) -> list[ProtocolCard]:
+    """Fréchet distance to the reference, and how often the judge sees the class that was asked for.
+
+    A judge that learned other classes (see `pipeline.evaluate_generator`) says nothing about them.
+    """
+    statistics = FeatureStatistics(judge.feature_dim)
+    right = 0
+    for part, told in zip(_chunks(images), labels.split(AT_ONCE), strict=True):
+        floats = to_float(part)
+        statistics.add(_features(judge, floats))
+        right += int((_logits(judge, floats).argmax(dim=1) == told).sum())
+    card = replace(card, n=len(images), features=f"{FEATURES} {weights_digest(judge)[:12]}")
+    distance = frechet_from_statistics(statistics, against.statistics)
+    distances = [replace(card, metric=fd_name(FEATURES), values={"distance": distance})]
+    if judge.num_classes != against.classes:
+        return distances
+    return [*distances, replace(card, metric="class agreement", values={"share": right / len(images)})]
+
+
+def sampling_card(
+    generator: Generator, tokenizer: Tokenizer, against: Reference, seed: int, options: dict[str, Any]
+) -> ProtocolCard:
+    """The protocol of a set of samples, without a metric yet."""
+    own = {name: value for name, value in options.items() if name != "guidance"}
+    guidance = options.get("guidance", 1.0)
+    if generator.kind == "ar":
+        evaluations = generator.spec.tokens * (1 if guidance == 1 else 2)
+    else:
+        evaluations = function_evaluations(options["steps"], options["solver"], guidance)
+    return replace(
+        blank_card(against.data, against.name, against.fingerprint, 0, tokenizer),
+        seed=seed,
+        guidance=guidance,
+        sampler=", ".join(f"{name} {value}" for name, value in own.items()),
+        function_evaluations=evaluations,
+        generator_hash=weights_digest(generator),
+    )
+
+
+@torch.no_grad()
+def measure_likelihood(generator: Generator, codes: CodeSet, card: ProtocolCard) -> list[ProtocolCard]:
+    """Bits per image of held-out codes, for a generator that has a likelihood; nothing for one that has none."""
+    if not isinstance(generator, ARGenerator):
+        return []
+    device = next(generator.parameters()).device
+    nats = [generator.nll(take(codes, rows, device)).cpu() for rows in torch.arange(len(codes)).split(AT_ONCE)]
+    bits = torch.cat(nats) / np.log(2)
+    values = {"mean": float(bits.mean()), "std": float(bits.std(correction=0))}
+    return [replace(card, metric="bits per image", values=values, n=len(codes), sampler="", guidance=1.0)]
+
+
+@torch.no_grad()
+def _features(judge: JudgeNet, images: Tensor) -> Tensor:
+    return judge.features(images.to(next(judge.parameters()).device)).cpu()
+
+
+@torch.no_grad()
+def _logits(judge: JudgeNet, images: Tensor) -> Tensor:
+    return judge.logits(images.to(next(judge.parameters()).device)).cpu()
+
+
+def _chunks(images: UInt8[np.ndarray, "n H W 3"]) -> Iterator[np.ndarray]:
+    for start in range(0, len(images), AT_ONCE):
+        yield images[start : start + AT_ONCE]

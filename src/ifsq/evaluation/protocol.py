@@ -1,0 +1,59 @@
+"""What measurements share: the frame of a card, which images of a source are taken, and how processes agree."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+from ifsq.config import InputError
+from ifsq.data import ImageSource, sample_order
+from ifsq.data.images import DataConfig
+from ifsq.data.transforms import RESIZE_KERNEL
+from ifsq.metrics import ProtocolCard
+from ifsq.tokenizer.model import Tokenizer
+from ifsq.training.distributed import World
+
+AT_ONCE = 128  # images that pass through a network together
+PIXELS_AT_ONCE = 1 << 20
+Made = TypeVar("Made")
+
+
+def from_first(here: World, make: Callable[[], Made]) -> Made:
+    """What ``make`` returns in the first process, in every process; or what it refuses, so that all end alike."""
+    made: Made | None = None
+    refusal: InputError | None = None
+    if here.first:
+        try:
+            made = make()
+        except InputError as error:
+            refusal = error
+    value, refused = here.gather((made, refusal))[0]
+    if refused is not None:
+        raise refused
+    return value
+
+
+def at_once(size: int) -> int:
+    """Images of ``size`` pixels a side that pass through a tokenizer together: fewer of large ones."""
+    return max(1, min(AT_ONCE, PIXELS_AT_ONCE // size**2))
+
+
+def spread(images: ImageSource, n: int) -> list[int]:
+    """At most ``n`` indices drawn over a source, always the same: neither its first images nor every so-manieth are a
+    sample, since a folder is sorted by class and the bundled sources go round the classes."""
+    return sample_order(0, 0, len(images))[:n].tolist()
+
+
+def blank_card(data: DataConfig, name: str, fingerprint: str, n: int, tokenizer: Tokenizer) -> ProtocolCard:
+    """The card of a measurement on these images, without metric and values yet."""
+    bundled = data.source.startswith("bundled:")
+    return ProtocolCard(
+        metric="",
+        values={},
+        reference=name,
+        reference_hash=fingerprint,
+        n=n,
+        size=data.size,
+        crop="the bundled recipe" if bundled else data.crop,
+        resize_kernel="bicubic (Pillow)" if bundled else RESIZE_KERNEL,
+        dtype=str(next(tokenizer.parameters()).dtype).removeprefix("torch."),
+        tokenizer_hash=tokenizer.digest(),
+    )

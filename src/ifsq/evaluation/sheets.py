@@ -1,0 +1,100 @@
+"""Pictures of what was measured: sheets of reconstructions, of samples and of real images. Called by ``pipeline``."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+
+from ifsq.data import image_grid, iterate_once, to_uint8
+from ifsq.data.images import ImageSource
+from ifsq.evaluation.protocol import at_once
+from ifsq.tokenizer.model import Tokenizer
+
+SHEET_COLUMNS, SHEET_ROWS = 16, 4  # originals on the sheet of reconstructions
+SHEET_WIDTH = 2048  # pixels that a row of large images may take
+SHEET_CLASSES = 20  # rows at most
+CLASS_COLUMNS, REAL_COLUMNS = 6, 3  # images a class on the sheets of samples and of real images
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """8-bit originals and their reconstructions, as many of each."""
+
+    originals: UInt8[np.ndarray, "n H W 3"]
+    reconstructions: UInt8[np.ndarray, "n H W 3"]
+
+
+def shown_pairs(
+    tokenizer: Tokenizer, images: ImageSource, size: int, device: torch.device, indices: Sequence[int]
+) -> Pairs:
+    """The images at the first ``indices`` that the sheets show, through the tokenizer."""
+    originals, again = [], []
+    shown = indices[: SHEET_ROWS * _columns(size)]
+    for batch in iterate_once(images, at_once(size), indices=shown):
+        originals.append(to_uint8(batch.images))
+        again.append(to_uint8(tokenizer.reconstruct(batch.images.to(device))))
+    return Pairs(np.concatenate(originals), np.concatenate(again))
+
+
+def pair_sheet(pairs: Pairs) -> np.ndarray:
+    """Originals in the odd rows, their reconstructions below them."""
+    return _rows(pairs.originals, pairs.reconstructions)
+
+
+@dataclass(frozen=True)
+class Differences:
+    """A sheet, and how many times larger than they are its differences are drawn."""
+
+    sheet: UInt8[np.ndarray, "H W 3"]
+    scale: int
+
+
+def difference_sheet(pairs: Pairs) -> Differences:
+    """Originals, reconstructions below them, and below these the size of the difference, black where there is none.
+
+    Drawn larger by the largest power of two, 64 at most, under which one value of a hundred at most is cut off at 255.
+    """
+    difference = np.abs(pairs.originals.astype(np.int64) - pairs.reconstructions)
+    typical = max(1.0, float(np.quantile(difference, 0.99)))
+    scale = 2 ** int(np.clip(np.floor(np.log2(255 / typical)), 0, 6))
+    drawn = np.minimum(difference * scale, 255).astype(np.uint8)
+    return Differences(_rows(pairs.originals, pairs.reconstructions, drawn), scale)
+
+
+def _columns(size: int) -> int:
+    """Images side by side: a sheet is not much wider than `SHEET_WIDTH`."""
+    return max(4, min(SHEET_COLUMNS, SHEET_WIDTH // size))
+
+
+def _rows(*kinds: UInt8[np.ndarray, "n H W 3"]) -> np.ndarray:
+    """As many images of each kind in a row as a sheet is wide, the kinds below each other, then the next of them."""
+    count, size = len(kinds[0]), kinds[0].shape[1]
+    columns = min(count, _columns(size))
+    blank = np.full((-count % columns, *kinds[0].shape[1:]), 255, np.uint8)
+    full = [np.concatenate([images, blank]) for images in kinds]
+    starts = range(0, count, columns)
+    return image_grid(np.concatenate([images[at : at + columns] for at in starts for images in full]), columns)
+
+
+def class_sheet(images: np.ndarray, classes: int, shown: int) -> np.ndarray:
+    """The first ``shown`` classes, one a row; the images come class after class in turn, as `evenly` gives them."""
+    columns = min(CLASS_COLUMNS, len(images) // classes)
+    by_class = images[: columns * classes].reshape(columns, classes, *images.shape[1:]).swapaxes(0, 1)[:shown]
+    return image_grid(by_class.reshape(-1, *images.shape[1:]), columns)
+
+
+def real_rows(images: ImageSource, shown: int) -> np.ndarray:
+    """A few real images of the first classes, class after class in turn."""
+    found: dict[int, list[Any]] = {label: [] for label in range(shown)}
+    for index in range(len(images)):
+        picture, label = images.load(index, index)
+        if label < shown and len(found[label]) < REAL_COLUMNS:
+            found[label].append(picture)
+        if all(len(pictures) == REAL_COLUMNS for pictures in found.values()):
+            break
+    blank = np.full((picture.shape), 255, np.uint8)  # a class may have fewer images
+    columns = [pictures + [blank] * (REAL_COLUMNS - len(pictures)) for pictures in found.values()]
+    return np.stack([pictures[row] for row in range(REAL_COLUMNS) for pictures in columns])

@@ -1,0 +1,291 @@
+"""What is measured of a tokenizer, each number with its protocol card, over any number of processes.
+
+Every image once; all metrics on clamped 8-bit images, all networks in float32. Called by ``pipeline``.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from ifsq.codes import CodeSpec
+from ifsq.config import InputError
+from ifsq.data import DataError, ImageBatch, ImageSource, iterate_once, to_float, to_uint8
+from ifsq.data.images import DataConfig
+from ifsq.evaluation.levels import LevelCounts, LevelUse
+from ifsq.evaluation.protocol import at_once, blank_card, from_first
+from ifsq.metrics import (
+    CodeCounts,
+    CodeStatistics,
+    FeatureStatistics,
+    ImageScores,
+    JudgeNet,
+    ProtocolCard,
+    fd_name,
+    ms_ssim,
+    psnr,
+    ssim,
+)
+from ifsq.metrics.distribution import frechet_from_statistics
+from ifsq.metrics.judge import FEATURES
+from ifsq.metrics.reconstruction import ms_ssim_name, ms_ssim_scales
+from ifsq.nn.modes import exact_float32
+from ifsq.pretrained.inception import FIDInception
+from ifsq.pretrained.lpips import LPIPS
+from ifsq.tokenizer.model import Tokenizer
+from ifsq.training.checkpoint import weights_digest
+from ifsq.training.distributed import World
+from ifsq.training.log import Reporter
+
+FEATURES_AT_ONCE = 32  # images: Inception enlarges each to 299 pixels
+METHODS = {
+    "PSNR, dB": "mean over images",
+    "SSIM": "Gaussian window 11 x 11, border reflected, mean over images",
+    "MS-SSIM": "Gaussian window 11 x 11, mean over images",
+    "LPIPS": "mean over images",
+}
+"""What a name leaves open; `ifsq.metrics.reconstruction` says all."""
+
+
+@dataclass(frozen=True)
+class Judges:
+    """Networks that look at reconstructions, on this process's device; None: was not asked."""
+
+    lpips: LPIPS | None = None
+    inception: FIDInception | None = None
+    judge: JudgeNet | None = None
+
+
+@dataclass(frozen=True)
+class TokenizerMeasured:
+    """Cards, the use of levels by several quantizers on the same latents, and the latents' mean and deviation.
+
+    left_out  in words, what these images did not allow
+    """
+
+    cards: list[ProtocolCard]
+    levels: dict[str, LevelUse]
+    latent_mean: list[float]
+    latent_std: list[float]
+    left_out: list[str]
+
+
+def measure_tokenizer(
+    tokenizer: Tokenizer,
+    images: ImageSource,
+    data: DataConfig,
+    name: str,
+    indices: Sequence[int],
+    judges: Judges,
+    here: World,
+    watch: Reporter,
+    workers: int = 0,
+) -> TokenizerMeasured:
+    """Measure on the images at ``indices``, each once; every process takes a part, and all get the whole result.
+
+    data     how the images were made, for the cards
+    name     of the images, for the cards
+    workers  processes that read ahead
+
+    Whole batches are dealt out, so that a network sees the same batches however many processes there are. An image that
+    could not be read is missing in ``n``. Raises DataError when too few could.
+    """
+    batch = at_once(data.size)
+    shares = [indices[at : at + batch] for at in range(0, len(indices), batch)][here.rank :: here.size]
+    mine = [index for share in shares for index in share]
+    tally = _Tally(tokenizer, data, judges)
+    watch.start("images", 0, len(indices))
+    refusal: InputError | None = None
+    try:
+        with exact_float32():
+            for read in iterate_once(images, batch, indices=mine, workers=workers):
+                tally.add(read)
+                watch.advance(min(tally.n * here.size, len(indices)), {})
+    except InputError as error:  # an image cannot be read: no process may wait for this one's figures
+        refusal = error
+    counted = here.gather((tally.counted, refusal))
+    for _, refused in counted:
+        if refused is not None:
+            raise refused
+    watch.finish({})
+
+    def result() -> TokenizerMeasured:
+        for other, _ in counted[1:]:
+            counted[0][0].merge(other)
+        return _result(counted[0][0], tokenizer, data, name, images.fingerprint, judges)
+
+    return from_first(here, result)
+
+
+class _Counted:
+    """What has been counted of some images, small enough to send: counts, moments, and a few numbers an image."""
+
+    def __init__(self, tokenizer: Tokenizer, spec: CodeSpec | None, features: dict[str, int]) -> None:
+        self.n = 0
+        self.scores = ImageScores()
+        self.codes = None if spec is None else CodeCounts(spec)
+        self.levels = LevelCounts(tokenizer)
+        self.latents = FeatureStatistics(tokenizer.quantizer.width)
+        self.originals = {name: FeatureStatistics(dim) for name, dim in features.items()}
+        self.reconstructions = {name: FeatureStatistics(dim) for name, dim in features.items()}
+
+    def merge(self, other: "_Counted") -> None:
+        """Count what ``other``, of other images, has counted."""
+        self.n += other.n
+        self.scores.merge(other.scores)
+        if self.codes is not None and other.codes is not None:
+            self.codes.merge(other.codes)
+        self.levels.merge(other.levels)
+        self.latents.merge(other.latents)
+        for mine, theirs in ((self.originals, other.originals), (self.reconstructions, other.reconstructions)):
+            for name, statistics in mine.items():
+                statistics.merge(theirs[name])
+
+
+class _Tally:
+    """Runs batches through a tokenizer and the judges, and counts."""
+
+    def __init__(self, tokenizer: Tokenizer, data: DataConfig, judges: Judges) -> None:
+        self.tokenizer, self.lpips = tokenizer, judges.lpips
+        self.device = next(tokenizer.parameters()).device
+        self.scales = ms_ssim_scales(data.size, data.size)
+        self.extractors = _extractors(judges)
+        dims = {name: extractor.dim for name, extractor in self.extractors.items()}
+        self.counted = _Counted(tokenizer, _layout(tokenizer, data), dims)
+
+    @property
+    def n(self) -> int:
+        """Images so far."""
+        return self.counted.n
+
+    @torch.no_grad()
+    def add(self, batch: ImageBatch) -> None:
+        """Count a batch; it may be empty, where none of its images could be read."""
+        if not len(batch.images):
+            return
+        counted, images = self.counted, batch.images.to(self.device)
+        latent = self.tokenizer.latent(images)
+        quantized = self.tokenizer.quantizer(latent)
+        again = to_uint8(self.tokenizer.decode(quantized.codes))
+        counted.n += len(images)
+        counted.latents.add(latent.movedim(1, -1).flatten(0, -2))
+        counted.levels.add(latent)
+        if counted.codes is not None:
+            counted.codes.add(quantized.digits.cpu())
+        kept = to_float(again).to(self.device)
+        counted.scores.add(self._scores(images, kept))
+        originals = torch.from_numpy(to_uint8(images)).movedim(-1, 1).to(self.device)
+        reconstructions = torch.from_numpy(again).movedim(-1, 1).to(self.device)
+        for name, extractor in self.extractors.items():
+            for part in originals.split(FEATURES_AT_ONCE):
+                counted.originals[name].add(extractor.features(part))
+            for part in reconstructions.split(FEATURES_AT_ONCE):
+                counted.reconstructions[name].add(extractor.features(part))
+
+    def _scores(self, images: Float[Tensor, "b 3 H W"], again: Float[Tensor, "b 3 H W"]) -> dict[str, Tensor]:
+        scores = {} if self.lpips is None else {_lpips_name(self.lpips): self.lpips(images, again)}
+        if self.device.type == "mps":  # which has no float64
+            images, again = images.cpu(), again.cpu()
+        scores |= {"PSNR, dB": psnr(images, again), "SSIM": ssim(images, again)}
+        if self.scales:
+            scores[ms_ssim_name(self.scales)] = ms_ssim(images, again)
+        return scores
+
+
+@dataclass(frozen=True)
+class _Extractor:
+    """Features of 8-bit images for a Fréchet distance; ``told`` names them and their weights on the card."""
+
+    dim: int
+    told: str
+    features: Callable[[UInt8[Tensor, "b 3 H W"]], Float[Tensor, "b f"]]
+
+
+def _extractors(judges: Judges) -> dict[str, _Extractor]:
+    """By the name of the distance: that between reconstructions and their own originals, hence the r."""
+    found = {}
+    inception, judge = judges.inception, judges.judge
+    if inception is not None:
+        found[f"r{fd_name(inception.name)}"] = _Extractor(
+            2048, f"{inception.name} {weights_digest(inception)[:12]}", lambda images: inception(images)["2048"]
+        )
+    if judge is not None:
+        found[f"r{fd_name(FEATURES)}"] = _Extractor(
+            judge.feature_dim,
+            f"{FEATURES} {weights_digest(judge)[:12]}",
+            lambda images: judge.features(images.float() / 127.5 - 1),
+        )
+    return found
+
+
+def _lpips_name(lpips: LPIPS) -> str:
+    """``LPIPS`` with the published weights alone."""
+    return "LPIPS" if lpips.official else f"LPIPS({lpips.name})"
+
+
+def _layout(tokenizer: Tokenizer, data: DataConfig) -> CodeSpec | None:
+    """Levels and groups of what is counted; the lattice plays no part. None where codes are continuous."""
+    quantizer, side = tokenizer.quantizer, data.size // tokenizer.factor
+    levels = quantizer.levels
+    if levels is None:
+        return None
+    if tokenizer.kind == "residual":
+        groups = (quantizer.dim,) * (len(levels) // quantizer.dim)
+    else:
+        groups = getattr(quantizer, "groups", (len(levels),))
+    return CodeSpec(levels, groups, "little", "equal", (side, side))
+
+
+def _result(
+    counted: _Counted, tokenizer: Tokenizer, data: DataConfig, name: str, fingerprint: str, judges: Judges
+) -> TokenizerMeasured:
+    extractors = _extractors(judges)
+    if counted.n < (2 if extractors else 1):
+        raise DataError(
+            f"{name}: {counted.n} images could be read; expected one at least, two for distances of features"
+        )
+    blank = blank_card(data, name, fingerprint, counted.n, tokenizer)
+    cards = _score_cards(counted.scores, blank, judges.lpips)
+    cards += [
+        replace(blank, metric=metric, features=extractor.told, values={"distance": distance})
+        for metric, extractor in extractors.items()
+        for distance in [frechet_from_statistics(counted.reconstructions[metric], counted.originals[metric])]
+    ]
+    if counted.codes is not None:
+        cards += _code_cards(counted.codes.statistics(), blank)
+    left_out = [] if ms_ssim_scales(data.size, data.size) else [f"MS-SSIM: {data.size} pixels, needs 22"]
+    # The deviation of a single value is not known; every other is the unbiased one.
+    latents = counted.latents
+    deviation = latents.covariance.diagonal().sqrt() if latents.n > 1 else torch.zeros_like(latents.mean)
+    return TokenizerMeasured(cards, counted.levels.use(), latents.mean.tolist(), deviation.tolist(), left_out)
+
+
+def _score_cards(scores: ImageScores, blank: ProtocolCard, lpips: LPIPS | None) -> list[ProtocolCard]:
+    """PSNR first, then the others in the order of `METHODS`."""
+    summary = scores.summary()
+    cards = []
+    for start, method in METHODS.items():
+        for metric in (metric for metric in summary if metric.startswith(start)):
+            features = f"{lpips.name} {weights_digest(lpips)[:12]}" if lpips is not None and start == "LPIPS" else ""
+            values = {"mean": summary[metric].mean, "std": summary[metric].std}
+            cards.append(replace(blank, metric=metric, method=method, values=values, features=features))
+    return cards
+
+
+def _code_cards(use: CodeStatistics, blank: ProtocolCard) -> list[ProtocolCard]:
+    """How levels and indices are used."""
+    levels = sum(map(len, use.histograms))
+    cards = [
+        replace(blank, metric="level entropy / log2 L", values={"mean": use.mean_fraction}),
+        replace(blank, metric="dead levels", values={"sum": float(sum(use.dead_levels)), "of": float(levels)}),
+    ]
+    for number, group in enumerate(use.groups):
+        which = f" of group {number}" if len(use.groups) > 1 else ""
+        share = {"share": group.fraction, "at most": group.fraction_limit}
+        cards += [
+            replace(blank, metric=f"index use{which}", values=share),
+            replace(blank, metric=f"index perplexity{which}", values={"perplexity": group.perplexity}),
+        ]
+    return cards
