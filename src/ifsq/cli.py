@@ -239,10 +239,9 @@ def _import_official(options: argparse.Namespace) -> None:
 
 
 def _export_official(options: argparse.Namespace) -> None:
-    from ifsq.interop.official_tokenizer import write_official
-    from ifsq.tokenizer.model import Tokenizer
+    from ifsq.interop.official_tokenizer import export_official
 
-    config = write_official(Tokenizer.from_pretrained(options.folder), options.out)
+    config = export_official(options.folder, options.out)
     _print(f"checkpoint: {options.out}, config: {config}")
 
 
