@@ -142,6 +142,10 @@ def _parser() -> argparse.ArgumentParser:
     official.add_argument(
         "--out", type=Path, required=True, metavar="FILE.ckpt", help="its config is written beside it"
     )
+    saved = _verb(other, "pretrained", "a run's averaged weights, for from_pretrained and the hub", _export_pretrained)
+    saved.add_argument("folder", type=Path, metavar="RUN", help="tokenizer or generator run")
+    saved.add_argument("--out", type=Path, required=True, metavar="DIR")
+    saved.add_argument("--license", default="unknown", metavar="ID", help="of the weights, by the hub's identifiers")
     return parser
 
 
@@ -243,6 +247,13 @@ def _export_official(options: argparse.Namespace) -> None:
 
     config = export_official(options.folder, options.out)
     _print(f"checkpoint: {options.out}, config: {config}")
+
+
+def _export_pretrained(options: argparse.Namespace) -> None:
+    from ifsq.interop.pretrained import export_pretrained
+
+    export_pretrained(options.folder, options.out, options.license)
+    _print(f"model: {options.out}")
 
 
 class Terminal:

@@ -412,7 +412,12 @@ def test_the_commands(tmp_path, capsys):
     path, config = saved(tmp_path)
     run = tmp_path / "new" / "run"
     assert main(["import", "official", str(path), "--config", str(config), "--out", str(run)]) == 0
-    assert sorted(file.name for file in run.iterdir()) == ["config.json", "model.safetensors", "official.safetensors"]
+    assert {file.name for file in run.iterdir()} == {
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "official.safetensors",
+    }
     assert [file.name for file in run.parent.iterdir()] == ["run"]
     assert "quantize.running_mean" not in load_file(run / "model.safetensors")
     assert main(["export", "official", str(run), "--out", str(tmp_path / "again.ckpt")]) == 0
