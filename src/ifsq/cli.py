@@ -134,6 +134,11 @@ def _parser() -> argparse.ArgumentParser:
     official.add_argument("--out", type=Path, required=True, metavar="DIR")
     official.add_argument("--weights", choices=("ema", "raw"), default="ema", help="averaged (default) or as trained")
 
+    kl = _verb(other, "diffusers", "Stable Diffusion's autoencoder, as diffusers keeps it", _import_diffusers)
+    kl.add_argument("source", metavar="FOLDER_OR_ID", help="folder, or owner/name on the hub, of an AutoencoderKL")
+    kl.add_argument("--revision", default=None, help="branch, tag or commit on the hub")
+    kl.add_argument("--out", type=Path, required=True, metavar="DIR")
+
     other = verbs.add_parser("export", help="write a checkpoint for another project").add_subparsers(
         metavar="FORMAT", required=True
     )
@@ -239,6 +244,13 @@ def _import_official(options: argparse.Namespace) -> None:
     from ifsq.interop.official_tokenizer import import_official
 
     import_official(options.checkpoint, options.config, options.weights, options.out)
+    _print(f"tokenizer: {options.out}")
+
+
+def _import_diffusers(options: argparse.Namespace) -> None:
+    from ifsq.interop.diffusers_kl import import_diffusers
+
+    import_diffusers(options.source, options.out, options.revision)
     _print(f"tokenizer: {options.out}")
 
 

@@ -10,7 +10,6 @@ the way out. Called by ``cli``.
 import json
 import os
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from ifsq.interop.official_config import official_config, read_official_config
 from ifsq.interop.official_sidecar import read_sidecar, write_sidecar
 from ifsq.tokenizer.model import Tokenizer
 from ifsq.training.checkpoint import load_weights
+from ifsq.training.folder import check_free, new_folder
 
 PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
 DROPPED = re.compile(r"quantize\.(_levels|_basis|_basis_group_\d+|running_mean|running_var)")
@@ -60,19 +60,11 @@ def import_official(path: Path, config_path: Path, weights: str, out: Path) -> T
 
     Raises InputError when ``out`` is taken.
     """
-    if out.is_file() or (out.is_dir() and any(out.iterdir())):
-        raise InputError(f"{out}: exists; expected a new folder")
+    check_free(out)
     tokenizer = read_official(path, config_path, weights)
-    place = out.resolve()
-    partial = place.with_name(f".partial_{place.name}")
-    if partial.exists():
-        shutil.rmtree(partial)
-    try:
+    with new_folder(out) as partial:
         tokenizer.save_pretrained(partial)
         write_sidecar(partial, _load(path), read_json(config_path), _state(tokenizer), tokenizer.digest())
-        os.replace(partial, place)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return tokenizer
 
 

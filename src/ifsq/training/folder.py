@@ -6,6 +6,8 @@ A folder that is not ours, or that holds another configuration, is refused: noth
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,6 +67,27 @@ def write_text(path: Path, text: str) -> None:
     partial = path.with_name(f".partial_{path.name}")
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
+
+
+def check_free(out: Path) -> None:
+    """Raise InputError when ``out`` is a file or a folder that holds anything."""
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise InputError(f"{out}: exists; expected a new folder")
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A hidden folder beside ``out`` to write in; it becomes ``out`` at the end, or goes where something is raised."""
+    check_free(out)
+    place = out.resolve()
+    partial = place.with_name(f".partial_{place.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        os.replace(partial, place)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def save_model(folder: Path, described: dict[str, Any], tensors: dict[str, Tensor], card: str) -> None:
