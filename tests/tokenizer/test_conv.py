@@ -7,9 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ifsq.tokenizer.blocks import AttnBlock, Downsample, ResnetBlock, Upsample, make_norm
+from ifsq.tokenizer.blocks import AttnBlock, Downsample, ResnetBlock, Upsample
 from ifsq.tokenizer.conv import ConvConfig, Decoder, Encoder
 from ifsq.tokenizer.model import QuantizerConfig, Tokenizer, TokenizerConfig
+from ifsq.tokenizer.norms import _GroupNormSilu, make_norm, norm_silu
 
 TINY = ConvConfig(width=8, multipliers=(1, 2), blocks=2, groups=4)
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}
@@ -38,6 +39,40 @@ def test_norms_by_their_formulas(layout):
     power = x.square().mean(1, keepdim=True)
     torch.testing.assert_close(rms(x), x / (power + 1e-6).sqrt() * rms.weight.view(shape), **CLOSE)
     assert (rms(x) - layer(x)).abs().max() > 0.1  # what the official "rmsnorm" is not
+
+
+def gradients_of(function, x, norm, weight):
+    out = function(x)
+    return out, *torch.autograd.grad(out, (x, norm.weight, norm.bias), weight)
+
+
+def norm_and_map(dtype):
+    torch.manual_seed(0)
+    norm = randomized(make_norm("group", 12, 4)).to(dtype)
+    x, weight = (torch.randn(3, 12, 4, 5, dtype=dtype).contiguous(memory_format=torch.channels_last) for _ in range(2))
+    return norm, (2 * x + 1).requires_grad_(), weight
+
+
+def test_group_norm_and_silu_in_one_step():
+    norm, x, weight = norm_and_map(torch.float64)
+    ours = gradients_of(lambda x: _GroupNormSilu.apply(x, norm.weight, norm.bias, 4, 1e-6), x, norm, weight)
+    theirs = gradients_of(lambda x: F.silu(norm(x)), x, norm, weight)
+    for value, expected in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(value, expected, atol=1e-11, rtol=1e-11)
+
+
+def test_group_norm_and_silu_in_bf16():
+    norm, x, weight = norm_and_map(torch.float32)
+    x = x.detach().bfloat16().requires_grad_()
+    ours = gradients_of(lambda x: norm_silu(norm, x), x, norm, weight.bfloat16())
+    assert "GroupNormSilu" in type(ours[0].grad_fn).__name__
+    assert ours[1].is_contiguous(memory_format=torch.channels_last)
+    exact = x.detach().float().requires_grad_()
+    theirs = gradients_of(lambda x: F.silu(norm(x)), exact, norm, weight.bfloat16().float())
+    for value, expected in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(value.float(), expected, atol=0.02 * expected.abs().max().item(), rtol=0.02)
+    with torch.no_grad():
+        torch.testing.assert_close(norm_silu(norm, x), ours[0])
 
 
 def test_attention_by_its_formula():

@@ -1,9 +1,7 @@
-"""Layers of the convolutional tokenizer: norms, residual block, attention, and the steps between resolutions.
+"""Layers of the convolutional tokenizer: residual block, attention, and the steps between resolutions.
 
 Parameter names are those of the official checkpoints. All keep the memory layout of their input. Called by ``conv``.
 """
-
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,37 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-Norm = Literal["group", "layer", "rms"]
-NORMS: tuple[Norm, ...] = ("group", "layer", "rms")
-EPS = 1e-6
-
-
-def make_norm(kind: Norm, width: int, groups: int) -> nn.Module:
-    """Norm of a map (b, width, h, w); ``groups`` are of the group norm. Raises ValueError for another kind."""
-    if kind == "group":
-        return nn.GroupNorm(groups, width, eps=EPS)
-    if kind == "layer":
-        return LayerNorm2d(width, eps=EPS)
-    if kind == "rms":
-        return RMSNorm2d(width, eps=EPS)
-    raise ValueError(f"norm={kind!r}: expected one of {', '.join(NORMS)}")
-
-
-class LayerNorm2d(nn.LayerNorm):
-    """Layer norm over the channels of each position."""
-
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
-
-
-class RMSNorm2d(nn.RMSNorm):
-    """x / sqrt(mean of x^2 over channels) at each position, scaled; the official "rmsnorm" is a layer norm.
-
-    Computed in the type of its scale.
-    """
-
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        return super().forward(x.movedim(1, -1).to(self.weight.dtype)).movedim(-1, 1).to(x.dtype)
+from ifsq.tokenizer.norms import Norm, make_norm, norm_silu
 
 
 class ResnetBlock(nn.Module):
@@ -70,8 +38,8 @@ class ResnetBlock(nn.Module):
         return self._run(x)
 
     def _run(self, x: Tensor) -> Tensor:
-        y = self.conv1(F.silu(self.norm1(x)))
-        y = self.conv2(self.dropout(F.silu(self.norm2(y))))
+        y = self.conv1(norm_silu(self.norm1, x))
+        y = self.conv2(self.dropout(norm_silu(self.norm2, y)))
         return self.nin_shortcut(x) + y
 
 

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ifsq.tokenizer.blocks import NORMS, AttnBlock, Downsample, Norm, ResnetBlock, Upsample, make_norm, unrounded
+from ifsq.tokenizer.blocks import AttnBlock, Downsample, ResnetBlock, Upsample, unrounded
+from ifsq.tokenizer.norms import NORMS, Norm, make_norm, norm_silu
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ class Encoder(nn.Module):
         for level in self.down:
             x = level(x)
         x = _middle(self.mid_block, self.mid_attention, x)
-        return unrounded(self.conv_out, F.silu(self.norm_out(x)))  # b 2*latent h w
+        return unrounded(self.conv_out, norm_silu(self.norm_out, x))  # b 2*latent h w
 
 
 class Decoder(nn.Module):
@@ -122,7 +123,7 @@ class Decoder(nn.Module):
         x = _middle(self.mid_block, self.mid_attention, x)
         for level in reversed(self.up):
             x = level(x)
-        return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(x))), self.patch)  # b 3 H W
+        return F.pixel_shuffle(self.conv_out(norm_silu(self.norm_out, x)), self.patch)  # b 3 H W
 
 
 class _Level(nn.Module):
