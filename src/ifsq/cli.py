@@ -149,6 +149,11 @@ def _parser() -> argparse.ArgumentParser:
     official.add_argument("--out", type=Path, required=True, metavar="DIR")
     official.add_argument("--weights", choices=("ema", "raw"), default="ema", help="averaged (default) or as trained")
 
+    kl = _verb(other, "diffusers", "Stable Diffusion's autoencoder, as diffusers keeps it", _import_diffusers)
+    kl.add_argument("source", metavar="FOLDER_OR_ID", help="folder, or owner/name on the hub, of an AutoencoderKL")
+    kl.add_argument("--revision", default=None, help="branch, tag or commit on the hub")
+    kl.add_argument("--out", type=Path, required=True, metavar="DIR")
+
     other = verbs.add_parser("export", help="write a checkpoint for another project").add_subparsers(
         metavar="FORMAT", required=True
     )
@@ -157,6 +162,10 @@ def _parser() -> argparse.ArgumentParser:
     official.add_argument(
         "--out", type=Path, required=True, metavar="FILE.ckpt", help="its config is written beside it"
     )
+    saved = _verb(other, "pretrained", "a run's averaged weights, for from_pretrained and the hub", _export_pretrained)
+    saved.add_argument("folder", type=Path, metavar="RUN", help="tokenizer or generator run")
+    saved.add_argument("--out", type=Path, required=True, metavar="DIR")
+    saved.add_argument("--license", default="unknown", metavar="ID", help="of the weights, by the hub's identifiers")
     return parser
 
 
@@ -265,12 +274,25 @@ def _import_official(options: argparse.Namespace) -> None:
     _print(f"tokenizer: {options.out}")
 
 
-def _export_official(options: argparse.Namespace) -> None:
-    from ifsq.interop.official_tokenizer import write_official
-    from ifsq.tokenizer.model import Tokenizer
+def _import_diffusers(options: argparse.Namespace) -> None:
+    from ifsq.interop.diffusers_kl import import_diffusers
 
-    config = write_official(Tokenizer.from_pretrained(options.folder), options.out)
+    import_diffusers(options.source, options.out, options.revision)
+    _print(f"tokenizer: {options.out}")
+
+
+def _export_official(options: argparse.Namespace) -> None:
+    from ifsq.interop.official_tokenizer import export_official
+
+    config = export_official(options.folder, options.out)
     _print(f"checkpoint: {options.out}, config: {config}")
+
+
+def _export_pretrained(options: argparse.Namespace) -> None:
+    from ifsq.interop.pretrained import export_pretrained
+
+    export_pretrained(options.folder, options.out, options.license)
+    _print(f"model: {options.out}")
 
 
 class Terminal:

@@ -150,7 +150,7 @@ def train_generator(experiment: GeneratorExperiment, device: str = "auto", watch
     folder = Path(experiment.out)
     with _join(device) as here:
         cache = CodeCache.open(experiment.codes)
-        tokenizer = Tokenizer.from_pretrained(experiment.tokenizer)
+        tokenizer = Tokenizer.from_pretrained(Path(experiment.tokenizer))
         check_cache(cache, tokenizer, experiment.tokenizer)
         check_batch(experiment.train, here)
         record = {"kind": experiment.kind, "experiment": to_dict(experiment), "data": cache.digest}

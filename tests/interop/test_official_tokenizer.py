@@ -9,7 +9,14 @@ from safetensors.torch import load_file
 import ifsq
 from ifsq.cli import main
 from ifsq.config import InputError
-from ifsq.interop.official_tokenizer import official_tensors, read_official, read_official_config, write_official
+from ifsq.interop.official_config import read_official_config
+from ifsq.interop.official_tokenizer import (
+    export_official,
+    import_official,
+    official_tensors,
+    read_official,
+    write_official,
+)
 from ifsq.tokenizer.conv import ConvConfig
 from ifsq.tokenizer.model import QuantizerConfig, Tokenizer, TokenizerConfig
 
@@ -106,12 +113,121 @@ def test_the_imported_tokenizer_computes_what_the_official_one_does(golden, tmp_
     torch.testing.assert_close(tokenizer.decode(encoded.codes), file.get_tensor("out/recon"), **close)
 
 
-def test_full_size_names_and_shapes(golden_folder):
+FULL_SIZE = {
+    "tokenizer_ifsq_f16_d4_4bit": QuantizerConfig(),
+    "tokenizer_vae_f16": QuantizerConfig(kind="kl"),
+    "tokenizer_vq_f16": QuantizerConfig(kind="vq", commitment_weight=1.0, codebook_weight=0.5),
+}
+
+
+@pytest.mark.parametrize("name", FULL_SIZE)
+def test_full_size_names_and_shapes(name, golden_folder):
     with torch.device("meta"):
-        model = Tokenizer(TokenizerConfig())
+        model = Tokenizer(TokenizerConfig(quantizer=FULL_SIZE[name]))
     tensors = official_tensors(model.to_empty(device="cpu"))
-    official = json.loads((golden_folder / "state_dict_keys.json").read_text())["tokenizer_ifsq_f16_d4_4bit"]
+    official = json.loads((golden_folder / "state_dict_keys.json").read_text())[name]
     assert {key: [list(t.shape), str(t.dtype).removeprefix("torch.")] for key, t in tensors.items()} == official
+
+
+def flat(value, name=""):
+    """Leaves of nested containers by their place."""
+    if not isinstance(value, dict | list | tuple):
+        return {name: value}
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    parts = [flat(part, f"{name}/{key!r}") for key, part in items]
+    return {f"{name}:": type(value).__name__} | {key: leaf for part in parts for key, leaf in part.items()}
+
+
+def assert_same_file(first, second):
+    before, after = (flat(torch.load(path, weights_only=True)) for path in (first, second))
+    assert list(after) == list(before)
+    for key, value in before.items():
+        if isinstance(value, torch.Tensor):
+            assert after[key].dtype == value.dtype, key
+            assert torch.equal(after[key], value), key
+        else:
+            assert after[key] == value, key
+
+
+@pytest.mark.parametrize("weights", ["ema", "raw"])
+def test_the_official_file_is_exported_whole(golden_folder, tmp_path, weights):
+    path, config = golden_folder / "ckpt_tokenizer_tiny.ckpt", golden_folder / "ckpt_tokenizer_tiny.config.json"
+    import_official(path, config, weights, tmp_path / "run")
+    written = export_official(tmp_path / "run", tmp_path / "again.ckpt")
+    assert_same_file(path, tmp_path / "again.ckpt")
+    assert json.loads(written.read_text()) == json.loads(config.read_text())
+
+
+def golden_checkpoint(golden, folder, kind):
+    """A golden state dict in a file of the official trainer, averages halved: its path, its config, the vectors."""
+    file = golden(f"tokenizer_{kind}_2level")
+    state = {key[3:]: file.get_tensor(key) for key in file.keys() if key.startswith("sd/")}  # noqa: SIM118
+    averaged = {f"module.{key}": value / 2 for key, value in state.items()}
+    whole = {"epoch": 3, "state_dict": {"gen_model": state, "dics_model": {}}, "ema_state_dict": averaged}
+    torch.save(whole, folder / "official.ckpt")
+    name = {"vae": "ImageVAEModel", "vq": "ImageVQVAEModel"}[kind]
+    (folder / "run.json").write_text(json.dumps({"_class_name": name, **json.loads(file.metadata()["config"])}))
+    return folder / "official.ckpt", folder / "run.json", file
+
+
+@pytest.mark.parametrize("weights", ["ema", "raw"])
+@pytest.mark.parametrize("kind", ["vae", "vq"])
+def test_vae_and_vq_go_in_and_out(kind, weights, golden, tmp_path):
+    path, config, file = golden_checkpoint(golden, tmp_path, kind)
+    tokenizer = import_official(path, config, weights, tmp_path / "run")
+    export_official(tmp_path / "run", tmp_path / "whole.ckpt")
+    assert_same_file(path, tmp_path / "whole.ckpt")
+    (tmp_path / "run" / "official.safetensors").unlink()
+    written = export_official(tmp_path / "run", tmp_path / "again.ckpt")
+    assert json.loads(written.read_text()) == {
+        k: v for k, v in json.loads(config.read_text()).items() if k != "resolution"
+    }
+    again = torch.load(tmp_path / "again.ckpt", weights_only=True)["state_dict"]["gen_model"]
+    scale = 0.5 if weights == "ema" else 1.0
+    state = {key[3:]: file.get_tensor(key) * scale for key in file.keys() if key.startswith("sd/")}  # noqa: SIM118
+    assert again.keys() == state.keys()
+    assert all(torch.equal(again[key], value) for key, value in state.items() if "running" not in key)
+    if weights == "raw":
+        encoded = tokenizer.encode(file.get_tensor("in/x"))
+        torch.testing.assert_close(encoded.codes, file.get_tensor("out/z_q"), atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(tokenizer.decode(encoded.codes), file.get_tensor("out/recon"), atol=2e-5, rtol=1e-4)
+
+
+def test_the_weights_of_the_official_vq_loss(golden, tmp_path):
+    path, config, file = golden_checkpoint(golden, tmp_path, "vq")
+    tokenizer = read_official(path, config, "raw")
+    told = sum(tokenizer(file.get_tensor("in/x")).losses.values())
+    torch.testing.assert_close(told, file.get_tensor("out/vq_loss").reshape(told.shape), atol=1e-6, rtol=1e-4)
+    assert (tokenizer.config.quantizer.commitment_weight, tokenizer.config.quantizer.codebook_weight) == (1.0, 0.5)
+
+
+def test_attention_and_dropout_go_out_and_in(tmp_path):
+    conv = ConvConfig(width=32, multipliers=(1, 2), blocks=1, attention=(2,), dropout=0.25)
+    tokenizer = Tokenizer(TokenizerConfig(conv)).eval()
+    config = write_official(tokenizer, tmp_path / "out.ckpt")
+    assert json.loads(config.read_text())["attn_resolutions"] == [128]
+    again = read_official(tmp_path / "out.ckpt", config)
+    assert again.digest() == tokenizer.digest()
+    assert again.config == tokenizer.config
+    assert any(".attn." in key for key in official_tensors(tokenizer))
+
+
+def test_the_official_rms_norm_is_a_layer_norm(tmp_path):
+    (tmp_path / "run.json").write_text(json.dumps({**CONFIG, "norm_type": "rmsnorm"}))
+    assert read_official_config(tmp_path / "run.json").conv.norm == "layer"
+
+
+def test_a_sidecar_of_other_weights_is_refused(tmp_path, capsys):
+    path, config = saved(tmp_path)
+    import_official(path, config, "raw", tmp_path / "run")
+    other = Tokenizer.from_pretrained(tmp_path / "run")
+    torch.nn.init.zeros_(other.quant_conv.bias)
+    other.save_pretrained(tmp_path / "run")
+    told = refused(capsys, ["export", "official", tmp_path / "run", "--out", tmp_path / "out.ckpt"])
+    assert "official.safetensors: belongs to other weights" in told
+    (tmp_path / "run" / "official.safetensors").write_bytes(b"{}")
+    told = refused(capsys, ["export", "official", tmp_path / "run", "--out", tmp_path / "out.ckpt"])
+    assert "official.safetensors: cannot be read" in told
 
 
 def prefixed(*prefixes):
@@ -211,14 +327,24 @@ FILES = {
 }  # fmt: skip
 
 CONFIGS = {
-    "class": ({"_class_name": "ImageVAEModel"}, "_class_name: 'ImageVAEModel'; expected 'ImageFSQVAEModel'"),
+    "class": (
+        {"_class_name": "Model"},
+        "_class_name: 'Model'; expected one of 'ImageFSQVAEModel', 'ImageVAEModel', 'Im",
+    ),
+    "another class": ({"_class_name": "ImageVAEModel"}, "levels: [17, 17, 17, 17]; expected no such key of 'ImageVAEM"),
+    "beta": ({"beta": 0.5}, "beta: 0.5; expected no such key of 'ImageFSQVAEModel'"),
     "no levels": ({"levels": None}, "levels: is required"),
     "unknown key": ({"levls": [3]}, "levls: unknown key; did you mean 'levels'"),
     "act_fun": ({"act_fun": "tanh"}, "act_fun: input should be 'scale_sigmoid_16' or 'scale_sigmoid_20'"),
     "type": ({"hidden_size": "32"}, "hidden_size: input should be a valid integer"),
     "embed_dim": ({"embed_dim": 8}, "embed_dim: 8; expected 4"),
-    "attention": ({"attn_resolutions": [16]}, "attn_resolutions: [16]; expected []"),
-    "norm": ({"norm_type": "rmsnorm"}, "norm_type: 'rmsnorm'; expected 'groupnorm'"),
+    "attention": ({"attn_resolutions": [8]}, "attn_resolutions: 8; expected sides among 32, 16"),
+    "attention class": (
+        {"attn_resolutions": [16], "decoder_attention": "A"},
+        "decoder_attention: 'A'; expected 'AttnB",
+    ),
+    "norms": ({"attn_resolutions": [16], "norm_type": "rmsnorm"}, "attn_resolutions: [16]; expected []"),
+    "norm": ({"norm_type": "batchnorm"}, "norm_type: input should be 'groupnorm', 'layernorm' or 'rmsnorm'"),
     "blocks": ({"decoder_spatial_upsample": ["Upsample", ""]}, "decoder_spatial_upsample: ['Upsample', '']; expected"),
     "even levels": ({"levels": [8] * 4}, "paper cells with bound='ifsq' need odd levels"),
     "width": ({"hidden_size": 48}, "width=48: expected a multiple of groups=32"),
@@ -286,7 +412,12 @@ def test_the_commands(tmp_path, capsys):
     path, config = saved(tmp_path)
     run = tmp_path / "new" / "run"
     assert main(["import", "official", str(path), "--config", str(config), "--out", str(run)]) == 0
-    assert sorted(file.name for file in run.iterdir()) == ["config.json", "model.safetensors"]
+    assert {file.name for file in run.iterdir()} == {
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "official.safetensors",
+    }
     assert [file.name for file in run.parent.iterdir()] == ["run"]
     assert "quantize.running_mean" not in load_file(run / "model.safetensors")
     assert main(["export", "official", str(run), "--out", str(tmp_path / "again.ckpt")]) == 0
@@ -309,14 +440,11 @@ UNKNOWN_THERE = {
     "alpha": (TokenizerConfig(SMALL, QuantizerConfig(alpha=1.7)), "alpha=1.7; expected 1.6 or 2.0"),
     "bound": (TokenizerConfig(SMALL, QuantizerConfig(bound="gaussian")), "bound='gaussian'; expected 'ifsq' or 'tanh'"),
     "order": (TokenizerConfig(SMALL, QuantizerConfig(digit_order="big")), "digit_order='big'; expected 'little'"),
-    "kind": (TokenizerConfig(SMALL, QuantizerConfig(kind="ae")), "kind='ae'; expected 'fsq'"),
+    "kind": (TokenizerConfig(SMALL, QuantizerConfig(kind="ae")), "kind='ae'; expected 'fsq' or 'vq' or 'kl'"),
     "patch": (TokenizerConfig(ConvConfig(width=32, multipliers=(1,), patch=2)), "patch=2; expected 1"),
     "norm": (TokenizerConfig(ConvConfig(width=32, multipliers=(1,), groups=4)), "groups of the norm=4; expected 32"),
     "rms": (TokenizerConfig(ConvConfig(width=32, multipliers=(1,), norm="rms")), "norm='rms'; expected 'group'"),
-    "attention": (
-        TokenizerConfig(ConvConfig(width=32, multipliers=(1,), attention=(1,))),
-        r"attention=(1,); expected ()",
-    ),
+    "commitment": (TokenizerConfig(SMALL, QuantizerConfig(kind="vq")), "commitment_weight=0.25; expected 1.0"),
     "middle": (
         TokenizerConfig(ConvConfig(width=32, multipliers=(1,), middle_attention=True)),
         "middle_attention=True; expected False",

@@ -67,11 +67,18 @@ class Generator(nn.Module, ABC):
         """Take from the training digits what the model must know beforehand; called once, before training."""
 
     @staticmethod
-    def from_pretrained(folder: str | Path) -> "Generator":
-        """The generator of a run folder or of a saved one, autoregressive or diffusion, in eval mode."""
+    def from_pretrained(source: str | Path, revision: str | None = None) -> "Generator":
+        """The generator of a run or of a saved model, autoregressive or diffusion, in eval mode.
+
+        source    a folder, or a repository ``owner/name`` of the Hugging Face hub where no such folder is (extra
+                  ``hub``); a `Path` is always a folder
+        revision  branch, tag or commit of the repository
+
+        Raises InputError.
+        """
         from ifsq.generators.pretrained import load_generator  # both kinds are built on this file
 
-        return load_generator(folder)[0]
+        return load_generator(source, revision)[0]
 
     def check_labels(self, labels: Int[Tensor, "b"]) -> None:
         """Raise ValueError naming the first label that is not a class."""

@@ -11,8 +11,9 @@ from ifsq.codes.spec import CodeSpec
 from ifsq.config import InputError, build, to_dict
 from ifsq.generators.ar import ARConfig, ARGenerator
 from ifsq.generators.diffusion import DiffusionGenerator, DiTConfig
-from ifsq.training.checkpoint import load_weights
+from ifsq.training.checkpoint import load_weights, weights_digest
 from ifsq.training.folder import find_weights, save_model
+from ifsq.training.model_card import UNKNOWN, Provenance, model_card
 
 
 @dataclass(frozen=True)
@@ -59,14 +60,44 @@ def from_description(described: dict[str, Any], where: str) -> tuple[ARGenerator
     return DiffusionGenerator(build(DiTConfig, described["config"], where), spec, len(origin.classes)), origin
 
 
-def load_generator(folder: str | Path) -> tuple[ARGenerator | DiffusionGenerator, Origin]:
-    """The generator of a run folder (averaged weights of its newest checkpoint) or of a saved one, in eval mode."""
-    found = find_weights(Path(folder))
-    model, origin = from_description(found.described, str(folder))
-    load_weights(model, found.load(), str(folder))
+def load_generator(source: str | Path, revision: str | None = None) -> tuple[ARGenerator | DiffusionGenerator, Origin]:
+    """The generator of a run (averaged weights of its newest checkpoint) or of a saved model, in eval mode.
+
+    source    a folder, or a repository ``owner/name`` of the hub where no such folder is
+    revision  of the repository
+    """
+    found = find_weights(source, revision)
+    model, origin = from_description(found.described, str(source))
+    load_weights(model, found.load(), str(source))
     return model.eval(), origin
 
 
-def save_generator(model: ARGenerator | DiffusionGenerator, origin: Origin, folder: str | Path) -> None:
-    """Write ``config.json`` and ``model.safetensors``."""
-    save_model(Path(folder), describe(model, origin), model.state_dict())
+def save_generator(
+    model: ARGenerator | DiffusionGenerator, origin: Origin, folder: str | Path, made: Provenance = UNKNOWN
+) -> None:
+    """Write ``config.json``, ``model.safetensors`` and the model card ``README.md``, whole or not at all.
+
+    made  what the card says of data, steps, evaluation and licence
+    """
+    save_model(Path(folder), describe(model, origin), model.state_dict(), generator_card(model, origin, made))
+
+
+def generator_card(model: ARGenerator | DiffusionGenerator, origin: Origin, made: Provenance) -> str:
+    """The text of ``README.md``: sizes, classes, use, and what is known of the training."""
+    spec = model.spec
+    facts = {
+        "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
+        "kind": model.kind,
+        "code grid": " x ".join(map(str, spec.grid)),
+        "levels": " x ".join(map(str, spec.levels)),
+        "index groups": " + ".join(map(str, spec.groups)),
+        "classes": str(len(origin.classes)),
+        "SHA-256 of the tokenizer's weights": origin.tokenizer_digest,
+        "SHA-256 of the weights": weights_digest(model),
+    }
+    use = (
+        "import ifsq, torch",
+        'generator = ifsq.Generator.from_pretrained(".")  # this folder, or owner/name on the hub',
+        "codes = generator.sample(torch.tensor([0]), seed=0).codes  # for the tokenizer's decode",
+    )
+    return model_card(f"Generator of image codes ({model.kind})", ("image-generation", model.kind), facts, use, made)

@@ -1,93 +1,31 @@
-"""The FSQ tokenizer of the official repository, in and out of its trainer's ``.ckpt``.
+"""The tokenizers of the official repository (FSQ, VAE, VQ), in and out of its trainer's ``.ckpt``.
 
 The file is a pickle, opened with ``weights_only=True`` alone: ``{epoch, current_step, optimizer_state, state_dict:
 {gen_model, dics_model}, ema_state_dict}``; the model's JSON lies beside it. Parameter names are those of `Tokenizer`.
 Left out on the way in: the running mean and variance of the latent, which only its log reads, and the averages that its
-EMA takes of integer tables (``_basis`` of ``[9]*6`` drifts from 59049 to 59049.59). Called by ``cli``.
+EMA takes of integer tables (``_basis`` of ``[9]*6`` drifts from 59049 to 59049.59); ``official_sidecar`` keeps them for
+the way out. Called by ``cli``.
 """
 
 import json
 import os
 import re
-import shutil
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from ifsq.config import InputError, build, read_json
-from ifsq.tokenizer.model import Tokenizer, TokenizerConfig
+from ifsq.config import InputError, read_json
+from ifsq.interop.official_config import official_config, read_official_config
+from ifsq.interop.official_sidecar import read_sidecar, write_sidecar
+from ifsq.tokenizer.model import Tokenizer
 from ifsq.training.checkpoint import load_weights
+from ifsq.training.folder import check_free, new_folder
 
-CLASSES = ("ImageFSQVAEModel", "ImageFSQVAE")
-SLOPES = {"scale_sigmoid_16": 1.6, "scale_sigmoid_20": 2.0}
 PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
 DROPPED = re.compile(r"quantize\.(_levels|_basis|_basis_group_\d+|running_mean|running_var)")
-NORM_GROUPS = 32
-
-
-@dataclass(frozen=True)
-class OfficialConfig:
-    """The model's JSON, by its own names; what has one value that is understood here may be absent.
-
-    act_fun          slope 1.6 or 2 of the sigmoid; without ``do_simple_bound`` it is there and not used
-    do_simple_bound  False: the bound of the first FSQ
-    factorized_bits  sizes of the index groups
-    """
-
-    hidden_size: int
-    hidden_size_mult: tuple[int, ...]
-    num_res_blocks: int
-    z_channels: int
-    embed_dim: int
-    levels: tuple[int, ...]
-    do_simple_bound: bool
-    act_fun: Literal["scale_sigmoid_16", "scale_sigmoid_20"]
-    factorized_bits: tuple[int, ...] | None = None
-    encoder_resnet_blocks: tuple[str, ...] | None = None
-    encoder_spatial_downsample: tuple[str, ...] | None = None
-    decoder_resnet_blocks: tuple[str, ...] | None = None
-    decoder_spatial_upsample: tuple[str, ...] | None = None
-    encoder_mid_resnet: str | None = None
-    decoder_mid_resnet: str | None = None
-    encoder_conv_in: str | None = None
-    encoder_conv_out: str | None = None
-    decoder_conv_in: str | None = None
-    decoder_conv_out: str | None = None
-    norm_type: str | None = None
-    attn_resolutions: tuple[int, ...] | None = None
-    double_z: bool | None = None
-    use_quant_layer: bool | None = None
-    # No part of what an attention-free model computes outside training.
-    encoder_attention: str | None = None
-    decoder_attention: str | None = None
-    resolution: int | None = None
-    dropout: float | None = None
-    scale: tuple[float, ...] | None = None
-    shift: tuple[float, ...] | None = None
-
-    def understood(self) -> dict[str, Any]:
-        """The only values that `Tokenizer` can reproduce, by key."""
-        n = len(self.hidden_size_mult)
-        return {
-            "embed_dim": len(self.levels),
-            "encoder_resnet_blocks": ("ResnetBlock2D",) * n,
-            "encoder_spatial_downsample": ("Downsample",) * (n - 1) + ("",),
-            "decoder_resnet_blocks": ("ResnetBlock2D",) * n,
-            "decoder_spatial_upsample": ("",) + ("Upsample",) * (n - 1),
-            "encoder_mid_resnet": "ResnetBlock2D",
-            "decoder_mid_resnet": "ResnetBlock2D",
-            "encoder_conv_in": "Conv2d",
-            "encoder_conv_out": "Conv2d",
-            "decoder_conv_in": "Conv2d",
-            "decoder_conv_out": "Conv2d",
-            "norm_type": "groupnorm",
-            "attn_resolutions": (),
-            "double_z": True,
-            "use_quant_layer": True,
-        }
+WRAPPED_NORM = re.compile(r"(norm\w*)\.norm\.(weight|bias)$")  # a layer norm inside a module of its own
 
 
 def read_official(path: Path, config_path: Path, weights: str = "ema") -> Tokenizer:
@@ -100,8 +38,11 @@ def read_official(path: Path, config_path: Path, weights: str = "ema") -> Tokeni
     """
     config = read_official_config(config_path)
     table = _read_tensors(path, weights)
-    _check_levels(table, config.quantizer.levels, path, config_path)
-    table = {key: value for key, value in table.items() if not DROPPED.fullmatch(key)}
+    if config.quantizer.kind == "fsq":
+        _check_levels(table, config.quantizer.levels, path, config_path)
+    if config.conv.norm == "layer":
+        table = {WRAPPED_NORM.sub(r"\1.\2", key): value for key, value in table.items()}
+    table = {_own_name(key): value for key, value in table.items() if not DROPPED.fullmatch(key)}
     try:
         with torch.device("meta"):  # a config that is wrong by a few zeros asks for no memory
             model = Tokenizer(config)
@@ -114,75 +55,41 @@ def read_official(path: Path, config_path: Path, weights: str = "ema") -> Tokeni
     return model.eval()
 
 
-def read_official_config(path: Path) -> TokenizerConfig:
-    """The architecture that an official ``config.json`` describes. Raises InputError when `Tokenizer` has no such."""
-    found = read_json(path)
-    if not isinstance(found, dict):
-        raise InputError(f"{path}: expected a JSON object, the config of an official tokenizer")
-    kind = found.get("_class_name", CLASSES[0])
-    if kind not in CLASSES:
-        raise InputError(f"{path}: _class_name: {kind!r}; expected {CLASSES[0]!r}")
-    official = build(OfficialConfig, {k: v for k, v in found.items() if not k.startswith("_")}, str(path))
-    for key, value in official.understood().items():
-        if getattr(official, key) not in (None, value):
-            raise InputError(f"{path}: {key}: {_plain(getattr(official, key))!r}; expected {_plain(value)!r}")
-    table = {
-        "conv": {
-            "width": official.hidden_size,
-            "multipliers": official.hidden_size_mult,
-            "blocks": official.num_res_blocks,
-            "groups": NORM_GROUPS,
-            "latent": official.z_channels,
-        },
-        "quantizer": {
-            "levels": official.levels,
-            "groups": official.factorized_bits or (),
-            # Without the simple bound the official class computes the first FSQ, whatever its act_fun.
-            **({"alpha": SLOPES[official.act_fun]} if official.do_simple_bound else {"bound": "tanh"}),
-        },
-    }
-    return build(TokenizerConfig, table, str(path))
-
-
 def import_official(path: Path, config_path: Path, weights: str, out: Path) -> Tokenizer:
-    """`read_official`, saved in the folder ``out``, whole or not at all. Raises InputError when ``out`` is taken."""
-    if out.is_file() or (out.is_dir() and any(out.iterdir())):
-        raise InputError(f"{out}: exists; expected a new folder")
+    """`read_official`, saved in the folder ``out``, whole or not at all, with all else that the file holds beside it.
+
+    Raises InputError when ``out`` is taken.
+    """
+    check_free(out)
     tokenizer = read_official(path, config_path, weights)
-    place = out.resolve()
-    partial = place.with_name(f".partial_{place.name}")
-    if partial.exists():
-        shutil.rmtree(partial)
-    try:
+    with new_folder(out) as partial:
         tokenizer.save_pretrained(partial)
-        os.replace(partial, place)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        write_sidecar(partial, _load(path), read_json(config_path), _state(tokenizer), tokenizer.digest())
     return tokenizer
 
 
-def write_official(tokenizer: Tokenizer, path: Path) -> Path:
+def export_official(folder: str | Path, path: Path) -> Path:
+    """`write_official` of the tokenizer in ``folder``; an imported one comes out as it went in, tensor by tensor."""
+    tokenizer = Tokenizer.from_pretrained(folder)
+    return write_official(tokenizer, path, read_sidecar(Path(folder), _state(tokenizer), tokenizer.digest()))
+
+
+def write_official(tokenizer: Tokenizer, path: Path, kept: tuple[Any, Any] | None = None) -> Path:
     """Write ``path`` (``.ckpt``) as the official trainer does, and its config beside it, which is returned.
 
-    The weights stand under both names, ``gen_model`` and ``ema_state_dict``: the official generators read the second,
-    and go on with random weights where it is empty. The running statistics are those of a new model. Raises InputError
-    for a tokenizer that the official classes cannot hold, and when a file is there already.
+    kept  what `read_sidecar` gives: the checkpoint and config that are written in place of new ones
+
+    In new ones the weights stand under both names, ``gen_model`` and ``ema_state_dict``: the official generators read
+    the second, and go on with random weights where it is empty. Raises InputError for a tokenizer that the official
+    classes cannot hold, and when a file is there already.
     """
     if path.suffix != ".ckpt":
         raise InputError(f"{path}: expected a name that ends in .ckpt")
     config_path = path.with_suffix(".config.json")
-    config = _official_config(tokenizer, path)
+    saved, config = (_as_saved(tokenizer), official_config(tokenizer, path)) if kept is None else kept
     for file in (path, config_path):
         if file.exists():
             raise InputError(f"{file}: exists; choose another name or remove it")
-    tensors = official_tensors(tokenizer)
-    saved = {
-        "epoch": 0,
-        "current_step": 0,
-        "optimizer_state": {},
-        "state_dict": {"gen_model": tensors, "dics_model": {}},
-        "ema_state_dict": {f"module.{key}": value for key, value in tensors.items()},
-    }
     path.parent.mkdir(parents=True, exist_ok=True)
     partials = [file.with_name(f".partial_{file.name}") for file in (path, config_path)]
     try:
@@ -198,47 +105,36 @@ def write_official(tokenizer: Tokenizer, path: Path) -> Path:
 
 
 def official_tensors(tokenizer: Tokenizer) -> dict[str, Tensor]:
-    """The state of an FSQ tokenizer under its official names, float32."""
-    tensors = {key: value.detach().float().cpu().contiguous() for key, value in tokenizer.state_dict().items()}
+    """The state of a tokenizer under its official names, float32; running statistics are those of a new model."""
+    tensors = {key: value.float().cpu().contiguous() for key, value in _state(tokenizer).items()}
+    if tokenizer.kind == "kl":
+        return tensors
     width = (1, tokenizer.quantizer.dim, 1, 1)
     return {**tensors, "quantize.running_mean": torch.zeros(width), "quantize.running_var": torch.ones(width)}
 
 
-def _official_config(tokenizer: Tokenizer, path: Path) -> dict[str, Any]:
-    described = build(TokenizerConfig, tokenizer.describe()["config"], str(path))
-    conv, quantizer = described.conv, described.quantizer
-    slopes = {slope: name for name, slope in SLOPES.items()}
-    for name, value, expected in (
-        ("kind", quantizer.kind, ("fsq",)),
-        ("patch", conv.patch, (1,)),
-        ("norm", conv.norm, ("group",)),
-        ("groups of the norm", conv.groups, (NORM_GROUPS,)),
-        ("attention", conv.attention, ((),)),  # its resolutions are those of one image size
-        ("middle_attention", conv.middle_attention, (False,)),
-        ("bound", quantizer.bound, ("ifsq", "tanh")),
-        ("alpha", quantizer.alpha if quantizer.bound == "ifsq" else 2.0, tuple(slopes)),
-        ("cells", quantizer.cells, ("paper",)),
-        ("digit_order", quantizer.digit_order, ("little",)),
-    ):
-        if value not in expected:
-            raise InputError(
-                f"{path}: the official tokenizer has no {name}={value!r}; expected {' or '.join(map(repr, expected))}"
-            )
-    official = OfficialConfig(
-        hidden_size=conv.width,
-        hidden_size_mult=conv.multipliers,
-        num_res_blocks=conv.blocks,
-        z_channels=conv.latent,
-        embed_dim=len(quantizer.levels),
-        levels=quantizer.levels,
-        do_simple_bound=quantizer.bound == "ifsq",
-        act_fun="scale_sigmoid_16" if quantizer.bound == "ifsq" and quantizer.alpha == 1.6 else "scale_sigmoid_20",
-        factorized_bits=quantizer.groups if len(quantizer.groups) > 1 else None,
-    )
-    named = ("resnet_blocks", "spatial_downsample", "spatial_upsample")  # the class defaults are those of four levels
-    blocks = {key: value for key, value in official.understood().items() if key.endswith(named)}
-    table = {key: value for key, value in asdict(official).items() if value is not None}
-    return {"_class_name": CLASSES[0], **{key: _plain(value) for key, value in {**table, **blocks}.items()}}
+def _state(tokenizer: Tokenizer) -> dict[str, Tensor]:
+    """The tokenizer's tensors by official names."""
+    return {_official_name(key): value.detach() for key, value in tokenizer.state_dict().items()}
+
+
+def _official_name(key: str) -> str:
+    return f"quantize.{key.removeprefix('quantizer.')}" if key.startswith("quantizer.") else key
+
+
+def _own_name(key: str) -> str:
+    return f"quantizer.{key.removeprefix('quantize.')}" if key.startswith("quantize.") else key
+
+
+def _as_saved(tokenizer: Tokenizer) -> dict[str, Any]:
+    tensors = official_tensors(tokenizer)
+    return {
+        "epoch": 0,
+        "current_step": 0,
+        "optimizer_state": {},
+        "state_dict": {"gen_model": tensors, "dics_model": {}},
+        "ema_state_dict": {f"module.{key}": value for key, value in tensors.items()},
+    }
 
 
 def _read_tensors(path: Path, weights: str) -> dict[str, Tensor]:
@@ -305,7 +201,3 @@ def _without_prefix(key: str) -> str:
 
 def _describe(value: Any) -> str:
     return f"a tensor of {value.dtype}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value

@@ -5,7 +5,9 @@ its weights is its identity in code caches and protocol cards. Called by ``train
 """
 
 from dataclasses import dataclass, field, fields, replace
+from math import log2
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal, cast
 
 import torch
@@ -21,6 +23,8 @@ from ifsq.tokenizer.conv import ConvConfig, Decoded, Decoder, Encoder
 from ifsq.tokenizer.tiling import Tiling, tiled
 from ifsq.training.checkpoint import load_weights, weights_digest
 from ifsq.training.folder import find_weights, save_model
+from ifsq.training.hub import push
+from ifsq.training.model_card import UNKNOWN, Provenance, model_card
 
 # The options of each kind of bottleneck; the others must keep their defaults, or an experiment says what is not done.
 KINDS: dict[str, tuple[str, ...]] = {
@@ -312,16 +316,32 @@ class Tokenizer(nn.Module):
         return cls(build(TokenizerConfig, described["config"], where))
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> "Tokenizer":
-        """The tokenizer of a run folder (averaged weights of its newest checkpoint) or of a saved one, in eval mode."""
-        found = find_weights(Path(folder))
-        model = cls.from_description(found.described, str(folder))
-        load_weights(model, found.load(), str(folder))
+    def from_pretrained(cls, source: str | Path, revision: str | None = None) -> "Tokenizer":
+        """The tokenizer of a run (averaged weights of its newest checkpoint) or of a saved model, in eval mode.
+
+        source    a folder, or a repository ``owner/name`` of the Hugging Face hub where no such folder is (extra
+                  ``hub``); a `Path` is always a folder
+        revision  branch, tag or commit of the repository
+
+        Raises InputError.
+        """
+        found = find_weights(source, revision)
+        model = cls.from_description(found.described, str(source))
+        load_weights(model, found.load(), str(source))
         return model.eval()
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write ``config.json`` and ``model.safetensors``."""
-        save_model(Path(folder), self.describe(), self.state_dict())
+    def save_pretrained(self, folder: str | Path, made: Provenance = UNKNOWN) -> None:
+        """Write ``config.json``, ``model.safetensors`` and the model card ``README.md``, whole or not at all.
+
+        made  what the card says of data, steps, evaluation and licence
+        """
+        save_model(Path(folder), self.describe(), self.state_dict(), tokenizer_card(self, made))
+
+    def push_to_hub(self, repo_id: str, made: Provenance = UNKNOWN, *, private: bool = False) -> str:
+        """`save_pretrained` into the repository ``owner/name`` of the hub; returns the commit's address."""
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(Path(folder) / "model", made)
+            return push(Path(folder) / "model", repo_id, private=private)
 
     @torch.no_grad()
     def reconstruct(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b 3 H W"]:
@@ -331,3 +351,39 @@ class Tokenizer(nn.Module):
 
 def _at_least_float(images: Tensor) -> Tensor:
     return images.to(torch.promote_types(images.dtype, torch.float32))
+
+
+def tokenizer_card(tokenizer: Tokenizer, made: Provenance) -> str:
+    """The text of ``README.md``: sizes and bits, use, and what is known of the training."""
+    config, kind = tokenizer.config, tokenizer.kind
+    facts = {
+        "parameters": f"{sum(p.numel() for p in tokenizer.parameters()):,}",
+        "pixels a side of one code": str(tokenizer.factor),
+        "bottleneck": kind,
+        "code dimensions": str(tokenizer.quantizer.dim),
+        **_bits(config.quantizer),
+        "SHA-256 of the weights": tokenizer.digest(),
+    }
+    use = (
+        "import ifsq",
+        'tokenizer = ifsq.Tokenizer.from_pretrained(".")  # this folder, or owner/name on the hub',
+        "images = tokenizer.decode(tokenizer.encode(images).codes)  # float (b, 3, H, W) in [-1, 1]",
+    )
+    return model_card(f"Image tokenizer ({kind}, f{tokenizer.factor})", ("image-tokenizer", kind), facts, use, made)
+
+
+def _bits(quantizer: QuantizerConfig) -> dict[str, str]:
+    if quantizer.kind in ("kl", "ae"):
+        return {"codes": "continuous"}
+    if quantizer.kind == "vq":
+        return {"codebook": str(quantizer.codebook_size), "bits a position": f"{log2(quantizer.codebook_size):.4g}"}
+    levels = (2,) * quantizer.dim if quantizer.kind in ("lfq", "bsq") else quantizer.levels
+    stages = quantizer.stages if quantizer.kind == "residual" else 1
+    tokens = stages if quantizer.kind == "residual" else len(quantizer.groups) or 1
+    bits = stages * sum(map(log2, levels))
+    return {
+        "levels": " x ".join(map(str, levels)) + (f", {stages} stages" if stages > 1 else ""),
+        "bits a position": f"{bits:.4g}",
+        "tokens a position": str(tokens),
+        **({"bits a token": f"{bits / tokens:.4g}, on average"} if tokens > 1 else {"bits a token": f"{bits:.4g}"}),
+    }

@@ -5,6 +5,9 @@ A folder that is not ours, or that holds another configuration, is refused: noth
 
 import json
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ from torch import Tensor
 
 from ifsq.config import InputError, differences, read_json
 from ifsq.training import checkpoint
+from ifsq.training.hub import locate
 
 CONFIG = "config.json"
 LAYOUT = ("experiment.train.engine.", "experiment.engine.", "experiment.out ")
@@ -67,32 +71,78 @@ def write_text(path: Path, text: str) -> None:
     os.replace(partial, path)
 
 
-def save_model(folder: Path, described: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-    """Write ``model.safetensors`` and then ``config.json``. Raises InputError for the folder of a training run."""
+def check_free(out: Path) -> None:
+    """Raise InputError when ``out`` is a file or a folder that holds anything."""
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise InputError(f"{out}: exists; expected a new folder")
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A hidden folder beside ``out`` to write in; it becomes ``out`` at the end, or goes where something is raised."""
+    check_free(out)
+    place = out.resolve()
+    partial = place.with_name(f".partial_{place.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        os.replace(partial, place)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def save_model(folder: Path, described: dict[str, Any], tensors: dict[str, Tensor], card: str) -> None:
+    """Write ``model.safetensors``, the card as ``README.md``, and ``config.json``.
+
+    They are written beside the folder, which then appears whole. In a folder that is there they take the place of older
+    ones, ``config.json`` last: a save cut short there leaves a folder that holds no model, never two halves.
+    Raises InputError for a file or the folder of a training run.
+    """
+    if folder.is_file():
+        raise InputError(f"{folder}: is a file; expected a folder for the model")
     if (folder / CONFIG).is_file() and read_config(folder)["kind"] != "model":
         raise InputError(f"{folder}: holds a training run; save the model in another folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: value.contiguous() for name, value in tensors.items()}, folder / "model.safetensors")
-    write_text(folder / CONFIG, json.dumps({"kind": "model", "model": described}, indent=1) + "\n")
+    place = folder.resolve()
+    partial = place.with_name(f".partial_{place.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        save_file({name: value.contiguous() for name, value in tensors.items()}, partial / "model.safetensors")
+        (partial / "README.md").write_text(card, encoding="utf-8")
+        write_text(partial / CONFIG, json.dumps({"kind": "model", "model": described}, indent=1) + "\n")
+        if not place.exists() or not any(place.iterdir()):
+            os.replace(partial, place)
+            return
+        (place / CONFIG).unlink(missing_ok=True)
+        for name in ("model.safetensors", "README.md", CONFIG):
+            os.replace(partial / name, place / name)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Where a trained model lies: its description, and a file of tensors."""
+    """Where a trained model lies: its description, a file of tensors, and the step of a training run."""
 
     described: dict[str, Any]
     file: Path
+    step: int | None = None
 
     def load(self) -> dict[str, Tensor]:
         """The tensors. Raises InputError when the file is missing or damaged."""
         return checkpoint.load(self.file.parent, self.file.stem)
 
 
-def find_weights(folder: Path) -> Weights:
+def find_weights(source: str | Path, revision: str | None = None) -> Weights:
     """The averaged weights of a run's newest checkpoint, or those of a folder that ``save_pretrained`` wrote.
 
-    Raises InputError when the folder holds neither.
+    source    a folder, or a repository ``owner/name`` of the hub where no such folder is; see `locate`
+    revision  of the repository
+
+    Raises InputError when it holds neither.
     """
+    folder = locate(source, revision)
     config = read_config(folder)
     if config["kind"] == "model":
         if "model" not in config:
@@ -101,8 +151,8 @@ def find_weights(folder: Path) -> Weights:
     found = checkpoint.steps_in(folder / "checkpoints")
     if not found:
         raise InputError(f"{folder}: holds no checkpoint yet; train it first")
-    newest = found[-1][1]
+    step, newest = found[-1]
     state = checkpoint.load_state(newest)
     if not isinstance(state, dict) or "model" not in state:
         raise InputError(f"{newest / 'state.json'}: describes no model; the checkpoint is damaged")
-    return Weights(state["model"], newest / "ema.safetensors")
+    return Weights(state["model"], newest / "ema.safetensors", step)
