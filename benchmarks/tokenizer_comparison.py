@@ -80,7 +80,7 @@ def experiment(run: Run, out: Path, steps: int) -> TokenizerExperiment:
     return build(TokenizerExperiment, table, run.folder)
 
 
-def measure(run: Run, out: Path, steps: int, lpips: str | None) -> dict[str, float]:
+def measure(run: Run, out: Path, steps: int, lpips: str) -> dict[str, float]:
     """Train and evaluate, or read what was measured before."""
     folder = out / run.folder
     if not (folder / "evaluation.json").is_file():
@@ -125,7 +125,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--part", default="0/1", help="K/N: every N-th run from the K-th")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--lpips", default=None, help="file of torchvision's VGG16")
+    parser.add_argument("--lpips", default="", help="file of torchvision's VGG16")
     parser.add_argument("--table", type=Path, default=None, help="write the table of all runs there")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

@@ -85,12 +85,12 @@ def train_tokenizer(experiment: TokenizerExperiment, device: str = "auto", watch
     with _join(device) as here:
         train, val = open_images(experiment.data, "train"), open_images(experiment.data, "val")
         check_batch(experiment.train, here)
+        judge = _perceptual(experiment.loss, here)
         record = {"kind": "tokenizer", "experiment": to_dict(experiment), "data": train.fingerprint}
         _claim(folder, record, here)
         torch.manual_seed(experiment.train.seed)
         model = Tokenizer(experiment.tokenizer)
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        judge = _perceptual(experiment.loss, here)
         task = TokenizerTask(
             model, train, experiment.loss, experiment.train, judge, lambda net, at: _held_out(net, at, val)
         )
