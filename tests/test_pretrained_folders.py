@@ -18,6 +18,7 @@ from ifsq.generators.pretrained import Origin, describe, load_generator, save_ge
 from ifsq.tokenizer.conv import ConvConfig
 from ifsq.tokenizer.model import QuantizerConfig, Tokenizer, TokenizerConfig
 from ifsq.training import checkpoint
+from ifsq.training.distributed import World
 from ifsq.training.folder import create_run
 from ifsq.training.model_card import Provenance
 
@@ -257,7 +258,10 @@ def run_of(folder, kind, model, described, experiment, evaluated=7):
     create_run(folder, {"kind": kind, "experiment": experiment, "data": "x"})
     halved = {key: value / 2 for key, value in model.state_dict().items()}
     tables = {"model": model.state_dict(), "ema": halved}
-    checkpoint.save(folder / "checkpoints", 7, tables, {"model": described}, keep=1)
+    writer = checkpoint.Writer(folder / "checkpoints", World(0, 1, torch.device("cpu")), keep=1)
+    writer.save(7, tables, {"model": described})
+    writer.wait()
+    writer.close()
     (folder / "evaluation.json").write_text(json.dumps({"step": evaluated, "cards": [CARD]}))
     return folder
 

@@ -10,15 +10,14 @@ import signal
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from ifsq.config import InputError
 from ifsq.training import checkpoint, parallel
@@ -26,16 +25,8 @@ from ifsq.training.config import TrainConfig
 from ifsq.training.distributed import World
 from ifsq.training.ema import EMA
 from ifsq.training.log import MetricsLog, Reporter, memory_gib
-from ifsq.training.optim import OptimConfig, lr_at, make_optimizer
+from ifsq.training.player import Opponent, Player
 from ifsq.training.sinks import open_sinks
-
-
-@dataclass(frozen=True)
-class Opponent:
-    """A second module, trained beside the model on a loss of its own: a discriminator."""
-
-    module: nn.Module
-    optim: OptimConfig
 
 
 class Task(ABC):
@@ -119,59 +110,6 @@ def check_batch(config: TrainConfig, world: World) -> None:
         raise InputError(f"train.batch={config.batch}: expected a multiple of {whom}")
 
 
-class _Player:
-    """A module with its optimizer and loss scale: what takes a step.
-
-    loss  of a part of the batch; called behind DistributedDataParallel, so that it sees the forward pass
-    """
-
-    def __init__(
-        self, module: nn.Module, loss: Callable[..., dict[str, Tensor]], optim: OptimConfig, config: TrainConfig,
-        world: World, *, replicated: bool = True,
-    ) -> None:  # fmt: skip
-        self.module, self.optim, self.config, self.world = module, optim, config, world
-        self.optimizer = make_optimizer(module, optim)
-        self.scaler = torch.amp.GradScaler(world.device.type, enabled=config.precision == "fp16")
-        step = _Step(module, loss)
-        self.forward = parallel.replicate(step, world) if replicated else step
-
-    def backward(self, *given: Any, last: bool) -> dict[str, Tensor]:
-        """Add a part's gradient; with the ``last`` part the processes share it."""
-        device, precision = self.world.device.type, self.config.precision
-        half = torch.float16 if precision == "fp16" else torch.bfloat16
-        self.module.train()
-        with self._alone() if not last else nullcontext():
-            with torch.autocast(device, half, enabled=precision != "fp32"):
-                losses = self.forward(*given)
-            self.scaler.scale(losses["loss"] / self.config.engine.accumulate).backward()
-        return {name: value.detach() for name, value in losses.items()}
-
-    def step(self, step: int) -> Tensor:
-        """Move the weights; returns the gradient's norm before clipping."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr_at(step, self.config.steps, self.optim)
-        self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.optim.clip or math.inf)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
-        return parallel.whole(norm)
-
-    def _alone(self) -> AbstractContextManager[Any]:
-        return self.forward.no_sync() if isinstance(self.forward, DistributedDataParallel) else nullcontext()
-
-
-class _Step(nn.Module):
-    """One forward pass behind one module, which is what DistributedDataParallel needs in order to see it."""
-
-    def __init__(self, module: nn.Module, loss: Callable[..., dict[str, Tensor]]) -> None:
-        super().__init__()
-        self.module, self.loss = module, loss
-
-    def forward(self, *given: Any) -> dict[str, Tensor]:
-        return self.loss(self.module, *given)
-
-
 class _Run:
     """The state of a run between two steps."""
 
@@ -186,11 +124,11 @@ class _Run:
         if config.engine.compile:
             for part in task.compiled():
                 part.compile()
-        self.main = _Player(model, task.loss, config.optim, config, world, replicated=not sharded)
-        self.other: _Player | None = None
+        self.main = Player(model, task.loss, config.optim, config, world, replicated=not sharded)
+        self.other: Player | None = None
         if task.opponent is not None:
             module = task.opponent.module.to(world.device)
-            self.other = _Player(module, self._opponent_loss, task.opponent.optim, config, world)
+            self.other = Player(module, self._opponent_loss, task.opponent.optim, config, world)
         # What is sharded, all processes compute together: each sees the whole of what is held out.
         self.judged_by = replace(world, rank=0, size=1) if sharded else world
         folder.mkdir(parents=True, exist_ok=True)
@@ -284,7 +222,7 @@ class _Run:
         if self.world.first and self.log.path.exists():
             self.log.rewind(self.step)
 
-    def _restore_player(self, player: _Player, path: Path, weights: str, optimizer: str, scale: dict[str, Any]) -> None:
+    def _restore_player(self, player: Player, path: Path, weights: str, optimizer: str, scale: dict[str, Any]) -> None:
         checkpoint.load_weights(player.module, checkpoint.load(path, weights), str(path))
         checkpoint.restore_optimizer(player.optimizer, checkpoint.load(path, optimizer), str(path))
         player.scaler.load_state_dict(scale)

@@ -1,0 +1,77 @@
+"""A module with its optimizer and loss scale: what takes a step. Called by ``loop``, for the model and its opponent."""
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ifsq.training import parallel
+from ifsq.training.config import TrainConfig
+from ifsq.training.distributed import World
+from ifsq.training.optim import OptimConfig, lr_at, make_optimizer
+
+
+@dataclass(frozen=True)
+class Opponent:
+    """A second module, trained beside the model on a loss of its own: a discriminator."""
+
+    module: nn.Module
+    optim: OptimConfig
+
+
+class Player:
+    """A module with its optimizer and loss scale: what takes a step.
+
+    loss  of a part of the batch; called behind DistributedDataParallel, so that it sees the forward pass
+    """
+
+    def __init__(
+        self, module: nn.Module, loss: Callable[..., dict[str, Tensor]], optim: OptimConfig, config: TrainConfig,
+        world: World, *, replicated: bool = True,
+    ) -> None:  # fmt: skip
+        self.module, self.optim, self.config, self.world = module, optim, config, world
+        self.optimizer = make_optimizer(module, optim)
+        self.scaler = torch.amp.GradScaler(world.device.type, enabled=config.precision == "fp16")
+        step = _Step(module, loss)
+        self.forward = parallel.replicate(step, world) if replicated else step
+
+    def backward(self, *given: Any, last: bool) -> dict[str, Tensor]:
+        """Add a part's gradient; with the ``last`` part the processes share it."""
+        device, precision = self.world.device.type, self.config.precision
+        half = torch.float16 if precision == "fp16" else torch.bfloat16
+        self.module.train()
+        with self._alone() if not last else nullcontext():
+            with torch.autocast(device, half, enabled=precision != "fp32"):
+                losses = self.forward(*given)
+            self.scaler.scale(losses["loss"] / self.config.engine.accumulate).backward()
+        return {name: value.detach() for name, value in losses.items()}
+
+    def step(self, step: int) -> Tensor:
+        """Move the weights; returns the gradient's norm before clipping."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr_at(step, self.config.steps, self.optim)
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.optim.clip or math.inf)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        return parallel.whole(norm)
+
+    def _alone(self) -> AbstractContextManager[Any]:
+        return self.forward.no_sync() if isinstance(self.forward, DistributedDataParallel) else nullcontext()
+
+
+class _Step(nn.Module):
+    """One forward pass behind one module, which is what DistributedDataParallel needs in order to see it."""
+
+    def __init__(self, module: nn.Module, loss: Callable[..., dict[str, Tensor]]) -> None:
+        super().__init__()
+        self.module, self.loss = module, loss
+
+    def forward(self, *given: Any) -> dict[str, Tensor]:
+        return self.loss(self.module, *given)
