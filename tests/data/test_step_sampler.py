@@ -133,3 +133,11 @@ def test_a_broken_image_is_one_line_also_from_a_worker(tmp_path: Path, workers: 
 def test_a_sampler_of_another_source_is_refused(shapes: ImageSource) -> None:
     with pytest.raises(ValueError, match="sampler over 5 images"):
         ImageBatches(shapes, StepSampler(5, 2, 0))
+
+
+@given(n=st.integers(1, 60), block=st.integers(1, 20), seed=st.integers(0, 2**62), epoch=st.integers(0, 3))
+def test_an_order_in_blocks_stays_in_them(n: int, block: int, seed: int, epoch: int) -> None:
+    order = sample_order(seed, epoch, n, block)
+    for start in range(0, n, block):
+        part = list(range(start, min(start + block, n)))
+        assert order[part].tolist() == sorted(part, key=lambda index: mix(seed, epoch, index))
