@@ -49,10 +49,13 @@ def open_images(config: DataConfig, split: str) -> ImageSource:
 
 def _catalogues(source: str) -> "tuple[Catalogue, Catalogue | None]":
     """What a source holds to train on, and to validate on where it says so itself."""
-    from ifsq.data import folder, listed
+    from ifsq.data import folder, listed, shards
 
     path = Path(source)
     if path.suffix.lower() in listed.LISTS and not path.is_dir():
         return listed.Listed(path), None
+    if shards.are_shards(source):
+        train, val = shards.split_shards(source)
+        return shards.Shards(source, train), shards.Shards(source, val) if val else None
     first, second = folder.split_folders(path)
     return folder.Folder(first), None if second is None else folder.Folder(second)
