@@ -40,6 +40,10 @@ def open_images(config: DataConfig, split: str) -> ImageSource:
     }
     if config.source in makers:
         return makers[config.source](config, split)
+    if config.stream:
+        from ifsq.data import stream
+
+        return stream.Stream(config, split)
     train, val = _catalogues(config.source)
     if config.val_source:
         first, second = _catalogues(config.val_source)
@@ -51,6 +55,11 @@ def _catalogues(source: str) -> "tuple[Catalogue, Catalogue | None]":
     """What a source holds to train on, and to validate on where it says so itself."""
     from ifsq.data import folder, listed, shards
 
+    if source.startswith("hf:"):
+        from ifsq.data import hf
+
+        rows, held_out = hf.open_splits(source)
+        return hf.Table(source, rows), None if held_out is None else hf.Table(f"{source} val", held_out)
     path = Path(source)
     if path.suffix.lower() in listed.LISTS and not path.is_dir():
         return listed.Listed(path), None
