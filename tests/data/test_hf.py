@@ -119,6 +119,16 @@ def test_a_stream_goes_on_restarts_and_ends_with_a_line(tmp_path: Path, monkeypa
         source.load(12, 0)
 
 
+def test_a_forked_process_starts_a_pass_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets.DatasetDict({"train": rows(10)}).save_to_disk(str(tmp_path / "a"))
+    source = opened(f"hf:{tmp_path}/a", streamed=True)
+    assert isinstance(source, stream.Stream)
+    first = source._reading()
+    assert source._reading() is first
+    monkeypatch.setattr(stream.os, "getpid", lambda: -1)
+    assert source._reading() is not first
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_process_decodes_only_its_own_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
     datasets.DatasetDict({"train": rows(12)}).save_to_disk(str(tmp_path / "a"))

@@ -19,6 +19,7 @@ from ifsq.data import (
     iterate_once,
     open_images,
     sample_order,
+    to_uint8,
     write_png,
 )
 from ifsq.data.draws import mix
@@ -141,3 +142,17 @@ def test_an_order_in_blocks_stays_in_them(n: int, block: int, seed: int, epoch: 
     for start in range(0, n, block):
         part = list(range(start, min(start + block, n)))
         assert order[part].tolist() == sorted(part, key=lambda index: mix(seed, epoch, index))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_bytes_become_floats_on_the_gpu(shapes: ImageSource, workers: int) -> None:
+    sampler, device = StepSampler(len(shapes), 6, 0), torch.device("cuda")
+    there = take(ImageBatches(shapes, sampler, workers=workers, prefetch=3, device=device), 3)
+    here = take(ImageBatches(shapes, sampler), 3)
+    for a, b in zip(there, here, strict=True):
+        assert a.images.device.type == "cuda"
+        assert a.labels.device.type == "cpu"
+        torch.testing.assert_close(a.images.cpu(), b.images, rtol=0, atol=1e-6)
+        np.testing.assert_array_equal(to_uint8(a.images), to_uint8(b.images))
