@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help setup demo test gpu check static format clean
+.PHONY: help setup demo test slow gpu check static format clean
 
 help:            ## this list
 	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/  /' | column -t -s'  ' -l2
@@ -21,7 +21,10 @@ demo: $(READY)   ## the whole road on bundled pictures; ends with runs/demo/repo
 	$(BIN)/ifsq demo
 
 test: $(READY)   ## the test suite, on both cores
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m 'not gpu'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m 'not gpu and not slow'
+
+slow: $(READY)   ## runs killed at twenty random moments, and two hosts; minutes, two hosts as root
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow
 
 gpu: $(READY)    ## tests that need a CUDA device
 	$(BIN)/python -m pytest -q -m gpu

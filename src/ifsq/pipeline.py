@@ -71,7 +71,7 @@ from ifsq.tokenizer.model import Tokenizer
 from ifsq.tokenizer.train import TokenizerTask
 from ifsq.training import checkpoint
 from ifsq.training.distributed import World, pick_device, world
-from ifsq.training.folder import check_run, create_run, find_weights, read_config, write_text
+from ifsq.training.folder import CONFIG, check_run, create_run, find_weights, read_config, write_text
 from ifsq.training.log import Reporter, Silent
 from ifsq.training.loop import check_batch, fit
 
@@ -85,12 +85,12 @@ def train_tokenizer(experiment: TokenizerExperiment, device: str = "auto", watch
     with _join(device) as here:
         train, val = open_images(experiment.data, "train"), open_images(experiment.data, "val")
         check_batch(experiment.train, here)
+        judge = _perceptual(experiment.loss, here)
         record = {"kind": "tokenizer", "experiment": to_dict(experiment), "data": train.fingerprint}
         _claim(folder, record, here)
         torch.manual_seed(experiment.train.seed)
         model = Tokenizer(experiment.tokenizer)
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        judge = _perceptual(experiment.loss, here)
         task = TokenizerTask(
             model, train, experiment.loss, experiment.train, judge, lambda net, at: _held_out(net, at, val)
         )
@@ -339,6 +339,8 @@ def _claim(folder: Path, record: dict[str, Any], here: World) -> None:
     if here.first and not mine:
         create_run(folder, record)
     here.barrier()
+    if not (folder / CONFIG).is_file():
+        raise InputError(f"{folder}: process {here.rank} does not see it; expected a file system that all hosts share")
 
 
 def _data_of(run: Path, source: str, size: int | None, factor: int) -> DataConfig:

@@ -12,7 +12,7 @@ from torch import nn
 
 from ifsq.config import InputError
 from ifsq.training import checkpoint
-from ifsq.training.config import TrainConfig
+from ifsq.training.config import EngineConfig, TrainConfig
 from ifsq.training.distributed import World, pick_device
 from ifsq.training.ema import EMA
 from ifsq.training.log import MetricsLog, Silent, read_metrics
@@ -253,3 +253,61 @@ def test_devices_that_are_absent_are_named():
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="has no CUDA device"):
             pick_device("cuda")
+
+
+def test_half_precision_keeps_its_loss_scale(tmp_path):
+    """The scale grows and falls with the gradients; it is state like any other."""
+    half = config(precision="fp16", steps=20)
+    fit(Regression(), half, tmp_path / "whole", HERE, Silent(), "whole")
+    state = checkpoint.load_state(checkpoint.steps_in(tmp_path / "whole" / "checkpoints")[-1][1])
+    assert state["scaler"]["scale"] > 0
+    assert state["scaler"]["_growth_tracker"] > 0
+
+    def kill(step):
+        if step == 13:
+            raise Killed
+
+    with pytest.raises(Killed):
+        fit(Regression(kill), half, tmp_path / "cut", HERE, Silent(), "cut")
+    fit(Regression(), half, tmp_path / "cut", HERE, Silent(), "cut")
+    assert_same(weights(tmp_path / "whole")[1], weights(tmp_path / "cut")[1])
+    losses = [row["loss"] for row in read_metrics(tmp_path / "whole" / "metrics.jsonl") if "loss" in row]
+    assert losses[-1] < losses[0]
+
+
+def test_parts_add_up_to_the_batch(tmp_path):
+    """Without dropout and noise, two halves give the gradient of the whole."""
+
+    class Plain(Regression):
+        def __init__(self, parts):
+            super().__init__()
+            self.model, self.parts = nn.Linear(4, 1), parts
+            torch.manual_seed(0)
+            nn.init.normal_(self.model.weight)
+
+        def batches(self, start, world):
+            for batch in super().batches(start, world):
+                yield from batch.split(8 // self.parts)
+
+        def loss(self, model, batch, rng, step):
+            return {"loss": (model(batch) - batch.sum(dim=1, keepdim=True)).square().mean()}
+
+    for parts in (1, 4):
+        engine = EngineConfig(accumulate=parts)
+        fit(Plain(parts), config(engine=engine), tmp_path / str(parts), HERE, Silent(), "run")
+    whole, pieces = (weights(tmp_path / str(parts))[1]["model"] for parts in (1, 4))
+    for key, value in whole.items():
+        torch.testing.assert_close(pieces[key], value, atol=1e-5, rtol=1e-4)
+    with pytest.raises(InputError, match=r"train.batch=8: expected a multiple of the 1 processes times accumulate=3"):
+        fit(Plain(1), config(engine=EngineConfig(accumulate=3)), tmp_path / "3", HERE, Silent(), "run")
+
+
+def test_the_compiled_parts_are_those_the_task_names(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(nn.Module, "compile", lambda self: asked.append(self))
+    task = Regression()
+    task.compiled = lambda: [task.model[0]]
+    fit(task, config(steps=1), tmp_path / "no", HERE, Silent(), "run")
+    assert not asked
+    fit(task, config(steps=1, engine=EngineConfig(compile=True)), tmp_path / "yes", HERE, Silent(), "run")
+    assert asked == [task.model[0]]

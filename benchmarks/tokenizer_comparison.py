@@ -1,0 +1,142 @@
+"""Bottlenecks at equal bits, steps and seeds on bundled photographs: PSNR, FD(judge), use of the levels.
+
+    python benchmarks/tokenizer_comparison.py --out runs/comparison [--steps 500] [--seeds 0 1 2] [--table FILE.md]
+
+Every run is an ordinary one (`ifsq.pipeline`): interrupted, the same command goes on. Several processes may share the
+work: ``--part 0/2`` and ``--part 1/2``. The table needs all runs. LPIPS enters where ``--lpips FILE`` gives VGG16.
+"""
+
+import argparse
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+
+import torch
+
+from ifsq import pipeline
+from ifsq.config import build
+from ifsq.evaluation import TokenizerEvaluation
+from ifsq.experiment import TokenizerExperiment
+
+DIM = 4
+BITS = (2, 3, 4, 6)
+FSQS = {
+    "FSQ (tanh)": {"bound": "tanh", "cells": "paper"},
+    "iFSQ": {"bound": "ifsq", "cells": "paper"},
+    "iFSQ, equal cells": {"bound": "ifsq", "cells": "equal"},
+    "iFSQ, calibrated": {"bound": "quantile", "cells": "equal"},
+}
+LARGEST_CODEBOOK = 10**5  # of VQ: 65^4 rows and their distances fit no small machine
+
+
+@dataclass(frozen=True)
+class Run:
+    """One bottleneck at one rate, trained from one seed."""
+
+    name: str
+    bits: int  # a dimension; 0: continuous
+    seed: int
+    quantizer: tuple[tuple[str, object], ...]
+
+    @property
+    def folder(self) -> str:
+        plain = "".join(c for c in self.name if c.isalnum()).lower()
+        return f"{plain}_{self.bits}bit_s{self.seed}"
+
+
+def grid(seeds: list[int]) -> list[Run]:
+    """All runs, a whole seed before the next, the quick ones first."""
+    runs: list[Run] = []
+    for seed in seeds:
+        runs.append(Run("AE", 0, seed, (("kind", "ae"), ("dim", DIM))))
+        for bits in BITS:
+            levels = [2**bits + 1] * DIM
+            for name, options in FSQS.items():
+                runs.append(Run(name, bits, seed, (("levels", levels), *options.items())))
+        for bits in BITS:
+            size = (2**bits + 1) ** DIM
+            if size <= LARGEST_CODEBOOK:
+                vq = {"kind": "vq", "dim": DIM, "codebook_size": size}
+                runs.append(Run("VQ", bits, seed, tuple(vq.items())))
+    return runs
+
+
+def experiment(run: Run, out: Path, steps: int) -> TokenizerExperiment:
+    """The demo's tokenizer with this bottleneck."""
+    table = {
+        "out": str(out / run.folder),
+        "data": {"source": "bundled:photos", "size": 32},
+        "tokenizer": {
+            "conv": {"width": 64, "multipliers": [1, 1], "blocks": 1, "patch": 2, "groups": 8},
+            "quantizer": dict(run.quantizer),
+        },
+        "train": {
+            "steps": steps, "batch": 32, "seed": run.seed, "precision": "bf16", "ema": 0.99,
+            "log_every": 100, "save_every": steps, "keep": 1, "optim": {"lr": 1e-3},
+        },
+    }  # fmt: skip
+    return build(TokenizerExperiment, table, run.folder)
+
+
+def measure(run: Run, out: Path, steps: int, lpips: str) -> dict[str, float]:
+    """Train and evaluate, or read what was measured before."""
+    folder = out / run.folder
+    if not (folder / "evaluation.json").is_file():
+        pipeline.train_tokenizer(experiment(run, out, steps), "cpu")
+        pipeline.evaluate_tokenizer(folder, "cpu", asked=TokenizerEvaluation(lpips=lpips))
+    cards = json.loads((folder / "evaluation.json").read_text())["cards"]
+    return {card["metric"]: next(iter(card["values"].values())) for card in cards}
+
+
+def table(runs: list[Run], measured: dict[str, dict[str, float]], steps: int) -> str:
+    """Mean and standard deviation over the seeds, a bottleneck and rate a row."""
+    metrics = [
+        ("PSNR, dB", "PSNR, dB", 2), ("SSIM", "SSIM", 4), ("LPIPS", "LPIPS", 4),
+        ("rFD(judge)", "rFD(judge)", 2), ("level entropy / log2 L", "level entropy / log2 L", 4),
+    ]  # fmt: skip
+    seen = {metric for values in measured.values() for metric in values}
+    metrics = [entry for entry in metrics if entry[1] in seen]
+    seeds = sorted({run.seed for run in runs})
+    lines = [
+        f"# Bottlenecks of one tokenizer at equal bits, {steps} steps, seeds {', '.join(map(str, seeds))}",
+        "",
+        "| bits a dimension | bits a position | bottleneck | " + " | ".join(title for title, _, _ in metrics) + " |",
+        "|" + "---|" * (3 + len(metrics)),
+    ]
+    rows = {(run.bits, run.name): None for run in sorted(runs, key=lambda run: run.bits)}
+    for bits, name in rows:
+        group = [measured[run.folder] for run in runs if (run.bits, run.name) == (bits, name)]
+        position = f"{DIM * math.log2(2**bits + 1):.2f}" if bits else "continuous"
+        cells = []
+        for _, metric, digits in metrics:
+            values = [values[metric] for values in group if metric in values]
+            spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
+            cells.append(f"{mean(values):.{digits}f}{spread}" if values else "-")
+        lines.append(f"| {bits or '-'} | {position} | {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/comparison"))
+    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--part", default="0/1", help="K/N: every N-th run from the K-th")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--lpips", default="", help="file of torchvision's VGG16")
+    parser.add_argument("--table", type=Path, default=None, help="write the table of all runs there")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    runs, (part, parts) = grid(options.seeds), map(int, options.part.split("/"))
+    measured = {}
+    for run in runs if options.table else runs[part::parts]:
+        measured[run.folder] = measure(run, options.out, options.steps, options.lpips)
+        print(run.folder, {name: round(value, 4) for name, value in measured[run.folder].items()}, flush=True)
+    if options.table:
+        options.table.write_text(table(runs, measured, options.steps))
+
+
+if __name__ == "__main__":
+    main()

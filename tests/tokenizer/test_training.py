@@ -1,0 +1,142 @@
+"""A tokenizer trained with every loss: whose turn it is, what is saved, and what never is."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from ifsq import pipeline
+from ifsq.config import InputError, build
+from ifsq.data import open_images
+from ifsq.experiment import TokenizerExperiment
+from ifsq.pretrained.lpips import _vgg16_features
+from ifsq.tokenizer.adversarial import AdversarialConfig
+from ifsq.tokenizer.losses import LossConfig
+from ifsq.tokenizer.model import Tokenizer
+from ifsq.tokenizer.train import TokenizerTask
+from ifsq.training import checkpoint
+from ifsq.training.log import read_metrics
+
+TABLE = {
+    "data": {"source": "bundled:shapes", "size": 32},
+    "tokenizer": {
+        "conv": {"width": 8, "multipliers": [1, 1], "blocks": 1, "patch": 2, "groups": 4},
+        "quantizer": {"levels": [5, 5]},
+    },
+    "loss": {"adversarial": {"start": 2, "layers": 2, "width": 4}},
+    "train": {"steps": 6, "batch": 4, "log_every": 1, "save_every": 3, "optim": {"warmup": 0}},
+}
+
+
+def experiment(out, loss=None, **train):
+    table = {**TABLE, "out": str(out), "train": {**TABLE["train"], **train}}
+    return build(TokenizerExperiment, table | ({"loss": loss} if loss else {}), "test")
+
+
+@pytest.fixture(scope="module")
+def vgg16(tmp_path_factory):
+    """Weights of the shape of torchvision's VGG16."""
+    torch.manual_seed(0)
+    file = tmp_path_factory.mktemp("weights") / "vgg16.safetensors"
+    save_file({f"features.{key}": value for key, value in _vgg16_features().state_dict().items()}, file)
+    return file
+
+
+def newest(run):
+    return checkpoint.steps_in(run / "checkpoints")[-1][1]
+
+
+def losses(run):
+    return [row for row in read_metrics(run / "metrics.jsonl") if "loss" in row]
+
+
+def test_perceptual_weights_are_a_loss_and_no_state(tmp_path, vgg16):
+    loss = {**TABLE["loss"], "lpips": 1.0, "lpips_vgg16": str(vgg16)}
+    run = pipeline.train_tokenizer(experiment(tmp_path / "run", loss), "cpu")
+    first = losses(run)[0]
+    assert first["loss"] == pytest.approx(first["l1"] + first["l2"] + first["lpips"], rel=1e-5)
+    assert {path.name for path in newest(run).glob("*.safetensors")} == {
+        f"{name}.safetensors" for name in ("model", "ema", "optimizer", "opponent", "opponent_optimizer")
+    }
+    trained = Tokenizer(experiment(tmp_path).tokenizer)
+    assert checkpoint.load(newest(run), "model").keys() == trained.state_dict().keys()
+    assert not any("lin" in key or "features" in key for key in checkpoint.load(newest(run), "opponent"))
+
+
+def test_the_discriminator_starts_at_its_step_and_is_saved_as_it_is(tmp_path):
+    whole = pipeline.train_tokenizer(experiment(tmp_path / "whole"), "cpu")
+    rows = losses(whole)
+    assert ["opponent/loss" in row for row in rows] == [False, False, True, True, True, True]
+    assert ["adversarial" in row for row in rows] == [False, False, True, True, True, True]
+    longer = pipeline.train_tokenizer(experiment(tmp_path / "longer", save_every=1), "cpu")
+    for name in ("model", "ema", "opponent", "opponent_optimizer"):
+        a, b = (checkpoint.load(newest(run), name) for run in (whole, longer))
+        assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_a_discriminator_that_went_on_would_be_missed(tmp_path):
+    """Its weights are needed to go on, not only the tokenizer's."""
+    run = pipeline.train_tokenizer(experiment(tmp_path / "run"), "cpu")
+    (newest(run) / "opponent.safetensors").unlink()
+    with pytest.raises(InputError, match=r"opponent\.safetensors cannot be read"):
+        pipeline.train_tokenizer(experiment(tmp_path / "run"), "cpu")
+
+
+def test_in_turn_each_is_still_while_the_other_moves(tmp_path):
+    """The official order: from the start on, odd steps are the discriminator's."""
+    loss = {"adversarial": {**TABLE["loss"]["adversarial"], "alternate": True}}
+    run = pipeline.train_tokenizer(experiment(tmp_path / "run", loss, save_every=1, keep=9), "cpu")
+    states = dict(checkpoint.steps_in(run / "checkpoints"))
+
+    def moved(name, before, after):
+        a, b = (checkpoint.load(states[step], name) for step in (before, after))
+        return any(not torch.equal(a[key], b[key]) for key in a if "weight" in key)
+
+    assert [moved("model", step, step + 1) for step in range(1, 6)] == [True, True, False, True, False]
+    assert [moved("opponent", step, step + 1) for step in range(1, 6)] == [False, False, True, False, True]
+
+
+def task_of(adversarial):
+    wanted = experiment("run")
+    images = open_images(wanted.data, "train")
+    model, weights = Tokenizer(wanted.tokenizer), LossConfig(adversarial=adversarial)
+    return TokenizerTask(model, images, weights, wanted.train, None, lambda net, world: {})
+
+
+def test_turns():
+    def turns(adversarial):
+        return [task_of(adversarial).turns(step) for step in (2, 3, 4, 5)]
+
+    always = AdversarialConfig(start=3, layers=2)
+    assert turns(None) == [(True, False)] * 4
+    assert turns(always) == [(True, False)] + [(True, True)] * 3
+    assert turns(replace(always, alternate=True)) == [(True, False), (False, True), (True, False), (False, True)]
+
+
+def test_the_discriminators_rate_is_its_own():
+    task = task_of(AdversarialConfig(rate=0.3, layers=2))
+    assert task.opponent.optim.lr == 0.3
+    assert task.opponent.optim.clip == 0
+
+
+@pytest.mark.parametrize(
+    ("loss", "size", "message"),
+    [
+        ({"lpips": 1.0}, 8, "data.size=8: expected at least 16 pixels for the judges of the loss"),
+        ({"adversarial": {"layers": 4}}, 32, "data.size=32: expected at least 48 pixels"),
+        ({"lpips": -1.0}, 32, r"lpips=-1\.0: expected weights of at least 0"),
+        ({"adversarial": {"rates": 1}}, 32, "loss.adversarial.rates: unknown key; did you mean 'rate'"),
+    ],
+)
+def test_losses_that_cannot_be_are_named(loss, size, message):
+    table = {**TABLE, "out": "run", "loss": loss, "data": {"source": "images", "size": size}}
+    with pytest.raises(InputError, match=message):
+        build(TokenizerExperiment, table, "test")
+
+
+def test_weights_that_are_missing_are_named_before_anything_is_written(tmp_path):
+    loss = {"lpips": 1.0, "lpips_vgg16": str(tmp_path / "gone.pth")}
+    with pytest.raises(InputError, match=r"gone\.pth: no such file"):
+        pipeline.train_tokenizer(experiment(tmp_path / "run", loss), "cpu")
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,166 @@
+"""Two gloo processes against one: parts of a batch, sharded weights, checkpoints that any number of processes reads."""
+
+import contextlib
+import os
+import socket
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from ifsq.training import checkpoint
+from ifsq.training.config import EngineConfig, TrainConfig
+from ifsq.training.distributed import world
+from ifsq.training.log import Silent, read_metrics
+from ifsq.training.loop import Interrupted, Opponent, Task, fit
+from ifsq.training.optim import OptimConfig
+
+BATCH = 8
+CONFIG = TrainConfig(steps=12, batch=BATCH, log_every=3, save_every=4, ema=0.9, keep=9, optim=OptimConfig(lr=1e-2))
+
+
+class Blocks(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Dropout(0.2)) for _ in range(2))
+        self.out = nn.Linear(4, 1)
+        self.register_buffer("count", torch.tensor(3))
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = x + block(x)
+        return self.out(x)
+
+
+class Game(Task):
+    """A regression against a critic with running statistics of its own."""
+
+    def __init__(self, parts, stop_at=None):
+        torch.manual_seed(3)
+        self.model = Blocks()
+        self.opponent = Opponent(
+            nn.Sequential(nn.Linear(1, 4), nn.BatchNorm1d(4), nn.Linear(4, 1)), OptimConfig(lr=1e-2)
+        )
+        self.parts, self.stop_at = parts, stop_at
+        self.seen = []
+
+    def batches(self, start, world):
+        step, size = start, BATCH // (world.size * self.parts)
+        while True:
+            if step == self.stop_at:
+                raise Interrupted(step)
+            rows = torch.randn(BATCH, 4, generator=torch.Generator().manual_seed(step))
+            for part in range(self.parts):
+                first = (world.rank * self.parts + part) * size
+                yield rows[first : first + size]
+            step += 1
+
+    def turns(self, step):
+        return True, step >= 2
+
+    def loss(self, model, batch, rng, step):
+        made = model(batch) + 0.1 * torch.randn(len(batch), 1, generator=rng)
+        self.made = made.detach()
+        return {"loss": (made - batch.sum(dim=1, keepdim=True)).square().mean()}
+
+    def opponent_loss(self, opponent, model, batch, step):
+        return {"loss": (opponent(self.made) - opponent(batch[:, :1])).mean().square()}
+
+    def validate(self, model, world):
+        with torch.no_grad():
+            return {"zero": float(model(torch.zeros(1, 4)))}
+
+    def describe(self):
+        return {"kind": "game"}
+
+
+def _process(rank, port, folder, config, stop_at):
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    os.environ["MASTER_PORT"] = str(port)
+    torch.set_num_threads(1)
+    with world("cpu") as here, contextlib.suppress(Interrupted):
+        fit(Game(config.engine.accumulate, stop_at), config, folder, here, Silent(), "two")
+
+
+def two(folder, config, stop_at=None):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(_process, (port, folder, config, stop_at), nprocs=2)
+
+
+def one(folder, config, stop_at=None):
+    with world("cpu") as here, contextlib.suppress(Interrupted):
+        fit(Game(config.engine.accumulate, stop_at), config, folder, here, Silent(), "one")
+
+
+def tables(folder):
+    step, path = checkpoint.steps_in(folder / "checkpoints")[-1]
+    assert step == 12
+    return {
+        name: checkpoint.load(path, name) for name in ("model", "ema", "optimizer", "opponent", "opponent_optimizer")
+    }
+
+
+def assert_same(a, b, **close):
+    for name in a:
+        assert a[name].keys() == b[name].keys()
+        for key, value in a[name].items():
+            torch.testing.assert_close(b[name][key], value, msg=f"{name} {key}", **(close or {"atol": 0, "rtol": 0}))
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """The run of two processes, one part each."""
+    folder = tmp_path_factory.mktemp("pair") / "run"
+    two(folder, CONFIG)
+    return folder
+
+
+def test_two_processes_write_a_checkpoint_in_two_files_of_whole_tensors(pair):
+    files = sorted(path.name for path in checkpoint.steps_in(pair / "checkpoints")[-1][1].glob("model*"))
+    assert files == ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    shapes = {key: value.shape for key, value in tables(pair)["model"].items()}
+    assert shapes == {key: value.shape for key, value in Blocks().state_dict().items()}
+
+
+def test_one_process_with_two_parts_ends_with_the_bits_of_two_processes(pair, tmp_path):
+    """But for the critic's running statistics, which two processes average and one lets run on."""
+    one(tmp_path, replace(CONFIG, engine=EngineConfig(accumulate=2)))
+    alone, both = tables(tmp_path), tables(pair)
+    for name in ("model", "ema", "optimizer"):
+        assert_same({name: alone[name]}, {name: both[name]})
+    running = {key for key in alone["opponent"] if "running" in key or "num_batches" in key}
+    weights = {key: value for key, value in alone["opponent"].items() if key not in running}
+    assert_same({"opponent": weights}, {"opponent": {key: both["opponent"][key] for key in weights}})
+    assert running
+
+
+def test_a_run_goes_on_with_fewer_processes_and_the_same_bits(pair, tmp_path):
+    two(tmp_path, CONFIG, stop_at=6)
+    assert checkpoint.steps_in(tmp_path / "checkpoints")[-1][0] == 4
+    one(tmp_path, replace(CONFIG, engine=EngineConfig(accumulate=2)))
+    resumed, whole = tables(tmp_path), tables(pair)
+    for name in ("model", "ema", "optimizer"):
+        assert_same({name: whole[name]}, {name: resumed[name]})
+
+
+def test_two_processes_that_were_stopped_end_with_the_same_bits(pair, tmp_path):
+    two(tmp_path, CONFIG, stop_at=6)
+    two(tmp_path, CONFIG)
+    assert_same(tables(pair), tables(tmp_path))
+
+
+def test_sharded_weights_train_like_replicated_ones_and_resume(pair, tmp_path):
+    sharded = replace(CONFIG, engine=EngineConfig(sharding="shard"))
+    two(tmp_path / "whole", sharded)
+    assert_same(tables(pair), tables(tmp_path / "whole"), atol=1e-5, rtol=1e-4)
+    losses = [
+        [row["loss"] for row in read_metrics(folder / "metrics.jsonl") if "loss" in row]
+        for folder in (pair, tmp_path / "whole")
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    two(tmp_path / "cut", sharded, stop_at=6)
+    two(tmp_path / "cut", sharded)
+    assert_same(tables(tmp_path / "whole"), tables(tmp_path / "cut"))
