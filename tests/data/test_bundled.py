@@ -134,7 +134,15 @@ def test_fingerprints_tell_apart_what_gives_other_pixels(name: str) -> None:
         ({"source": ""}, "source=''"),
         ({"size": 8}, "size=8: expected 16 to 256"),
         ({"source": "x", "size": 4}, "size=4: expected 8"),
-        ({"crop": "centre"}, "crop='centre': expected one of center, random"),
+        ({"crop": "centre"}, "crop='centre': expected one of center, random, resized"),
+        ({"scale": (0.5, 0.2)}, r"scale=\[0.5, 0.2\]: expected 0 < least"),
+        ({"scale": (0.5, 1.2)}, r"scale=\[0.5, 1.2\]"),
+        ({"ratio": (0.0, 1.0)}, r"ratio=\[0.0, 1.0\]: expected 0 < least"),
+        ({"broken": "replace"}, "broken='replace': expected one of refuse, skip"),
+        ({"max_pixels": 0}, "max_pixels=0: expected 1 to 89478485"),
+        ({"block": 0}, "block=0: expected at least one image"),
+        ({"stream": True}, "stream=true: expected a source hf:NAME, found 'bundled:photos'"),
+        ({"val_source": "x"}, "val_source='x': bundled images have their own"),
     ],
 )
 def test_a_bad_config_is_refused_by_name(fields: dict, message: str) -> None:

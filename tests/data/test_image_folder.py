@@ -1,5 +1,6 @@
 """A folder of images: classes, splits, crops and every way it can be wrong."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -7,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ifsq.data import DataConfig, DataError, open_images, read_image, write_png
-from ifsq.data.folder import FolderImages
+from ifsq.data import BrokenImageError, DataConfig, DataError, open_images, read_image, write_png
+from ifsq.data.encoded import EncodedImages
 
 
 def fill(folder: Path, names: list[str], height: int = 20, width: int = 30) -> None:
@@ -21,9 +22,9 @@ def fill(folder: Path, names: list[str], height: int = 20, width: int = 30) -> N
 
 def opened(
     folder: Path, split: str = "train", size: int = 16, flip: bool = False, crop: str = "center"
-) -> FolderImages:
+) -> EncodedImages:
     source = open_images(DataConfig(source=str(folder), size=size, flip=flip, crop=crop), split)
-    assert isinstance(source, FolderImages)
+    assert isinstance(source, EncodedImages)
     return source
 
 
@@ -119,6 +120,47 @@ def test_a_broken_image_is_raised_never_replaced(tmp_path: Path) -> None:
     source.load(0, 0)
     with pytest.raises(DataError, match=rf"^image {tmp_path / source.names[1]} cannot be read: "):
         source.load(1, 0)
+
+
+def test_a_lone_train_folder_is_split_by_names_and_other_words_are_refused(tmp_path: Path) -> None:
+    fill(tmp_path / "lone", [f"train/{c}/{k}.png" for c in "ab" for k in range(3)], 8, 8)
+    train, val = opened(tmp_path / "lone"), opened(tmp_path / "lone", "val")
+    assert train.classes == val.classes == ("a", "b")
+    assert sorted(train.names + val.names) == [f"{c}/{k}.png" for c in "ab" for k in range(3)]
+    for other in ("test", "validation"):
+        fill(tmp_path / other, ["train/a/0.png", f"{other}/a/0.png"], 8, 8)
+        with pytest.raises(DataError, match=rf"{other}: holds .*{other}.*; expected train and val, or classes"):
+            opened(tmp_path / other)
+    fill(tmp_path / "vehicles", ["train/0.png", "bus/1.png"], 8, 8)  # here train is a class
+    assert opened(tmp_path / "vehicles").classes == ("bus", "train")
+
+
+def test_a_name_that_is_no_utf_8_is_one_line(tmp_path: Path) -> None:
+    fill(tmp_path, ["0.png", "1.png"], 8, 8)
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png")).write_bytes(b"")
+    with pytest.raises(DataError, match=r"name 'caf.udce9.png': expected UTF-8 on one line") as caught:
+        opened(tmp_path)
+    assert str(caught.value).isascii()
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png")).rename(tmp_path / "nu\nl.png")
+    with pytest.raises(DataError, match=r"name 'nu.nl.png': expected UTF-8 on one line"):
+        opened(tmp_path)
+
+
+def test_validation_images_may_lie_elsewhere(tmp_path: Path) -> None:
+    fill(tmp_path / "here", ["a/0.png", "b/1.png"], 16, 16)
+    fill(tmp_path / "there", ["b/2.png"], 16, 16)
+    config = DataConfig(source=str(tmp_path / "here"), size=16, val_source=str(tmp_path / "there"))
+    train, val = open_images(config, "train"), open_images(config, "val")
+    assert len(train) == 2
+    np.testing.assert_array_equal(val.load(0, 0)[0], read_image(tmp_path / "there/b/2.png"))
+    assert val.classes[val.load(0, 0)[1]] == "b"
+
+
+def test_a_picture_that_enlarging_would_blow_up_is_broken(tmp_path: Path) -> None:
+    fill(tmp_path, ["0.png", "1.png"], 1, 600)
+    config = DataConfig(source=str(tmp_path), size=64, max_pixels=64 * 64 * 500)
+    with pytest.raises(BrokenImageError, match="1 by 600 pixels are too narrow for 64 a side"):
+        open_images(config, "train").load(0, 0)
 
 
 def test_wrong_folders_are_named_in_one_line(tmp_path: Path) -> None:

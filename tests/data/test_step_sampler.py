@@ -19,6 +19,7 @@ from ifsq.data import (
     iterate_once,
     open_images,
     sample_order,
+    to_uint8,
     write_png,
 )
 from ifsq.data.draws import mix
@@ -133,3 +134,25 @@ def test_a_broken_image_is_one_line_also_from_a_worker(tmp_path: Path, workers: 
 def test_a_sampler_of_another_source_is_refused(shapes: ImageSource) -> None:
     with pytest.raises(ValueError, match="sampler over 5 images"):
         ImageBatches(shapes, StepSampler(5, 2, 0))
+
+
+@given(n=st.integers(1, 60), block=st.integers(1, 20), seed=st.integers(0, 2**62), epoch=st.integers(0, 3))
+def test_an_order_in_blocks_stays_in_them(n: int, block: int, seed: int, epoch: int) -> None:
+    order = sample_order(seed, epoch, n, block)
+    for start in range(0, n, block):
+        part = list(range(start, min(start + block, n)))
+        assert order[part].tolist() == sorted(part, key=lambda index: mix(seed, epoch, index))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_bytes_become_floats_on_the_gpu(shapes: ImageSource, workers: int) -> None:
+    sampler, device = StepSampler(len(shapes), 6, 0), torch.device("cuda")
+    there = take(ImageBatches(shapes, sampler, workers=workers, prefetch=3, device=device), 3)
+    here = take(ImageBatches(shapes, sampler), 3)
+    for a, b in zip(there, here, strict=True):
+        assert a.images.device.type == "cuda"
+        assert a.labels.device.type == "cpu"
+        torch.testing.assert_close(a.images.cpu(), b.images, rtol=0, atol=1e-6)
+        np.testing.assert_array_equal(to_uint8(a.images), to_uint8(b.images))

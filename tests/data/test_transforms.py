@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from ifsq.data import DataError, image_grid, read_image, to_float, to_uint8, write_png
-from ifsq.data.transforms import center_crop, random_crop
+from ifsq.data.draws import Draws
+from ifsq.data.transforms import center_crop, random_crop, resized_crop
 
 
 def noise(height: int, width: int) -> np.ndarray:
@@ -46,6 +47,47 @@ def test_crops_are_those_of_adm(golden: Callable[[str], Any]) -> None:
         np.testing.assert_array_equal(center_crop(image, 64), vectors.get_tensor(f"crop/center64_{k}").numpy())
         drawn = random_crop(image, 64, random.Random(123 + k).randrange)
         np.testing.assert_array_equal(drawn, vectors.get_tensor(f"crop/random64_seed{123 + k}_{k}").numpy())
+
+
+def torchvision_part(height: int, width: int, scale: tuple, ratio: tuple, draws: Draws) -> tuple[int, int, int, int]:
+    """RandomResizedCrop.get_params as its documentation and source state it: top, left, height, width."""
+    for _ in range(10):
+        target_area = height * width * (scale[0] + draws.uniform() * (scale[1] - scale[0]))
+        log_ratio = np.log(ratio)
+        aspect = float(np.exp(log_ratio[0] + draws.uniform() * (log_ratio[1] - log_ratio[0])))
+        w, h = round((target_area * aspect) ** 0.5), round((target_area / aspect) ** 0.5)
+        if 0 < w <= width and 0 < h <= height:
+            return draws.below(height - h + 1), draws.below(width - w + 1), h, w
+    w, h = width, height
+    if width / height < min(ratio):
+        h = round(w / min(ratio))
+    elif width / height > max(ratio):
+        w = round(h * max(ratio))
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+@pytest.mark.parametrize(("height", "width"), [(50, 70), (70, 50), (8, 200), (200, 8), (3, 3)])
+@pytest.mark.parametrize("scale", [(0.08, 1.0), (0.9, 1.0), (0.3, 0.3)])
+def test_resized_crops_are_those_of_torchvision(height: int, width: int, scale: tuple) -> None:
+    image, ratio = noise(height, width), (3 / 4, 4 / 3)
+    for seed in range(20):
+        top, left, h, w = torchvision_part(height, width, scale, ratio, Draws(seed))
+        part = Image.fromarray(image).crop((left, top, left + w, top + h)).resize((16, 16), Image.Resampling.BILINEAR)
+        np.testing.assert_array_equal(resized_crop(image, 16, scale, ratio, Draws(seed)), np.asarray(part))
+
+
+def test_resized_crops_fill_the_ranges_that_are_asked() -> None:
+    rows, columns = np.mgrid[:200, :200].astype(np.uint8)
+    image = np.stack([rows, columns, rows], axis=-1)
+    drawn = [resized_crop(image, 8, (0.1, 0.4), (0.5, 2.0), Draws(seed)).astype(int) for seed in range(400)]
+    sides = np.array([[crop[-1, -1, axis] - crop[0, 0, axis] for axis in (0, 1)] for crop in drawn]) * 8 / 7
+    area, shape = sides.prod(axis=1) / 200**2, sides[:, 1] / sides[:, 0]
+    assert area.min() == pytest.approx(0.1, abs=0.02)
+    assert area.max() == pytest.approx(0.4, abs=0.03)
+    assert area.mean() == pytest.approx(0.25, abs=0.02)
+    assert np.log(shape).min() == pytest.approx(-np.log(2), abs=0.05)
+    assert np.log(shape).max() == pytest.approx(np.log(2), abs=0.05)
+    assert abs(np.log(shape).mean()) < 0.06
 
 
 def test_a_written_image_is_read_back_exactly(tmp_path: Path) -> None:
@@ -120,6 +162,22 @@ def test_a_suspected_bomb_is_one_line_too(tmp_path: Path, monkeypatch: pytest.Mo
         warnings.simplefilter("ignore")  # as outside of the tests, where warnings are no errors
         with pytest.raises(DataError, match=r"x.png cannot be read: .*256 pixels"):
             read_image(tmp_path / "x.png")
+
+
+def test_pixels_are_counted_before_they_are_decoded(tmp_path: Path) -> None:
+    write_png(noise(16, 16), tmp_path / "x.png")
+    read_image(tmp_path / "x.png", max_pixels=256)
+    (tmp_path / "x.png").write_bytes((tmp_path / "x.png").read_bytes()[:60])  # the header alone
+    with pytest.raises(DataError, match=r"x.png cannot be read: 16 x 16 pixels, expected at most 255"):
+        read_image(tmp_path / "x.png", max_pixels=255)
+
+
+def test_bytes_are_read_as_their_file_is(tmp_path: Path) -> None:
+    Image.fromarray(noise(9, 5)).save(tmp_path / "x.jpg")
+    content = (tmp_path / "x.jpg").read_bytes()
+    np.testing.assert_array_equal(read_image("name", content), read_image(tmp_path / "x.jpg"))
+    with pytest.raises(DataError, match=r"^image shard.tar: x.jpg cannot be read: "):
+        read_image("shard.tar: x.jpg", content[:100])
 
 
 def test_grid_places_images_row_by_row() -> None:

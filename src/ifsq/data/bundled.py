@@ -23,7 +23,7 @@ class Bundled(ImageSource):
     """Base of the bundled sources; a subclass draws the picture, this one owns seeds and flips."""
 
     def __init__(self, config: DataConfig, split: str) -> None:
-        self.config, self.split = config.for_split(split), split
+        self.config, self.split, self.size = config.for_split(split), split, config.size
 
     def load(self, index: int, seed: int) -> tuple[UInt8[np.ndarray, "H W 3"], int]:
         """See `ImageSource.load`."""

@@ -1,74 +1,83 @@
-"""A folder of images as an `ImageSource`: ``CLASS/.../x.jpg`` with class folders, or images without any.
+"""A folder of images: ``CLASS/.../x.jpg`` with class folders, or images without any.
 
 Subfolders ``train`` and ``val``, each laid out like that, are the splits; without them the names decide: an image whose
-relative path hashes into the lowest twentieth is held out. Made by `ifsq.data.open_images`.
+relative path hashes into the lowest twentieth is held out. Called by `ifsq.data.open_images`.
 """
 
-import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-from jaxtyping import UInt8
+from ifsq.data.encoded import EXTENSIONS, NO_CLASSES, Catalogue, is_plain
+from ifsq.data.images import DataError
 
-from ifsq.data.draws import Draws
-from ifsq.data.images import DataConfig, DataError, ImageSource, fingerprint
-from ifsq.data.transforms import RESIZE_KERNEL, center_crop, random_crop, read_image
-
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-HELD_OUT = 0.05
-"""Part of the images that validation takes when the folder has no split of its own; at least one."""
+SPLIT_WORDS = frozenset({"train", "val", "test", "valid", "validation", "dev"})
 
 
-class FolderImages(ImageSource):
-    """Images of one split of a folder, by relative path. A broken image raises DataError when it is loaded.
+class Folder(Catalogue):
+    """Images below a folder, by relative path. Hidden files are not images.
 
-    Raises DataError when the folder is missing, holds no image, or mixes class folders with images beside them.
+    Raises DataError when the folder holds no image, or mixes class folders with images beside them.
     """
 
-    def __init__(self, config: DataConfig, split: str) -> None:
-        self.config, self.split = config.for_split(split), split
-        root = Path(config.source)
-        if not root.is_dir():
-            raise DataError(f"{root}: expected a folder of images, found {'a file' if root.exists() else 'nothing'}")
-        own_split = (root / "train").is_dir() and (root / "val").is_dir()
-        self.root = root / split if own_split else root
-        images = _scan(self.root)
-        self.classes = _classes(_scan(root / "train") if own_split else images, root)
-        self.names = sorted(images if own_split else _split(sorted(images), split, root))
-        self.labels = self._labels()
-        sizes = (f"{name}\0{images[name]}\n".encode() for name in self.names)
-        self.fingerprint = fingerprint(self.config, split, f"folder 1, {RESIZE_KERNEL}, {self.classes}", sizes)
+    recipe = "folder 1"
 
-    def __len__(self) -> int:
-        return len(self.names)
+    def __init__(self, root: Path) -> None:
+        self.root, self.place = root, str(root)
+        images = _scan(root)
+        self.names = sorted(images)
+        self.sizes = [images[name] for name in self.names]
+        beside = [name for name in self.names if "/" not in name]
+        if beside and len(beside) < len(self.names):
+            raise DataError(
+                f"{root / beside[0]}: lies beside class folders, expected all images in class folders or none"
+            )
+        self.labels = None if beside else [name.split("/")[0] for name in self.names]
 
-    def load(self, index: int, seed: int) -> tuple[UInt8[np.ndarray, "H W 3"], int]:
-        """See `ImageSource.load`. Shorter side to the size before any crop; small images are enlarged."""
-        image, draws = read_image(self.root / self.names[index]), Draws(seed)
-        if self.config.crop == "random":
-            square = random_crop(image, self.config.size, draws.below)
-        else:
-            square = center_crop(image, self.config.size)
-        if self.config.flip and draws.below(2):
-            square = square[:, ::-1]
-        return np.ascontiguousarray(square), self.labels[index]
+    def classes(self) -> tuple[str, ...]:
+        """Names of the class folders, sorted as text."""
+        return NO_CLASSES if self.labels is None else tuple(sorted(set(self.labels)))
 
-    def _labels(self) -> list[int]:
-        if self.classes == ("all",):
-            return [0] * len(self.names)
-        label = {name: number for number, name in enumerate(self.classes)}
-        folders = [name.split("/")[0] for name in self.names]
-        for folder in folders:
-            if folder not in label:
-                raise DataError(f"{self.root / folder}: expected a class that {self.root.parent / 'train'} has too")
-        return [label[folder] for folder in folders]
+    def read(self, position: int) -> Path:
+        """See `Catalogue.read`."""
+        return self.root / self.names[position]
+
+    def where_label(self, position: int) -> str:
+        """The class folder."""
+        return str(self.root / self.names[position].split("/")[0])
+
+    def identity(self, position: int) -> bytes:
+        """Name and size; the name says the class."""
+        return f"{self.names[position]}\0{self.sizes[position]}\n".encode()
+
+
+def split_folders(root: Path) -> tuple[Path, Path | None]:
+    """Where the training and the validation images lie; one folder for both where it has no splits.
+
+    ``train`` alone is that one folder. Raises DataError when the folder is missing, or names its splits otherwise.
+    """
+    if not root.is_dir():
+        raise DataError(f"{root}: expected a folder of images, found {'a file' if root.exists() else 'nothing'}")
+    try:
+        seen = [entry for entry in os.scandir(root) if not entry.name.startswith(".")]
+    except OSError as error:
+        raise DataError(f"{root}: cannot be read: {error.strerror}") from error
+    folders = {entry.name for entry in seen if entry.is_dir()}
+    if {"train", "val"} <= folders:
+        return root / "train", root / "val"
+    if folders == {"train"} and not any(entry.name.lower().endswith(EXTENSIONS) for entry in seen):
+        return root / "train", None
+    if folders and folders <= SPLIT_WORDS and folders & {"train", "val"}:
+        raise DataError(f"{root}: holds {' and '.join(sorted(folders))}; expected train and val, or classes")
+    return root, None
 
 
 def _scan(root: Path) -> dict[str, int]:
-    """Relative POSIX path -> bytes, of every image below the folder. Hidden files are not images."""
-    images = dict(_walk(str(root), ""))
+    """Relative POSIX path -> bytes, of every image below the folder."""
+    try:
+        images = dict(_walk(str(root), ""))
+    except OSError as error:
+        raise DataError(f"{error.filename or root}: cannot be read: {error.strerror}") from error
     if not images:
         raise DataError(f"{root}: expected images ({', '.join(e[1:] for e in EXTENSIONS)}), found none")
     return images
@@ -79,26 +88,9 @@ def _walk(folder: str, prefix: str) -> Iterator[tuple[str, int]]:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
+            if not is_plain(entry.name):
+                raise DataError(f"{folder}: name {entry.name!r}: expected UTF-8 on one line; rename it")
             if entry.is_dir():
                 yield from _walk(entry.path, f"{prefix}{entry.name}/")
             elif entry.name.lower().endswith(EXTENSIONS):
                 yield prefix + entry.name, entry.stat().st_size
-
-
-def _classes(names: dict[str, int], root: Path) -> tuple[str, ...]:
-    beside = sorted(name for name in names if "/" not in name)
-    if len(beside) == len(names):
-        return ("all",)
-    if beside:
-        raise DataError(f"{root / beside[0]}: lies beside class folders, expected all images in class folders or none")
-    return tuple(sorted({name.split("/")[0] for name in names}))
-
-
-def _split(names: list[str], split: str, root: Path) -> list[str]:
-    if len(names) < 2:
-        raise DataError(f"{root}: expected at least two images, one to train on and one held out, found {len(names)}")
-    place = {name: int(hashlib.sha256(name.encode()).hexdigest()[:8], 16) / 2**32 for name in names}
-    ordered = sorted(names, key=lambda name: (place[name], name))
-    held_out = sum(place[name] < HELD_OUT for name in names)
-    held_out = min(max(held_out, 1), len(names) - 1)
-    return ordered[:held_out] if split == "val" else ordered[held_out:]

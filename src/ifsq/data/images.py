@@ -6,6 +6,7 @@ A source is a pure function of (index, seed), so that a run can stop and continu
 
 import hashlib
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -17,27 +18,53 @@ from ifsq.config import InputError
 
 BUNDLED = ("bundled:photos", "bundled:digits", "bundled:shapes")
 SPLITS = ("train", "val")
-CROPS = ("center", "random")
+CROPS = ("center", "random", "resized")
+BROKEN = ("refuse", "skip")
+HUGE = 89_478_485
+"""Pixels above which Pillow suspects a decompression bomb."""
 
 
 class DataError(InputError):
     """Images cannot be used as given. The message is one line and names the folder, image or value."""
 
 
+class BrokenImageError(DataError):
+    """One image that cannot be read, or is too large. The only error that ``broken = "skip"`` passes over."""
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """Where images come from and how they are brought to one size.
 
-    source  ``bundled:photos``, ``bundled:digits``, ``bundled:shapes`` or the path of a folder of images
-    size    height and width in pixels
-    flip    mirror half of the training images; validation images never
-    crop    ``center`` or ``random``: training crop of a folder's images; bundled sources have their own recipe
+    source      ``bundled:photos``, ``bundled:digits`` or ``bundled:shapes``; the path of a folder of images; of a list
+                (.txt, .csv, .tsv, .jsonl: see ``listed``); of .tar shards, a pattern of them or a folder of them (see
+                ``shards``); ``hf:NAME`` or ``hf:FOLDER``, a data set of Hugging Face (see ``hf``)
+    size        height and width in pixels
+    flip        mirror half of the training images; validation images never
+    crop        of training images: ``center``; ``random``, a square of the picture whose shorter side is size to
+                1.25 size; ``resized``, a part of random area and shape, stretched to the square. Validation images are
+                always cropped at the centre; bundled sources have their own recipe
+    scale       ``resized``: least and greatest area of the part, as a fraction of the picture's
+    ratio       ``resized``: least and greatest width over height of the part
+    val_source  where validation images come from; "": the source's own ``val``, or a twentieth of it that names decide
+    broken      an image that cannot be read or is too large: ``refuse`` ends the run with its name; ``skip`` leaves it
+                out of its batch and names it there (see ``sampler.ImageBatches``)
+    max_pixels  width times height above which an image is too large
+    stream      read ``hf:`` sources from front to back, without a copy on disk (see ``hf``)
+    block       ``stream``: images that are shuffled among each other; each loading process holds that many files
     """
 
     source: str = "bundled:photos"
     size: int = 32
     flip: bool = False
     crop: str = "center"
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    val_source: str = ""
+    broken: str = "refuse"
+    max_pixels: int = HUGE
+    stream: bool = False
+    block: int = 1024
 
     def __post_init__(self) -> None:
         if not self.source or (self.source.startswith("bundled:") and self.source not in BUNDLED):
@@ -47,6 +74,26 @@ class DataConfig:
             raise DataError(f"size={self.size}: expected {low} to {high} pixels for {self.source}")
         if self.crop not in CROPS:
             raise DataError(f"crop={self.crop!r}: expected one of {', '.join(CROPS)}")
+        if self.broken not in BROKEN:
+            raise DataError(f"broken={self.broken!r}: expected one of {', '.join(BROKEN)}")
+        self._check_ranges()
+        self._check_sources()
+
+    def _check_ranges(self) -> None:
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise DataError(f"scale={list(self.scale)}: expected 0 < least <= greatest <= 1")
+        if not 0 < self.ratio[0] <= self.ratio[1] < math.inf:
+            raise DataError(f"ratio={list(self.ratio)}: expected 0 < least <= greatest")
+        if not 1 <= self.max_pixels <= HUGE:
+            raise DataError(f"max_pixels={self.max_pixels}: expected 1 to {HUGE}, where Pillow suspects a bomb")
+        if self.block < 1:
+            raise DataError(f"block={self.block}: expected at least one image")
+
+    def _check_sources(self) -> None:
+        if self.val_source and "bundled:" in (self.source[:8], self.val_source[:8]):
+            raise DataError(f"val_source={self.val_source!r}: bundled images have their own validation images")
+        if self.stream and not all(s.startswith("hf:") for s in (self.source, self.val_source) if s):
+            raise DataError(f"stream=true: expected a source hf:NAME, found {self.val_source or self.source!r}")
 
     def for_split(self, split: str) -> "DataConfig":
         """The config that the split follows: validation has no augmentation. Raises DataError on an unknown split."""
@@ -59,12 +106,20 @@ class ImageSource(ABC):
     """Labelled images of one size.
 
     classes      names; a label is a position in it
-    fingerprint  SHA-256 (hex) over everything that decides the pixels: equal fingerprints give equal images
-                 (of a folder: names and sizes in bytes, so an edit that keeps both goes unseen)
+    fingerprint  SHA-256 (hex) over everything that decides the pixels, but not where they lie: equal fingerprints give
+                 equal images. Of files it covers names, sizes in bytes and labels, not the bytes: an edit that keeps
+                 all three goes unseen. Of a stream it covers the source's name and the count alone
+    size         height and width in pixels
+    broken       what happens to an image whose `load` raises `BrokenImageError`: ``refuse`` or ``skip``
+    block        0: any image is as near as any other; else they are read in order, and only inside of a block of so
+                 many may they be shuffled
     """
 
     classes: tuple[str, ...]
     fingerprint: str
+    size: int
+    broken: str = "refuse"
+    block: int = 0
 
     @abstractmethod
     def __len__(self) -> int:
@@ -72,12 +127,19 @@ class ImageSource(ABC):
 
     @abstractmethod
     def load(self, index: int, seed: int) -> tuple[UInt8[np.ndarray, "H W 3"], int]:
-        """Image 0 <= index < len and its label. The seed (0 to 2**63 - 1) decides crop and flip in training only."""
+        """Image 0 <= index < len and its label. The seed (0 to 2**63 - 1) decides crop and flip in training only.
+
+        Raises `BrokenImageError` where this image alone cannot be used.
+        """
 
 
 def fingerprint(config: DataConfig, split: str, recipe: str, contents: Iterable[bytes]) -> str:
     """SHA-256 (hex) of how images are made (not of the path they lie under) and of what they are made from."""
     how = {"size": config.size, "flip": config.flip, "crop": config.crop, "split": split, "recipe": recipe}
+    if config.crop == "resized":
+        how |= {"scale": config.scale, "ratio": config.ratio}
+    if config.broken == "skip":  # decides which images there are
+        how |= {"broken": config.broken, "max_pixels": config.max_pixels}
     digest = hashlib.sha256(json.dumps(how, sort_keys=True).encode())
     for content in contents:
         digest.update(content)

@@ -9,6 +9,7 @@ Called by both training tasks and by ``pipeline``.
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ifsq.data.draws import mix, mix_range
-from ifsq.data.images import DataError, ImageSource
+from ifsq.data.images import BrokenImageError, DataError, ImageSource
 from ifsq.data.transforms import to_float
 
 Items = list[tuple[int, int]]
@@ -26,15 +27,23 @@ Items = list[tuple[int, int]]
 
 @dataclass(frozen=True)
 class ImageBatch:
-    """Images, float32 in [-1, 1], and their labels."""
+    """Images, float32 in [-1, 1], and their labels.
+
+    skipped  what was left out, a line an image with its name and the reason; see `ImageBatches`
+    """
 
     images: Float[Tensor, "b 3 H W"]
     labels: Int[Tensor, "b"]
+    skipped: tuple[str, ...] = ()
 
 
-def sample_order(seed: int, epoch: int, n: int) -> Int[np.ndarray, "n"]:
-    """The permutation of 0 .. n - 1 that an epoch follows: the order of ``mix(seed, epoch, i)``."""
-    return np.argsort(mix_range(seed, epoch, n), kind="stable")
+def sample_order(seed: int, epoch: int, n: int, block: int = 0) -> Int[np.ndarray, "n"]:
+    """The permutation of 0 .. n - 1 that an epoch follows: the order of ``mix(seed, epoch, i)``.
+
+    block  0: over all of them; else inside of every block of so many neighbours, and the blocks in their order
+    """
+    keys = mix_range(seed, epoch, n)
+    return np.lexsort((keys, np.arange(n) // block)) if block else np.argsort(keys, kind="stable")
 
 
 class StepSampler:
@@ -57,8 +66,14 @@ class StepSampler:
         if parts < 1 or batch % (world * parts):
             raise ValueError(f"batch={batch}: expected a multiple of the {world} processes times parts={parts}")
         self.n, self.batch, self.seed, self.rank, self.world = n, batch, seed, rank, world
-        self.parts = parts
+        self.parts, self.block = parts, 0
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
+
+    def in_blocks(self, block: int) -> "StepSampler":
+        """The same, but for an order that stays inside of blocks (`sample_order`)."""
+        other = StepSampler(self.n, self.batch, self.seed, self.rank, self.world, self.parts)
+        other.block = block
+        return other
 
     def items(self, step: int) -> Items:
         """This rank's (index, item seed) pairs of a step."""
@@ -77,26 +92,47 @@ class StepSampler:
 
     def _item(self, epoch: int, position: int) -> tuple[int, int]:
         if epoch != self._epoch:
-            self._epoch, self._order = epoch, sample_order(self.seed, epoch, self.n)
+            self._epoch, self._order = epoch, sample_order(self.seed, epoch, self.n, self.block)
         return int(self._order[position]), mix(self.seed, epoch, position)
 
 
 class ImageBatches:
     """Endless batches of a source, from any step on. Bitwise the same for any number of workers.
 
-    start    first step
-    workers  processes that read ahead; 0 reads in this one
+    start     first step
+    workers   processes that read ahead; 0 reads in this one. They draw nothing of their own: all randomness is in the
+              item seeds, so no two workers can repeat each other
+    prefetch  batches that each worker reads ahead
+    device    where images are made floats: bytes go there, from pinned memory when it is a GPU. Labels stay here
 
-    Iterating raises DataError in one line when an image cannot be read, also from a worker.
+    Iterating raises DataError in one line when an image cannot be read, also from a worker. A source whose ``broken``
+    is ``skip`` leaves the image out instead: its batch is smaller and names it, every time it is drawn. The mean over
+    that batch is over the images that are left; where processes share a step or a step has parts, each part still has
+    the same weight, so that an image beside a skipped one counts a little more. A batch with nothing left is refused.
     """
 
-    def __init__(self, source: ImageSource, sampler: StepSampler, start: int = 0, workers: int = 0) -> None:
+    def __init__(
+        self,
+        source: ImageSource,
+        sampler: StepSampler,
+        start: int = 0,
+        workers: int = 0,
+        prefetch: int = 2,
+        device: torch.device | None = None,
+    ) -> None:
         if len(source) != sampler.n:
             raise ValueError(f"sampler over {sampler.n} images: expected the {len(source)} of the source")
-        self.source, self.sampler, self.start, self.workers = source, sampler, start, workers
+        if prefetch < 1:
+            raise ValueError(f"prefetch={prefetch}: expected at least one batch")
+        self.source, self.sampler = source, sampler.in_blocks(source.block)
+        self.start, self.workers, self.prefetch, self.device = start, workers, prefetch, device
 
     def __iter__(self) -> Iterator[ImageBatch]:
-        return _read(self.source, _Steps(self.sampler, self.start), self.workers)
+        steps = _Steps(self.sampler, self.start)
+        for batch in _read(self.source, steps, self.workers, self.prefetch, self.device):
+            if not len(batch.labels):
+                raise DataError(f"none of the {len(batch.skipped)} images of a batch can be used: {batch.skipped[0]}")
+            yield batch
 
 
 def iterate_once(
@@ -104,7 +140,8 @@ def iterate_once(
 ) -> Iterator[ImageBatch]:
     """The images at ``indices`` (default: all) exactly once, in order; the last batch may be smaller.
 
-    Item seeds are ``mix(seed, 0, index)``, so a part gives the pictures that the whole would.
+    Item seeds are ``mix(seed, 0, index)``, so a part gives the pictures that the whole would. Where a source skips
+    broken images, batches are smaller by these and may be empty; ``skipped`` of all of them names every one once.
     """
     if batch < 1:
         raise ValueError(f"batch={batch}: expected at least one image")
@@ -128,21 +165,47 @@ class _Stacked(Dataset):
     def __init__(self, source: ImageSource) -> None:
         self.source = source
 
-    def __getitem__(self, items: Items) -> tuple[Tensor, Tensor] | DataError:
-        try:
-            images, labels = zip(*(self.source.load(index, seed) for index, seed in items), strict=True)
-        except DataError as error:
-            return error  # raised in a worker, it would come back with a traceback for a message
-        return torch.from_numpy(np.stack(images)), torch.tensor(labels)
+    def __getitem__(self, items: Items) -> tuple[Tensor, Tensor, tuple[str, ...]] | DataError:
+        images, labels, skipped = [], [], []
+        for index, seed in items:
+            try:
+                image, label = self.source.load(index, seed)
+            except DataError as error:
+                if self.source.broken == "refuse" or not isinstance(error, BrokenImageError):
+                    return error  # raised in a worker, it would come back with a traceback for a message
+                skipped.append(str(error))
+            else:
+                images.append(image)
+                labels.append(label)
+        size = self.source.size
+        stacked = np.stack(images) if images else np.empty((0, size, size, 3), dtype=np.uint8)
+        return torch.from_numpy(stacked), torch.tensor(labels, dtype=torch.int64), tuple(skipped)
 
 
-def _read(source: ImageSource, batches: Iterable[Items], workers: int) -> Iterator[ImageBatch]:
+def _read(
+    source: ImageSource,
+    batches: Iterable[Items],
+    workers: int,
+    prefetch: int = 2,
+    device: torch.device | None = None,
+) -> Iterator[ImageBatch]:
     # batch_size None hands a step's items over whole; a generator of its own leaves torch's global one untouched.
     loader = DataLoader(
-        _Stacked(source), batch_size=None, sampler=batches, num_workers=workers, generator=torch.Generator()
+        _Stacked(source),
+        batch_size=None,
+        collate_fn=_as_it_is,
+        sampler=batches,
+        num_workers=workers,
+        prefetch_factor=prefetch if workers else None,
+        pin_memory=device is not None and device.type == "cuda",
+        generator=torch.Generator(),
     )
     for read in loader:
         if isinstance(read, DataError):
             raise read
-        images, labels = read
-        yield ImageBatch(to_float(images.numpy()), labels)
+        images, labels, skipped = read
+        yield ImageBatch(to_float(images if device is None else images.to(device, non_blocking=True)), labels, skipped)
+
+
+def _as_it_is(read: Any) -> Any:
+    return read

@@ -4,6 +4,8 @@ Resizing follows the ADM convention that the field's ImageNet numbers use: halve
 side is at least twice the target, then bicubic to the target. Called by the sources, ``pipeline`` and the report.
 """
 
+import io
+import math
 import struct
 import warnings
 import zlib
@@ -16,7 +18,8 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from ifsq.data.images import DataError
+from ifsq.data.draws import Draws
+from ifsq.data.images import HUGE, BrokenImageError
 
 RESIZE_KERNEL = "box halving, then bicubic (Pillow)"
 _UNREADABLE = (
@@ -25,19 +28,25 @@ _UNREADABLE = (
 )
 
 
-def read_image(path: Path | str) -> UInt8[np.ndarray, "H W 3"]:
+def read_image(path: Path | str, content: bytes | None = None, max_pixels: int = HUGE) -> UInt8[np.ndarray, "H W 3"]:
     """A file as RGB: EXIF orientation applied, transparency over white, 16-bit grey scaled to 8, first frame.
 
-    Raises DataError naming the path when it cannot be read, or is so large that Pillow suspects a decompression bomb.
+    content  the file's bytes, where it is not on disk; ``path`` then only names it
+
+    Always decoded in full: a JPEG decoder that scales down while it reads is quicker but gives other pixels.
+    Raises BrokenImageError naming the path when it cannot be read or has more than ``max_pixels``; these are
+    counted before anything is decoded.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
+            with Image.open(path if content is None else io.BytesIO(content)) as image:
+                if image.width * image.height > max_pixels:
+                    raise ValueError(f"{image.width} x {image.height} pixels, expected at most {max_pixels}")
                 return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
     except _UNREADABLE as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"image {path} cannot be read: {reason}") from error
+        raise BrokenImageError(f"image {path} cannot be read: {reason}") from error
 
 
 def write_png(image: UInt8[np.ndarray, "H W 3"], path: Path) -> None:
@@ -65,10 +74,44 @@ def random_crop(
     return array[top : top + size, left : left + size]
 
 
-def to_float(images: UInt8[np.ndarray, "b H W 3"]) -> Float[Tensor, "b 3 H W"]:
-    """Bytes -> float32 in [-1, 1], channels first."""
-    writable = images if images.flags.writeable else images.copy()  # torch warns of arrays that Pillow owns
-    floats = torch.from_numpy(writable).movedim(-1, 1).to(torch.float32, memory_format=torch.contiguous_format)
+def resized_crop(
+    image: UInt8[np.ndarray, "H W 3"], size: int, scale: tuple[float, float], ratio: tuple[float, float], draws: Draws
+) -> UInt8[np.ndarray, "size size 3"]:
+    """A part of random area and shape at a random place, stretched to a square: torchvision's RandomResizedCrop.
+
+    scale  least and greatest area of the part, as a fraction of the picture's; uniform in between
+    ratio  least and greatest width over height; uniform in the logarithm
+
+    As there, bilinear with antialiasing, and after ten parts that do not fit the largest central one that obeys
+    ``ratio``. The parts are cut out before they are resized, so that no pixel from beside them is mixed in.
+    """
+    left, top, width, height = _part(image.shape[1], image.shape[0], scale, ratio, draws)
+    part = Image.fromarray(image[top : top + height, left : left + width])
+    return np.asarray(part.resize((size, size), Image.Resampling.BILINEAR))
+
+
+def _part(
+    width: int, height: int, scale: tuple[float, float], ratio: tuple[float, float], draws: Draws
+) -> tuple[int, int, int, int]:
+    """Left, top, width and height of the part that `resized_crop` keeps."""
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    for _ in range(10):
+        area = width * height * (scale[0] + (scale[1] - scale[0]) * draws.uniform())
+        shape = math.exp(low + (high - low) * draws.uniform())
+        across, down = round(math.sqrt(area * shape)), round(math.sqrt(area / shape))
+        if 0 < across <= width and 0 < down <= height:
+            top = draws.below(height - down + 1)
+            return draws.below(width - across + 1), top, across, down
+    across = min(width, max(1, round(height * ratio[1])))
+    down = min(height, max(1, round(width / ratio[0])))
+    return (width - across) // 2, (height - down) // 2, across, down
+
+
+def to_float(images: UInt8[np.ndarray, "b H W 3"] | UInt8[Tensor, "b H W 3"]) -> Float[Tensor, "b 3 H W"]:
+    """Bytes -> float32 in [-1, 1], channels first; a tensor's stay on its device."""
+    if isinstance(images, np.ndarray):
+        images = torch.from_numpy(images if images.flags.writeable else images.copy())  # torch warns of Pillow's arrays
+    floats = images.movedim(-1, 1).to(torch.float32, memory_format=torch.contiguous_format)
     return floats / 127.5 - 1
 
 

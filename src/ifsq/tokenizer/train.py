@@ -55,8 +55,8 @@ class TokenizerTask(Task):
             world=world.size,
             parts=self.config.engine.accumulate,
         )
-        for batch in ImageBatches(self.source, sampler, start=start, workers=self.config.engine.workers):
-            yield ImageBatch(batch.images.to(world.device), batch.labels)
+        workers = self.config.engine.workers
+        return iter(ImageBatches(self.source, sampler, start=start, workers=workers, device=world.device))
 
     def turns(self, step: int) -> tuple[bool, bool]:
         adversarial = self.weights.adversarial

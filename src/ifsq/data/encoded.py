@@ -1,0 +1,176 @@
+"""Encoded image files in a fixed order, whatever holds them: a folder, a list, tar shards, a table.
+
+A kind of source says in a `Catalogue` which files there are; `EncodedImages` owns everything else that they share:
+who is held out, what the classes are, reading, cropping, flipping. Made by `ifsq.data.open_images`.
+"""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+
+from ifsq.data.draws import Draws
+from ifsq.data.images import BrokenImageError, DataConfig, DataError, ImageSource, fingerprint
+from ifsq.data.transforms import RESIZE_KERNEL, center_crop, random_crop, read_image, resized_crop
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+HELD_OUT = 0.05
+"""Part of the images that validation takes when the source has no split of its own; at least one."""
+MOST_CLASSES = 1_000_000
+NO_CLASSES = ("all",)
+
+
+class Catalogue(ABC):
+    """Which files there are.
+
+    place   what to call the whole in a message
+    recipe  kind and version, for the fingerprint
+    names   one a file; they decide who is held out, so they do not say where the whole lies
+    sizes   bytes
+    labels  the class of each file in words, or None where there are no classes
+    """
+
+    place: str
+    recipe: str
+    names: Sequence[str]
+    sizes: Sequence[int]
+    labels: Sequence[str] | None
+
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of their numbers."""
+        return NO_CLASSES if self.labels is None else number_classes(self.labels, self.place)
+
+    @abstractmethod
+    def read(self, position: int) -> Path | bytes:
+        """A file, by path or by content. Raises DataError."""
+
+    def where(self, position: int) -> str:
+        """What to call a file in a message."""
+        return f"{self.place}: {self.names[position]}"
+
+    def where_label(self, position: int) -> str:
+        """What to call its label in a message."""
+        assert self.labels is not None
+        return f"{self.where(position)}: label {self.labels[position]!r}"
+
+    def identity(self, position: int) -> bytes:
+        """What the fingerprint knows of a file."""
+        label = "" if self.labels is None else self.labels[position]
+        return f"{self.names[position]}\0{self.sizes[position]}\0{label}\n".encode()
+
+
+class EncodedImages(ImageSource):
+    """The images of one split of a catalogue.
+
+    train, val  catalogues of the splits; without ``val``, both splits are parts of ``train``
+
+    Raises DataError when a split is empty or a validation image has a class that no training image has.
+    """
+
+    def __init__(self, config: DataConfig, split: str, train: Catalogue, val: Catalogue | None) -> None:
+        self.config, self.size, self.broken = config.for_split(split), config.size, config.broken
+        self.catalogue = train if val is None or split == "train" else val
+        names = self.catalogue.names
+        self.kept = range(len(names)) if val is not None else held_out(names, split, train.place)
+        if not self.kept:
+            raise DataError(f"{self.catalogue.place}: expected images, found none")
+        self.classes = train.classes()
+        self.labels = self._labels(train)
+        self.fingerprint = fingerprint(
+            self.config,
+            split,
+            f"{train.recipe}, {RESIZE_KERNEL}, {self.classes}",
+            (self.catalogue.identity(position) for position in self.kept),
+        )
+
+    @property
+    def names(self) -> list[str]:
+        """What the catalogue calls the images, in order."""
+        return [self.catalogue.names[position] for position in self.kept]
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    def load(self, index: int, seed: int) -> tuple[UInt8[np.ndarray, "H W 3"], int]:
+        """See `ImageSource.load`."""
+        position = self.kept[index]
+        image = to_square(self.catalogue.read(position), self.catalogue.where(position), self.config, Draws(seed))
+        return image, self.labels[index]
+
+    def _labels(self, train: Catalogue) -> list[int]:
+        if train.labels is None:
+            return [0] * len(self.kept)
+        if self.catalogue.labels is None:
+            raise DataError(f"{self.catalogue.place}: has no classes, expected those of {train.place}")
+        number = {name: number for number, name in enumerate(self.classes)}
+        labels = [number.get(plain_label(self.catalogue.labels[position]), -1) for position in self.kept]
+        if -1 in labels:
+            wrong = self.kept[labels.index(-1)]
+            raise DataError(f"{self.catalogue.where_label(wrong)}: expected a class that {train.place} has too")
+        return labels
+
+
+def to_square(file: Path | bytes, name: str, config: DataConfig, draws: Draws) -> UInt8[np.ndarray, "H W 3"]:
+    """Read a file, crop and flip it as the config of its split says; small images are enlarged.
+
+    Raises BrokenImageError, also for a picture so narrow that it would have more than ``max_pixels`` once enlarged.
+    """
+    path, content = (name, file) if isinstance(file, bytes) else (file, None)
+    image, size = read_image(path, content, config.max_pixels), config.size
+    short, long = sorted(image.shape[:2])
+    if config.crop == "resized":
+        square = resized_crop(image, size, config.scale, config.ratio, draws)
+    elif size * size * long > short * config.max_pixels:
+        raise BrokenImageError(
+            f"image {path} cannot be used: {short} by {long} pixels are too narrow for {size} a side"
+        )
+    elif config.crop == "random":
+        square = random_crop(image, size, draws.below)
+    else:
+        square = center_crop(image, size)
+    if config.flip and draws.below(2):
+        square = square[:, ::-1]
+    return np.ascontiguousarray(square)
+
+
+def number_classes(labels: Sequence[str], place: str) -> tuple[str, ...]:
+    """Classes in the order of their numbers: of words, sorted; of integers, every integer from 0 to the greatest."""
+    words = sorted({plain_label(label) for label in labels})
+    if not all(_is_integer(word) for word in words):
+        return tuple(words)
+    numbers = sorted(int(word) for word in words)
+    if numbers[0] < 0 or numbers[-1] >= MOST_CLASSES:
+        wrong = numbers[0] if numbers[0] < 0 else numbers[-1]
+        raise DataError(f"{place}: label {wrong}: expected integers from 0 to {MOST_CLASSES - 1}, or words")
+    return tuple(str(number) for number in range(numbers[-1] + 1))
+
+
+def plain_label(label: str) -> str:
+    """The label as it is compared: integers without leading zeros."""
+    return str(int(label)) if _is_integer(label) else label
+
+
+def held_out(names: Sequence[str], split: str, place: str) -> list[int]:
+    """Positions of a split when names decide: those that hash into the lowest `HELD_OUT` are validation images."""
+    if len(names) < 2:
+        raise DataError(f"{place}: expected at least two images, one to train on and one held out, found {len(names)}")
+    points = [int(hashlib.sha256(name.encode()).hexdigest()[:8], 16) / 2**32 for name in names]
+    ordered = sorted(range(len(names)), key=lambda position: (points[position], names[position]))
+    count = min(max(sum(point < HELD_OUT for point in points), 1), len(names) - 1)
+    return sorted(ordered[:count] if split == "val" else ordered[count:])
+
+
+def is_plain(name: str) -> bool:
+    """Whether a name can stand in a message and a fingerprint: UTF-8 on one line."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # how Python keeps bytes of a name that are no UTF-8
+        return False
+    return len(name.splitlines()) == 1
+
+
+def _is_integer(word: str) -> bool:
+    return word.removeprefix("-").isascii() and word.removeprefix("-").isdigit()

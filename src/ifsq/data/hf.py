@@ -1,0 +1,157 @@
+"""Data sets of Hugging Face's library ``datasets`` (extra ``hf``): ``hf:NAME`` on the hub, or ``hf:FOLDER`` here.
+
+A folder is what ``save_to_disk`` wrote, or what ``load_dataset`` understands: parquet files, an image folder. The
+splits are ``train`` and ``val`` (``validation``, ``valid``); without a second the row's number decides who is held out.
+The image is the column ``image``, or the only one of that type; the label is ``label``, or the only ``ClassLabel``.
+Files are read undecoded, and decoded as those of any other source.
+
+Without ``stream`` the library keeps a copy on disk (``HF_HOME``) and any row can be read. See ``stream`` for the other
+way. Called by `ifsq.data.open_images`.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ifsq.data.encoded import Catalogue
+from ifsq.data.images import DataError
+
+VAL_NAMES = ("val", "validation", "valid")
+LABEL_COLUMNS = ("label", "labels", "cls", "class")
+
+
+class Columns(NamedTuple):
+    """Where a table keeps its images and labels; ``classes`` where it names them itself."""
+
+    image: str
+    label: str | None
+    classes: tuple[str, ...] | None
+
+
+class Table(Catalogue):
+    """The rows of a data set on disk.
+
+    place    what to call it
+    dataset  a ``datasets.Dataset``
+
+    Raises DataError when it has no image column, or a label that is no class.
+    """
+
+    recipe = "table 1"
+
+    def __init__(self, place: str, dataset: Any) -> None:
+        import pyarrow.compute as pc
+
+        self.place, self.columns = place, find_columns(place, dataset)
+        with read_errors(place):
+            self.images = undecoded(dataset, self.columns).select_columns([self.columns.image])
+            whole = dataset.with_format("arrow")[:]
+            lengths = pc.binary_length(pc.struct_field(whole[self.columns.image], "bytes")).to_pylist()
+        self.names = [f"row {row}" for row in range(len(dataset))]
+        self.labels = None
+        if self.columns.label is not None:
+            rows = enumerate(whole[self.columns.label].to_pylist())
+            self.labels = [label_of(f"{place}: row {row}", value, self.columns) for row, value in rows]
+        self.sizes = [self._size(row) if length is None else length for row, length in enumerate(lengths)]
+
+    def classes(self) -> tuple[str, ...]:
+        """Names that the data set gives, or else those of its labels."""
+        return self.columns.classes or super().classes()
+
+    def read(self, position: int) -> Path | bytes:
+        """See `Catalogue.read`."""
+        with read_errors(self.where(position)):
+            return file_of(self.where(position), self.images[position][self.columns.image])
+
+    def _size(self, position: int) -> int:
+        """Of an image that the table only names."""
+        file = self.read(position)
+        with read_errors(self.where(position)):
+            return len(file) if isinstance(file, bytes) else file.stat().st_size
+
+
+def open_splits(source: str, stream: bool = False) -> tuple[Any, Any | None]:
+    """Data sets of the training and of the validation split, the second None where there is none.
+
+    Raises DataError when the library is missing, or the data set cannot be found or read.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise DataError(f"{source}: needs the package datasets, which is not here: pip install 'ifsq[hf]'") from error
+    name = source.removeprefix("hf:")
+    datasets.disable_progress_bars()
+    with read_errors(source):
+        saved = any((Path(name) / file).is_file() for file in ("dataset_dict.json", "state.json"))
+        found = datasets.load_from_disk(name) if saved else datasets.load_dataset(name, streaming=stream)
+    splits = dict(found) if isinstance(found, dict) else {"train": found}
+    if saved and stream:
+        splits = {split: rows.to_iterable_dataset() for split, rows in splits.items()}
+    if "train" not in splits:
+        raise DataError(f"{source}: has the splits {', '.join(splits) or 'none'}; expected train")
+    val = next((splits[split] for split in VAL_NAMES if split in splits), None)
+    return splits["train"], val
+
+
+def find_columns(place: str, dataset: Any) -> Columns:
+    """The columns of a data set that hold the images and the labels. Raises DataError."""
+    from datasets import ClassLabel, Image
+
+    features = dataset.features or {}
+    images = [name for name, feature in features.items() if isinstance(feature, Image)]
+    if "image" not in images and len(images) != 1:
+        raise DataError(f"{place}: has the columns {', '.join(features) or 'none'}; expected one of type Image")
+    of_classes = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
+    label = next((name for name in LABEL_COLUMNS if name in features), None)
+    if label is None and len(of_classes) == 1:
+        label = of_classes[0]
+    classes = tuple(features[label].names) if label in of_classes else None
+    return Columns("image" if "image" in images else images[0], label, classes)
+
+
+def undecoded(dataset: Any, columns: Columns) -> Any:
+    """The data set with files as they are in the place of pictures."""
+    from datasets import Image
+
+    return dataset.with_format(None).cast_column(columns.image, Image(decode=False))
+
+
+def label_of(where: str, value: Any, columns: Columns) -> str:
+    """The class in words. Raises DataError when it is none."""
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise DataError(f"{where}: label {value!r}: expected a word or an integer")
+    if columns.classes is None:
+        return str(value)
+    if not isinstance(value, int) or not 0 <= value < len(columns.classes):
+        raise DataError(f"{where}: label {value!r}: expected 0 to {len(columns.classes) - 1}")
+    return columns.classes[value]
+
+
+def file_of(where: str, image: Any) -> Path | bytes:
+    """The file of an undecoded image."""
+    if image is None or (image["bytes"] is None and not image["path"]):
+        raise DataError(f"{where}: expected an image, found none")
+    if image["bytes"] is not None:
+        return image["bytes"]
+    if "://" not in image["path"]:
+        return Path(image["path"])
+    import fsspec
+
+    with fsspec.open(image["path"], "rb") as file:
+        return file.read()
+
+
+@contextmanager
+def read_errors(where: str) -> Iterator[None]:
+    """What the library raises, as a DataError of one line."""
+    import pyarrow
+    from datasets.exceptions import DatasetsError
+
+    try:
+        yield
+    except DataError:
+        raise
+    except (OSError, ValueError, RuntimeError, NotImplementedError, DatasetsError, pyarrow.ArrowException) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{where}: cannot be read: {reason}") from error

@@ -1,0 +1,175 @@
+"""WebDataset shards: images in uncompressed tar files, read at any place and in any order.
+
+A source is one ``x.tar``; a pattern with ``{000..146}``, ``{a,b}``, ``*``, ``?`` or ``[..]`` that ends in ``.tar``;
+or a folder of tar files, whose subfolders ``train`` and ``val``, or names with ``train`` and ``val`` (``validation``),
+are the splits. Without these the paths in the shards decide who is held out. The samples keep the order of the shards,
+as the pattern or else the alphabet gives them.
+
+A label is the sample's ``.cls`` file, else ``label``, ``cls`` or ``class`` in its ``.json`` file, else the folder it
+lies in inside of the shard; one of these for all samples. Called by `ifsq.data.open_images`.
+"""
+
+import glob
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from ifsq.data.encoded import EXTENSIONS, Catalogue
+from ifsq.data.images import DataError
+from ifsq.data.tar_index import Sample, index_shard
+
+OPEN_AT_ONCE = 64
+"""Shards that a process keeps open; the system may allow a thousand files to all of it."""
+_BRACE = re.compile(r"\{([^{}]*)\}")
+_SPLIT_NAME = re.compile(r"(?<![a-z])(train|validation|valid|val)(?![a-z])")
+
+
+class Shards(Catalogue):
+    """The images of some tar files.
+
+    source  what a person called them
+    shards  the files, in order
+
+    Raises DataError when a shard is missing or damaged, none holds an image, or some samples only have a label.
+    """
+
+    recipe = "shards 1"
+
+    def __init__(self, source: str, shards: Sequence[Path]) -> None:
+        self.place = source
+        indexes = [index_shard(path) for path in shards]
+        self.shards = list(shards)
+        self.samples = [sample for index in indexes for sample in index]
+        self.shard_of = [number for number, index in enumerate(indexes) for _ in index]
+        if not self.samples:
+            raise DataError(f"{source}: expected images ({', '.join(e[1:] for e in EXTENSIONS)}) in it, found none")
+        self.names = [
+            f"{shards[number].name}/{sample.name}" for number, sample in zip(self.shard_of, self.samples, strict=True)
+        ]
+        self.sizes = [sample.size for sample in self.samples]
+        self.labels = self._labels()
+        self._files = _Files()
+
+    def read(self, position: int) -> bytes:
+        """See `Catalogue.read`."""
+        sample, shard = self.samples[position], self.shards[self.shard_of[position]]
+        content = self._files.read(shard, sample.offset, sample.size)
+        if len(content) < sample.size:
+            raise DataError(f"{shard}: has become shorter since it was opened")
+        return content
+
+    def where(self, position: int) -> str:
+        """The shard and the path in it."""
+        return f"{self.shards[self.shard_of[position]]}: {self.samples[position].name}"
+
+    def _labels(self) -> list[str] | None:
+        kinds: tuple[tuple[str, Callable[[Sample], str | None]], ...] = (
+            (".cls file", lambda sample: sample.cls),
+            ("label in a .json file", lambda sample: sample.json_label),
+            ("folder", lambda sample: sample.name.removeprefix("./").rpartition("/")[0].rpartition("/")[2] or None),
+        )
+        for kind, label_of in kinds:
+            labels = [label_of(sample) for sample in self.samples]
+            known = [label for label in labels if label is not None]
+            if len(known) == len(labels):
+                return known
+            if known:
+                raise DataError(f"{self.where(labels.index(None))}: has no {kind}, as other samples have")
+        return None
+
+
+class _Files:
+    """Open files of this process. Reads say where, so that a forked process may share them."""
+
+    def __init__(self) -> None:
+        self.open: dict[Path, int] = {}
+
+    def read(self, path: Path, offset: int, size: int) -> bytes:
+        try:
+            if path not in self.open:
+                if len(self.open) == OPEN_AT_ONCE:
+                    os.close(self.open.pop(next(iter(self.open))))
+                self.open[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            return os.pread(self.open[path], size, offset)
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+
+    def __getstate__(self) -> dict[str, dict[Path, int]]:
+        return {"open": {}}  # a spawned process opens its own
+
+    def __del__(self) -> None:
+        for number in self.open.values():
+            os.close(number)
+
+
+def are_shards(source: str) -> bool:
+    """Whether a source names tar files: by its ending, or as a folder with some in it or in its ``train``."""
+    if source.lower().endswith(".tar") and not Path(source).is_dir():
+        return True
+    if re.search(r"\.(tar\.\w+|tgz)$", source.lower()) and not Path(source).is_dir():
+        raise DataError(f"{source}: expected uncompressed .tar files: these cannot be read at any place")
+    return bool(_tars(Path(source)) or _tars(Path(source) / "train"))
+
+
+def split_shards(source: str) -> tuple[list[Path], list[Path]]:
+    """Tar files of the training and of the validation split; all in the first where a source has no splits."""
+    folder = Path(source)
+    if not folder.is_dir():
+        return expand(source), []
+    if tars := _tars(folder):
+        _refuse_others(folder)
+        splits = [_SPLIT_NAME.findall(tar.name.lower()) for tar in tars]
+        if all(len(split) == 1 for split in splits):
+            train = [tar for tar, split in zip(tars, splits, strict=True) if split == ["train"]]
+            val = [tar for tar, split in zip(tars, splits, strict=True) if split != ["train"]]
+            return (train, val) if train and val else (train or val, [])
+        return tars, []
+    return _tars(folder / "train"), _tars(folder / "val")
+
+
+def expand(pattern: str) -> list[Path]:
+    """Files that a pattern names, braces in their order and then what ``*`` finds sorted. Raises DataError."""
+    paths = []
+    for plain in _braces(pattern):
+        found = sorted(glob.glob(plain)) if glob.has_magic(plain) else [plain]
+        if not found:
+            raise DataError(f"{plain}: expected tar shards, found none")
+        paths += [Path(path) for path in found]
+    return paths
+
+
+def _braces(pattern: str) -> Iterator[str]:
+    found = _BRACE.search(pattern)
+    if found is None:
+        if "{" in pattern or "}" in pattern:
+            raise DataError(f"{pattern}: expected every brace to be closed")
+        yield pattern
+        return
+    for choice in _choices(found[1], pattern):
+        yield from _braces(pattern[: found.start()] + choice + pattern[found.end() :])
+
+
+def _choices(inside: str, pattern: str) -> list[str]:
+    span = re.fullmatch(r"(\d+)\.\.(\d+)", inside)
+    if span is None:
+        if "," not in inside:
+            raise DataError(f"{pattern}: {{{inside}}}: expected {{first..last}} or {{one,another}}")
+        return inside.split(",")
+    first, last = int(span[1]), int(span[2])
+    if last < first:
+        raise DataError(f"{pattern}: {{{inside}}}: expected the last to be no smaller than the first")
+    return [f"{number:0{len(span[1])}d}" for number in range(first, last + 1)]
+
+
+def _tars(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    names = os.listdir(folder)
+    return [folder / name for name in sorted(names) if name.lower().endswith(".tar") and not name.startswith(".")]
+
+
+def _refuse_others(folder: Path) -> None:
+    images = sorted(name for name in os.listdir(folder) if name.lower().endswith(EXTENSIONS))
+    if images:
+        raise DataError(f"{folder / images[0]}: lies beside tar shards, expected shards or images, not both")

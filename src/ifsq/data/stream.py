@@ -1,0 +1,120 @@
+"""A Hugging Face data set that is read from front to back, without a copy on disk.
+
+No row can be had without those before it. So an epoch shuffles inside of blocks of ``data.block`` neighbours only, the
+blocks stay in their order, and how well images mix depends on how they were stored. Every process that loads (each
+worker of each rank) passes over the whole stream and decodes only the pictures of its own batches; a run that goes on
+passes over what was read before. Batches are a function of (seed, step) all the same: an image has a number, its place
+in the stream. Called by `ifsq.data.open_images`.
+"""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from ifsq.data.draws import Draws
+from ifsq.data.encoded import NO_CLASSES, to_square
+from ifsq.data.hf import Columns, file_of, find_columns, label_of, open_splits, read_errors, undecoded
+from ifsq.data.images import DataConfig, DataError, ImageSource, fingerprint
+from ifsq.data.transforms import RESIZE_KERNEL
+
+_COUNTED_AT_ONCE = 256
+
+
+class Stream(ImageSource):
+    """The images of one split, in the order of the stream; `load` is quick only where it goes on in block after block.
+
+    The number of images is what the data set states, or else is counted, in one pass over the stream. Holds the files
+    of one block. Raises DataError when there is no such split, or its classes are not stated.
+    """
+
+    def __init__(self, config: DataConfig, split: str) -> None:
+        self.config, self.size = config.for_split(split), config.size
+        self.broken, self.block = config.broken, config.block
+        train, val = open_splits(config.source, stream=True)
+        self.place, dataset = config.source, train if split == "train" else val
+        if config.val_source and split == "val":
+            first, second = open_splits(config.val_source, stream=True)
+            self.place, dataset = config.val_source, second or first
+        if dataset is None:
+            raise DataError(f"{self.place}: has no split val; a stream cannot be split, give val_source")
+        self.classes = _classes(config.source, find_columns(config.source, train))
+        self.columns = find_columns(self.place, dataset)
+        if self.columns.label is not None and _classes(self.place, self.columns) != self.classes:
+            raise DataError(f"{self.place}: has other classes than {config.source}")
+        self.rows = undecoded(dataset, self.columns).select_columns([name for name in self.columns[:2] if name])
+        self.length = _count(self.place, dataset, self.columns)
+        self.fingerprint = fingerprint(
+            self.config,
+            split,
+            f"stream 1, {RESIZE_KERNEL}, {self.classes}",
+            [f"{self.place}\0{self.length}".encode()],
+        )
+        self._reader: _Reader | None = None
+
+    def __len__(self) -> int:
+        return self.length
+
+    def load(self, index: int, seed: int) -> tuple[UInt8[np.ndarray, "H W 3"], int]:
+        """See `ImageSource.load`."""
+        where = f"{self.place}: row {index}"
+        with read_errors(where):
+            row = self._reading().row(index)
+            file = file_of(where, row[self.columns.image])
+        label = 0
+        if self.columns.label is not None:
+            label = self.classes.index(label_of(where, row[self.columns.label], self.columns))
+        return to_square(file, where, self.config, Draws(seed)), label
+
+    def _reading(self) -> "_Reader":
+        if self._reader is None or self._reader.process != os.getpid():  # a worker starts a pass of its own
+            self._reader = _Reader(self.rows, self.block)
+        return self._reader
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_reader": None}
+
+
+class _Reader:
+    """A pass over a stream, one block in memory."""
+
+    def __init__(self, rows: Any, block: int) -> None:
+        self.rows, self.block, self.process = rows, block, os.getpid()
+        self.number = -1
+        self.held: dict[str, list[Any]] = {}
+        self.blocks: Iterator[dict[str, list[Any]]] = iter(())
+
+    def row(self, index: int) -> dict[str, Any]:
+        number, place = divmod(index, self.block)
+        if number < self.number or self.number < 0:
+            # `iter` takes every row in every process; iterating plainly, the library deals them out among workers.
+            self.blocks = self.rows.skip(number * self.block).iter(self.block)
+            self.number = number - 1
+        while self.number < number:
+            self.held, self.number = next(self.blocks, {}), self.number + 1
+        if place >= len(next(iter(self.held.values()), ())):
+            raise DataError(f"the stream ends before row {index}")
+        return {name: values[place] for name, values in self.held.items()}
+
+
+def _classes(place: str, columns: Columns) -> tuple[str, ...]:
+    if columns.label is None:
+        return NO_CLASSES
+    if columns.classes is None:
+        raise DataError(f"{place}: column {columns.label} states no classes; a stream needs a ClassLabel")
+    return columns.classes
+
+
+def _count(place: str, dataset: Any, columns: Columns) -> int:
+    stated = (dataset.info.splits or {}).get(str(dataset.split))
+    if stated is not None and stated.num_examples:
+        return stated.num_examples
+    name = columns.label or columns.image
+    with read_errors(place):
+        rows = undecoded(dataset, columns).select_columns([name]).iter(_COUNTED_AT_ONCE)
+        count = sum(len(part[name]) for part in rows)
+    if not count:
+        raise DataError(f"{place}: expected images, found none")
+    return count

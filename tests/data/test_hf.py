@@ -1,0 +1,189 @@
+"""Data sets of Hugging Face's library, on disk and streamed: pictures, labels, splits, and what is wrong with them."""
+
+import io
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ifsq.data import DataConfig, DataError, ImageBatches, ImageSource, StepSampler, open_images, read_image, stream
+from ifsq.data.hf import file_of
+
+datasets = pytest.importorskip("datasets")
+pytestmark = pytest.mark.filterwarnings("ignore")  # the library's own
+FEATURES = {"image": datasets.Image(), "label": datasets.ClassLabel(names=["dog", "cat"])}
+
+
+def picture(number: int) -> bytes:
+    file = io.BytesIO()
+    pixels = np.random.default_rng(number).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def rows(count: int, features: dict = FEATURES, **columns: Any) -> Any:
+    table = {
+        "image": [{"bytes": picture(k), "path": None} for k in range(count)],
+        "label": [k % 2 for k in range(count)],
+    }
+    return datasets.Dataset.from_dict(table | columns, features=datasets.Features(features))
+
+
+@pytest.fixture(autouse=True)
+def _copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
+
+
+@pytest.fixture(params=["saved", "parquet", "images"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Seven training and three validation pictures, as the library keeps them in several ways."""
+    place, train, val = tmp_path / request.param, rows(7), rows(3)
+    if request.param == "saved":
+        datasets.DatasetDict({"train": train, "validation": val}).save_to_disk(str(place))
+    elif request.param == "parquet":
+        train.to_parquet(place / "data/train-0.parquet")
+        val.to_parquet(place / "data/validation-0.parquet")
+    else:
+        for split, count in (("train", 7), ("validation", 3)):
+            for k in range(count):
+                name = place / split / ("dog", "cat")[k % 2] / f"{k}.png"
+                name.parent.mkdir(parents=True, exist_ok=True)
+                name.write_bytes(picture(k))
+    return f"hf:{place}"
+
+
+def opened(source: str, split: str = "train", streamed: bool = False, **fields: Any) -> ImageSource:
+    return open_images(DataConfig(source=source, size=8, stream=streamed, block=4, **fields), split)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_rows_are_the_pictures_with_their_classes(folder: str, streamed: bool) -> None:
+    for split, count in (("train", 7), ("val", 3)):
+        source = opened(folder, split, streamed)
+        assert len(source) == count
+        got = {source.load(k, 0)[0].tobytes(): source.classes[source.load(k, 0)[1]] for k in range(count)}
+        expected = {read_image("x", picture(k)).tobytes(): ("dog", "cat")[k % 2] for k in range(count)}
+        assert got == expected
+
+
+def test_fingerprints_follow_the_bytes_not_the_place(tmp_path: Path) -> None:
+    def saved(name: str, data: Any) -> str:
+        data.save_to_disk(str(tmp_path / name))
+        return opened(f"hf:{tmp_path / name}", val_source=f"hf:{tmp_path / name}").fingerprint
+
+    assert saved("a", rows(4)) == saved("b", rows(4))
+    other = [{"bytes": picture(k) + b"\0", "path": None} for k in range(4)]
+    assert (
+        len(
+            {
+                saved("c", rows(4)),
+                saved("d", rows(4, image=other)),
+                saved("e", rows(4, label=[1] * 4)),
+                saved("f", rows(5)),
+            }
+        )
+        == 4
+    )
+
+
+def test_rows_decide_who_is_held_out_where_there_is_one_split(tmp_path: Path) -> None:
+    rows(9).save_to_disk(str(tmp_path / "a"))
+    train, val = opened(f"hf:{tmp_path}/a"), opened(f"hf:{tmp_path}/a", "val")
+    assert (len(train), len(val)) == (8, 1)
+    with pytest.raises(DataError, match=r"a: has no split val; a stream cannot be split, give val_source"):
+        opened(f"hf:{tmp_path}/a", "val", streamed=True)
+    assert len(opened(f"hf:{tmp_path}/a", "val", streamed=True, val_source=f"hf:{tmp_path}/a")) == 9
+
+
+def test_words_and_integers_are_classes_too(tmp_path: Path) -> None:
+    words = rows(3, FEATURES | {"label": datasets.Value("string")}, label=["b", "a", "b"])
+    words.save_to_disk(str(tmp_path / "words"))
+    source = opened(f"hf:{tmp_path}/words", val_source=f"hf:{tmp_path}/words")
+    assert [source.classes[source.load(k, 0)[1]] for k in range(3)] == ["b", "a", "b"]
+    with pytest.raises(DataError, match=r"column label states no classes; a stream needs a ClassLabel"):
+        opened(f"hf:{tmp_path}/words", streamed=True)
+
+
+def test_a_stream_goes_on_restarts_and_ends_with_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets.DatasetDict({"train": rows(10)}).save_to_disk(str(tmp_path / "a"))
+    source, table = opened(f"hf:{tmp_path}/a", streamed=True), rows(10)
+    for index in (3, 1, 9, 4, 0):
+        expected = np.asarray(table[index]["image"])
+        np.testing.assert_array_equal(source.load(index, 0)[0], expected)
+    assert isinstance(source, stream.Stream)
+    source.length = 20
+    with pytest.raises(DataError, match="the stream ends before row 12"):
+        source.load(12, 0)
+
+
+def test_a_forked_process_starts_a_pass_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets.DatasetDict({"train": rows(10)}).save_to_disk(str(tmp_path / "a"))
+    source = opened(f"hf:{tmp_path}/a", streamed=True)
+    assert isinstance(source, stream.Stream)
+    first = source._reading()
+    assert source._reading() is first
+    monkeypatch.setattr(stream.os, "getpid", lambda: -1)
+    assert source._reading() is not first
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_decodes_only_its_own_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
+    datasets.DatasetDict({"train": rows(12)}).save_to_disk(str(tmp_path / "a"))
+    source, decoded, decode = opened(f"hf:{tmp_path}/a", streamed=True), [], stream.to_square
+
+    def counted(file: bytes, name: str, *rest: Any) -> Any:
+        decoded.append(name.rsplit(" ", 1)[1])
+        return decode(file, name, *rest)
+
+    monkeypatch.setattr(stream, "to_square", counted)
+    sampler = StepSampler(12, 6, 0, rank, 2)
+    for _ in zip(range(2), ImageBatches(source, sampler), strict=False):
+        pass
+    order = [index for step in range(2) for index, _ in sampler.in_blocks(4).items(step)]
+    assert decoded == [str(index) for index in order]
+
+
+def test_what_is_wrong_is_one_line(tmp_path: Path) -> None:
+    bad = {
+        "no image": (rows(2).remove_columns("image"), "has the columns label; expected one of type Image"),
+        "no class": (rows(2, label=[0, -1]), r"row 1: label -1: expected 0 to 1"),
+        "float": (
+            rows(2, FEATURES | {"label": datasets.Value("float32")}, label=[0.5, 1]),
+            "row 0: label 0.5: expected a word or an integer",
+        ),
+        "hole": (rows(2, image=[None, {"bytes": picture(0), "path": None}]), "row 0: expected an image, found none"),
+        "splits": (datasets.DatasetDict({"test": rows(2)}), "has the splits test; expected train"),
+    }
+    for name, (data, message) in bad.items():
+        data.save_to_disk(str(tmp_path / name))
+        with pytest.raises(DataError, match=message) as caught:
+            opened(f"hf:{tmp_path / name}")
+        assert "\n" not in str(caught.value)
+    (tmp_path / "empty").mkdir()
+    for gone in (tmp_path / "gone", tmp_path / "empty"):
+        with pytest.raises(DataError, match=rf"^hf:{gone}: cannot be read: ") as caught:
+            opened(f"hf:{gone}")
+        assert "\n" not in str(caught.value)
+
+
+def test_a_broken_picture_names_its_row(tmp_path: Path) -> None:
+    image = [{"bytes": content, "path": None} for content in (picture(0), b"broken")]
+    datasets.DatasetDict({"train": rows(2, image=image), "val": rows(2)}).save_to_disk(str(tmp_path / "a"))
+    for streamed in (False, True):
+        with pytest.raises(DataError, match=rf"^image hf:{tmp_path}/a: row 1 cannot be read: "):
+            opened(f"hf:{tmp_path}/a", streamed=streamed).load(1, 0)
+
+
+def test_a_file_may_have_an_address(tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(b"bytes")
+    assert file_of("x", {"bytes": None, "path": (tmp_path / "x.png").as_uri()}) == b"bytes"
+
+
+def test_the_missing_library_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    for streamed in (False, True):
+        with pytest.raises(DataError, match=r"hf:x: needs the package datasets, .*pip install 'ifsq\[hf\]'"):
+            opened("hf:x", streamed=streamed)
