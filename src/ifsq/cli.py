@@ -94,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     encode.add_argument("out", type=Path, metavar="OUT")
     encode.add_argument("--size", type=int, default=None, help="pixels a side (default: the tokenizer's)")
+    encode.add_argument("--flip", action="store_true", help="also the codes of the mirrored images")
 
     generator = verbs.add_parser("generator", help="train or evaluate a generator").add_subparsers(
         metavar="VERB", required=True
@@ -153,6 +154,10 @@ def _parser() -> argparse.ArgumentParser:
     kl.add_argument("source", metavar="FOLDER_OR_ID", help="folder, or owner/name on the hub, of an AutoencoderKL")
     kl.add_argument("--revision", default=None, help="branch, tag or commit on the hub")
     kl.add_argument("--out", type=Path, required=True, metavar="DIR")
+
+    latents = _verb(other, "latents", "latents that the official DiT extracted -> code cache", _import_latents)
+    latents.add_argument("folder", type=Path, metavar="FOLDER")
+    latents.add_argument("--out", type=Path, required=True, metavar="DIR")
 
     other = verbs.add_parser("export", help="write a checkpoint for another project").add_subparsers(
         metavar="FORMAT", required=True
@@ -216,7 +221,9 @@ def _encode(options: argparse.Namespace) -> None:
     from ifsq import pipeline
 
     with Terminal() as terminal:
-        cache = pipeline.encode(options.folder, options.data, options.out, options.size, options.device, terminal)
+        cache = pipeline.encode(
+            options.folder, options.data, options.out, options.size, options.flip, options.device, terminal
+        )
     _print(f"codes: {cache.folder}, {cache.count('train')} for training and {cache.count('val')} held out")
 
 
@@ -279,6 +286,13 @@ def _import_diffusers(options: argparse.Namespace) -> None:
 
     import_diffusers(options.source, options.out, options.revision)
     _print(f"tokenizer: {options.out}")
+
+
+def _import_latents(options: argparse.Namespace) -> None:
+    from ifsq.interop.official_latents import import_latents
+
+    cache = import_latents(options.folder, options.out)
+    _print(f"codes: {cache.folder}, latents of {cache.count('train')} images and of their mirrors")
 
 
 def _export_official(options: argparse.Namespace) -> None:

@@ -19,8 +19,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ifsq.codes import cache as code_cache
-from ifsq.codes.cache import CodeCache
+from ifsq.codes import writer as cache_writer
+from ifsq.codes.cache import MANIFEST, CodeCache
 from ifsq.config import InputError, build, differences, to_dict
 from ifsq.data import (
     DataConfig,
@@ -35,7 +35,6 @@ from ifsq.data import (
 )
 from ifsq.data.images import ImageSource
 from ifsq.evaluation import (
-    AT_ONCE,
     OFFICIAL,
     SHEET_CLASSES,
     Judges,
@@ -99,13 +98,22 @@ def train_tokenizer(experiment: TokenizerExperiment, device: str = "auto", watch
 
 
 def encode(
-    run: Path, source: str, out: Path, size: int | None = None, device: str = "auto", watch: Reporter | None = None
+    run: Path,
+    source: str,
+    out: Path,
+    size: int | None = None,
+    flip: bool = False,
+    device: str = "auto",
+    watch: Reporter | None = None,
 ) -> CodeCache:
-    """Write the digits of both splits of a data source as a code cache; a cache that already says the same is returned.
+    """Write the codes of both splits of a data source as a cache; a cache that already says the same is returned.
+
+    Digits of FSQ; float16 latents of kinds ``ae`` and ``kl`` (the mean). Killed and started again it goes on.
 
     run     folder of a tokenizer
-    source  folder of images or a bundled source
+    source  images, as ``data.source`` of an experiment
     size    pixels a side; default: what the tokenizer was trained on
+    flip    store the codes of the mirrored images too
     """
     watch = watch or Silent()
     with _join(device) as here:
@@ -116,31 +124,30 @@ def encode(
             "data": to_dict(data),
             "fingerprints": {split: images.fingerprint for split, images in sources.items()},
             "tokenizer": tokenizer.digest(),
+            **({"flips": True} if flip else {}),
         }
         existing = _existing_cache(out, about)
         if existing is not None:
             return existing
-        spec = tokenizer.spec(data.size, data.size)
+        layout = tokenizer.layout(data.size, data.size)
         counts = {split: len(images) for split, images in sources.items()}
-        partial = out.absolute().with_name(f".partial_{out.absolute().name}")
-        if here.first:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
+        partial = cache_writer.partial_of(out)
+        if here.first and cache_writer.prepare(partial, about):
+            watch.say(f"{out}: goes on with the shards that are there")
         here.barrier()
         try:
             for split, images in sources.items():
                 watch.start(f"codes, {split}", 0, len(images))
-                mine = iter(range(here.rank, code_cache.shards_of(len(images)), here.size))
-                code_cache.write_shards(
-                    partial, split, len(images), _encoder(tokenizer, images, here, watch), mine, spec
-                )
+                mine = range(here.rank, cache_writer.shards_of(len(images)), here.size)
+                encoder = _encoder(tokenizer, images, flip, here, watch)
+                cache_writer.write_shards(partial, split, len(images), encoder, mine, layout)
                 watch.finish({})
         except InputError:
             shutil.rmtree(partial, ignore_errors=True)
             raise
         here.barrier()
         if here.first:
-            code_cache.finish(partial, out, spec, sources["train"].classes, counts, about)
+            cache_writer.finish(partial, out, layout, sources["train"].classes, counts, about)
         here.barrier()
         return CodeCache.open(out)
 
@@ -390,7 +397,7 @@ def _existing_cache(out: Path, about: dict[str, Any]) -> CodeCache | None:
         raise InputError(f"{out}: is a file; expected a folder for the code cache")
     if not out.is_dir() or not any(out.iterdir()):
         return None
-    if not (out / code_cache.MANIFEST).is_file():
+    if not (out / MANIFEST).is_file():
         raise InputError(f"{out}: is not empty and holds no code cache; choose another folder")
     cache = CodeCache.open(out)
     different = differences(cache.about, about)
@@ -399,17 +406,28 @@ def _existing_cache(out: Path, about: dict[str, Any]) -> CodeCache | None:
     return cache
 
 
-def _encoder(tokenizer: Tokenizer, images: ImageSource, here: World, watch: Reporter) -> code_cache.EncodeRange:
+def _encoder(
+    tokenizer: Tokenizer, images: ImageSource, flip: bool, here: World, watch: Reporter
+) -> cache_writer.EncodeRange:
+    def codes_of(pictures: Tensor) -> Tensor:
+        encoded = tokenizer.encode(pictures.to(here.device))
+        return (encoded.codes if encoded.digits is None else encoded.digits).cpu()
+
     @torch.no_grad()
-    def encode_range(start: int, stop: int) -> tuple[Tensor, Tensor]:
-        parts, labels = [], []
-        for batch in iterate_once(images, AT_ONCE, indices=range(start, stop)):
-            digits = tokenizer.encode(batch.images.to(here.device)).digits
-            assert digits is not None  # `Tokenizer.spec` was asked before
-            parts.append(digits.cpu())
-            labels.append(batch.labels)
-            watch.advance(start + sum(map(len, labels)), {})
-        return torch.cat(parts), torch.cat(labels)
+    def encode_range(start: int, stop: int) -> cache_writer.Part:
+        codes, flipped, labels, seen = [], [], [], start
+        for batch in iterate_once(images, at_once(images.size), indices=range(start, stop)):
+            seen += len(batch.images) + len(batch.skipped)
+            for name in batch.skipped:
+                watch.say(f"left out: {name}")
+            if len(batch.images):
+                codes.append(codes_of(batch.images))
+                labels.append(batch.labels)
+                flipped += [codes_of(batch.images.flip(-1))] if flip else []
+            watch.advance(seen, {})
+        if not codes:
+            raise DataError(f"images {start} to {stop - 1}: none of them can be read")
+        return cache_writer.Part(torch.cat(codes), torch.cat(labels), torch.cat(flipped) if flip else None)
 
     return encode_range
 

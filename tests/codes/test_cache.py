@@ -5,9 +5,10 @@ import json
 import pytest
 import torch
 
-from ifsq.codes import cache
-from ifsq.codes.cache import CodeCache, finish, write_shards
-from ifsq.codes.spec import CodeSpec
+from ifsq.codes import writer
+from ifsq.codes.cache import CodeCache
+from ifsq.codes.spec import CodeSpec, LatentSpec
+from ifsq.codes.writer import Part, finish, prepare, write_shards
 from ifsq.config import InputError
 
 SPEC = CodeSpec((17, 300), (2,), "little", "equal", (2, 3))
@@ -21,14 +22,14 @@ def digits():
 
 @pytest.fixture
 def written(tmp_path, digits, monkeypatch):
-    monkeypatch.setattr(cache, "SHARD", 10)
+    monkeypatch.setattr(writer, "SHARD", 10)
     partial = tmp_path / "partial"
     partial.mkdir()
     labels = torch.arange(25) % 3
     for split in ("train", "val"):
         for rank in (0, 1):
             shards = iter(range(rank, 3, 2))
-            write_shards(partial, split, 25, lambda a, b: (digits[a:b], labels[a:b]), shards, SPEC)
+            write_shards(partial, split, 25, lambda a, b: Part(digits[a:b], labels[a:b]), shards, SPEC)
     return finish(partial, tmp_path / "codes", SPEC, ("a", "b", "c"), {"train": 25, "val": 25}, {"tokenizer": "t"})
 
 
@@ -71,7 +72,112 @@ def test_a_missing_shard_or_split_is_named(written):
 @pytest.mark.parametrize("text", ["{", "{}", '{"format": 7}', "[]"])
 def test_a_folder_that_is_no_cache_is_named(tmp_path, text):
     (tmp_path / "manifest.json").write_text(text)
-    with pytest.raises(InputError, match=r"manifest.json: (is not a manifest|format 7; expected 1)"):
+    with pytest.raises(InputError, match=r"manifest.json: (is not a manifest|format 7; expected one of \(1, 2\))"):
         CodeCache.open(tmp_path)
     with pytest.raises(InputError, match="holds no code cache"):
         CodeCache.open(tmp_path / "elsewhere")
+
+
+def test_a_cache_of_the_first_format_is_read(written, digits):
+    """It had no content, no flips and no counts of what was left out."""
+    path = written.folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["content"]
+    path.write_text(json.dumps(manifest | {"format": 1}))
+    codes = CodeCache.open(written.folder).read("val")
+    assert torch.equal(codes.digits.long(), digits)
+    assert codes.flipped is None
+
+
+LATENTS = LatentSpec(3, (2, 4))
+
+
+@pytest.fixture
+def latents(tmp_path, monkeypatch):
+    monkeypatch.setattr(writer, "SHARD", 10)
+    values = torch.randn(25, 3, 2, 4, generator=torch.Generator().manual_seed(0)) * 3 + 1
+    partial = tmp_path / "partial"
+    prepare(partial, {})
+
+    def encode(a, b):
+        kept = slice(a + 1, b)  # the first image of every shard cannot be read
+        return Part(values[kept], torch.arange(25)[kept], values[kept].flip(-1))
+
+    for split, count in (("train", 25), ("val", 4)):
+        write_shards(partial, split, count, encode, range(3 if split == "train" else 1), LATENTS)
+    about = {"tokenizer": "t", "flips": True}
+    return values, finish(partial, tmp_path / "latents", LATENTS, ("a",), {"train": 25, "val": 4}, about)
+
+
+def test_latents_with_flips_and_their_statistics(latents):
+    values, cache = latents
+    kept = torch.tensor([i for i in range(25) if i % 10])
+    read = cache.read_latents("train")
+    assert torch.equal(read.latents, values[kept].half())
+    assert torch.equal(read.flipped, values[kept].flip(-1).half())
+    assert torch.equal(read.labels, kept)
+    assert (len(read), cache.count("val")) == (22, 3)
+    stored = torch.cat([values[kept], values[kept].flip(-1)]).half().double()
+    rows = stored.movedim(1, -1).reshape(-1, 3)
+    assert cache.statistics["mean"] == pytest.approx(rows.mean(0).tolist(), rel=1e-12)
+    assert cache.statistics["std"] == pytest.approx(rows.std(0, correction=0).tolist(), rel=1e-12)
+
+
+def test_latents_are_no_digits_and_digits_no_latents(latents, written):
+    with pytest.raises(InputError, match="holds latents of a continuous tokenizer; expected digits of FSQ"):
+        latents[1].read("train")
+    with pytest.raises(InputError, match="holds digits; expected latents"):
+        written.read_latents("train")
+
+
+def test_latents_that_float16_cannot_hold_are_refused(tmp_path):
+    prepare(tmp_path / "p", {})
+    part = Part(torch.full((1, 3, 2, 4), 1e5), torch.zeros(1))
+    with pytest.raises(ValueError, match=r"latents up to 1e\+05: expected values that float16 holds"):
+        write_shards(tmp_path / "p", "train", 1, lambda a, b: part, range(1), LATENTS)
+    assert [path.name for path in (tmp_path / "p").iterdir()] == ["about.json"]
+
+
+def test_a_writer_goes_on_where_it_was_killed(tmp_path, digits, monkeypatch):
+    monkeypatch.setattr(writer, "SHARD", 10)
+    asked, labels = [], torch.zeros(25, dtype=torch.int64)
+
+    def encode(a, b):
+        asked.append(a)
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return Part(digits[a:b], labels[a:b])
+
+    partial = tmp_path / "partial"
+    assert not prepare(partial, {"tokenizer": "t"})
+    with pytest.raises(KeyboardInterrupt):
+        write_shards(partial, "train", 25, encode, range(3), SPEC)
+    (partial / ".writing_train_00002.safetensors").write_bytes(b"half")
+    assert prepare(partial, {"tokenizer": "t"})
+    write_shards(partial, "train", 25, encode, range(3), SPEC)
+    assert asked == [0, 10, 20, 20]
+    cache = finish(partial, tmp_path / "codes", SPEC, ("a",), {"train": 25}, {"tokenizer": "t"})
+    assert torch.equal(cache.read("train").digits.long(), digits)
+    assert {path.name for path in cache.folder.iterdir()} == {
+        "manifest.json",
+        *(f"train_0000{i}.safetensors" for i in range(3)),
+    }
+
+
+def test_shards_of_other_codes_are_not_kept(tmp_path, digits):
+    partial = tmp_path / "partial"
+    prepare(partial, {"tokenizer": "t"})
+    write_shards(partial, "train", 25, lambda a, b: Part(digits[a:b], torch.zeros(25)), range(1), SPEC)
+    assert not prepare(partial, {"tokenizer": "u"})
+    assert [path.name for path in partial.iterdir()] == ["about.json"]
+
+
+def test_a_shard_that_says_something_else_is_refused(written):
+    """Its checksum is right, its content is not what the manifest describes."""
+    manifest = json.loads((written.folder / "manifest.json").read_text())
+    manifest["spec"]["levels"] = [17, 200]
+    with pytest.raises(InputError, match=r"digits is torch.uint16 .*; expected torch.uint8"):
+        CodeCache(written.folder, manifest).read("train")
+    manifest["spec"]["levels"] = [9, 300]
+    with pytest.raises(InputError, match="a digit of dimension 0 is not below its level count"):
+        CodeCache(written.folder, manifest).read("train")

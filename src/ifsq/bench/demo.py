@@ -40,7 +40,7 @@ def demo(out: Path, overrides: Sequence[str], device: str, watch: Reporter) -> P
     if not _measured(tokenizer, Tokenizer.from_pretrained(tokenizer).digest()):
         pipeline.evaluate_tokenizer(tokenizer, device, watch)
     watch.say("2 of 4  its codes, once for both generators")
-    pipeline.encode(tokenizer, first.data.source, codes, None, device, watch)
+    pipeline.encode(tokenizer, first.data.source, codes, device=device, watch=watch)
     runs = []
     for number, experiment in enumerate(second, start=3):
         run = out / experiment.kind

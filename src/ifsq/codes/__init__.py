@@ -1,6 +1,6 @@
 """Codes: the contract between tokenizer and generators, and the cache that carries it."""
 
 from ifsq.codes.cache import CodeCache
-from ifsq.codes.spec import CodeSpec
+from ifsq.codes.spec import CodeSpec, LatentSpec
 
-__all__ = ["CodeCache", "CodeSpec"]
+__all__ = ["CodeCache", "CodeSpec", "LatentSpec"]

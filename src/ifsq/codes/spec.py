@@ -101,3 +101,24 @@ class CodeSpec:
             if mine != theirs:
                 return f"{key} {mine} against {theirs}"
         return ""
+
+
+@dataclass(frozen=True)
+class LatentSpec:
+    """Layout of continuous latents: ``dim`` channels on a grid of (height, width)."""
+
+    dim: int
+    grid: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        if self.dim < 1 or len(self.grid) != 2 or min(self.grid) < 1:
+            raise ValueError(f"dim={self.dim}, grid={self.grid}: expected positive numbers")
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form, for manifests."""
+        return {"dim": self.dim, "grid": list(self.grid)}
+
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any]) -> "LatentSpec":
+        """Inverse of `to_dict`."""
+        return cls(dim=raw["dim"], grid=(raw["grid"][0], raw["grid"][1]))

@@ -46,7 +46,9 @@ class GeneratorTask(Task):
             parts=self.config.engine.accumulate,
         )
         for items in sampler.steps_from(start):
-            yield take(self.train, torch.tensor([index for index, _ in items]), world.device)
+            rows = torch.tensor([index for index, _ in items])
+            mirrored = torch.tensor([seed % 2 == 1 for _, seed in items])
+            yield take(self.train, rows, world.device, mirrored)
 
     def loss(self, model: Generator, batch: CodeBatch, rng: torch.Generator, step: int) -> dict[str, Tensor]:
         return model.loss(batch, rng)
@@ -72,6 +74,12 @@ class GeneratorTask(Task):
         return self._described
 
 
-def take(codes: CodeSet, rows: Tensor, device: torch.device) -> CodeBatch:
-    """The rows of a code set as a batch on a device, digits as int64."""
-    return CodeBatch(codes.digits[rows].to(device, torch.int64), codes.labels[rows].to(device))
+def take(codes: CodeSet, rows: Tensor, device: torch.device, mirrored: Tensor | None = None) -> CodeBatch:
+    """The rows of a code set as a batch on a device, digits as int64.
+
+    mirrored  whether a row is taken from the codes of the mirrored images, where the set has them
+    """
+    digits = codes.digits[rows].long()
+    if mirrored is not None and codes.flipped is not None:
+        digits = torch.where(mirrored.view(-1, 1, 1, 1), codes.flipped[rows].long(), digits)
+    return CodeBatch(digits.to(device), codes.labels[rows].to(device))

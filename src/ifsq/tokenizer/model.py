@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ifsq.codes.spec import CodeSpec
+from ifsq.codes.spec import CodeSpec, LatentSpec
 from ifsq.config import InputError, build, to_dict
 from ifsq.quantizers import BSQ, FSQ, KL, LFQ, VQ, Identity, ResidualFSQ
 from ifsq.quantizers.bottleneck import Bottleneck
@@ -285,7 +285,9 @@ class Tokenizer(nn.Module):
     def spec(self, height: int, width: int) -> CodeSpec:
         """Layout of the codes of images of this size. Raises InputError for bottlenecks other than FSQ."""
         if not isinstance(self.quantizer, FSQ):
-            raise InputError(f"kind={self.kind!r}: code caches and generators take the digits of FSQ; expected 'fsq'")
+            raise InputError(
+                f"kind={self.kind!r}: generators take the digits of FSQ, caches also latents of 'ae' and 'kl'"
+            )
         quantizer = self.config.quantizer
         return CodeSpec(
             levels=quantizer.levels,
@@ -294,6 +296,12 @@ class Tokenizer(nn.Module):
             cells=self.quantizer.cells,
             grid=(height // self.factor, width // self.factor),
         )
+
+    def layout(self, height: int, width: int) -> CodeSpec | LatentSpec:
+        """What a cache of this tokenizer's codes holds: digits, or latents of ``ae`` and ``kl``. Raises InputError."""
+        if self.kind in ("ae", "kl"):
+            return LatentSpec(self.quantizer.dim, (height // self.factor, width // self.factor))
+        return self.spec(height, width)
 
     def digest(self) -> str:
         """SHA-256 of the weights: the tokenizer's identity."""

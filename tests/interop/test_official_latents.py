@@ -1,0 +1,82 @@
+"""Latents that the official DiT extracted: golden vectors, and what is refused."""
+
+import json
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from ifsq.cli import main
+from ifsq.codes import CodeCache
+from ifsq.config import InputError
+from ifsq.interop.official_latents import features, import_latents, read_shards, read_statistics
+
+
+def test_features_are_those_of_the_official_data_set(golden_folder):
+    folder = golden_folder / "offline_latents"
+    with safe_open(golden_folder / "offline_latents_expected.safetensors", "pt") as file:
+        items = range(8)
+        flipped = torch.cat([file.get_tensor(f"item{i}/flipped") for i in items]).bool()
+        wanted = torch.stack([file.get_tensor(f"item{i}/feature") for i in items])
+        labels = torch.cat([file.get_tensor(f"item{i}/label") for i in items])
+        statistics = [file.get_tensor(f"stats/{name}") for name in ("mean", "std")]
+        multiplier = float(file.metadata()["latent_multiplier"])
+    torch.testing.assert_close(features(folder, flipped, multiplier), wanted, atol=1e-6, rtol=1e-6)
+    assert torch.equal(torch.cat([shard.labels for shard in read_shards(folder)]), labels)
+    assert all(torch.equal(a, b) for a, b in zip(read_statistics(folder), statistics, strict=True))
+
+
+def test_they_become_a_cache_of_latents_with_flips(golden_folder, tmp_path, capsys):
+    folder = golden_folder / "offline_latents"
+    assert main(["import", "latents", str(folder), "--out", str(tmp_path / "cache")]) == 0
+    assert "latents of 8 images and of their mirrors" in capsys.readouterr().out
+    read = CodeCache.open(tmp_path / "cache").read_latents("train")
+    assert torch.equal(read.latents, features(folder, False, normalize=False).half())
+    assert torch.equal(read.flipped, features(folder, True, normalize=False).half())
+    with pytest.raises(InputError, match="cache: exists; expected a new folder"):
+        import_latents(folder, tmp_path / "cache")
+
+
+@pytest.fixture
+def shards(tmp_path):
+    folder = tmp_path / "latents"
+    folder.mkdir()
+    table = {"latents": torch.zeros(2, 3, 4, 4), "latents_flip": torch.zeros(2, 3, 4, 4), "labels": torch.arange(2)}
+    save_file(table, folder / "latents_rank00_shard000.safetensors")
+    return folder, table
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": None}, "shard001.safetensors: holds no labels; expected latents, latents_flip and labels"),
+        ({"labels": torch.arange(3)}, r"expected \(n, d, h, w\) twice, \(n,\)"),
+        (
+            {"latents": torch.zeros(2, 4, 4, 4), "latents_flip": torch.zeros(2, 4, 4, 4)},
+            r"latents of .* beside .*; expected alike",
+        ),
+        ({"latents": torch.full((2, 3, 4, 4), 1e6)}, "expected values that float16 holds"),
+    ],
+)
+def test_a_shard_that_does_not_fit_is_named(shards, change, message, tmp_path):
+    folder, table = shards
+    broken = {key: value for key, value in (table | change).items() if value is not None}
+    save_file(broken, folder / "latents_rank00_shard001.safetensors")
+    with pytest.raises(InputError, match=message):
+        import_latents(folder, tmp_path / "out")
+    assert {path.name for path in tmp_path.iterdir()} == {"latents"}
+
+
+def test_what_is_missing_or_damaged_is_named(shards, tmp_path):
+    folder, _ = shards
+    with pytest.raises(InputError, match="holds no latents_rank"):
+        import_latents(tmp_path / "nothing", tmp_path / "out")
+    with pytest.raises(InputError, match=r"latents_stats.pt: no such file"):
+        read_statistics(folder)
+    (folder / "latents_stats.pt").write_bytes(b"no archive")
+    with pytest.raises(InputError, match=r"latents_stats.pt: cannot be read as mean and std"):
+        read_statistics(folder)
+    (folder / "latents_rank00_shard000.safetensors").write_bytes(json.dumps({}).encode())
+    with pytest.raises(InputError, match=r"shard000.safetensors: cannot be read"):
+        import_latents(folder, tmp_path / "out")
