@@ -121,8 +121,10 @@ def _parser() -> argparse.ArgumentParser:
 
     reconstruct = _verb(verbs, "reconstruct", "images through encoder and decoder", _reconstruct)
     reconstruct.add_argument("folder", type=Path, metavar="RUN", help="tokenizer run")
-    reconstruct.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
+    reconstruct.add_argument("images", type=Path, nargs="+", metavar="PATH", help="images, and folders of them")
     reconstruct.add_argument("--out", type=Path, required=True, metavar="DIR")
+    reconstruct.add_argument("--tile", type=int, default=None, metavar="PX", help="for large images: this much at once")
+    reconstruct.add_argument("--alone", action="store_true", help="without the original beside it")
 
     report = _verb(verbs, "report", "one page about a tokenizer and its generators", _report)
     report.add_argument("folders", type=Path, nargs="+", metavar="RUN")
@@ -140,6 +142,10 @@ def _parser() -> argparse.ArgumentParser:
         "--samples", type=int, default=100_000, metavar="N", help="that bounds are fitted to and integrals checked on"
     )
     bounds.add_argument("--seed", type=int, default=0)
+
+    codes = _verb(analyze, "codes", "how a cache uses levels and indices", _analyze_codes)
+    codes.add_argument("folder", type=Path, metavar="CACHE", help="code cache")
+    codes.add_argument("--split", choices=("train", "val"), default="train")
 
     other = verbs.add_parser("import", help="read a checkpoint of another project").add_subparsers(
         metavar="FORMAT", required=True
@@ -254,8 +260,10 @@ def _sample(options: argparse.Namespace) -> None:
 def _reconstruct(options: argparse.Namespace) -> None:
     from ifsq import pipeline
 
-    for line in pipeline.reconstruct(options.folder, options.images, options.out, options.device):
-        _print(line)
+    for line in pipeline.reconstruct(
+        options.folder, options.images, options.out, options.tile, options.alone, options.device
+    ):
+        print(line)  # each process tells of its own images
 
 
 def _report(options: argparse.Namespace) -> None:
@@ -272,6 +280,13 @@ def _analyze_bounds(options: argparse.Namespace) -> None:
         _grid(table.title, table.columns, table.rows)
     for line in (*report.verdict, report.check, f"table: {report.table}", f"picture: {report.picture}"):
         _print(line)
+
+
+def _analyze_codes(options: argparse.Namespace) -> None:
+    from ifsq.bench.codes import analyze_codes
+
+    for table in analyze_codes(options.folder, options.split):
+        _grid(table.title, table.columns, table.rows)
 
 
 def _import_official(options: argparse.Namespace) -> None:

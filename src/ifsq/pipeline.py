@@ -11,7 +11,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,6 +33,7 @@ from ifsq.data import (
     to_uint8,
     write_png,
 )
+from ifsq.data.folder import images_below
 from ifsq.data.images import ImageSource
 from ifsq.evaluation import (
     OFFICIAL,
@@ -67,6 +68,7 @@ from ifsq.pretrained.inception import load_inception
 from ifsq.pretrained.lpips import load_lpips
 from ifsq.tokenizer.losses import LossConfig
 from ifsq.tokenizer.model import Tokenizer
+from ifsq.tokenizer.tiling import Tiling
 from ifsq.tokenizer.train import TokenizerTask
 from ifsq.training import checkpoint
 from ifsq.training.distributed import World, pick_device, world
@@ -198,32 +200,49 @@ def sample(
     return out
 
 
-def reconstruct(run: Path, paths: Sequence[Path], out: Path, device: str = "auto") -> list[str]:
-    """Write every image beside its reconstruction as ``OUT/NAME.png``; returns a line about each.
+def reconstruct(
+    run: Path,
+    paths: Sequence[Path],
+    out: Path,
+    tile: int | None = None,
+    alone: bool = False,
+    device: str = "auto",
+) -> Iterator[str]:
+    """Write every image beside its reconstruction as a PNG below ``out``; yields a line about each.
 
-    Images keep their size; up to ``factor - 1`` pixels at the right and the bottom are cut off.
+    Images keep their size; up to ``factor - 1`` pixels at the right and the bottom are cut off. Processes share them.
+
+    paths  images, and folders of them, whose layout is kept
+    tile   pixels a side of what passes through at once, for large images; see `Tokenizer.encode`
+    alone  write the reconstruction without the original
     """
     with _join(device) as here:
         tokenizer = Tokenizer.from_pretrained(run).to(here.device)
-        pictures = [(path, read_image(path)) for path in paths]
+        if tile is not None:
+            _check_tile(tile, tokenizer.factor)
         targets = _distinct_targets(paths, out)
-        for path, picture in pictures:
-            if min(picture.shape[:2]) < tokenizer.factor:
-                raise InputError(
-                    f"{path}: {picture.shape[1]} x {picture.shape[0]} pixels; expected {tokenizer.factor} a side"
-                )
+        for path in targets:
+            height, width = read_image(path).shape[:2]
+            if min(height, width) < tokenizer.factor:
+                raise InputError(f"{path}: {width} x {height} pixels; expected {tokenizer.factor} a side")
         here.barrier()  # every process has seen the targets free
-        lines = []
-        for (_, picture), target in zip(pictures, targets, strict=True):
-            height, width = (side - side % tokenizer.factor for side in picture.shape[:2])
-            original = to_float(picture[None, :height, :width])
-            again = tokenizer.reconstruct(original.to(here.device)).cpu()
-            if here.first:
-                out.mkdir(parents=True, exist_ok=True)
-                write_png(image_grid(to_uint8(torch.cat([original, again])), 2), target)
-            quality = float(psnr(original, again).mean())
-            lines.append(f"{target}: {width} x {height} pixels, {quality:.2f} dB, original left, reconstruction right")
-    return lines
+        for path, target in list(targets.items())[here.rank :: here.size]:
+            yield _reconstruct_one(tokenizer, path, target, tile, alone)
+
+
+def _reconstruct_one(tokenizer: Tokenizer, path: Path, target: Path, tile: int | None, alone: bool) -> str:
+    picture = read_image(path)
+    height, width = (side - side % tokenizer.factor for side in picture.shape[:2])
+    original = to_float(picture[None, :height, :width])
+    again = tokenizer.reconstruct(original.to(next(tokenizer.parameters()).device), tile).cpu()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".partial_{target.name}")
+    shown = to_uint8(again)[0] if alone else image_grid(to_uint8(torch.cat([original, again])), 2)
+    write_png(shown, partial)
+    partial.rename(target)
+    quality = float(psnr(original, again).mean())
+    places = "" if alone else ", original left, reconstruction right"
+    return f"{target}: {width} x {height} pixels, {quality:.2f} dB{places}"
 
 
 def load_pair(run: Path, here: World) -> tuple[Generator, Tokenizer, Origin]:
@@ -350,16 +369,21 @@ def _claim(folder: Path, record: dict[str, Any], here: World) -> None:
         raise InputError(f"{folder}: process {here.rank} does not see it; expected a file system that all hosts share")
 
 
+OWN_IMAGES = ("val_source", "broken", "max_pixels", "stream", "block")
+"""How a run reads the images of its own source, besides their size."""
+
+
 def _data_of(run: Path, source: str, size: int | None, factor: int) -> DataConfig:
     """The data a tokenizer reads from ``source``: in its own size unless told otherwise, without flips."""
-    if size is None:
-        config = read_config(run)
-        if "experiment" not in config:
-            raise InputError(f"{run}: is not a training run and has no image size of its own; give --size")
-        size = config["experiment"]["data"]["size"]
+    config = read_config(run)
+    own = config["experiment"]["data"] if "experiment" in config else {}
+    if size is None and not own:
+        raise InputError(f"{run}: is not a training run and has no image size of its own; give --size")
+    size = own["size"] if size is None else size
     if size % factor:
         raise InputError(f"size {size}: expected a multiple of the tokenizer's factor {factor}")
-    return build(DataConfig, {"source": source, "size": size}, "encode")
+    how = {name: own[name] for name in OWN_IMAGES if name in own} if own.get("source") == source else {}
+    return build(DataConfig, {"source": source, "size": size, **how}, "encode")
 
 
 def _evaluated_data(run: Path, asked: TokenizerEvaluation, factor: int) -> DataConfig:
@@ -374,7 +398,9 @@ def _evaluated_data(run: Path, asked: TokenizerEvaluation, factor: int) -> DataC
     size = asked.size or own.size
     if size % factor:
         raise InputError(f"size {size}: expected a multiple of the tokenizer's factor {factor}")
-    return replace(own, source=asked.source or own.source, size=size, flip=False, crop="center")
+    if asked.source and asked.source != own.source:
+        own = DataConfig(asked.source, size, broken=own.broken, max_pixels=own.max_pixels)
+    return replace(own, size=size, flip=False, crop="center")
 
 
 def _is_usual(run: Path, asked: TokenizerEvaluation, data: DataConfig) -> bool:
@@ -461,6 +487,13 @@ def _check_seed(seed: int) -> None:
         raise InputError(f"seed {seed}: expected 0 to 2**63 - 1")
 
 
+def _check_tile(tile: int, factor: int) -> None:
+    try:
+        Tiling.of_pixels(tile, None, factor)
+    except ValueError as error:
+        raise InputError(str(error)) from error
+
+
 def _check_png(out: Path) -> None:
     if out.suffix.lower() != ".png":
         raise InputError(f"{out}: expected a name that ends in .png")
@@ -475,13 +508,18 @@ def _refuse_labels(labels: Sequence[int], origin: Origin) -> None:
         raise InputError(f"label {wrong[0]}: expected 0 to {len(origin.classes) - 1} ({names})")
 
 
-def _distinct_targets(paths: Sequence[Path], out: Path) -> list[Path]:
-    targets = [out / f"{path.stem}.png" for path in paths]
-    for target in targets:
-        if targets.count(target) > 1:
-            raise InputError(f"{target}: two images would be written there; give them different names")
-        if target.exists():
-            raise InputError(f"{target}: exists already; choose another folder")
+def _distinct_targets(paths: Sequence[Path], out: Path) -> dict[Path, Path]:
+    """Where the picture of every image goes; folders are searched. Raises InputError where two would meet."""
+    targets: dict[Path, Path] = {}
+    for path in paths:
+        inside = [path / name for name in images_below(path)] if path.is_dir() else [path]
+        for image in inside:
+            target = (out / image.relative_to(path if path.is_dir() else path.parent)).with_suffix(".png")
+            if target in targets.values() or image in targets:
+                raise InputError(f"{target}: two images would be written there; give them different names")
+            if target.exists():
+                raise InputError(f"{target}: exists already; choose another folder")
+            targets[image] = target
     return targets
 
 

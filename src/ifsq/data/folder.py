@@ -72,6 +72,11 @@ def split_folders(root: Path) -> tuple[Path, Path | None]:
     return root, None
 
 
+def images_below(root: Path) -> list[str]:
+    """Relative POSIX paths of every image below a folder, sorted. Raises DataError when there is none."""
+    return sorted(_scan(root))
+
+
 def _scan(root: Path) -> dict[str, int]:
     """Relative POSIX path -> bytes, of every image below the folder."""
     try:

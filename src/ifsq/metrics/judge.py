@@ -107,10 +107,12 @@ class JudgeTask(Task):
     def validate(self, model: JudgeNet, world: World) -> dict[str, float]:
         """Share of held-out images told right."""
         device = next(model.parameters()).device
-        right = 0
+        right, seen = 0, 0
         for batch in iterate_once(self.held_out, 128):
-            right += int((model.logits(batch.images.to(device)).argmax(dim=1).cpu() == batch.labels).sum())
-        return {"accuracy": right / len(self.held_out)}
+            if len(batch.images):  # none, where no image of the batch could be read
+                right += int((model.logits(batch.images.to(device)).argmax(dim=1).cpu() == batch.labels).sum())
+                seen += len(batch.images)
+        return {"accuracy": right / max(1, seen)}
 
     def describe(self) -> dict[str, Any]:
         return {"kind": "judge", "num_classes": len(self.source.classes), "data": self.source.fingerprint}

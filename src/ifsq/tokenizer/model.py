@@ -352,9 +352,9 @@ class Tokenizer(nn.Module):
             return push(Path(folder) / "model", repo_id, private=private)
 
     @torch.no_grad()
-    def reconstruct(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b 3 H W"]:
-        """What the codes keep of the images, clamped to [-1, 1]."""
-        return self(images).images.clamp(-1, 1)
+    def reconstruct(self, images: Float[Tensor, "b 3 H W"], tile: int | None = None) -> Float[Tensor, "b 3 H W"]:
+        """What the codes keep of the images, clamped to [-1, 1]; tiles as in `encode`."""
+        return self.decode(self.encode(images, tile).codes, tile).clamp(-1, 1)
 
 
 def _at_least_float(images: Tensor) -> Tensor:

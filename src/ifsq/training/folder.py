@@ -20,6 +20,7 @@ from ifsq.training import checkpoint
 from ifsq.training.hub import locate
 
 CONFIG = "config.json"
+BEFORE_CHECKPOINTS = {CONFIG, "metrics.jsonl", "skipped.txt"}
 LAYOUT = ("experiment.train.engine.", "experiment.engine.", "experiment.out ")
 
 
@@ -37,7 +38,7 @@ def check_run(folder: Path, config: dict[str, Any]) -> bool:
     if not (folder / CONFIG).is_file():
         raise InputError(f"{folder}: is not empty and holds no run of ifsq ({entries[0].name}); choose another folder")
     found = read_config(folder)
-    if found.get("kind") == config["kind"] and {entry.name for entry in entries} <= {CONFIG, "metrics.jsonl"}:
+    if found.get("kind") == config["kind"] and {entry.name for entry in entries} <= BEFORE_CHECKPOINTS:
         return found == config  # it stopped before its first checkpoint: there is nothing to lose
     different = [told for told in differences(found, config) if not told.startswith(LAYOUT)]
     if different:

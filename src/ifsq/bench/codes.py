@@ -1,0 +1,35 @@
+"""``ifsq analyze codes``: how a code cache uses levels and indices. Called by ``cli``."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ifsq.codes import CodeCache
+from ifsq.metrics import code_statistics
+
+
+@dataclass(frozen=True)
+class CodesTable:
+    """Cells of text to print."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def analyze_codes(folder: Path, split: str) -> tuple[CodesTable, CodesTable]:
+    """Use of every dimension's levels and of every group's indices, over all images of a split. Raises InputError."""
+    cache = CodeCache.open(folder)
+    use = code_statistics(cache.read(split).digits, cache.spec)
+    dimensions = tuple(
+        (str(d), str(L), f"{use.level_bits[d]:.3f}", f"{use.level_fraction[d]:.4f}", str(use.dead_levels[d]))
+        for d, L in enumerate(cache.spec.levels)
+    )
+    groups = tuple(
+        (str(g), str(group.vocab), str(group.used), f"{group.fraction:.4f}", f"{group.perplexity:.1f}")
+        for g, group in enumerate(use.groups)
+    )
+    of = f"{cache.folder}, {split}: {cache.count(split)} images, {use.tokens} positions"
+    return (
+        CodesTable(of, ("dimension", "levels", "entropy, bits", "entropy / log2 L", "dead levels"), dimensions),
+        CodesTable("indices", ("group", "indices", "used", "share", "perplexity"), groups),
+    )
