@@ -187,3 +187,13 @@ def test_grid_places_images_row_by_row() -> None:
     assert [int(sheet[1, 1, 0]), int(sheet[1, 5, 0]), int(sheet[4, 1, 0]), int(sheet[4, 5, 0])] == [10, 20, 30, 255]
     with pytest.raises(ValueError, match="0 columns"):
         image_grid(images, columns=0)
+
+
+def test_a_missing_file_is_no_broken_image(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="No such file") as caught:
+        read_image(tmp_path / "absent.png")
+    assert type(caught.value) is DataError
+    (tmp_path / "broken.png").write_bytes(b"broken")
+    with pytest.raises(DataError) as caught:
+        read_image(tmp_path / "broken.png")
+    assert type(caught.value) is not DataError

@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ifsq.data.draws import Draws
-from ifsq.data.images import HUGE, BrokenImageError
+from ifsq.data.images import HUGE, BrokenImageError, DataError
 
 RESIZE_KERNEL = "box halving, then bicubic (Pillow)"
 _UNREADABLE = (
@@ -34,8 +34,9 @@ def read_image(path: Path | str, content: bytes | None = None, max_pixels: int =
     content  the file's bytes, where it is not on disk; ``path`` then only names it
 
     Always decoded in full: a JPEG decoder that scales down while it reads is quicker but gives other pixels.
-    Raises BrokenImageError naming the path when it cannot be read or has more than ``max_pixels``; these are
-    counted before anything is decoded.
+    Raises BrokenImageError naming the path when it cannot be decoded or has more than ``max_pixels``; these are
+    counted before anything is decoded. Raises DataError when the file is missing or the disk does not give it: that
+    says nothing about the image, and a disk that is gone must not empty the batches silently.
     """
     try:
         with warnings.catch_warnings():
@@ -46,7 +47,8 @@ def read_image(path: Path | str, content: bytes | None = None, max_pixels: int =
                 return np.asarray(_to_rgb(ImageOps.exif_transpose(image)))
     except _UNREADABLE as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise BrokenImageError(f"image {path} cannot be read: {reason}") from error
+        kind = DataError if isinstance(error, OSError) and error.errno else BrokenImageError
+        raise kind(f"image {path} cannot be read: {reason}") from error
 
 
 def write_png(image: UInt8[np.ndarray, "H W 3"], path: Path) -> None:
@@ -112,7 +114,8 @@ def to_float(images: UInt8[np.ndarray, "b H W 3"] | UInt8[Tensor, "b H W 3"]) ->
     if isinstance(images, np.ndarray):
         images = torch.from_numpy(images if images.flags.writeable else images.copy())  # torch warns of Pillow's arrays
     floats = images.movedim(-1, 1).to(torch.float32, memory_format=torch.contiguous_format)
-    return floats / 127.5 - 1
+    # A plain number would be a multiplication with its rounded inverse on CUDA: other bits than on the CPU.
+    return floats / torch.full((), 127.5, device=images.device) - 1
 
 
 def to_uint8(images: Float[Tensor, "b 3 H W"]) -> UInt8[np.ndarray, "b H W 3"]:
