@@ -102,6 +102,11 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path, moments):
     assert [row["step"] for row in timeless[0] if "loss" in row] == list(range(5, 41, 5))
 
 
+def test_no_batch_ahead_is_refused():
+    with pytest.raises(ValueError, match="prefetch=0: expected at least 1 batch"):
+        EngineConfig(prefetch=0)
+
+
 def test_a_request_to_stop_saves_and_says_so(tmp_path):
     task = Regression(lambda step: os.kill(os.getpid(), signal.SIGINT) if step == 13 else None)
     before = signal.getsignal(signal.SIGINT)  # ignored where a shell started the tests in the background

@@ -56,8 +56,8 @@ class TokenizerTask(Task):
             world=world.size,
             parts=self.config.engine.accumulate,
         )
-        workers = self.config.engine.workers
-        return iter(ImageBatches(self.source, sampler, start=start, workers=workers, device=world.device))
+        engine = self.config.engine
+        return iter(ImageBatches(self.source, sampler, start, engine.workers, engine.prefetch, world.device))
 
     def turns(self, step: int) -> tuple[bool, bool]:
         adversarial = self.weights.adversarial

@@ -18,6 +18,7 @@ class EngineConfig:
     accumulate  parts that a process cuts its share of a batch into, one after another through the model. Two processes
                 with one part each, and one process with two, see the same parts and draw the same noise
     workers     processes that load data, for each training process; 0 loads in it
+    prefetch    batches that each of the workers reads ahead
     compile     torch.compile of the parts that a task names
     sharding    ``replicate`` (DDP) or ``shard`` (FSDP2: weights, averages and optimizer state spread over processes)
     loggers     beside metrics.jsonl: ``tensorboard``, ``wandb``, ``trackio`` (``pip install ifsq[log]``)
@@ -27,6 +28,7 @@ class EngineConfig:
     workers: int = 0
     compile: bool = False
     sharding: Literal["replicate", "shard"] = "replicate"
+    prefetch: int = 2
     loggers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
 
     def __post_init__(self) -> None:
@@ -34,6 +36,8 @@ class EngineConfig:
             raise ValueError(
                 f"accumulate={self.accumulate}, workers={self.workers}: expected at least 1, and at least 0"
             )
+        if self.prefetch < 1:
+            raise ValueError(f"prefetch={self.prefetch}: expected at least 1 batch")
         if len(set(self.loggers)) < len(self.loggers):
             raise ValueError(f"loggers={self.loggers}: expected each once")
 
