@@ -507,28 +507,30 @@ def test_a_broken_image_in_a_folder_is_named(tmp_path, capsys):
     assert not Path("new").exists()
 
 
-def test_broken_images_are_skipped_counted_and_named_where_that_is_asked_for(tmp_path, capsys):
-    """By the training, the cache and the evaluation of one run."""
-    (tmp_path / "images").mkdir()
-    for number in range(40):
-        picture = np.random.default_rng(number).integers(0, 255, (20, 20, 3), np.uint8)
-        Image.fromarray(picture).save(tmp_path / "images" / f"{number}.png")
-    broken = [tmp_path / "images" / f"{number}.png" for number in range(0, 40, 4)]
-    for path in broken:
-        path.write_bytes(path.read_bytes()[:60])
-    run = str(tmp_path / "run")
-    more = ["--data.source", str(tmp_path / "images"), "--data.broken", "skip", "--train.engine.workers", "1"]
-    assert main(["tokenizer", "train", "tokenizer.toml", "--out", run, *more]) == 0
-    rows = [row for row in read_metrics(Path(run) / "metrics.jsonl") if "loss" in row]
-    named = (Path(run) / "skipped.txt").read_text().splitlines()
-    assert sum(row["skipped"] for row in rows) == len(named) > 10
-    assert all(any(str(path) in line for path in broken) for line in named)
-    capsys.readouterr()
-    assert main(["encode", run, str(tmp_path / "images"), str(tmp_path / "codes")]) == 0
-    assert capsys.readouterr().err.count("left out: ") == 10
-    cache = CodeCache.open(tmp_path / "codes")
-    assert cache.count("train") + cache.count("val") == 30
-    assert len(cache.read("train")) == cache.count("train")
+def test_broken_images_are_skipped_where_that_is_asked_and_the_run_names_them(tmp_path, capsys):
+    for split in ("train", "val"):
+        (tmp_path / split).mkdir()
+        for number in range(12):
+            picture = Image.fromarray(np.full((20, 20, 3), 20 * number, np.uint8))
+            picture.save(tmp_path / split / f"{number:02}.png")
+        (tmp_path / split / "00.png").write_bytes(b"broken")
+    options = ["--data.source", str(tmp_path), "--train.steps", "6", "--train.batch", "4", "--train.log_every", "3"]
+    told = refused(capsys, ["tokenizer", "train", "tokenizer.toml", "--out", "refusing", *options])
+    assert "00.png cannot be read" in told
+    skipping = [*options, "--data.broken", "skip", "--train.engine.accumulate", "2", "--out", "skipping"]
+    assert main(["tokenizer", "train", "tokenizer.toml", *skipping]) == 0
+    assert "2 times an example could not be read" in capsys.readouterr().err
+    lines = Path("skipping/skipped.txt").read_text().splitlines()  # two epochs of twelve images
+    assert [line.partition("\t")[2] for line in lines] == [
+        f"image {tmp_path}/train/00.png cannot be read: cannot identify image file '{tmp_path}/train/00.png'"
+    ] * 2
+    rows = read_metrics(Path("skipping/metrics.jsonl"))
+    assert [row.get("skipped") for row in rows if "loss" in row] == [1, 2]
+    assert rows[-1]["val/psnr"] > 0
+    assert main(["tokenizer", "eval", "skipping", "--no-judge"]) == 0
+    evaluation = json.loads(Path("skipping/evaluation.json").read_text())
+    assert {card["n"] for card in evaluation["cards"]} == {11}
+    assert [line.partition(" cannot")[0] for line in evaluation["skipped"]] == [f"image {tmp_path}/val/00.png"]
 
 
 OTHER_BOTTLENECKS = {

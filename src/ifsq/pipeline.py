@@ -286,6 +286,8 @@ def evaluate_tokenizer(
         left_out = [*measured.left_out, *(["rFD(judge): 1 image, needs 2"] if asked.judge and len(drawn) < 2 else [])]
         for line in left_out:
             watch.say(f"left out: {line}")
+        if measured.skipped:
+            watch.say(f"skipped: {len(measured.skipped)} images; the first: {measured.skipped[0]}")
         if here.first:
             suffix = "" if _is_usual(run, asked, data) else f"_{asked.split}_{images.fingerprint[:8]}"
             suffix += f"_{asked.count}" if asked.count else ""
@@ -294,6 +296,7 @@ def evaluate_tokenizer(
                 "levels": {name: asdict(use) for name, use in measured.levels.items()},
                 "latent": {"mean": measured.latent_mean, "std": measured.latent_std},
                 "left_out": left_out,
+                "skipped": measured.skipped,
             }
             _write_evaluation(run, measured.cards, more, f"evaluation{suffix}.json")
         here.barrier()
@@ -470,10 +473,9 @@ def _held_out(model: Tokenizer, here: World, images: ImageSource) -> dict[str, f
     """What is watched while a tokenizer trains: PSNR of all held-out images, or of `HELD_OUT` drawn over them."""
     device = next(model.parameters()).device
     drawn = sorted(spread(images, HELD_OUT))
-    batch = at_once(images.load(drawn[0], 0)[0].shape[0])
     values = [
         psnr(batch.images, model(batch.images.to(device)).images.cpu())
-        for batch in iterate_once(images, batch, indices=drawn[here.rank :: here.size])
+        for batch in iterate_once(images, at_once(images.size), indices=drawn[here.rank :: here.size])
         if len(batch.images)  # none, where no image of the batch could be read
     ]
     decibels = [part for share in here.gather(values) for part in share]

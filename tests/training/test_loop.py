@@ -15,7 +15,7 @@ from ifsq.training import checkpoint
 from ifsq.training.config import EngineConfig, TrainConfig
 from ifsq.training.distributed import World, pick_device
 from ifsq.training.ema import EMA
-from ifsq.training.log import MetricsLog, Silent, read_metrics
+from ifsq.training.log import MetricsLog, Silent, SkippedLog, read_metrics
 from ifsq.training.loop import Interrupted, Task, fit
 from ifsq.training.optim import OptimConfig, lr_at, make_optimizer
 
@@ -102,9 +102,62 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path, moments):
     assert [row["step"] for row in timeless[0] if "loss" in row] == list(range(5, 41, 5))
 
 
-def test_no_batch_ahead_is_refused():
-    with pytest.raises(ValueError, match="prefetch=0: expected at least 1 batch"):
-        EngineConfig(prefetch=0)
+class Gappy(Regression):
+    """Misses an example in every seventh step."""
+
+    def batches(self, start, world):
+        for step, batch in enumerate(super().batches(start, world), start):
+            self.missing = (f"image {step}.png cannot be read: broken",) if step % 7 == 3 else ()
+            yield batch
+
+    def skipped(self, batch):
+        return self.missing
+
+
+@pytest.mark.parametrize(("moments", "log_every"), [([], 5), ([9], 5), ([12, 38], 5), ([12, 38], 20)])
+def test_what_was_skipped_is_named_once_for_each_step_also_after_kills(tmp_path, moments, log_every):
+    def kill_at(step):
+        def look(now):
+            if now == step:
+                raise Killed
+
+        return look
+
+    for moment in moments:
+        with pytest.raises(Killed):
+            fit(Gappy(kill_at(moment)), config(log_every=log_every), tmp_path, HERE, Silent(), "run")
+    fit(Gappy(), config(log_every=log_every), tmp_path, HERE, Silent(), "run")
+    steps = [step for step in range(40) if step % 7 == 3]
+    lines = [f"{step + 1}\timage {step}.png cannot be read: broken" for step in steps]
+    assert (tmp_path / "skipped.txt").read_text().splitlines() == lines
+    told = {row["step"]: row.get("skipped", 0) for row in read_metrics(tmp_path / "metrics.jsonl") if "loss" in row}
+    assert told == {row: sum(step < row for step in steps) for row in range(log_every, 41, log_every)}
+
+
+def test_skipped_examples_of_all_processes_are_written_in_the_order_of_the_steps(tmp_path):
+    log = SkippedLog(tmp_path / "skipped.txt")
+
+    class Two(World):
+        def gather(self, value):
+            return [value, [(2, "b"), (9, "d")]]
+
+    log.add(2, ("a",))
+    log.add(5, ("c", "c"))
+    log.write(Two(0, 2, torch.device("cpu")))
+    assert (tmp_path / "skipped.txt").read_text() == "2\ta\n2\tb\n5\tc\n5\tc\n9\td\n"
+    assert log.count == 5
+    with (tmp_path / "skipped.txt").open("a") as file:
+        file.write("10\tcut sh")
+    again = SkippedLog(tmp_path / "skipped.txt")
+    again.rewind(5)
+    assert (tmp_path / "skipped.txt").read_text() == "2\ta\n2\tb\n5\tc\n5\tc\n"
+    assert again.count == 4
+
+
+def test_a_run_that_skipped_nothing_says_nothing_of_it(tmp_path):
+    fit(Regression(), config(), tmp_path, HERE, Silent(), "run")
+    assert not (tmp_path / "skipped.txt").exists()
+    assert not any("skipped" in row for row in read_metrics(tmp_path / "metrics.jsonl"))
 
 
 def test_a_request_to_stop_saves_and_says_so(tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
-from ifsq.data import image_grid, iterate_once, to_uint8
+from ifsq.data import DataError, image_grid, iterate_once, to_uint8
 from ifsq.data.images import ImageSource
 from ifsq.evaluation.protocol import at_once
 from ifsq.tokenizer.model import Tokenizer
@@ -34,8 +34,12 @@ def shown_pairs(
     originals, again = [], []
     shown = indices[: SHEET_ROWS * _columns(size)]
     for batch in iterate_once(images, at_once(size), indices=shown):
+        if not len(batch.images):  # none of them could be read
+            continue
         originals.append(to_uint8(batch.images))
         again.append(to_uint8(tokenizer.reconstruct(batch.images.to(device))))
+    if not originals:
+        raise DataError(f"none of the {len(shown)} images to show could be read")
     return Pairs(np.concatenate(originals), np.concatenate(again))
 
 

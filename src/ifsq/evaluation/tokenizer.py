@@ -63,6 +63,7 @@ class TokenizerMeasured:
     """Cards, the use of levels by several quantizers on the same latents, and the latents' mean and deviation.
 
     left_out  in words, what these images did not allow
+    skipped   a line about every image that could not be read
     """
 
     cards: list[ProtocolCard]
@@ -70,6 +71,7 @@ class TokenizerMeasured:
     latent_mean: list[float]
     latent_std: list[float]
     left_out: list[str]
+    skipped: list[str]
 
 
 def measure_tokenizer(
@@ -124,6 +126,7 @@ class _Counted:
 
     def __init__(self, tokenizer: Tokenizer, spec: CodeSpec | None, features: dict[str, int]) -> None:
         self.n = 0
+        self.skipped: list[str] = []
         self.scores = ImageScores()
         self.codes = None if spec is None else CodeCounts(spec)
         self.levels = LevelCounts(tokenizer)
@@ -134,6 +137,7 @@ class _Counted:
     def merge(self, other: "_Counted") -> None:
         """Count what ``other``, of other images, has counted."""
         self.n += other.n
+        self.skipped += other.skipped
         self.scores.merge(other.scores)
         if self.codes is not None and other.codes is not None:
             self.codes.merge(other.codes)
@@ -163,9 +167,11 @@ class _Tally:
     @torch.no_grad()
     def add(self, batch: ImageBatch) -> None:
         """Count a batch; it may be empty, where none of its images could be read."""
+        counted = self.counted
+        counted.skipped += batch.skipped
         if not len(batch.images):
             return
-        counted, images = self.counted, batch.images.to(self.device)
+        images = batch.images.to(self.device)
         latent = self.tokenizer.latent(images)
         quantized = self.tokenizer.quantizer(latent)
         again = to_uint8(self.tokenizer.decode(quantized.codes))
@@ -259,7 +265,8 @@ def _result(
     # The deviation of a single value is not known; every other is the unbiased one.
     latents = counted.latents
     deviation = latents.covariance.diagonal().sqrt() if latents.n > 1 else torch.zeros_like(latents.mean)
-    return TokenizerMeasured(cards, counted.levels.use(), latents.mean.tolist(), deviation.tolist(), left_out)
+    mean, std = latents.mean.tolist(), deviation.tolist()
+    return TokenizerMeasured(cards, counted.levels.use(), mean, std, left_out, sorted(counted.skipped))
 
 
 def _score_cards(scores: ImageScores, blank: ProtocolCard, lpips: LPIPS | None) -> list[ProtocolCard]:

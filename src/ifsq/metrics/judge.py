@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ifsq.config import InputError
 from ifsq.data import ImageBatch, ImageBatches, ImageSource, StepSampler, iterate_once
 from ifsq.training.config import TrainConfig
 from ifsq.training.distributed import World
@@ -98,21 +99,26 @@ class JudgeTask(Task):
         config = JUDGE_TRAINING
         sampler = StepSampler(len(self.source), config.batch, config.seed, rank=world.rank, world=world.size)
         for batch in ImageBatches(self.source, sampler, start=start):
-            yield ImageBatch(batch.images.to(world.device), batch.labels.to(world.device))
+            yield ImageBatch(batch.images.to(world.device), batch.labels.to(world.device), batch.skipped)
+
+    def skipped(self, batch: ImageBatch) -> tuple[str, ...]:
+        return batch.skipped
 
     def loss(self, model: JudgeNet, batch: ImageBatch, rng: torch.Generator, step: int) -> dict[str, Tensor]:
         return model.loss(batch.images, batch.labels)
 
     @torch.no_grad()
     def validate(self, model: JudgeNet, world: World) -> dict[str, float]:
-        """Share of held-out images told right."""
+        """Share of held-out images told right, of those that could be read."""
         device = next(model.parameters()).device
-        right, seen = 0, 0
+        right = total = 0
         for batch in iterate_once(self.held_out, 128):
-            if len(batch.images):  # none, where no image of the batch could be read
+            if len(batch.labels):
                 right += int((model.logits(batch.images.to(device)).argmax(dim=1).cpu() == batch.labels).sum())
-                seen += len(batch.images)
-        return {"accuracy": right / max(1, seen)}
+                total += len(batch.labels)
+        if not total:
+            raise InputError(f"held-out images: none of {len(self.held_out)} could be read")
+        return {"accuracy": right / total}
 
     def describe(self) -> dict[str, Any]:
         return {"kind": "judge", "num_classes": len(self.source.classes), "data": self.source.fingerprint}

@@ -59,6 +59,9 @@ class TokenizerTask(Task):
         engine = self.config.engine
         return iter(ImageBatches(self.source, sampler, start, engine.workers, engine.prefetch, world.device))
 
+    def skipped(self, batch: ImageBatch) -> tuple[str, ...]:
+        return batch.skipped
+
     def turns(self, step: int) -> tuple[bool, bool]:
         adversarial = self.weights.adversarial
         if adversarial is None or not adversarial.started(step):

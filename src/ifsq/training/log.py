@@ -1,4 +1,4 @@
-"""What a run says while it goes: lines of ``metrics.jsonl``, and a reporter for whoever watches.
+"""What a run says while it goes: lines of ``metrics.jsonl`` and ``skipped.txt``, and a reporter for whoever watches.
 
 Called by ``loop``. The terminal's progress bar is a `Reporter` too, but it lives in ``cli``, the only room that prints.
 """
@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 
 from ifsq.config import InputError
+from ifsq.training.distributed import World
 
 
 @runtime_checkable
@@ -65,6 +66,45 @@ class MetricsLog:
         """Append one line."""
         with self.path.open("a") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
+
+
+class SkippedLog:
+    """``skipped.txt``: a line ``STEP <tab> WHAT`` each time that training had to do without an example.
+
+    Processes collect their own; `write` brings them into the first one's file, ordered by step and process, so that a
+    run that goes on from a checkpoint writes the same file as one that was never stopped.
+
+    count  lines written so far; known to the first process
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.count = path, 0
+        self._waiting: list[tuple[int, str]] = []
+
+    def add(self, step: int, lines: tuple[str, ...]) -> None:
+        """Keep lines about a step (steps count from 1, as in metrics.jsonl) until `write`."""
+        self._waiting += [(step, line) for line in lines]
+
+    def write(self, world: World) -> None:
+        """Append what all processes keep. Every process must call it."""
+        told = sorted((row for rows in world.gather(self._waiting) for row in rows), key=lambda row: row[0])
+        self._waiting = []
+        self.count += len(told)
+        if world.first and told:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.writelines(f"{step}\t{line}\n" for step, line in told)
+
+    def rewind(self, step: int) -> None:
+        """Drop the lines after ``step``: the run goes on from there and will write them again."""
+        if not self.path.exists():
+            return
+        text = self.path.read_text(encoding="utf-8")
+        lines = text.split("\n")[:-1]  # a kill may have cut the last one short
+        kept = [f"{line}\n" for line in lines if int(line.partition("\t")[0]) <= step]
+        partial = self.path.with_name(f".{self.path.name}.partial")
+        partial.write_text("".join(kept), encoding="utf-8")
+        os.replace(partial, self.path)
+        self.count = len(kept)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

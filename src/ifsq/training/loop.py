@@ -24,7 +24,7 @@ from ifsq.training import checkpoint, parallel
 from ifsq.training.config import TrainConfig
 from ifsq.training.distributed import World
 from ifsq.training.ema import EMA
-from ifsq.training.log import MetricsLog, Reporter, memory_gib
+from ifsq.training.log import MetricsLog, Reporter, SkippedLog, memory_gib
 from ifsq.training.player import Opponent, Player
 from ifsq.training.sinks import open_sinks
 
@@ -54,6 +54,10 @@ class Task(ABC):
     @abstractmethod
     def describe(self) -> dict[str, Any]:
         """JSON from which the model can be built again; goes into every checkpoint."""
+
+    def skipped(self, batch: Any) -> tuple[str, ...]:
+        """A line about each example that is missing in a part of a batch because it could not be read."""
+        return ()
 
     def turns(self, step: int) -> tuple[bool, bool]:
         """Whether the model and whether the opponent is trained at this step."""
@@ -102,6 +106,8 @@ def fit(task: Task, config: TrainConfig, folder: Path, world: World, watch: Repo
         run.writer.wait()
     finally:
         run.close()
+    if run.skipped.count:
+        watch.say(f"{name}: {run.skipped.count} times an example could not be read; {run.skipped.path} names them")
     watch.finish(run.last)
     return run.ema.model
 
@@ -138,6 +144,7 @@ class _Run:
         folder.mkdir(parents=True, exist_ok=True)
         self.writer = checkpoint.Writer(folder / "checkpoints", world, config.keep, config.keep_every)
         self.log = MetricsLog(folder / "metrics.jsonl")
+        self.skipped = SkippedLog(folder / "skipped.txt")
         self.step, self.seconds, self.waited = 0, 0.0, 0.0
         self.last: dict[str, float] = {}
         self.losses: dict[str, Tensor] = {}
@@ -164,6 +171,7 @@ class _Run:
 
     def save(self) -> None:
         """Begin to write a checkpoint."""
+        self.skipped.write(self.world)
         tables = {"model": self.main.module.state_dict(), "ema": self.ema.model.state_dict()}
         tables["optimizer"] = checkpoint.flatten_optimizer(self.main.optimizer)
         scales = {"scaler": self.main.scaler.state_dict()}
@@ -186,6 +194,7 @@ class _Run:
         parts, added = self.config.engine.accumulate, []
         for part in range(parts):
             batch, last = self._next(batches), part == parts - 1
+            self.skipped.add(self.step + 1, self.task.skipped(batch))
             rng = _seed_step(self.config.seed, self.step, self.world.rank * parts + part, self.world)
             losses: dict[str, Tensor] = {}
             if main_plays:
@@ -223,8 +232,10 @@ class _Run:
             if self.other is not None:
                 scale = state["opponent_scaler"]
                 self._restore_player(self.other, path, "opponent", "opponent_optimizer", scale)
-        if self.world.first and self.log.path.exists():
-            self.log.rewind(self.step)
+        if self.world.first:
+            self.skipped.rewind(self.step)
+            if self.log.path.exists():
+                self.log.rewind(self.step)
 
     def _restore_player(self, player: Player, path: Path, weights: str, optimizer: str, scale: dict[str, Any]) -> None:
         checkpoint.load_weights(player.module, checkpoint.load(path, weights), str(path))
@@ -249,9 +260,9 @@ class _Run:
             "memory_gib": memory_gib(self.world.device),
             "seconds": self.seconds,
         }
-        if skipped := [line for lines in self.world.gather(self.task.skipped()) for line in lines]:
-            values["skipped"] = float(len(skipped))
-            self._name(skipped)
+        self.skipped.write(self.world)
+        if self.skipped.count:
+            values["skipped"] = self.skipped.count
         self._tell(values)
         self._since, self.waited = (time.perf_counter(), self.step), 0.0
         self.last = values
