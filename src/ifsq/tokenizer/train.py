@@ -40,7 +40,6 @@ class TokenizerTask(Task):
         self.source, self.weights, self.config = source, loss, config
         self.perceptual, self.held_out = perceptual, held_out
         self._described = model.describe()
-        self._skipped: list[str] = []
         self._reconstructed: Tensor | None = None  # by the latest `loss`, for the discriminator's half of the step
         self.adversary: Adversary | None = None
         if loss.adversarial is not None:
@@ -71,7 +70,6 @@ class TokenizerTask(Task):
         return step % 2 == 0, step % 2 == 1
 
     def loss(self, model: Tokenizer, batch: ImageBatch, rng: torch.Generator, step: int) -> dict[str, Tensor]:
-        self._skipped += batch.skipped
         try:
             out = model(batch.images)
         except ValueError as error:  # the quantizer refuses what is not finite
@@ -92,10 +90,6 @@ class TokenizerTask(Task):
 
     def validate(self, model: Tokenizer, world: World) -> dict[str, float]:
         return self.held_out(model, world)
-
-    def skipped(self) -> list[str]:
-        told, self._skipped = self._skipped, []
-        return told
 
     def compiled(self) -> Iterable[nn.Module]:
         return self.model.encoder, self.model.decoder

@@ -67,10 +67,6 @@ class Task(ABC):
         """Scalars by name, ``loss`` is minimised. After `loss` on the same part where the model has its turn."""
         raise NotImplementedError
 
-    def skipped(self) -> list[str]:
-        """What was left out of the batches since the last call, a line an example with its name and the reason."""
-        return []
-
     def compiled(self) -> Iterable[nn.Module]:
         """Modules whose forward torch.compile takes where ``engine.compile`` asks for it."""
         return ()
@@ -273,12 +269,6 @@ class _Run:
             self.log.write(self.step, values)
             for sink in self.sinks:
                 sink.write(self.step, values)
-
-    def _name(self, skipped: list[str]) -> None:
-        """``skipped.txt``: what was left out, in the order of the steps; what a resume meets again is there twice."""
-        if self.world.first:
-            with (self.folder / "skipped.txt").open("a", encoding="utf-8") as file:
-                file.writelines(f"step {self.step}: {line}\n" for line in skipped)
 
     def _refuse_infinite(self, losses: dict[str, Any]) -> None:
         lr = self.config.optim.lr
