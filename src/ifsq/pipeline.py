@@ -10,7 +10,6 @@ anything, and can be run again after an interruption. Called by ``cli`` and ``be
 import json
 import math
 import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from ifsq.codes import writer as cache_writer
 from ifsq.codes.cache import MANIFEST, CodeCache
+from ifsq.codes.spec import CodeSpec, LatentSpec
 from ifsq.config import InputError, build, differences, to_dict
 from ifsq.data import (
     DataConfig,
@@ -141,11 +141,11 @@ def encode(
             for split, images in sources.items():
                 watch.start(f"codes, {split}", 0, len(images))
                 mine = range(here.rank, cache_writer.shards_of(len(images)), here.size)
-                encoder = _encoder(tokenizer, images, flip, here, watch)
+                encoder = _encoder(tokenizer, images, layout, flip, here, watch)
                 cache_writer.write_shards(partial, split, len(images), encoder, mine, layout)
                 watch.finish({})
         except InputError:
-            shutil.rmtree(partial, ignore_errors=True)
+            cache_writer.drop_unfinished(partial)
             raise
         here.barrier()
         if here.first:
@@ -436,7 +436,7 @@ def _existing_cache(out: Path, about: dict[str, Any]) -> CodeCache | None:
 
 
 def _encoder(
-    tokenizer: Tokenizer, images: ImageSource, flip: bool, here: World, watch: Reporter
+    tokenizer: Tokenizer, images: ImageSource, layout: CodeSpec | LatentSpec, flip: bool, here: World, watch: Reporter
 ) -> cache_writer.EncodeRange:
     def codes_of(pictures: Tensor) -> Tensor:
         encoded = tokenizer.encode(pictures.to(here.device))
@@ -444,7 +444,8 @@ def _encoder(
 
     @torch.no_grad()
     def encode_range(start: int, stop: int) -> cache_writer.Part:
-        codes, flipped, labels, seen = [], [], [], start
+        nothing = torch.empty(0, *layout.shape)
+        codes, flipped, labels, seen = [nothing], [nothing], [torch.empty(0, dtype=torch.int64)], start
         for batch in iterate_once(images, at_once(images.size), indices=range(start, stop)):
             seen += len(batch.images) + len(batch.skipped)
             for name in batch.skipped:
@@ -454,8 +455,6 @@ def _encoder(
                 labels.append(batch.labels)
                 flipped += [codes_of(batch.images.flip(-1))] if flip else []
             watch.advance(seen, {})
-        if not codes:
-            raise DataError(f"images {start} to {stop - 1}: none of them can be read")
         return cache_writer.Part(torch.cat(codes), torch.cat(labels), torch.cat(flipped) if flip else None)
 
     return encode_range
@@ -513,14 +512,16 @@ def _refuse_labels(labels: Sequence[int], origin: Origin) -> None:
 def _distinct_targets(paths: Sequence[Path], out: Path) -> dict[Path, Path]:
     """Where the picture of every image goes; folders are searched. Raises InputError where two would meet."""
     targets: dict[Path, Path] = {}
+    taken: set[Path] = set()
     for path in paths:
         inside = [path / name for name in images_below(path)] if path.is_dir() else [path]
         for image in inside:
             target = (out / image.relative_to(path if path.is_dir() else path.parent)).with_suffix(".png")
-            if target in targets.values() or image in targets:
+            if target in taken:
                 raise InputError(f"{target}: two images would be written there; give them different names")
             if target.exists():
                 raise InputError(f"{target}: exists already; choose another folder")
+            taken.add(target)
             targets[image] = target
     return targets
 

@@ -133,7 +133,7 @@ def test_latents_are_no_digits_and_digits_no_latents(latents, written):
 def test_latents_that_float16_cannot_hold_are_refused(tmp_path):
     prepare(tmp_path / "p", {})
     part = Part(torch.full((1, 3, 2, 4), 1e5), torch.zeros(1))
-    with pytest.raises(ValueError, match=r"latents up to 1e\+05: expected values that float16 holds"):
+    with pytest.raises(InputError, match=r"latents up to 1e\+05: expected values that float16 holds"):
         write_shards(tmp_path / "p", "train", 1, lambda a, b: part, range(1), LATENTS)
     assert [path.name for path in (tmp_path / "p").iterdir()] == ["about.json"]
 
@@ -162,6 +162,49 @@ def test_a_writer_goes_on_where_it_was_killed(tmp_path, digits, monkeypatch):
         "manifest.json",
         *(f"train_0000{i}.safetensors" for i in range(3)),
     }
+
+
+def test_a_shard_that_was_damaged_while_others_were_written_is_written_again(tmp_path, digits, monkeypatch):
+    """Its checksum is that of what was written, not of what lay there at the end."""
+    monkeypatch.setattr(writer, "SHARD", 10)
+    partial, labels = tmp_path / "partial", torch.zeros(25, dtype=torch.int64)
+    prepare(partial, {})
+    for _ in range(2):
+        write_shards(partial, "train", 25, lambda a, b: Part(digits[a:b], labels[a:b]), range(3), SPEC)
+        shard = partial / "train_00001.safetensors"
+        content = bytearray(shard.read_bytes())
+        content[-3] ^= 1
+        shard.write_bytes(content)
+    cache = finish(partial, tmp_path / "codes", SPEC, ("a",), {"train": 25}, {"tokenizer": "t"})
+    with pytest.raises(InputError, match=r"train_00001.safetensors: is damaged"):
+        cache.read("train")
+
+
+def test_a_writer_killed_at_its_end_goes_on(tmp_path, digits, monkeypatch):
+    partial = tmp_path / "partial"
+    encode = lambda a, b: Part(digits[a:b], torch.zeros(25))  # noqa: E731
+    prepare(partial, {})
+    write_shards(partial, "train", 25, encode, range(1), SPEC)
+
+    def kill(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(writer.shutil, "move", kill)
+    with pytest.raises(KeyboardInterrupt):
+        finish(partial, tmp_path / "codes", SPEC, ("a",), {"train": 25}, {"tokenizer": "t"})
+    monkeypatch.undo()
+    assert prepare(partial, {})
+    cache = finish(partial, tmp_path / "codes", SPEC, ("a",), {"train": 25}, {"tokenizer": "t"})
+    assert torch.equal(cache.read("train").digits.long(), digits)
+
+
+def test_images_that_are_all_unreadable_leave_no_cache(tmp_path):
+    prepare(tmp_path / "partial", {})
+    none = Part(torch.empty(0, *SPEC.shape), torch.empty(0))
+    write_shards(tmp_path / "partial", "train", 25, lambda a, b: none, range(1), SPEC)
+    with pytest.raises(InputError, match="none of the 25 images of 'train' can be read"):
+        finish(tmp_path / "partial", tmp_path / "codes", SPEC, ("a",), {"train": 25}, {"tokenizer": "t"})
+    assert not (tmp_path / "codes").exists()
 
 
 def test_shards_of_other_codes_are_not_kept(tmp_path, digits):

@@ -22,7 +22,7 @@ def test_features_are_those_of_the_official_data_set(golden_folder):
         labels = torch.cat([file.get_tensor(f"item{i}/label") for i in items])
         statistics = [file.get_tensor(f"stats/{name}") for name in ("mean", "std")]
         multiplier = float(file.metadata()["latent_multiplier"])
-    torch.testing.assert_close(features(folder, flipped, multiplier), wanted, atol=1e-6, rtol=1e-6)
+    assert torch.equal(features(folder, flipped, multiplier), wanted)
     assert torch.equal(torch.cat([shard.labels for shard in read_shards(folder)]), labels)
     assert all(torch.equal(a, b) for a, b in zip(read_statistics(folder), statistics, strict=True))
 
@@ -44,6 +44,8 @@ def shards(tmp_path):
     folder.mkdir()
     table = {"latents": torch.zeros(2, 3, 4, 4), "latents_flip": torch.zeros(2, 3, 4, 4), "labels": torch.arange(2)}
     save_file(table, folder / "latents_rank00_shard000.safetensors")
+    statistics = {name: torch.ones(1, 3, 1, 1) for name in ("mean", "std")}
+    torch.save(statistics, folder / "latents_stats.pt")
     return folder, table
 
 
@@ -71,12 +73,14 @@ def test_a_shard_that_does_not_fit_is_named(shards, change, message, tmp_path):
 def test_what_is_missing_or_damaged_is_named(shards, tmp_path):
     folder, _ = shards
     with pytest.raises(InputError, match="holds no latents_rank"):
-        import_latents(tmp_path / "nothing", tmp_path / "out")
+        list(read_shards(tmp_path / "nothing"))
+    (folder / "latents_stats.pt").unlink()
     with pytest.raises(InputError, match=r"latents_stats.pt: no such file"):
-        read_statistics(folder)
+        import_latents(folder, tmp_path / "out")
     (folder / "latents_stats.pt").write_bytes(b"no archive")
     with pytest.raises(InputError, match=r"latents_stats.pt: cannot be read as mean and std"):
         read_statistics(folder)
+    torch.save({name: torch.ones(1, 3, 1, 1) for name in ("mean", "std")}, folder / "latents_stats.pt")
     (folder / "latents_rank00_shard000.safetensors").write_bytes(json.dumps({}).encode())
     with pytest.raises(InputError, match=r"shard000.safetensors: cannot be read"):
         import_latents(folder, tmp_path / "out")

@@ -103,13 +103,13 @@ class CodeCache:
         Raises InputError for latents, a split that is absent, and a shard that is missing or damaged.
         """
         spec = self.spec
-        return CodeSet(**self._read(split, "digits", (*spec.grid, spec.dim), spec.digit_dtype))
+        return CodeSet(**self._read(split, "digits", spec.shape, spec.digit_dtype))
 
     def read_latents(self, split: str) -> LatentSet:
         """All latents and labels of a split, every shard checked against its hash. Raises InputError, as `read`."""
         if not isinstance(self.layout, LatentSpec):
             raise InputError(f"{self.folder}: holds digits; expected latents of a continuous tokenizer")
-        return LatentSet(**self._read(split, "latents", (self.layout.dim, *self.layout.grid), torch.float16))
+        return LatentSet(**self._read(split, "latents", self.layout.shape, torch.float16))
 
     def count(self, split: str) -> int:
         """Images of a split."""
@@ -152,6 +152,8 @@ class CodeCache:
 
 
 def _check_digits(path: Path, digits: Tensor, spec: CodeSpec) -> None:
+    if not len(digits):
+        return
     over = digits.flatten(0, -2).to(torch.int32).amax(dim=0) >= torch.tensor(spec.levels)
     if bool(over.any()):
         raise InputError(f"{path}: a digit of dimension {int(over.nonzero()[0])} is not below its level count")

@@ -47,6 +47,11 @@ class CodeSpec:
         return len(self.levels)
 
     @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of an image's digits as they are stored, (h, w, d)."""
+        return (*self.grid, self.dim)
+
+    @property
     def tokens(self) -> int:
         """Grid positions of an image."""
         return self.grid[0] * self.grid[1]
@@ -113,6 +118,11 @@ class LatentSpec:
     def __post_init__(self) -> None:
         if self.dim < 1 or len(self.grid) != 2 or min(self.grid) < 1:
             raise ValueError(f"dim={self.dim}, grid={self.grid}: expected positive numbers")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of an image's latents as they are stored, (d, h, w)."""
+        return (self.dim, *self.grid)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form, for manifests."""

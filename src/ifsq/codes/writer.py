@@ -20,10 +20,11 @@ from torch import Tensor
 
 from ifsq.codes.cache import FLIPPED, FORMATS, MANIFEST, CodeCache
 from ifsq.codes.spec import CodeSpec, LatentSpec
-from ifsq.config import differences, read_json
+from ifsq.config import InputError, differences, read_json
 
 SHARD = 8192  # images a shard
 ABOUT = "about.json"
+CHECKSUM = ".sha256"
 
 
 @dataclass(frozen=True)
@@ -53,23 +54,23 @@ def prepare(partial: Path, about: dict[str, Any]) -> bool:
         return True
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    told.write_text(json.dumps(about))
+    _write(told, json.dumps(about))
     return False
 
 
 def write_shards(
     folder: Path, split: str, count: int, encode: EncodeRange, mine: Iterable[int], layout: CodeSpec | LatentSpec
 ) -> None:
-    """Write this process's shards of a split of ``count`` images into ``folder``; those that are there stay."""
+    """Write this process's shards of a split of ``count`` images into ``folder``; those that are whole stay."""
     for number in mine:
         target = folder / shard_name(split, number)
-        if not target.exists():
+        if not _is_whole(target):
             start = number * SHARD
             save_part(target, encode(start, min(count, start + SHARD)), layout)
 
 
 def save_part(target: Path, part: Part, layout: CodeSpec | LatentSpec) -> None:
-    """One shard, whole or not at all. Float latents beyond float16 are refused with ValueError."""
+    """One shard and, first, its SHA-256. Raises InputError for latents beyond float16."""
     name = "latents" if isinstance(layout, LatentSpec) else "digits"
     table = {name: _stored(part.codes, layout), "labels": part.labels.to(torch.int64).cpu()}
     if part.flipped is not None:
@@ -78,7 +79,15 @@ def save_part(target: Path, part: Part, layout: CodeSpec | LatentSpec) -> None:
     save_file(table, writing)
     with writing.open("rb") as file:
         os.fsync(file.fileno())
+    # What is written now is what the manifest will vouch for, however long the other shards take.
+    _write(target.with_suffix(CHECKSUM), _sha256(writing))
     writing.rename(target)
+
+
+def drop_unfinished(partial: Path) -> None:
+    """Remove the hidden folder unless a shard is done, from which the same command can go on."""
+    if not any(partial.glob("*.safetensors")):
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def shards_of(count: int) -> int:
@@ -99,6 +108,9 @@ def finish(
         split: [_entry(partial / shard_name(split, number)) for number in range(shards_of(count))]
         for split, count in counts.items()
     }
+    for split, entries in splits.items():
+        if not sum(entry["count"] for entry in entries):
+            raise InputError(f"{target}: none of the {counts[split]} images of {split!r} can be read")
     latents = isinstance(layout, LatentSpec)
     manifest = {
         "kind": "codes",
@@ -110,12 +122,13 @@ def finish(
         "splits": splits,
         **({"statistics": _statistics([partial / entry["file"] for entry in splits["train"]])} if latents else {}),
     }
-    (partial / ABOUT).unlink(missing_ok=True)
-    (partial / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
     if target.is_dir():
         target.rmdir()  # an empty folder is free
     target.parent.mkdir(parents=True, exist_ok=True)
+    _write(partial / MANIFEST, json.dumps(manifest, indent=1) + "\n")
     shutil.move(str(partial), target)
+    for note in (target / ABOUT, *target.glob(f"*{CHECKSUM}")):  # only now: until here it could have been killed
+        note.unlink(missing_ok=True)
     return CodeCache.open(target)
 
 
@@ -129,16 +142,30 @@ def _stored(codes: Tensor, layout: CodeSpec | LatentSpec) -> Tensor:
         return codes.to(layout.digit_dtype).contiguous().cpu()
     half = codes.to(torch.float16).contiguous().cpu()
     if not bool(half.isfinite().all()):
-        raise ValueError(f"latents up to {float(codes.abs().max()):.3g}: expected values that float16 holds")
+        raise InputError(f"latents up to {float(codes.abs().max()):.3g}: expected values that float16 holds")
     return half
 
 
+def _is_whole(target: Path) -> bool:
+    recorded = target.with_suffix(CHECKSUM)
+    return target.exists() and recorded.exists() and recorded.read_text() == _sha256(target)
+
+
 def _entry(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     with safe_open(path, "pt") as shard:
         count = shard.get_slice("labels").get_shape()[0]
-    return {"file": path.name, "count": count, "sha256": sha256}
+    return {"file": path.name, "count": count, "sha256": path.with_suffix(CHECKSUM).read_text()}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write(path: Path, text: str) -> None:
+    writing = path.with_name(f".writing_{path.name}")
+    writing.write_text(text)
+    writing.replace(path)
 
 
 def _statistics(files: list[Path]) -> dict[str, list[float]]:

@@ -76,7 +76,8 @@ def features(
 def import_latents(folder: Path, out: Path) -> CodeCache:
     """A cache of float16 latents with flips, its statistics computed over all of them, classes named by their number.
 
-    The split ``train`` alone. Raises InputError for damaged shards and values beyond float16.
+    The split ``train`` alone; the official mean and std, of ten thousand latents, stand in ``about``. Raises InputError
+    for damaged shards and values beyond float16.
     """
     check_free(out)
     partial = writer.partial_of(out)
@@ -88,7 +89,14 @@ def import_latents(folder: Path, out: Path) -> CodeCache:
 
 
 def _fill(folder: Path, partial: Path, out: Path) -> CodeCache:
-    about = {"tokenizer": "", "data": {}, "fingerprints": {"train": _fingerprint(folder)}, "flips": True}
+    mean, std = (value.flatten().tolist() for value in read_statistics(folder))
+    about = {
+        "tokenizer": "",
+        "data": {},
+        "fingerprints": {"train": _fingerprint(folder)},
+        "flips": True,
+        "official_statistics": {"mean": mean, "std": std},
+    }
     layout: LatentSpec | None = None
     shards, classes = 0, 0
     for shard in read_shards(folder):
@@ -99,10 +107,7 @@ def _fill(folder: Path, partial: Path, out: Path) -> CodeCache:
         if layout != LatentSpec(d, (h, w)):
             raise InputError(f"{folder}: latents of {(d, h, w)} beside {(layout.dim, *layout.grid)}; expected alike")
         part = writer.Part(shard.latents, shard.labels, shard.flipped)
-        try:
-            writer.save_part(partial / writer.shard_name("train", shards), part, layout)
-        except ValueError as error:
-            raise InputError(f"{folder}: {error}") from error
+        writer.save_part(partial / writer.shard_name("train", shards), part, layout)
         shards, classes = shards + 1, max(classes, int(shard.labels.max()) + 1)
     assert layout is not None  # `read_shards` gives one shard at least
     names = tuple(str(k) for k in range(classes))
