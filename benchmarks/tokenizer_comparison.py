@@ -28,7 +28,9 @@ FSQS = {
     "iFSQ, equal cells": {"bound": "ifsq", "cells": "equal"},
     "iFSQ, calibrated": {"bound": "quantile", "cells": "equal"},
 }
-LARGEST_CODEBOOK = 10**5  # of VQ: 65^4 rows and their distances fit no small machine
+LARGEST_CODEBOOK = (
+    2**16
+)  # of VQ, for 4 bits a dimension; the 65^4 rows of 6 bits and their distances fit no small machine
 
 
 @dataclass(frozen=True)
@@ -56,10 +58,12 @@ def grid(seeds: list[int]) -> list[Run]:
             for name, options in FSQS.items():
                 runs.append(Run(name, bits, seed, (("levels", levels), *options.items())))
         for bits in BITS:
-            size = (2**bits + 1) ** DIM
-            if size <= LARGEST_CODEBOOK:
+            size = min((2**bits + 1) ** DIM, LARGEST_CODEBOOK)
+            if bits <= 4:
                 vq = {"kind": "vq", "dim": DIM, "codebook_size": size}
                 runs.append(Run("VQ", bits, seed, tuple(vq.items())))
+                kept_alive = {**vq, "ema": True, "revive_after": 20}
+                runs.append(Run("VQ, averaged and revived", bits, seed, tuple(kept_alive.items())))
     return runs
 
 

@@ -42,6 +42,8 @@ def test_snaps_what_lies_between_the_codes():
 def test_digits_fit_their_bytes():
     assert CodeSpec((256,), (1,), "little", "equal", (1, 1)).digit_dtype == torch.uint8
     assert CodeSpec((257,), (1,), "little", "equal", (1, 1)).digit_dtype == torch.uint16
+    with pytest.raises(ValueError, match=r"levels=\[65537\]: a digit is stored in 16 bits"):
+        _ = CodeSpec((65537,), (1,), "little", "equal", (1, 1)).digit_dtype
 
 
 def test_survives_json_and_names_a_difference():

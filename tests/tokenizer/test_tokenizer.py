@@ -115,7 +115,7 @@ def test_every_bottleneck_trains_and_is_saved(name, tmp_path):
     else:
         torch.testing.assert_close(again.decode_indices(encoded.indices), again.decode(encoded.codes))
     if name != "fsq":
-        with pytest.raises(InputError, match="code caches and generators take the digits of FSQ"):
+        with pytest.raises(InputError, match="generators take the digits of FSQ, caches also latents of 'ae' and 'kl'"):
             again.spec(16, 8)
 
 
@@ -243,3 +243,13 @@ def test_optimize_names_a_bad_precision():
     model = Tokenizer(TokenizerConfig(ConvConfig(width=8, multipliers=(1,), blocks=1, groups=4)))
     with pytest.raises(Exception, match="int8"):
         model.optimize("int8")
+
+
+def test_a_codebook_of_more_than_sixteen_bits_is_counted_and_not_cached():
+    levels = (70001, 3)
+    model = Tokenizer(TokenizerConfig(SMALL, QuantizerConfig(levels=levels, cells="equal")))
+    assert model.spec(16, 16).levels == levels
+    with pytest.raises(
+        InputError, match=r"levels=\[70001, 3\]: a cache holds digits of 16 bits; expected at most 65536"
+    ):
+        model.layout(16, 16)

@@ -34,8 +34,6 @@ class CodeSpec:
 
     def __post_init__(self) -> None:
         mixed_radix.check_layout(self.levels, self.groups, self.digit_order)
-        if max(self.levels) > 65536:
-            raise ValueError(f"levels={list(self.levels)}: a digit is stored in 16 bits; expected at most 65536")
         if self.cells not in lattice.CELLS:
             raise ValueError(f"cells={self.cells!r}: expected one of {', '.join(lattice.CELLS)}")
         if len(self.grid) != 2 or min(self.grid) < 1:
@@ -63,7 +61,9 @@ class CodeSpec:
 
     @property
     def digit_dtype(self) -> torch.dtype:
-        """uint8, or uint16 where a dimension has more than 256 levels."""
+        """uint8, or uint16 where a dimension has more than 256 levels. Raises ValueError above 65536."""
+        if max(self.levels) > 65536:
+            raise ValueError(f"levels={list(self.levels)}: a digit is stored in 16 bits; expected at most 65536")
         return torch.uint8 if max(self.levels) <= 256 else torch.uint16
 
     def digits_to_codes(self, digits: Int[Tensor, "b h w d"]) -> Float[Tensor, "b d h w"]:

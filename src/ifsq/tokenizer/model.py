@@ -301,7 +301,10 @@ class Tokenizer(nn.Module):
         """What a cache of this tokenizer's codes holds: digits, or latents of ``ae`` and ``kl``. Raises InputError."""
         if self.kind in ("ae", "kl"):
             return LatentSpec(self.quantizer.dim, (height // self.factor, width // self.factor))
-        return self.spec(height, width)
+        spec = self.spec(height, width)
+        if max(spec.levels) > 2**16:
+            raise InputError(f"levels={list(spec.levels)}: a cache holds digits of 16 bits; expected at most 65536")
+        return spec
 
     def digest(self) -> str:
         """SHA-256 of the weights: the tokenizer's identity."""
