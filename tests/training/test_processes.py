@@ -79,8 +79,13 @@ def _process(rank, port, folder, config, stop_at):
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
     os.environ["MASTER_PORT"] = str(port)
     torch.set_num_threads(1)
-    with world("cpu") as here, contextlib.suppress(Interrupted):
-        fit(Game(config.engine.accumulate, stop_at), config, folder, here, Silent(), "two")
+    with world("cpu") as here:
+        task = Game(config.engine.accumulate, stop_at)
+        with contextlib.suppress(Interrupted):
+            fit(task, config, folder, here, Silent(), "two")
+        running = torch.cat([b.reshape(-1) for b in task.opponent.module.buffers() if b.is_floating_point()])
+        theirs = here.gather(running)
+        assert torch.equal(theirs[0], theirs[1]), "running statistics drift apart"
 
 
 def two(folder, config, stop_at=None):
