@@ -346,7 +346,7 @@ def test_continuous_tokenizers_cache_latents_with_flips(kind, capsys):
     assert len(cache.statistics["mean"]) == 4
     capsys.readouterr()
     told = refused(capsys, ["generator", "train", "ar.toml", "--out", "new", "--codes", f"latents_{kind}"])
-    assert f"latents_{kind}: holds latents of a continuous tokenizer; expected digits of FSQ" in told
+    assert f"latents_{kind}: holds latents of a continuous tokenizer; expected digits" in told
 
 
 def test_codes_of_mirrored_images_are_drawn_by_half(tmp_path):
@@ -543,7 +543,7 @@ OTHER_BOTTLENECKS = {
 
 
 @pytest.mark.parametrize("kind", OTHER_BOTTLENECKS)
-def test_other_bottlenecks_train_and_are_measured(kind, capsys):
+def test_other_bottlenecks_train_and_are_measured(kind):
     quantizer, losses, cards = OTHER_BOTTLENECKS[kind]
     experiment = TOKENIZER.replace("levels = [5, 5, 5]", quantizer).replace('"tokenizer"', f'"{kind}"')
     Path(f"{kind}.toml").write_text(experiment)
@@ -554,12 +554,6 @@ def test_other_bottlenecks_train_and_are_measured(kind, capsys):
     assert main(["tokenizer", "eval", kind]) == 0
     measured = json.loads((Path(kind) / "evaluation.json").read_text())
     assert len(measured["cards"]) == cards
-    capsys.readouterr()
-    if kind in ("ae", "kl"):
-        return
-    told = refused(capsys, ["encode", kind, "bundled:shapes", f"codes of {kind}"])
-    assert f"kind='{kind}': generators take the digits of FSQ, caches also latents of 'ae' and 'kl'" in told
-    assert not Path(f"codes of {kind}").exists()
 
 
 def test_an_option_of_another_bottleneck_is_refused(capsys):

@@ -4,7 +4,7 @@ Called by ``pipeline``.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +125,7 @@ class GeneratorExperiment:
     def view(self, spec: CodeSpec) -> CodeSpec:
         """The layout with this experiment's groups."""
         try:
-            return CodeSpec(spec.levels, self.groups or spec.groups, spec.digit_order, spec.cells, spec.grid)
+            return replace(spec, groups=self.groups or spec.groups)
         except ValueError as error:
             raise InputError(str(error)) from error
 

@@ -110,7 +110,8 @@ def encode(
 ) -> CodeCache:
     """Write the codes of both splits of a data source as a cache; a cache that already says the same is returned.
 
-    Digits of FSQ; float16 latents of kinds ``ae`` and ``kl`` (the mean). Killed and started again it goes on.
+    Digits, see `Tokenizer.spec`; float16 latents of kinds ``ae`` and ``kl`` (the mean). Killed and started again it
+    goes on.
 
     run     folder of a tokenizer
     source  images, as ``data.source`` of an experiment
@@ -440,7 +441,7 @@ def _encoder(
 ) -> cache_writer.EncodeRange:
     def codes_of(pictures: Tensor) -> Tensor:
         encoded = tokenizer.encode(pictures.to(here.device))
-        return (encoded.codes if encoded.digits is None else encoded.digits).cpu()
+        return (tokenizer.digits(encoded, layout) if isinstance(layout, CodeSpec) else encoded.codes).cpu()
 
     @torch.no_grad()
     def encode_range(start: int, stop: int) -> cache_writer.Part:

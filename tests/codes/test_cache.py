@@ -124,7 +124,7 @@ def test_latents_with_flips_and_their_statistics(latents):
 
 
 def test_latents_are_no_digits_and_digits_no_latents(latents, written):
-    with pytest.raises(InputError, match="holds latents of a continuous tokenizer; expected digits of FSQ"):
+    with pytest.raises(InputError, match="holds latents of a continuous tokenizer; expected digits"):
         latents[1].read("train")
     with pytest.raises(InputError, match="holds digits; expected latents"):
         written.read_latents("train")

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from ifsq import FSQ
-from ifsq.codes.spec import CodeSpec
+from ifsq.codes.spec import CODEBOOK, CodeSpec
+from ifsq.quantizers import BSQ, LFQ
 
 LAYOUTS = [
     ([17] * 4, [4], "paper"),
@@ -33,6 +34,26 @@ def test_agrees_with_the_quantizer():
     assert torch.equal(spec.digits_to_indices(out.digits), out.indices)
 
 
+@pytest.mark.parametrize("quantizer", [LFQ, BSQ])
+def test_agrees_with_signs(quantizer):
+    q = quantizer(6, groups=[4, 2], channel_first=True).eval()
+    out = q(torch.randn(2, 6, 3, 5))
+    spec = CodeSpec(q.levels, q.groups, "little", "symmetric", (3, 5), q.scale)
+    assert torch.equal(spec.digits_to_codes(out.digits), out.codes)
+    assert torch.equal(spec.codes_to_digits(out.codes), out.digits.long())
+    assert torch.equal(spec.digits_to_indices(out.digits), out.indices)
+    assert CodeSpec.from_dict(spec.to_dict()) == spec
+
+
+def test_a_codebook_has_indices_and_no_codes():
+    spec = CodeSpec((1000,), (1,), "little", CODEBOOK, (2, 2))
+    digits = torch.randint(1000, (3, 2, 2, 1))
+    assert torch.equal(spec.indices_to_digits(spec.digits_to_indices(digits)), digits)
+    for convert in (lambda: spec.digits_to_codes(digits), lambda: spec.codes_to_digits(torch.zeros(1, 1, 2, 2))):
+        with pytest.raises(ValueError, match="digits of a codebook of 1000 codes: expected its tokenizer"):
+            convert()
+
+
 def test_snaps_what_lies_between_the_codes():
     spec = CodeSpec((5,), (1,), "little", "paper", (1, 1))
     near = torch.tensor([-7.0, -0.8, -0.26, 0.2, 0.6, 3.0]).view(-1, 1, 1, 1)
@@ -56,7 +77,13 @@ def test_survives_json_and_names_a_difference():
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"cells": "round"}, "cells='round'"), ({"grid": (0, 8)}, r"grid=\(0, 8\)"), ({"groups": (3,)}, r"groups=\[3\]")],
+    [
+        ({"cells": "round"}, "cells='round'"),
+        ({"cells": "codebook"}, "cells='codebook' with levels"),
+        ({"grid": (0, 8)}, r"grid=\(0, 8\)"),
+        ({"groups": (3,)}, r"groups=\[3\]"),
+        ({"scale": 0.0}, r"scale=0.0"),
+    ],
 )
 def test_refuses_what_is_no_layout(change, message):
     plain = {"levels": (17, 17), "groups": (2,), "digit_order": "little", "cells": "paper", "grid": (8, 8)}

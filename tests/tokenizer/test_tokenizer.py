@@ -114,9 +114,14 @@ def test_every_bottleneck_trains_and_is_saved(name, tmp_path):
             again.decode_indices(torch.zeros(1, 8, 4).long())
     else:
         torch.testing.assert_close(again.decode_indices(encoded.indices), again.decode(encoded.codes))
-    if name != "fsq":
-        with pytest.raises(InputError, match="generators take the digits of FSQ, caches also latents of 'ae' and 'kl'"):
+    if name in ("kl", "ae"):
+        with pytest.raises(InputError, match="its codes are continuous; expected a tokenizer with digits"):
             again.spec(16, 8)
+    else:
+        spec = again.spec(*images.shape[-2:])
+        digits = again.digits(encoded, spec)
+        assert digits.shape[1:] == (*spec.grid, spec.dim)
+        assert again.kind == "vq" or torch.equal(spec.digits_to_codes(digits.long()), encoded.codes)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ifsq.codes import CodeCache
-from ifsq.metrics import code_statistics
+from ifsq.metrics import CodeCounts
+
+COUNTED_AT_ONCE = 8192  # images: counting takes int64 digits, eight times the bytes of the cache
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,10 @@ class CodesTable:
 def analyze_codes(folder: Path, split: str) -> tuple[CodesTable, CodesTable]:
     """Use of every dimension's levels and of every group's indices, over all images of a split. Raises InputError."""
     cache = CodeCache.open(folder)
-    use = code_statistics(cache.read(split).digits, cache.spec)
+    counts = CodeCounts(cache.spec)
+    for part in cache.read(split).digits.split(COUNTED_AT_ONCE):
+        counts.add(part)
+    use = counts.statistics()
     dimensions = tuple(
         (str(d), str(L), f"{use.level_bits[d]:.3f}", f"{use.level_fraction[d]:.4f}", str(use.dead_levels[d]))
         for d, L in enumerate(cache.spec.levels)

@@ -94,7 +94,7 @@ class CodeCache:
     def spec(self) -> CodeSpec:
         """Layout of the digits. Raises InputError for a cache of latents."""
         if isinstance(self.layout, LatentSpec):
-            raise InputError(f"{self.folder}: holds latents of a continuous tokenizer; expected digits of FSQ")
+            raise InputError(f"{self.folder}: holds latents of a continuous tokenizer; expected digits")
         return self.layout
 
     def read(self, split: str) -> CodeSet:

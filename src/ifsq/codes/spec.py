@@ -4,6 +4,7 @@ A tokenizer writes digits; an autoregressive model sees indices, a diffusion mod
 from the same integers, so that "the same tokens" is a fact. Called by ``cache``, both generators and ``pipeline``.
 """
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,6 +15,8 @@ from torch import Tensor
 from ifsq.quantizers import cells as lattice
 from ifsq.quantizers import digits as mixed_radix
 
+CODEBOOK = "codebook"  # in place of a rule of cells: the one digit is the number of a vector that the tokenizer keeps
+
 
 @dataclass(frozen=True)
 class CodeSpec:
@@ -22,8 +25,10 @@ class CodeSpec:
     levels       level count of every dimension
     groups       sizes of the groups of dimensions that share one index
     digit_order  ``little`` or ``big``, within a group
-    cells        ``paper``, ``symmetric`` or ``equal``: where the lattice points lie
+    cells        ``paper``, ``symmetric`` or ``equal``: where the lattice points lie. ``codebook`` for VQ: one digit,
+                 the number of a code in the tokenizer's codebook; it has indices, but no codes here
     grid         height and width of the code grid
+    scale        what the lattice in [-1, 1] is multiplied by: 1, or 1/sqrt(d) for BSQ
     """
 
     levels: tuple[int, ...]
@@ -31,13 +36,23 @@ class CodeSpec:
     digit_order: str
     cells: str
     grid: tuple[int, int]
+    scale: float = 1.0
 
     def __post_init__(self) -> None:
         mixed_radix.check_layout(self.levels, self.groups, self.digit_order)
-        if self.cells not in lattice.CELLS:
-            raise ValueError(f"cells={self.cells!r}: expected one of {', '.join(lattice.CELLS)}")
+        if self.cells not in (*lattice.CELLS, CODEBOOK):
+            raise ValueError(f"cells={self.cells!r}: expected one of {', '.join((*lattice.CELLS, CODEBOOK))}")
+        if self.cells == CODEBOOK and len(self.levels) != 1:
+            raise ValueError(f"cells={self.cells!r} with levels={list(self.levels)}: expected one digit, the codes")
         if len(self.grid) != 2 or min(self.grid) < 1:
             raise ValueError(f"grid={self.grid}: expected a positive height and width")
+        if not 0 < self.scale < math.inf:
+            raise ValueError(f"scale={self.scale}: expected a positive number")
+
+    @property
+    def on_lattice(self) -> bool:
+        """Whether digits have codes without the tokenizer."""
+        return self.cells != CODEBOOK
 
     @property
     def dim(self) -> int:
@@ -67,12 +82,20 @@ class CodeSpec:
         return torch.uint8 if max(self.levels) <= 256 else torch.uint16
 
     def digits_to_codes(self, digits: Int[Tensor, "b h w d"]) -> Float[Tensor, "b d h w"]:
-        """Digits -> lattice points in [-1, 1], float32, channels first: what the decoder and a diffusion model see."""
-        return lattice.digits_to_codes(digits, self.levels, self.cells).movedim(-1, 1)
+        """Digits -> lattice points, float32, channels first: what the decoder and a diffusion model see.
+
+        They lie in [-scale, scale]. Raises ValueError where the codes are in a codebook.
+        """
+        codes = lattice.digits_to_codes(digits, self.levels, self._lattice()).movedim(-1, 1)
+        return codes if self.scale == 1 else codes * self.scale
 
     def codes_to_digits(self, codes: Float[Tensor, "b d h w"]) -> Int[Tensor, "b h w d"]:
-        """Real codes, on the lattice or not -> int64 digits of the nearest lattice point."""
-        return lattice.codes_to_digits(codes.movedim(1, -1), self.levels, self.cells)
+        """Real codes, on the lattice or not -> int64 digits of the nearest lattice point.
+
+        Raises ValueError where the codes are in a codebook.
+        """
+        unit = codes if self.scale == 1 else codes / self.scale
+        return lattice.codes_to_digits(unit.movedim(1, -1), self.levels, self._lattice())
 
     def digits_to_indices(self, digits: Int[Tensor, "b h w d"]) -> Int[Tensor, "b h w g"]:
         """Digits -> int64 indices with the group axis kept (g = 1 too): what an autoregressive model sees."""
@@ -97,6 +120,7 @@ class CodeSpec:
             digit_order=raw["digit_order"],
             cells=raw["cells"],
             grid=(raw["grid"][0], raw["grid"][1]),
+            scale=float(raw.get("scale", 1.0)),  # older manifests and checkpoints know no other
         )
 
     def differs_from(self, other: "CodeSpec") -> str:
@@ -106,6 +130,13 @@ class CodeSpec:
             if mine != theirs:
                 return f"{key} {mine} against {theirs}"
         return ""
+
+    def _lattice(self) -> str:
+        if not self.on_lattice:
+            raise ValueError(
+                f"digits of a codebook of {self.levels[0]} codes: expected its tokenizer, which keeps them"
+            )
+        return self.cells
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,10 @@ class Generator(nn.Module, ABC):
         super().__init__()
         if num_classes < 1:
             raise ValueError(f"num_classes={num_classes}: expected at least 1")
+        if not spec.on_lattice:
+            raise ValueError(
+                f"codes of a codebook of {spec.levels[0]}: expected codes on a lattice (fsq, lfq, bsq, ...)"
+            )
         self.spec = spec
         self.num_classes = num_classes
 

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ifsq.codes.spec import CodeSpec, LatentSpec
+from ifsq.codes.spec import CODEBOOK, CodeSpec, LatentSpec
 from ifsq.config import InputError, build, to_dict
 from ifsq.quantizers import BSQ, FSQ, KL, LFQ, VQ, Identity, ResidualFSQ
 from ifsq.quantizers.bottleneck import Bottleneck
@@ -283,19 +283,30 @@ class Tokenizer(nn.Module):
         return self.config.quantizer.kind
 
     def spec(self, height: int, width: int) -> CodeSpec:
-        """Layout of the codes of images of this size. Raises InputError for bottlenecks other than FSQ."""
-        if not isinstance(self.quantizer, FSQ):
-            raise InputError(
-                f"kind={self.kind!r}: generators take the digits of FSQ, caches also latents of 'ae' and 'kl'"
-            )
-        quantizer = self.config.quantizer
-        return CodeSpec(
-            levels=quantizer.levels,
-            groups=self.quantizer.groups,
-            digit_order=quantizer.digit_order,
-            cells=self.quantizer.cells,
-            grid=(height // self.factor, width // self.factor),
-        )
+        """Layout of the digits of images of this size.
+
+        ``residual``: digits of the whole lattice, its stages joined, one group a dimension; ``vq``: the number of the
+        code. Raises InputError for ``ae`` and ``kl``.
+        """
+        config, q = self.config.quantizer, self.quantizer
+        grid = (height // self.factor, width // self.factor)
+        if isinstance(q, FSQ):
+            return CodeSpec(config.levels, q.groups, config.digit_order, q.cells, grid)
+        if isinstance(q, LFQ):
+            return CodeSpec(q.levels, q.groups, "little", "symmetric", grid, q.scale)
+        if isinstance(q, ResidualFSQ):
+            finest = tuple(L**q.num_quantizers for L in q.stage_levels)
+            return CodeSpec(finest, (1,) * q.dim, config.digit_order, "equal", grid)
+        if isinstance(q, VQ):
+            return CodeSpec((config.codebook_size,), (1,), "little", CODEBOOK, grid)
+        raise InputError(f"kind={self.kind!r}: its codes are continuous; expected a tokenizer with digits")
+
+    def digits(self, encoded: Encoded, spec: CodeSpec) -> Int[Tensor, "b h w d"]:
+        """The digits of what `encode` returned, in the layout that `spec` gives."""
+        if self.kind == "residual":  # its own are stacked by stage
+            return spec.codes_to_digits(encoded.codes)
+        assert encoded.digits is not None  # what has a `CodeSpec` has digits
+        return encoded.digits
 
     def layout(self, height: int, width: int) -> CodeSpec | LatentSpec:
         """What a cache of this tokenizer's codes holds: digits, or latents of ``ae`` and ``kl``. Raises InputError."""

@@ -1,0 +1,152 @@
+"""Codes of every tokenizer in a cache, as generators see them; an encoding that is killed and goes on."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ifsq import pipeline
+from ifsq.bench import codes as bench_codes
+from ifsq.cli import main
+from ifsq.codes import writer
+from ifsq.config import InputError
+from ifsq.data import DataConfig, iterate_once, open_images
+from ifsq.experiment import GeneratorExperiment, check_cache
+from ifsq.generators.ar import ARConfig
+from ifsq.generators.diffusion import DiTConfig
+from ifsq.tokenizer.conv import ConvConfig
+from ifsq.tokenizer.model import QuantizerConfig, Tokenizer, TokenizerConfig
+
+CONV = ConvConfig(width=8, multipliers=(1, 1), blocks=1, patch=2, groups=4)
+KINDS = {
+    "fsq": QuantizerConfig(levels=(5, 7)),
+    "lfq": QuantizerConfig(kind="lfq", dim=3),
+    "bsq": QuantizerConfig(kind="bsq", dim=3, groups=(2, 1)),
+    "residual": QuantizerConfig(kind="residual", levels=(3, 7), cells="equal", stages=3),
+    "vq": QuantizerConfig(kind="vq", codebook_size=300),
+}
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """Ten images to train on, one held out."""
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for number in range(11):
+        path = folder / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (20, 16, 3), np.uint8)).save(path)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _shards_of_four(monkeypatch):
+    monkeypatch.setattr(writer, "SHARD", 4)
+
+
+def save_tokenizer(folder, config):
+    torch.manual_seed(0)
+    Tokenizer(TokenizerConfig(CONV, config)).save_pretrained(folder)
+    return Tokenizer.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_cache_holds_the_codes_and_their_mirror_images(kind, images, tmp_path):
+    tokenizer = save_tokenizer(tmp_path / "tokenizer", KINDS[kind])
+    cache = pipeline.encode(tmp_path / "tokenizer", str(images), tmp_path / "codes", 16, flip=True)
+    check_cache(cache, tokenizer, "tokenizer")
+    source = open_images(DataConfig(str(images), 16), "train")
+    read = next(iterate_once(source, len(source)))
+    stored = cache.read("train")
+    assert torch.equal(stored.labels, read.labels)
+    for digits, pictures in ((stored.digits, read.images), (stored.flipped, read.images.flip(-1))):
+        with torch.no_grad():
+            encoded = tokenizer.encode(pictures)
+        indices = cache.spec.digits_to_indices(digits.long())
+        if kind != "residual":  # whose own indices are those of its stages
+            assert torch.equal(indices.squeeze(-1) if indices.shape[-1] == 1 else indices, encoded.indices)
+        if kind != "vq":
+            assert torch.equal(cache.spec.digits_to_codes(digits.long()), encoded.codes)
+
+
+@pytest.mark.parametrize("kind", ["bsq", "residual", "vq"])
+@pytest.mark.parametrize("own", [{"ar": ARConfig(1, 32, 2)}, {"diffusion": DiTConfig(1, 32, 2, patch=1)}])
+def test_generators_take_what_lies_on_a_lattice(kind, own):
+    spec = Tokenizer(TokenizerConfig(CONV, KINDS[kind])).spec(16, 16)
+    experiment = GeneratorExperiment("out", kind, "codes", **own)
+    if kind == "vq":
+        with pytest.raises(InputError, match="codes of a codebook of 300: expected codes on a lattice"):
+            experiment.make(experiment.view(spec), 2)
+        return
+    drawn = experiment.make(experiment.view(spec), 2).eval().sample(torch.tensor([0, 1]), seed=0)
+    assert torch.equal(spec.digits_to_codes(spec.codes_to_digits(drawn.codes)), drawn.codes)
+    if kind == "bsq":  # on the unit sphere
+        torch.testing.assert_close(drawn.codes.square().sum(1), torch.ones(2, 4, 4))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (QuantizerConfig(kind="vq", codebook_size=70000), r"levels=\[70000\]"),
+        (QuantizerConfig(kind="residual", levels=(17, 17), cells="equal", stages=5), r"levels=\[1419857, 1419857\]"),
+        (QuantizerConfig(levels=(65537,)), r"levels=\[65537\]"),
+    ],
+)
+def test_codes_that_fit_no_cache_are_refused(config, message, images, tmp_path):
+    save_tokenizer(tmp_path / "tokenizer", config)
+    with pytest.raises(InputError, match=f"{message}: a cache holds digits of 16 bits; expected at most 65536"):
+        pipeline.encode(tmp_path / "tokenizer", str(images), tmp_path / "codes", 16)
+    assert [path.name for path in tmp_path.iterdir()] == ["tokenizer"]
+
+
+def test_levels_are_counted_a_few_images_at_a_time(images, tmp_path, monkeypatch):
+    save_tokenizer(tmp_path / "tokenizer", KINDS["vq"])
+    pipeline.encode(tmp_path / "tokenizer", str(images), tmp_path / "codes", 16)
+    at_once = bench_codes.analyze_codes(tmp_path / "codes", "train")
+    monkeypatch.setattr(bench_codes, "COUNTED_AT_ONCE", 3)
+    assert bench_codes.analyze_codes(tmp_path / "codes", "train") == at_once
+    assert at_once[1].rows[0][1] == "300"
+
+
+KILLED = """
+import os, signal, sys
+from ifsq.codes import writer
+writer.SHARD = 4
+write, left = writer._write, [int(sys.argv[1])]
+def write_or_die(path, text):
+    if not left[0]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    left[0] -= 1
+    write(path, text)
+writer._write = write_or_die
+from ifsq.cli import main
+main(sys.argv[2:])
+"""
+
+
+def test_killed_and_continued_gives_the_same_bytes(images, tmp_path, monkeypatch, capsys):
+    """It ends while the third checksum is written: two shards are whole, the third has not its name yet."""
+    monkeypatch.chdir(tmp_path)
+    save_tokenizer("tokenizer", KINDS["fsq"])
+    command = ["encode", "tokenizer", str(images), "codes", "--size", "16", "--flip"]
+    done = subprocess.run([sys.executable, "-c", KILLED, "3", *command], check=False, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    left = {path.name for path in Path(".partial_codes").glob("*.safetensors")}
+    assert left == {"train_00000.safetensors", "train_00001.safetensors", ".writing_train_00002.safetensors"}
+    before = {path.name: path.stat().st_mtime_ns for path in Path(".partial_codes").glob("train*.safetensors")}
+    assert main(command) == 0
+    assert "codes: goes on with the shards that are there" in capsys.readouterr().err
+    assert before == {name: (Path("codes") / name).stat().st_mtime_ns for name in before}
+    pipeline.encode(Path("tokenizer"), str(images), Path("once"), 16, flip=True)
+    assert bytes_of("codes") == bytes_of("once")
+    assert sorted(os.listdir()) == ["codes", "once", "tokenizer"]
+
+
+def bytes_of(folder):
+    return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
