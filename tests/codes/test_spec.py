@@ -1,5 +1,7 @@
 """The two views of the same digits."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -43,6 +45,14 @@ def test_agrees_with_signs(quantizer):
     assert torch.equal(spec.codes_to_digits(out.codes), out.digits.long())
     assert torch.equal(spec.digits_to_indices(out.digits), out.indices)
     assert CodeSpec.from_dict(spec.to_dict()) == spec
+
+
+def test_a_scaled_lattice_is_the_lattice_times_its_scale():
+    spec = CodeSpec((5, 8), (2,), "little", "equal", (3, 5), 0.3)
+    digits = torch.stack([torch.randint(L, (6, 3, 5)) for L in spec.levels], dim=-1)
+    codes = spec.digits_to_codes(digits)
+    assert torch.equal(codes, replace(spec, scale=1.0).digits_to_codes(digits) * 0.3)
+    assert torch.equal(spec.codes_to_digits(codes), digits)
 
 
 def test_a_codebook_has_indices_and_no_codes():
