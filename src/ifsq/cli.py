@@ -26,12 +26,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options, extra = parser.parse_known_args(arguments)
     if not hasattr(options, "run"):
+        if extra:
+            return _refuse(f"{extra[0]!r}: no such argument; see ifsq --help")
         parser.print_help()
         return 0
     if extra and not options.overrides:
         return _refuse(f"{extra[0]!r}: no such argument of {options.verb}; see {options.verb} --help")
     options.extra = extra
     try:
+        if options.alone and os.environ.get("WORLD_SIZE", "1") != "1":
+            raise InputError(f"{options.verb}: runs in one process; start it without torchrun")
         options.run(options)
     except InputError as error:
         return _refuse(str(error))
@@ -46,6 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         if isinstance(error, Interrupted):
             return _stopped(str(error))
+        if isinstance(error, RuntimeError) and "Connection closed by peer" in str(error):
+            return _refuse("another process of this run has ended; what it said tells why")
         raise
     return 0
 
@@ -55,10 +61,22 @@ class _Parser(argparse.ArgumentParser):
         raise SystemExit(_refuse(f"{message}; see {self.prog} --help"))
 
 
+class _Version(argparse.Action):
+    def __init__(self, option_strings: Sequence[str], dest: str) -> None:
+        super().__init__(option_strings, dest, nargs=0, help="print the version")
+
+    def __call__(self, *_: Any) -> NoReturn:
+        from importlib.metadata import version
+
+        print(f"ifsq {version('ifsq')}")
+        raise SystemExit(0)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="ifsq", description="Image tokenizers with iFSQ, and generators of their codes.", allow_abbrev=False
     )
+    parser.add_argument("--version", action=_Version)
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", parser_class=_Parser)
 
     demo = _verb(verbs, "demo", "the whole road on bundled pictures; ends with a report", _demo, overrides=True)
@@ -90,7 +108,9 @@ def _parser() -> argparse.ArgumentParser:
     encode = _verb(verbs, "encode", "images -> code cache", _encode)
     encode.add_argument("folder", type=Path, metavar="RUN", help="tokenizer run")
     encode.add_argument(
-        "data", metavar="DATA", help="folder of images, or bundled:photos, bundled:digits, bundled:shapes"
+        "data",
+        metavar="DATA",
+        help="as data.source: a folder, list, shards, hf:NAME, or bundled:photos, bundled:digits, bundled:shapes",
     )
     encode.add_argument("out", type=Path, metavar="OUT")
     encode.add_argument("--size", type=int, default=None, help="pixels a side (default: the tokenizer's)")
@@ -150,41 +170,53 @@ def _parser() -> argparse.ArgumentParser:
     other = verbs.add_parser("import", help="read a checkpoint of another project").add_subparsers(
         metavar="FORMAT", required=True
     )
-    official = _verb(other, "official", "a tokenizer of the official repository", _import_official)
+    official = _verb(other, "official", "a tokenizer of the official repository", _import_official, alone=True)
     official.add_argument("checkpoint", type=Path, metavar="CKPT", help="checkpoint-N.ckpt of its trainer")
     official.add_argument("--config", type=Path, required=True, metavar="CONFIG.json", help="its model config")
     official.add_argument("--out", type=Path, required=True, metavar="DIR")
     official.add_argument("--weights", choices=("ema", "raw"), default="ema", help="averaged (default) or as trained")
 
-    kl = _verb(other, "diffusers", "Stable Diffusion's autoencoder, as diffusers keeps it", _import_diffusers)
+    kl = _verb(
+        other, "diffusers", "Stable Diffusion's autoencoder, as diffusers keeps it", _import_diffusers, alone=True
+    )
     kl.add_argument("source", metavar="FOLDER_OR_ID", help="folder, or owner/name on the hub, of an AutoencoderKL")
     kl.add_argument("--revision", default=None, help="branch, tag or commit on the hub")
     kl.add_argument("--out", type=Path, required=True, metavar="DIR")
 
-    latents = _verb(other, "latents", "latents that the official DiT extracted -> code cache", _import_latents)
+    latents = _verb(
+        other, "latents", "latents that the official DiT extracted -> code cache", _import_latents, alone=True
+    )
     latents.add_argument("folder", type=Path, metavar="FOLDER")
     latents.add_argument("--out", type=Path, required=True, metavar="DIR")
 
     other = verbs.add_parser("export", help="write a checkpoint for another project").add_subparsers(
         metavar="FORMAT", required=True
     )
-    official = _verb(other, "official", "a tokenizer for the official repository", _export_official)
+    official = _verb(other, "official", "a tokenizer for the official repository", _export_official, alone=True)
     official.add_argument("folder", type=Path, metavar="RUN", help="tokenizer run")
     official.add_argument(
         "--out", type=Path, required=True, metavar="FILE.ckpt", help="its config is written beside it"
     )
-    saved = _verb(other, "pretrained", "a run's averaged weights, for from_pretrained and the hub", _export_pretrained)
+    saved = _verb(
+        other, "pretrained", "a run's averaged weights, for from_pretrained and the hub", _export_pretrained, alone=True
+    )
     saved.add_argument("folder", type=Path, metavar="RUN", help="tokenizer or generator run")
     saved.add_argument("--out", type=Path, required=True, metavar="DIR")
     saved.add_argument("--license", default="unknown", metavar="ID", help="of the weights, by the hub's identifiers")
     return parser
 
 
-def _verb(verbs: Any, name: str, text: str, run: Any, *, overrides: bool = False) -> argparse.ArgumentParser:
-    epilog = "Any --section.key value of the experiment may follow the file." if overrides else None
+def _verb(
+    verbs: Any, name: str, text: str, run: Any, *, overrides: bool = False, alone: bool = False
+) -> argparse.ArgumentParser:
+    epilog = (
+        "Any --section.key value of the experiment may follow, as --train.steps 100; --out DIR too."
+        if overrides
+        else None
+    )
     parser = verbs.add_parser(name, help=text, description=text, epilog=epilog, allow_abbrev=False)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default auto)")
-    parser.set_defaults(run=run, overrides=overrides, verb=parser.prog)
+    parser.set_defaults(run=run, overrides=overrides, alone=alone, verb=parser.prog)
     return parser
 
 
@@ -395,9 +427,18 @@ def _table(measured: Sequence[Any]) -> None:
 
     table = Table("metric", "value", "images", "on", box=None)
     for card in measured:
-        values = ", ".join(f"{name} {value:.4g}" for name, value in card.values.items())
+        values = ", ".join(f"{name} {_number(value)}" for name, value in card.values.items())
         table.add_row(card.metric, values, str(card.n), card.reference)
-    Console().print(table)
+    console = Console(highlight=False)
+    console.print(table)
+    for card in measured[:1]:  # all were taken together
+        print(f"{card.size} px, crop {card.crop}, resize {card.resize_kernel}, {card.dtype}, ifsq {card.code_version}")
+    for features in dict.fromkeys(card.features for card in measured if card.features):
+        print(f"features: {features}")
+
+
+def _number(value: float) -> str:
+    return str(int(value)) if value == int(value) and abs(value) < 1e12 else f"{value:.4g}"
 
 
 def _grid(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

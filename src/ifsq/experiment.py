@@ -37,6 +37,9 @@ class TokenizerExperiment:
         factor = self.tokenizer.conv.factor
         if self.data.size % factor:
             raise ValueError(f"data.size={self.data.size}: expected a multiple of the tokenizer's factor {factor}")
+        quantizer, sharded = self.tokenizer.quantizer, self.train.engine.sharding == "shard"
+        if sharded and quantizer.kind == "vq" and (quantizer.ema or quantizer.revive_after):
+            raise ValueError("train.engine.sharding='shard' with a codebook that is written to: expected 'replicate'")
         least = 16 if self.loss.lpips else 1  # four poolings
         if self.loss.adversarial is not None:
             least = max(least, self.loss.adversarial.discriminator().smallest)

@@ -142,7 +142,7 @@ def encode(
             for split, images in sources.items():
                 watch.start(f"codes, {split}", 0, len(images))
                 mine = range(here.rank, cache_writer.shards_of(len(images)), here.size)
-                encoder = _encoder(tokenizer, images, layout, flip, here, watch)
+                encoder = _encoder(tokenizer, images, layout, flip, _workers_of(run), here, watch)
                 cache_writer.write_shards(partial, split, len(images), encoder, mine, layout)
                 watch.finish({})
         except InputError:
@@ -152,7 +152,10 @@ def encode(
         if here.first:
             cache_writer.finish(partial, out, layout, sources["train"].classes, counts, about)
         here.barrier()
-        return CodeCache.open(out)
+        cache = CodeCache.open(out)
+        for line in cache.skipped:
+            watch.say(f"left out: {line}")
+        return cache
 
 
 def train_generator(experiment: GeneratorExperiment, device: str = "auto", watch: Reporter | None = None) -> Path:
@@ -255,6 +258,11 @@ def load_pair(run: Path, here: World) -> tuple[Generator, Tokenizer, Origin]:
     # A run that was moved, or is used from elsewhere, has its tokenizer beside it; the digest decides.
     place = Path(origin.tokenizer)
     place = place if place.exists() else run.parent / place.name
+    if not place.exists():
+        raise InputError(
+            f"{run}: its tokenizer {origin.tokenizer} ({origin.tokenizer_digest[:12]}) is neither there nor beside it;"
+            f" expected it at {place}"
+        )
     tokenizer = Tokenizer.from_pretrained(place)
     if tokenizer.digest() != origin.tokenizer_digest:
         raise InputError(f"{run}: was trained behind other weights than {place} holds now; train in another folder")
@@ -437,7 +445,13 @@ def _existing_cache(out: Path, about: dict[str, Any]) -> CodeCache | None:
 
 
 def _encoder(
-    tokenizer: Tokenizer, images: ImageSource, layout: CodeSpec | LatentSpec, flip: bool, here: World, watch: Reporter
+    tokenizer: Tokenizer,
+    images: ImageSource,
+    layout: CodeSpec | LatentSpec,
+    flip: bool,
+    workers: int,
+    here: World,
+    watch: Reporter,
 ) -> cache_writer.EncodeRange:
     def codes_of(pictures: Tensor) -> Tensor:
         encoded = tokenizer.encode(pictures.to(here.device))
@@ -445,18 +459,18 @@ def _encoder(
 
     @torch.no_grad()
     def encode_range(start: int, stop: int) -> cache_writer.Part:
-        nothing = torch.empty(0, *layout.shape)
-        codes, flipped, labels, seen = [nothing], [nothing], [torch.empty(0, dtype=torch.int64)], start
-        for batch in iterate_once(images, at_once(images.size), indices=range(start, stop)):
-            seen += len(batch.images) + len(batch.skipped)
-            for name in batch.skipped:
-                watch.say(f"left out: {name}")
+        nothing = torch.empty(0, *layout.shape, dtype=torch.uint8 if isinstance(layout, CodeSpec) else torch.float32)
+        codes, flipped, labels = [nothing], [nothing], [torch.empty(0, dtype=torch.int64)]
+        skipped: list[str] = []
+        for batch in iterate_once(images, at_once(images.size), workers=workers, indices=range(start, stop)):
+            skipped += batch.skipped
             if len(batch.images):
                 codes.append(codes_of(batch.images))
                 labels.append(batch.labels)
                 flipped += [codes_of(batch.images.flip(-1))] if flip else []
-            watch.advance(seen, {})
-        return cache_writer.Part(torch.cat(codes), torch.cat(labels), torch.cat(flipped) if flip else None)
+            watch.advance(start + sum(map(len, labels)) + len(skipped), {})
+        mirrored = torch.cat(flipped) if flip else None
+        return cache_writer.Part(torch.cat(codes), torch.cat(labels), mirrored, tuple(skipped))
 
     return encode_range
 
@@ -470,18 +484,28 @@ def _perceptual(loss: LossConfig, here: World) -> nn.Module | None:
 
 @torch.no_grad()
 def _held_out(model: Tokenizer, here: World, images: ImageSource) -> dict[str, float]:
-    """What is watched while a tokenizer trains: PSNR of all held-out images, or of `HELD_OUT` drawn over them."""
-    device = next(model.parameters()).device
+    """What is watched while a tokenizer trains: PSNR of all held-out images, or of `HELD_OUT` drawn over them.
+
+    ``skipped``, where some of them cannot be read, is their number. What one process refuses, all refuse.
+    """
     drawn = sorted(spread(images, HELD_OUT))
-    values = [
-        psnr(batch.images, model(batch.images.to(device)).images.cpu())
-        for batch in iterate_once(images, at_once(images.size), indices=drawn[here.rank :: here.size])
-        if len(batch.images)  # none, where no image of the batch could be read
-    ]
-    decibels = [part for share in here.gather(values) for part in share]
+    measured, skipped, refusal = [], 0, None
+    try:
+        for batch in iterate_once(images, at_once(images.size), indices=drawn[here.rank :: here.size]):
+            skipped += len(batch.skipped)
+            if len(batch.images):
+                measured.append(psnr(batch.images, model(batch.images.to(here.device)).images.cpu()))
+    except InputError as error:
+        refusal = error
+    shares = here.gather((measured, skipped, refusal))
+    for _, _, refused in shares:
+        if refused is not None:
+            raise refused
+    decibels = [part for share, _, _ in shares for part in share]
     if not decibels:
         raise DataError(f"held-out images: none of {len(drawn)} could be read")
-    return {"psnr": float(torch.cat(decibels).mean())}
+    left_out = sum(count for _, count, _ in shares)
+    return {"psnr": float(torch.cat(decibels).mean()), **({"skipped": float(left_out)} if left_out else {})}
 
 
 def _check_seed(seed: int) -> None:
@@ -584,8 +608,8 @@ def _judge(parent: Path, data: DataConfig, here: World, watch: Reporter) -> Judg
     if len(open_images(data, "train").classes) < 2:
         watch.say(f"{data.source} has one class: the judge learns bundled:photos instead")
         data = DataConfig("bundled:photos", min(max(data.size, 16), 256))
-    task = JudgeTask(open_images(data, "train"), open_images(data, "val"))
     torch.manual_seed(JUDGE_TRAINING.seed)
+    task = JudgeTask(open_images(data, "train"), open_images(data, "val"))
     folder = parent / f"judge_{task.source.fingerprint[:8]}"
     _claim(folder, {"kind": "judge", "experiment": to_dict(JUDGE_TRAINING), "data": task.source.fingerprint}, alone)
     judge = fit(task, JUDGE_TRAINING, folder, alone, watch, "judge")

@@ -18,9 +18,10 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ifsq.config import InputError, read_json
+from ifsq.config import InputError, build, read_json
 from ifsq.evaluation import SHEET_CLASSES
 from ifsq.metrics.card import ProtocolCard, code_version, compare
+from ifsq.tokenizer.model import QuantizerConfig, rate_of
 from ifsq.training import checkpoint
 from ifsq.training.distributed import first_process
 from ifsq.training.folder import read_config, write_text
@@ -173,13 +174,12 @@ def _reconstructions(run: Run) -> dict[str, Any] | None:
     picture = run.folder / "samples" / "reconstructions.png"
     if not picture.is_file():
         return None
-    levels = run.config["experiment"]["tokenizer"]["quantizer"]["levels"]
+    quantizer = build(QuantizerConfig, run.config["experiment"]["tokenizer"]["quantizer"], str(run.folder))
     data = run.config["experiment"]["data"]
-    codes = torch.tensor(levels, dtype=torch.float64).log2().sum().item()
+    rate = ", ".join(f"{name} {value}" for name, value in rate_of(quantizer).items())
     mean, deviation = run.figure("PSNR, dB", "mean"), run.figure("PSNR, dB", "std")
     text = (
-        f"Images of {data['source']} at {data['size']} px, a code of {codes:.2f} bits for every grid position "
-        f"({' x '.join(map(str, levels))} levels). PSNR {mean:.2f} dB over all held-out images, "
+        f"Images of {data['source']} at {data['size']} px; {rate}. PSNR {mean:.2f} dB over all held-out images, "
         f"standard deviation between images {deviation:.2f} dB."
     )
     return {"image": _png(picture), "width": _shown_width(picture), "text": text}
@@ -232,8 +232,10 @@ def _protocol(card: dict[str, Any]) -> str:
     return "".join(f"; {part}" for part in parts)
 
 
-def _levels(run: Run) -> dict[str, str]:
+def _levels(run: Run) -> dict[str, str] | None:
     used = run.evaluation["levels"]
+    if not used:  # of other bottlenecks than FSQ
+        return None
     figure = Figure(figsize=(9.6, 2.6), layout="constrained")
     for axis, (name, use), colour in zip(
         figure.subplots(1, len(used), sharey=True, squeeze=False)[0], used.items(), COLOURS, strict=False
@@ -245,7 +247,7 @@ def _levels(run: Run) -> dict[str, str]:
         axis.set_xlabel("level")
     deviations = ", ".join(f"{value:.2f}" for value in run.evaluation["latent"]["std"])
     text = (
-        "The same trained latents through three quantizers. The paper's bound makes N(0, 1) even before rounding; "
+        "The same trained latents through fixed quantizers. The paper's bound makes N(0, 1) even before rounding; "
         "its rounding gives the two end cells half the width, and nothing makes a trained latent N(0, 1): here the "
         f"standard deviations of the dimensions are {deviations}."
     )

@@ -57,6 +57,7 @@ class CodeCache:
     layout      of the digits, or of the latents
     classes     class names; a label is a position in them
     about       source, size, crop, flip, fingerprint and tokenizer hash, as written
+    skipped     lines about images that are missing
     statistics  of latents: ``mean`` and ``std`` of every channel over the training split; empty for digits
     digest      SHA-256 of the manifest: two generators with the same digest saw the same tokens
     """
@@ -72,6 +73,9 @@ class CodeCache:
         self.statistics: dict[str, list[float]] = manifest.get("statistics", {})
         self.digest = digest(manifest)
         self._splits: dict[str, list[dict[str, Any]]] = manifest["splits"]
+        for entries in self._splits.values():
+            for entry in entries:
+                _ = Path(entry["file"]), int(entry["count"]), str(entry["sha256"])  # raises for a damaged manifest
 
     @classmethod
     def open(cls, folder: str | Path) -> "CodeCache":
@@ -87,7 +91,7 @@ class CodeCache:
             return cls(folder, manifest)
         except InputError:
             raise
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise InputError(f"{path}: is not a manifest of a code cache ({error})") from error
 
     @property
@@ -110,6 +114,11 @@ class CodeCache:
         if not isinstance(self.layout, LatentSpec):
             raise InputError(f"{self.folder}: holds digits; expected latents of a continuous tokenizer")
         return LatentSet(**self._read(split, "latents", self.layout.shape, torch.float16))
+
+    @property
+    def skipped(self) -> list[str]:
+        """A line about each image that could not be read when the cache was written."""
+        return [line for entries in self._splits.values() for entry in entries for line in entry.get("skipped", [])]
 
     def count(self, split: str) -> int:
         """Images of a split."""

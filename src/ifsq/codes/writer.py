@@ -29,11 +29,15 @@ CHECKSUM = ".sha256"
 
 @dataclass(frozen=True)
 class Part:
-    """Codes of some images in order: digits or latents, labels (n,), and the codes of the mirrored images."""
+    """Codes of some images in order: digits or latents, labels (n,), and the codes of the mirrored images.
+
+    skipped  a line about each image that is missing among them
+    """
 
     codes: Tensor
     labels: Tensor
     flipped: Tensor | None = None
+    skipped: tuple[str, ...] = ()
 
 
 # The part of the images start..stop-1 of a split; fewer, where some cannot be read and are passed over.
@@ -76,7 +80,8 @@ def save_part(target: Path, part: Part, layout: CodeSpec | LatentSpec) -> None:
     if part.flipped is not None:
         table[name + FLIPPED] = _stored(part.flipped, layout)
     writing = target.with_name(f".writing_{target.name}")
-    save_file(table, writing)
+    save_file(table, writing, {"skipped": json.dumps(part.skipped)})
+    writing.chmod(0o644)  # safetensors writes for the owner alone
     with writing.open("rb") as file:
         os.fsync(file.fileno())
     # What is written now is what the manifest will vouch for, however long the other shards take.
@@ -154,7 +159,9 @@ def _is_whole(target: Path) -> bool:
 def _entry(path: Path) -> dict[str, Any]:
     with safe_open(path, "pt") as shard:
         count = shard.get_slice("labels").get_shape()[0]
-    return {"file": path.name, "count": count, "sha256": path.with_suffix(CHECKSUM).read_text()}
+        skipped = json.loads(shard.metadata()["skipped"])
+    entry = {"file": path.name, "count": count, "sha256": path.with_suffix(CHECKSUM).read_text()}
+    return entry | ({"skipped": skipped} if skipped else {})
 
 
 def _sha256(path: Path) -> str:

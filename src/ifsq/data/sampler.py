@@ -7,6 +7,7 @@ nothing depends on what was read before, so a run continues at any step.
 Called by both training tasks and by ``pipeline``.
 """
 
+import signal
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -182,6 +183,12 @@ class _Stacked(Dataset):
         return torch.from_numpy(stacked), torch.tensor(labels, dtype=torch.int64), tuple(skipped)
 
 
+def _leave_signals_to_the_run(_: int) -> None:
+    """A stop request reaches the whole process group; readers that died of it would end the run before it saves."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _read(
     source: ImageSource,
     batches: Iterable[Items],
@@ -196,6 +203,7 @@ def _read(
         collate_fn=_as_it_is,
         sampler=batches,
         num_workers=workers,
+        worker_init_fn=_leave_signals_to_the_run,
         prefetch_factor=prefetch if workers else None,
         pin_memory=device is not None and device.type == "cuda",
         generator=torch.Generator(),

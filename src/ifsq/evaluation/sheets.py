@@ -9,7 +9,7 @@ import torch
 from jaxtyping import UInt8
 
 from ifsq.data import DataError, image_grid, iterate_once, to_uint8
-from ifsq.data.images import ImageSource
+from ifsq.data.images import BrokenImageError, ImageSource
 from ifsq.evaluation.protocol import at_once
 from ifsq.tokenizer.model import Tokenizer
 
@@ -94,11 +94,16 @@ def real_rows(images: ImageSource, shown: int) -> np.ndarray:
     """A few real images of the first classes, class after class in turn."""
     found: dict[int, list[Any]] = {label: [] for label in range(shown)}
     for index in range(len(images)):
-        picture, label = images.load(index, index)
+        try:
+            picture, label = images.load(index, index)
+        except BrokenImageError:
+            if images.broken == "refuse":
+                raise
+            continue
         if label < shown and len(found[label]) < REAL_COLUMNS:
             found[label].append(picture)
         if all(len(pictures) == REAL_COLUMNS for pictures in found.values()):
             break
-    blank = np.full((picture.shape), 255, np.uint8)  # a class may have fewer images
+    blank = np.full((images.size, images.size, 3), 255, np.uint8)  # a class may have fewer images
     columns = [pictures + [blank] * (REAL_COLUMNS - len(pictures)) for pictures in found.values()]
     return np.stack([pictures[row] for row in range(REAL_COLUMNS) for pictures in columns])

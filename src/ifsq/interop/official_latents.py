@@ -122,6 +122,8 @@ def _read_shard(file: Path) -> LatentShard:
         raise InputError(f"{file}: cannot be read: {error}") from error
     except KeyError as error:
         raise InputError(f"{file}: holds no {error.args[0]}; expected latents, latents_flip and labels") from error
+    if labels.is_floating_point() or (labels.numel() and int(labels.min()) < 0):
+        raise InputError(f"{file}: labels of {labels.dtype}, {labels.min():g} at least; expected integers from 0 on")
     if latents.ndim != 4 or latents.shape != flipped.shape or labels.shape != latents.shape[:1] or not len(labels):
         shapes = [tuple(value.shape) for value in (latents, flipped, labels)]
         raise InputError(f"{file}: latents, latents_flip, labels of shapes {shapes}; expected (n, d, h, w) twice, (n,)")

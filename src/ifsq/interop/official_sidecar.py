@@ -31,6 +31,7 @@ def write_sidecar(folder: Path, found: Any, config: Any, own: dict[str, Tensor],
     layout = _take(found, own, tensors, "")
     about = {"digest": digest, "config": json.dumps(config), "layout": json.dumps(layout)}
     save_file(tensors, folder / SIDECAR, about)
+    (folder / SIDECAR).chmod(0o644)  # safetensors writes for the owner alone
 
 
 def read_sidecar(folder: Path, own: dict[str, Tensor], digest: str) -> tuple[Any, Any] | None:

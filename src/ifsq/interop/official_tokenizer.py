@@ -22,6 +22,7 @@ from ifsq.interop.official_sidecar import read_sidecar, write_sidecar
 from ifsq.tokenizer.model import Tokenizer
 from ifsq.training.checkpoint import load_weights
 from ifsq.training.folder import check_free, new_folder
+from ifsq.training.model_card import Provenance
 
 PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
 DROPPED = re.compile(r"quantize\.(_levels|_basis|_basis_group_\d+|running_mean|running_var)")
@@ -63,7 +64,8 @@ def import_official(path: Path, config_path: Path, weights: str, out: Path) -> T
     check_free(out)
     tokenizer = read_official(path, config_path, weights)
     with new_folder(out) as partial:
-        tokenizer.save_pretrained(partial)
+        averaged = {"ema": "averaged", "raw": "unaveraged"}[weights]
+        tokenizer.save_pretrained(partial, Provenance(notes=(f"Imported from {path.name}, {averaged} weights.",)))
         write_sidecar(partial, _load(path), read_json(config_path), _state(tokenizer), tokenizer.digest())
     return tokenizer
 

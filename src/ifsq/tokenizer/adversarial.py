@@ -162,7 +162,7 @@ class LeCAM(nn.Module):
 
     As in the authors' code: only real logits above the average fake one and fake ones below the average real one count
     (the paper squares both sides), and the averages hold the present batch and are free of their start at zero.
-    Each process averages its own batches; DistributedDataParallel spreads those of the first.
+    Each process averages its own batches; the training loop takes the mean over the processes.
 
     decay  of the moving averages, a batch
     """

@@ -46,7 +46,7 @@ def reconstruction_loss(
 ) -> dict[str, Tensor]:
     """``loss`` = l1 * mean |x - y| + l2 * mean (x - y)^2 + lpips * mean LPIPS, with its parts beside it; in float32.
 
-    perceptual  (b, 3, H, W) twice -> distances (b, 1, 1, 1); required where ``config.lpips`` is positive
+    perceptual  (b, 3, H, W) twice -> distances (b,); required where ``config.lpips`` is positive
     """
     error = reconstructed.float() - images.float()
     l1, l2 = error.abs().mean(), error.square().mean()

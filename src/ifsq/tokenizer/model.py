@@ -383,7 +383,7 @@ def tokenizer_card(tokenizer: Tokenizer, made: Provenance) -> str:
         "pixels a side of one code": str(tokenizer.factor),
         "bottleneck": kind,
         "code dimensions": str(tokenizer.quantizer.dim),
-        **_bits(config.quantizer),
+        **rate_of(config.quantizer),
         "SHA-256 of the weights": tokenizer.digest(),
     }
     use = (
@@ -394,7 +394,8 @@ def tokenizer_card(tokenizer: Tokenizer, made: Provenance) -> str:
     return model_card(f"Image tokenizer ({kind}, f{tokenizer.factor})", ("image-tokenizer", kind), facts, use, made)
 
 
-def _bits(quantizer: QuantizerConfig) -> dict[str, str]:
+def rate_of(quantizer: QuantizerConfig) -> dict[str, str]:
+    """Levels or codebook, and bits, in words."""
     if quantizer.kind in ("kl", "ae"):
         return {"codes": "continuous"}
     if quantizer.kind == "vq":

@@ -74,7 +74,8 @@ class TokenizerTask(Task):
             out = model(batch.images)
         except ValueError as error:  # the quantizer refuses what is not finite
             raise InputError(f"training diverged ({error}); lower train.optim.lr, in a new folder") from error
-        self._reconstructed = out.images.detach()
+        # Kept only for an opponent that plays on the same part: a later step would judge what no longer is.
+        self._reconstructed = out.images.detach() if self.turns(step)[1] else None
         return tokenizer_loss(
             batch.images, out, self.model.decoder, self.weights, self.perceptual, self.adversary, step
         )

@@ -43,6 +43,7 @@ class Writer:
         self.folder, self.world, self.keep, self.keep_every = folder, world, keep, keep_every
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[None] | None = None
+        self._saved = max((step for step, _ in steps_in(folder)), default=-1)
         if world.first:
             for leftover in folder.glob(".partial_*"):
                 shutil.rmtree(leftover)
@@ -51,8 +52,9 @@ class Writer:
     def save(self, step: int, tables: Tables, state: dict[str, Any]) -> None:
         """Copy the state and begin to write it, once the one before is written. Every process calls it."""
         self.wait()
-        if (self.folder / f"step_{step}").exists():
-            return  # training is a function of the step, so what lies there is the same state
+        if step == self._saved:
+            return
+        self._saved = step
         mine = _share(tables, self.world)
         partial = self.folder / f".partial_step_{step}"
         if self.world.first:
@@ -82,6 +84,7 @@ class Writer:
             for name, table in mine.items():
                 file = partial / f"{name}.safetensors"
                 save_file(table, file)
+                file.chmod(0o644)  # safetensors writes for the owner alone
                 _flush(file)
             (partial / f".written_{self.world.rank}").touch()
             if self.world.first:
@@ -89,6 +92,8 @@ class Writer:
         except (OSError, SafetensorError) as error:
             shutil.rmtree(partial, ignore_errors=True)
             raise InputError(f"{self.folder / f'step_{step}'}: cannot be written: {error}") from error
+        if self.world.first:
+            self._retire()
 
     def _publish(self, partial: Path, step: int, state: dict[str, Any]) -> None:
         written = [partial / f".written_{rank}" for rank in range(self.world.size)]
@@ -103,9 +108,13 @@ class Writer:
         _flush(partial)
         partial.rename(self.folder / f"step_{step}")
         _flush(self.folder)
+
+    def _retire(self) -> None:
         for old, path in steps_in(self.folder)[: -self.keep]:
             if not self.keep_every or old % self.keep_every:
-                shutil.rmtree(path)
+                going = path.with_name(f".partial_old_{old}")
+                path.rename(going)  # a kill leaves a whole checkpoint or none
+                shutil.rmtree(going)
 
 
 def _share(tables: Tables, world: World) -> dict[str, dict[str, Tensor]]:

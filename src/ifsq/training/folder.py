@@ -20,7 +20,6 @@ from ifsq.training import checkpoint
 from ifsq.training.hub import locate
 
 CONFIG = "config.json"
-BEFORE_CHECKPOINTS = {CONFIG, "metrics.jsonl", "skipped.txt"}
 LAYOUT = ("experiment.train.engine.", "experiment.engine.", "experiment.out ")
 
 
@@ -38,7 +37,7 @@ def check_run(folder: Path, config: dict[str, Any]) -> bool:
     if not (folder / CONFIG).is_file():
         raise InputError(f"{folder}: is not empty and holds no run of ifsq ({entries[0].name}); choose another folder")
     found = read_config(folder)
-    if found.get("kind") == config["kind"] and {entry.name for entry in entries} <= BEFORE_CHECKPOINTS:
+    if found.get("kind") == config["kind"] and not checkpoint.steps_in(folder / "checkpoints"):
         return found == config  # it stopped before its first checkpoint: there is nothing to lose
     different = [told for told in differences(found, config) if not told.startswith(LAYOUT)]
     if different:
@@ -110,6 +109,7 @@ def save_model(folder: Path, described: dict[str, Any], tensors: dict[str, Tenso
     partial.mkdir(parents=True)
     try:
         save_file({name: value.contiguous() for name, value in tensors.items()}, partial / "model.safetensors")
+        (partial / "model.safetensors").chmod(0o644)  # safetensors writes for the owner alone
         (partial / "README.md").write_text(card, encoding="utf-8")
         write_text(partial / CONFIG, json.dumps({"kind": "model", "model": described}, indent=1) + "\n")
         if not place.exists() or not any(place.iterdir()):

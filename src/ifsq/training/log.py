@@ -4,6 +4,7 @@ Called by ``loop``. The terminal's progress bar is a `Reporter` too, but it live
 """
 
 import json
+import math
 import os
 import resource
 import sys
@@ -65,7 +66,8 @@ class MetricsLog:
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Append one line."""
         with self.path.open("a") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
+            known = {name: value if math.isfinite(value) else None for name, value in values.items()}
+            file.write(json.dumps({"step": step, **known}) + "\n")  # JSON has no infinity
 
 
 class SkippedLog:

@@ -26,7 +26,7 @@ from ifsq.training.distributed import World
 from ifsq.training.ema import EMA
 from ifsq.training.log import MetricsLog, Reporter, SkippedLog, memory_gib
 from ifsq.training.player import Opponent, Player
-from ifsq.training.sinks import open_sinks
+from ifsq.training.sinks import check_sinks, open_sinks
 
 
 class Task(ABC):
@@ -109,7 +109,8 @@ def fit(task: Task, config: TrainConfig, folder: Path, world: World, watch: Repo
 
 
 def check_batch(config: TrainConfig, world: World) -> None:
-    """Raise InputError when the processes cannot share a batch equally."""
+    """Raise InputError when the processes cannot share a batch equally, or a logger is not installed."""
+    check_sinks(config.engine.loggers)
     parts = config.engine.accumulate
     if config.batch % (world.size * parts):
         whom = f"the {world.size} processes" + (f" times accumulate={parts}" if parts > 1 else "")
@@ -150,7 +151,7 @@ class _Run:
 
     def advance(self, batches: Iterator[Any]) -> dict[str, float]:
         """One optimizer step; returns the figures where this step is one to log, else nothing."""
-        config, step = self.config, self.step
+        config = self.config
         self._train(batches)
         self.step += 1
         self.writer.check()
@@ -158,11 +159,14 @@ class _Run:
         if saves:
             self._refuse_infinite(self.losses)  # before anything is overwritten
         logged = self._log() if self.step % config.log_every == 0 or self.step == config.steps else {}
+        began = time.perf_counter()
         if self.step == config.steps or (config.validate_every and self.step % config.validate_every == 0):
             self._validate()
         if saves:
             self.save()
-        assert self.step == step + 1
+        paused = time.perf_counter() - began  # no time of the steps
+        self.seconds += paused
+        self._since = (self._since[0] + paused, self._since[1])
         return logged
 
     def save(self) -> None:
@@ -222,6 +226,9 @@ class _Run:
         if found:
             self.step, path = found[-1]
             where, state = str(path), checkpoint.load_state(path)
+            for name in ("seconds", "scaler", *(("opponent_scaler",) if self.other is not None else ())):
+                if name not in state:
+                    raise InputError(f"{path / 'state.json'}: holds no {name!r}; the checkpoint is damaged")
             self.seconds = state["seconds"]
             checkpoint.load_weights(self.ema.model, checkpoint.load(path, "ema"), where)
             self._restore_player(self.main, path, "model", "optimizer", state["scaler"])
@@ -272,14 +279,22 @@ class _Run:
 
     def _refuse_infinite(self, losses: dict[str, Any]) -> None:
         lr = self.config.optim.lr
-        for name in ("loss", "opponent/loss"):
+        # A loss scale meets infinite gradients by design, and passes over them.
+        norms = () if self.config.precision == "fp16" else ("grad_norm", "opponent/grad_norm")
+        for name in ("loss", "opponent/loss", *norms):
             if name in losses and not math.isfinite(value := float(losses[name])):
                 raise InputError(
                     f"{name} is {value} at step {self.step}; lower train.optim.lr (now {lr}), in a new folder"
                 )
 
     def _validate(self) -> None:
-        values = {f"val/{n}": value for n, value in self.task.validate(self.ema.model, self.judged_by).items()}
+        try:
+            found = self.task.validate(self.ema.model, self.judged_by)
+        except InputError:  # the steps are not lost for it
+            self.save()
+            self.writer.wait()
+            raise
+        values = {f"val/{name}": value for name, value in found.items()}
         self._tell(values)
         self.last = self.last | values
         self.world.barrier()

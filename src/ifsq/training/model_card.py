@@ -75,9 +75,9 @@ def _evaluation(cards: Sequence[Mapping[str, Any]]) -> list[str]:
     rows = []
     for card in cards:
         values = ", ".join(f"{name} {value:.4g}" for name, value in card["values"].items())
-        rest = {
-            key: value for key, value in card.items() if key not in ("metric", "values") and value not in ("", None)
-        }
+        # Zero and empty text mean that a field plays no part; the weights' hash stands above.
+        unsaid = ("metric", "values", "tokenizer_hash", "generator_hash", *(() if card.get("sampler") else ("seed",)))
+        rest = {key: value for key, value in card.items() if key not in unsaid and value not in ("", None, 0)}
         rows.append((card["metric"], values, ", ".join(f"{key} {value}" for key, value in rest.items())))
     return _table(("metric", "value", "protocol"), rows)
 

@@ -5,11 +5,12 @@ All three are extras, imported when asked for; none takes a credential from a co
 """
 
 import importlib
+import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from ifsq.config import InputError, digest
+from ifsq.config import InputError
 
 PROJECT = "ifsq"
 
@@ -25,6 +26,12 @@ class Sink(Protocol):
         """Flush."""
 
 
+def check_sinks(names: tuple[str, ...]) -> None:
+    """Raise InputError for a logger that is not installed."""
+    for name in names:
+        _import(name, name)
+
+
 def open_sinks(names: tuple[str, ...], folder: Path, step: int) -> list[Sink]:
     """The loggers of a run that stands at ``step``. Raises InputError for one that is not installed."""
     return [SINKS[name](folder.absolute(), step) for name in names]
@@ -36,7 +43,7 @@ class TensorBoard:
     def __init__(self, folder: Path, step: int) -> None:
         _import("tensorboard", "tensorboard")
         writer = _import("torch.utils.tensorboard", "tensorboard").SummaryWriter
-        self._writer = writer(str(folder / "tensorboard"), purge_step=step + 1 if step else None)
+        self._writer = writer(str(folder / "tensorboard"), purge_step=step + 1)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
@@ -51,9 +58,12 @@ class WandB:
 
     def __init__(self, folder: Path, step: int) -> None:
         wandb = _import("wandb", "wandb")
+        known = folder / "wandb_id"  # of this run and no other with the same path on another machine
+        if not step or not known.is_file():
+            known.write_text(uuid.uuid4().hex)
         name = f"{folder.parent.name}/{folder.name}"
         self._run = wandb.init(
-            project=PROJECT, name=name, id=digest(str(folder))[:16], resume="allow", dir=str(folder), reinit=True
+            project=PROJECT, name=name, id=known.read_text(), resume="allow", dir=str(folder), reinit=True
         )
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
