@@ -27,6 +27,7 @@ from ifsq.pretrained.lpips import LPIPS, OFFICIAL_NAME
 from ifsq.quantizers import FSQ
 from ifsq.tokenizer.conv import ConvConfig
 from ifsq.tokenizer.model import QuantizerConfig, Tokenizer, TokenizerConfig
+from ifsq.training.checkpoint import weights_digest
 from ifsq.training.distributed import World
 from ifsq.training.log import Silent
 
@@ -294,6 +295,19 @@ def test_held_out_figures_are_of_so_many_images_drawn_over_the_source(tokenizer,
     expected = psnr(batch.images, tokenizer.reconstruct(batch.images)).mean()
     alone = World(0, 1, torch.device("cpu"))
     assert pipeline._held_out(tokenizer, alone, images) == {"psnr": pytest.approx(float(expected), rel=1e-6)}
+
+
+def test_two_judges_of_the_same_images_are_one(tmp_path, monkeypatch):
+    """Whatever was drawn before: its figures compare between runs."""
+    brief = dataclasses.replace(pipeline.JUDGE_TRAINING, steps=2, save_every=2)
+    monkeypatch.setattr(pipeline, "JUDGE_TRAINING", brief)
+    alone, digests = World(0, 1, torch.device("cpu")), set()
+    for name in ("a", "b"):
+        torch.manual_seed(len(digests))
+        (tmp_path / name).mkdir()
+        judge = pipeline._judge(tmp_path / name, DataConfig("bundled:shapes", SIZE), alone, Silent())
+        digests.add(weights_digest(judge))
+    assert len(digests) == 1
 
 
 @pytest.mark.parametrize("rank", [0, 1])

@@ -197,6 +197,19 @@ def test_a_process_killed_while_training_ends_with_the_same_bits(what):
         assert all(torch.equal(cut[key], unbroken[key]) for key in unbroken | cut)
 
 
+def test_a_stop_request_to_the_whole_group_saves_also_with_readers():
+    """As torchrun and schedulers send it: to the processes that read images too."""
+    command = [sys.executable, "-m", "ifsq", "tokenizer", "train", "tokenizer.toml", "--out", "stopped"]
+    command += ["--train.save_every", "5000", "--train.steps", "5000", "--train.engine.workers", "1"]
+    with open("stopped.txt", "w") as told:
+        process = subprocess.Popen(command, stderr=told, start_new_session=True)
+    wait_for(lambda: len(read_metrics(Path("stopped/metrics.jsonl"))) >= 2, process)
+    os.killpg(process.pid, signal.SIGTERM)
+    assert process.wait(timeout=60) == 130, Path("stopped.txt").read_text()
+    assert "the same command continues from there" in Path("stopped.txt").read_text()
+    assert len(checkpoint.steps_in(Path("stopped/checkpoints"))) == 1
+
+
 def wait_for(condition, process, seconds=90):
     end = time.monotonic() + seconds
     while not condition() and process.poll() is None:
@@ -438,6 +451,7 @@ BAD = {
     "override without value": (["tokenizer", "train", "tokenizer.toml", "--out"], "--out: expected a value after it"),
     "demo override": (["demo", "--out", "new", "--data.size", "64"], "--data: the demo takes --train.* only"),
     "report of nothing": (["report", "codes"], "codes"),
+    "no such option at all": (["--frobnicate"], "'--frobnicate': no such argument"),
     "report name": (["report", "tokenizer", "--out", "page.txt"], "page.txt: expected a name that ends in .html"),
 }  # fmt: skip
 
@@ -554,6 +568,9 @@ def test_other_bottlenecks_train_and_are_measured(kind):
     assert main(["tokenizer", "eval", kind]) == 0
     measured = json.loads((Path(kind) / "evaluation.json").read_text())
     assert len(measured["cards"]) == cards
+    assert main(["report", kind]) == 0
+    page = (Path(kind) / "report.html").read_text()
+    assert {"vq": "codebook 16", "lfq": "2 x 2 x 2", "residual": "2 stages"}.get(kind, "codes continuous") in page
 
 
 def test_an_option_of_another_bottleneck_is_refused(capsys):

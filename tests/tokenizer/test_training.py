@@ -1,5 +1,6 @@
 """A tokenizer trained with every loss: whose turn it is, what is saved, and what never is."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -95,6 +96,38 @@ def test_in_turn_each_is_still_while_the_other_moves(tmp_path):
 
     assert [moved("model", step, step + 1) for step in range(1, 6)] == [True, True, False, True, False]
     assert [moved("opponent", step, step + 1) for step in range(1, 6)] == [False, False, True, False, True]
+
+
+@pytest.mark.parametrize("step", [2, 3])
+def test_in_turn_a_run_goes_on_with_the_same_bits(tmp_path, step):
+    """What the discriminator judges is of its own step, not what an earlier one left."""
+    loss = {"adversarial": {**TABLE["loss"]["adversarial"], "alternate": True}}
+    run = pipeline.train_tokenizer(experiment(tmp_path / "whole", loss, save_every=1, keep=9), "cpu")
+    whole = {name: checkpoint.load(newest(run), name) for name in ("model", "ema", "opponent")}
+    for number, path in checkpoint.steps_in(run / "checkpoints"):
+        if number > step:
+            shutil.rmtree(path)
+    pipeline.train_tokenizer(experiment(tmp_path / "whole", loss, save_every=1, keep=9), "cpu")
+    for name, table in whole.items():
+        again = checkpoint.load(newest(run), name)
+        assert all(torch.equal(again[key], value) for key, value in table.items()), name
+
+
+def test_a_codebook_that_is_written_to_is_not_sharded():
+    table = {**TABLE, "out": "run", "tokenizer": {"quantizer": {"kind": "vq", "codebook_size": 16, "ema": True}}}
+    table["train"] = {"engine": {"sharding": "shard"}}
+    with pytest.raises(InputError, match="sharding='shard' with a codebook that is written to: expected 'replicate'"):
+        build(TokenizerExperiment, table, "test")
+
+
+def test_held_out_images_that_are_refused_do_not_cost_the_steps(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise InputError("val/9.png cannot be read")
+
+    monkeypatch.setattr(pipeline, "_held_out", refuse)
+    with pytest.raises(InputError, match=r"val/9\.png"):
+        pipeline.train_tokenizer(experiment(tmp_path / "run", save_every=100), "cpu")
+    assert newest(tmp_path / "run").name == "step_6"
 
 
 def task_of(adversarial):
