@@ -3,12 +3,14 @@
     python benchmarks/tokenizer_comparison.py --out runs/comparison [--steps 500] [--seeds 0 1 2] [--table FILE.md]
 
 Every run is an ordinary one (`ifsq.pipeline`): interrupted, the same command goes on. Several processes may share the
-work: ``--part 0/2`` and ``--part 1/2``. The table needs all runs. LPIPS enters where ``--lpips FILE`` gives VGG16.
+work: first ``--judge``, then ``--part 0/2`` and ``--part 1/2`` at once, at last ``--table FILE``, of what is there. LPIPS
+enters where ``--lpips FILE`` gives VGG16.
 """
 
 import argparse
 import json
 import math
+import platform
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -19,6 +21,7 @@ from ifsq import pipeline
 from ifsq.config import build
 from ifsq.evaluation import TokenizerEvaluation
 from ifsq.experiment import TokenizerExperiment
+from ifsq.metrics import ProtocolCard
 
 DIM = 4
 BITS = (2, 3, 4, 6)
@@ -83,42 +86,67 @@ def experiment(run: Run, out: Path, steps: int) -> TokenizerExperiment:
     return build(TokenizerExperiment, table, run.folder)
 
 
-def measure(run: Run, out: Path, steps: int, lpips: str) -> dict[str, float]:
+def measure(run: Run, out: Path, steps: int, lpips: str) -> list[ProtocolCard]:
     """Train and evaluate, or read what was measured before."""
     folder = out / run.folder
     if not (folder / "evaluation.json").is_file():
         pipeline.train_tokenizer(experiment(run, out, steps), "cpu")
         pipeline.evaluate_tokenizer(folder, "cpu", asked=TokenizerEvaluation(lpips=lpips))
-    cards = json.loads((folder / "evaluation.json").read_text())["cards"]
-    return {card["metric"]: next(iter(card["values"].values())) for card in cards}
+    return [ProtocolCard.from_dict(card) for card in json.loads((folder / "evaluation.json").read_text())["cards"]]
 
 
-def table(runs: list[Run], measured: dict[str, dict[str, float]], steps: int) -> str:
-    """Mean and standard deviation over the seeds, a bottleneck and rate a row."""
-    metrics = [
-        ("PSNR, dB", "PSNR, dB", 2), ("SSIM", "SSIM", 4), ("LPIPS", "LPIPS", 4),
-        ("rFD(judge)", "rFD(judge)", 2), ("level entropy / log2 L", "level entropy / log2 L", 4),
-    ]  # fmt: skip
-    seen = {metric for values in measured.values() for metric in values}
-    metrics = [entry for entry in metrics if entry[1] in seen]
-    seeds = sorted({run.seed for run in runs})
+def prepare_judge(out: Path) -> None:
+    """Train the judge of these images beside the runs, so that parts do not train one each at the same time."""
+    seed = pipeline.train_tokenizer(
+        experiment(Run("AE", 0, 0, (("kind", "ae"), ("dim", DIM))), out / "judge of", 1), "cpu"
+    )
+    pipeline.evaluate_tokenizer(seed, "cpu", asked=TokenizerEvaluation(count=2))
+
+
+def table(runs: list[Run], measured: dict[str, list[ProtocolCard]], steps: int) -> str:
+    """Mean and standard deviation over the seeds, a bottleneck and rate a row; the protocol below."""
+    metrics = (("PSNR, dB", 2), ("SSIM", 4), ("LPIPS", 4), ("rFD(judge)", 2), ("level entropy / log2 L", 4))
+    found = {folder: {card.metric: card for card in cards} for folder, cards in measured.items()}
+    metrics = tuple(entry for entry in metrics if any(entry[0] in cards for cards in found.values()))
     lines = [
-        f"# Bottlenecks of one tokenizer at equal bits, {steps} steps, seeds {', '.join(map(str, seeds))}",
+        f"# Bottlenecks of one tokenizer at equal bits: {steps} steps, mean ± standard deviation over seeds",
         "",
-        "| bits a dimension | bits a position | bottleneck | " + " | ".join(title for title, _, _ in metrics) + " |",
-        "|" + "---|" * (3 + len(metrics)),
+        "| bits a dimension | bits a position | bottleneck | seeds | " + " | ".join(name for name, _ in metrics) + " |",
+        "|" + "---|" * (4 + len(metrics)),
     ]
-    rows = {(run.bits, run.name): None for run in sorted(runs, key=lambda run: run.bits)}
-    for bits, name in rows:
-        group = [measured[run.folder] for run in runs if (run.bits, run.name) == (bits, name)]
-        position = f"{DIM * math.log2(2**bits + 1):.2f}" if bits else "continuous"
+    for bits, name in {(run.bits, run.name): None for run in sorted(runs, key=lambda run: run.bits)}:
+        group = [run for run in runs if (run.bits, run.name) == (bits, name) and run.folder in found]
         cells = []
-        for _, metric, digits in metrics:
-            values = [values[metric] for values in group if metric in values]
+        for metric, digits in metrics:
+            values = (
+                [found[run.folder][metric].values["mean"] for run in group if metric in found[run.folder]]
+                if (metric != "rFD(judge)")
+                else [found[run.folder][metric].values["distance"] for run in group]
+            )
             spread = f" ± {stdev(values):.{digits}f}" if len(values) > 1 else ""
             cells.append(f"{mean(values):.{digits}f}{spread}" if values else "-")
-        lines.append(f"| {bits or '-'} | {position} | {name} | " + " | ".join(cells) + " |")
+        seeds = ", ".join(str(run.seed) for run in group)
+        if group:
+            lines.append(f"| {bits or '-'} | {_position(group[0])} | {name} | {seeds} | " + " | ".join(cells) + " |")
+    cards = [card for cards in measured.values() for card in cards]
+    features = {card.features for card in cards if card.metric == "rFD(judge)"}
+    if len(features) != 1:
+        raise SystemExit(f"judges {sorted(features)}: expected one for all runs")
+    first = cards[0]
+    lines += [
+        "",
+        f"{first.reference}, {first.n} images of {first.size} px, {first.crop}; features {features.pop()}; {first.dtype};"
+        f" ifsq {first.code_version.partition('+')[0]}; {platform.processor() or platform.machine()}, torch {torch.__version__}.",
+    ]
     return "\n".join(lines) + "\n"
+
+
+def _position(run: Run) -> str:
+    options = dict(run.quantizer)
+    if run.bits == 0:
+        return "continuous"
+    size = options.get("codebook_size")
+    return f"{math.log2(size) if isinstance(size, int) else DIM * math.log2(2**run.bits + 1):.2f}"
 
 
 def main() -> None:
@@ -127,18 +155,25 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--part", default="0/1", help="K/N: every N-th run from the K-th")
+    parser.add_argument("--judge", action="store_true", help="train the judge and stop: before parts that run at once")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--lpips", default="", help="file of torchvision's VGG16")
     parser.add_argument("--table", type=Path, default=None, help="write the table of all runs there")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    if options.judge:
+        return prepare_judge(options.out)
     runs, (part, parts) = grid(options.seeds), map(int, options.part.split("/"))
     measured = {}
-    for run in runs if options.table else runs[part::parts]:
+    for run in runs[part::parts]:
+        if options.table and not (options.out / run.folder / "evaluation.json").is_file():
+            print(f"{run.folder}: not measured yet, its row has a seed less")
+            continue
         measured[run.folder] = measure(run, options.out, options.steps, options.lpips)
-        print(run.folder, {name: round(value, 4) for name, value in measured[run.folder].items()}, flush=True)
+        print(run.folder, {card.metric: dict(card.values) for card in measured[run.folder]}, flush=True)
     if options.table:
         options.table.write_text(table(runs, measured, options.steps))
+    return None
 
 
 if __name__ == "__main__":
