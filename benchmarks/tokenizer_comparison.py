@@ -3,8 +3,8 @@
     python benchmarks/tokenizer_comparison.py --out runs/comparison [--steps 500] [--seeds 0 1 2] [--table FILE.md]
 
 Every run is an ordinary one (`ifsq.pipeline`): interrupted, the same command goes on. Several processes may share the
-work: first ``--judge``, then ``--part 0/2`` and ``--part 1/2`` at once, at last ``--table FILE``, of what is there. LPIPS
-enters where ``--lpips FILE`` gives VGG16.
+work: first ``--judge``, then ``--part 0/2`` and ``--part 1/2`` at once, at last ``--table FILE``, of what is there.
+LPIPS enters where ``--lpips FILE`` gives VGG16.
 """
 
 import argparse
@@ -135,8 +135,9 @@ def table(runs: list[Run], measured: dict[str, list[ProtocolCard]], steps: int) 
     first = cards[0]
     lines += [
         "",
-        f"{first.reference}, {first.n} images of {first.size} px, {first.crop}; features {features.pop()}; {first.dtype};"
-        f" ifsq {first.code_version.partition('+')[0]}; {platform.processor() or platform.machine()}, torch {torch.__version__}.",
+        f"{first.reference}, {first.n} images of {first.size} px, {first.crop}; features {features.pop()};"
+        f" {first.dtype}; ifsq {first.code_version.partition('+')[0]}, torch {torch.__version__};"
+        f" {platform.processor() or platform.machine()}.",
     ]
     return "\n".join(lines) + "\n"
 
