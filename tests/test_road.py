@@ -137,6 +137,17 @@ def test_the_cache_holds_what_the_tokenizer_says():
     assert cache.count("train") == 5120
 
 
+def test_a_cache_of_fewer_options_is_still_the_same(tmp_path):
+    """An option that came later has its default in an older cache."""
+    shutil.copytree("codes", tmp_path / "codes")
+    manifest = json.loads((tmp_path / "codes" / "manifest.json").read_text())
+    del manifest["about"]["data"]["max_pixels"]
+    (tmp_path / "codes" / "manifest.json").write_text(json.dumps(manifest))
+    before = files_of(tmp_path)
+    assert main(["encode", "tokenizer", "bundled:shapes", str(tmp_path / "codes")]) == 0
+    assert files_of(tmp_path) == before
+
+
 def test_both_generators_read_the_same_digits():
     digests = {load_generator(run)[1].codes_digest for run in ("ar", "diffusion")}
     assert digests == {CodeCache.open("codes").digest}

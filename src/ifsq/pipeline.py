@@ -438,7 +438,9 @@ def _existing_cache(out: Path, about: dict[str, Any]) -> CodeCache | None:
     if not (out / MANIFEST).is_file():
         raise InputError(f"{out}: is not empty and holds no code cache; choose another folder")
     cache = CodeCache.open(out)
-    different = differences(cache.about, about)
+    # Options that came later have their defaults in an older cache.
+    known = cache.about | {"data": to_dict(build(DataConfig, cache.about.get("data", {}), str(out)))}
+    different = differences(known, about)
     if different:
         raise InputError(f"{out}: holds another code cache ({different[0]}); choose another folder or remove it")
     return cache
