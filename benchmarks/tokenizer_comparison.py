@@ -11,7 +11,7 @@ import argparse
 import json
 import math
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -97,10 +97,9 @@ def measure(run: Run, out: Path, steps: int, lpips: str) -> list[ProtocolCard]:
 
 def prepare_judge(out: Path) -> None:
     """Train the judge of these images beside the runs, so that parts do not train one each at the same time."""
-    seed = pipeline.train_tokenizer(
-        experiment(Run("AE", 0, 0, (("kind", "ae"), ("dim", DIM))), out / "judge of", 1), "cpu"
-    )
-    pipeline.evaluate_tokenizer(seed, "cpu", asked=TokenizerEvaluation(count=2))
+    first = replace(experiment(Run("AE", 0, 0, (("kind", "ae"), ("dim", DIM))), out, 1), out=str(out / "one_step"))
+    run = pipeline.train_tokenizer(first, "cpu")
+    pipeline.evaluate_tokenizer(run, "cpu", asked=TokenizerEvaluation(count=2))
 
 
 def table(runs: list[Run], measured: dict[str, list[ProtocolCard]], steps: int) -> str:

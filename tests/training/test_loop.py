@@ -72,16 +72,17 @@ class Killed(BaseException):
     """Stands for SIGKILL: nothing in the loop may catch it."""
 
 
+def kill_at(step):
+    def look(now):
+        if now == step:
+            raise Killed
+
+    return look
+
+
 @pytest.mark.parametrize("moments", [[0], [9], [10], [11, 11, 30], [5, 17, 39]])
 def test_a_killed_run_ends_with_the_same_bits(tmp_path, moments):
     fit(Regression(), config(), tmp_path / "whole", HERE, Silent(), "whole")
-
-    def kill_at(step):
-        def look(now):
-            if now == step:
-                raise Killed
-
-        return look
 
     for moment in moments:
         with pytest.raises(Killed):
@@ -116,13 +117,6 @@ class Gappy(Regression):
 
 @pytest.mark.parametrize(("moments", "log_every"), [([], 5), ([9], 5), ([12, 38], 5), ([12, 38], 20)])
 def test_what_was_skipped_is_named_once_for_each_step_also_after_kills(tmp_path, moments, log_every):
-    def kill_at(step):
-        def look(now):
-            if now == step:
-                raise Killed
-
-        return look
-
     for moment in moments:
         with pytest.raises(Killed):
             fit(Gappy(kill_at(moment)), config(log_every=log_every), tmp_path, HERE, Silent(), "run")
