@@ -1,5 +1,6 @@
 """Shapes in signatures are checked in every test; golden vectors are read where they lie, or the test says it skips."""
 
+import importlib.util
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -36,6 +37,19 @@ def golden_folder() -> Path:
 def golden(golden_folder: Path) -> Callable[[str], Any]:
     """``golden("dit_tiny")``: one of its files, open."""
     return lambda name: safe_open(golden_folder / f"{name}.safetensors", "pt")
+
+
+@pytest.fixture(scope="session")
+def formula_weights(golden_folder: Path) -> Callable[[dict[str, list[int]]], dict[str, torch.Tensor]]:
+    """Shapes by name -> the weights that the golden judges were given."""
+    spec = importlib.util.spec_from_file_location("formula_weights", golden_folder / "formula_weights.py")
+    assert spec is not None
+    assert spec.loader is not None
+    formula = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(formula)
+    return lambda shapes: {
+        key: torch.from_numpy(formula.formula_weight(key, tuple(shape))) for key, shape in shapes.items()
+    }
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """Evaluation of tokenizers: against plain code on all images at once, by two processes, and what it refuses."""
 
 import dataclasses
-import importlib.util
 import json
 import os
 import subprocess
@@ -67,17 +66,14 @@ def _inside(saved, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def weights(golden, golden_folder, tmp_path_factory):
+def weights(golden, formula_weights, tmp_path_factory):
     """Files of formula weights, of VGG16 and of Inception."""
-    spec = importlib.util.spec_from_file_location("formula_weights", golden_folder / "formula_weights.py")
-    formula = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(formula)
     folder = tmp_path_factory.mktemp("weights")
     files = {}
     for name, keys in (("lpips_vgg", "vgg_keys"), ("inception", "keys")):
         shapes = json.loads(golden(name).metadata()[keys])
         files[name] = folder / f"{name}.safetensors"
-        save_file({k: torch.from_numpy(formula.formula_weight(k, tuple(s))) for k, s in shapes.items()}, files[name])
+        save_file(formula_weights(shapes), files[name])
     return files
 
 

@@ -1,6 +1,5 @@
 """The FID Inception against golden values from the same formula weights."""
 
-import importlib.util
 import json
 
 import pytest
@@ -19,12 +18,8 @@ def stored(golden):
 
 
 @pytest.fixture(scope="module")
-def table(stored, golden_folder):
-    spec = importlib.util.spec_from_file_location("formula_weights", golden_folder / "formula_weights.py")
-    formula = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(formula)
-    shapes = json.loads(stored.metadata()["keys"])
-    return {key: torch.from_numpy(formula.formula_weight(key, tuple(shape))) for key, shape in shapes.items()}
+def table(stored, formula_weights):
+    return formula_weights(json.loads(stored.metadata()["keys"]))
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """LPIPS against golden values from the same formula weights (relative 1e-5), and its promises to a training loop."""
 
-import importlib.util
 import json
 
 import pytest
@@ -18,12 +17,8 @@ def stored(golden):
 
 
 @pytest.fixture(scope="module")
-def backbone(stored, golden_folder):
-    spec = importlib.util.spec_from_file_location("formula_weights", golden_folder / "formula_weights.py")
-    formula = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(formula)
-    shapes = json.loads(stored.metadata()["vgg_keys"])
-    return {key: torch.from_numpy(formula.formula_weight(key, tuple(shape))) for key, shape in shapes.items()}
+def backbone(stored, formula_weights):
+    return formula_weights(json.loads(stored.metadata()["vgg_keys"]))
 
 
 @pytest.fixture(scope="module")
