@@ -1,0 +1,178 @@
+"""The one place that writes a partial file and renames it, and that takes the SHA-256 of a file.
+
+A reader sees the old file or the new one, never a part, also after a power cut: the bytes are on the disk before they
+get their name, and the name before the call returns. What the system refuses (no space left, no permission) is an
+`InputError` of one line that names the file.
+"""
+
+import hashlib
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from ifsq.config import InputError
+
+PARTIAL = ".partial_"
+"""How the names of unfinished files and folders begin."""
+NOT_OURS = ("lost+found",)
+"""Entries of a volume that has just been made."""
+SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
+
+
+def sha256(path: Path) -> str:
+    """Of a regular file's bytes, in hexadecimal, read piece by piece. Raises InputError when it cannot be read."""
+    if path.exists() and not path.is_file():  # a pipe would wait, a device might never end
+        raise InputError(f"{path}: is no regular file")
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {reason(error)}") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file of UTF-8, whole or not at all; its folder must exist. Raises InputError."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file, whole or not at all; its folder must exist. Raises InputError."""
+    with whole_file(path) as partial:
+        partial.write_bytes(content)
+
+
+def append_text(path: Path, text: str) -> None:
+    """Add UTF-8 at the end of a file: all of it, or nothing where that cannot be. Raises InputError."""
+    left = text.encode()
+    with writing(path), path.open("ab", buffering=0) as stream:
+        before = stream.seek(0, os.SEEK_END)
+        try:
+            while left:  # what fits is written, and only the next call is refused
+                left = left[stream.write(left) :]
+        except OSError:
+            os.truncate(path, before)
+            raise
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A file to write beside ``path``, whose name it takes at the end; where anything is raised it goes.
+
+    A link keeps leading where it leads, and the file there is replaced. Raises InputError.
+    """
+    place = Path(os.path.realpath(path))
+    partial = _beside(place)
+    with writing(path):
+        try:
+            partial.touch(exist_ok=False)
+            mode = partial.stat().st_mode
+            yield partial
+            partial.chmod(mode)  # safetensors writes for the owner alone
+            flush(partial)
+            os.replace(partial, place)
+            flush(place.parent)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(out: Path, last: str) -> Iterator[Path]:
+    """A folder to fill, whose content becomes that of ``out`` at the end; where anything is raised it goes.
+
+    last  the file that makes ``out`` what it is. Where ``out`` exists (it may be a volume, which cannot be renamed) an
+          old one is removed first and the new one moved last: cut short, it is no such folder, never one of two halves
+
+    Raises InputError.
+    """
+    place = Path(os.path.realpath(out))
+    inside = place.is_dir()
+    partial = (place if inside else place.parent) / f"{PARTIAL}{place.name}"
+    with writing(out):
+        shutil.rmtree(partial, ignore_errors=True)  # what a kill left
+        try:
+            partial.mkdir(parents=True)
+            yield partial
+            flush_below(partial)
+            if inside:
+                (place / last).unlink(missing_ok=True)
+                move_content(partial, place, last)
+            else:
+                os.replace(partial, place)
+                flush(place.parent)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def move_content(source: Path, target: Path, last: str) -> None:
+    """Move everything in ``source`` into ``target`` on the same disk, the entry ``last`` after all others."""
+    entries = sorted(source.iterdir(), key=lambda entry: (entry.name == last, entry.name))
+    for entry in entries:
+        if entry.name == last:
+            flush(target)
+        os.replace(entry, target / entry.name)
+    flush(target)
+
+
+def is_free(folder: Path) -> bool:
+    """Whether nothing is there, or a folder that holds no more than unfinished files and what a new volume holds."""
+    return not folder.exists() or (folder.is_dir() and not entries_of(folder))
+
+
+def entries_of(folder: Path) -> list[Path]:
+    """What a folder holds besides unfinished files and what a new volume holds."""
+    return sorted(e for e in folder.iterdir() if not e.name.startswith(PARTIAL) and e.name not in NOT_OURS)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Name ``path`` in what goes wrong while it is written. Raises InputError in place of errors that name no file.
+
+    An error that names a file of its own, as one of reading, passes through.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None and PARTIAL not in str(error.filename):
+            raise
+        raise InputError(f"{path}: cannot be written: {reason(error)}") from error
+    except SafetensorError as error:
+        raise InputError(f"{path}: cannot be written: {reason(error)}") from error
+    except RuntimeError as error:  # torch.save hides what the stream raised
+        if not isinstance(error.__context__, OSError):
+            raise
+        raise InputError(f"{path}: cannot be written: {reason(error.__context__)}") from error
+
+
+def reason(error: Exception) -> str:
+    """Why the system refused, in words: ``no space left on device``."""
+    number = error.errno if isinstance(error, OSError) else None
+    if isinstance(error, SafetensorError) and (match := SYSTEM_ERROR.search(str(error))):
+        number = int(match[1])
+    text = os.strerror(number) if number else str(error) or type(error).__name__
+    return text[:1].lower() + text[1:] if number else text
+
+
+def flush(path: Path) -> None:
+    """Return when a file's bytes, or a folder's names, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def flush_below(folder: Path) -> None:
+    """`flush` a folder and everything in it."""
+    for entry in [*folder.rglob("*"), folder]:
+        flush(entry)
+
+
+def _beside(place: Path) -> Path:
+    """A name of this process's own: two that write the same file at once each write a whole one."""
+    return place.with_name(f"{PARTIAL}{place.name[:200]}_{secrets.token_hex(4)}")

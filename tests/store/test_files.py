@@ -1,0 +1,243 @@
+"""Files and folders are written whole or not at all, and what the system refuses is one line that names the file."""
+
+import errno
+import hashlib
+import os
+import resource
+import stat
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from ifsq.config import InputError
+from ifsq.store import files
+
+FULL = "no space left on device"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 KiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("mounting a small file system needs root")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+@pytest.fixture
+def short_files() -> Iterator[int]:
+    """The system refuses files of more than these bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    yield 4096
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_the_checksum_is_that_of_the_bytes(tmp_path: Path) -> None:
+    content = os.urandom(100_000)
+    (tmp_path / "a").write_bytes(content)
+    assert files.sha256(tmp_path / "a") == hashlib.sha256(content).hexdigest()
+
+
+def test_a_checksum_is_taken_of_regular_files_alone(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path, told in ((tmp_path / "pipe", "no regular file"), (tmp_path, "no regular"), (tmp_path / "x", "no such")):
+        with pytest.raises(InputError, match=told):
+            files.sha256(path)
+
+
+def test_a_text_takes_the_place_of_an_older_one(tmp_path: Path) -> None:
+    for text in ("one", "zwölf"):
+        files.write_text(tmp_path / "a.txt", text)
+        assert (tmp_path / "a.txt").read_text(encoding="utf-8") == text
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_an_error_leaves_the_older_file(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("good")
+    with pytest.raises(FileNotFoundError), files.whole_file(tmp_path / "a") as partial:
+        partial.write_text((tmp_path / "nothing").read_text())
+    assert (tmp_path / "a").read_text() == "good"
+    assert names(tmp_path) == ["a"]
+
+
+def test_a_link_leads_where_it_led(tmp_path: Path) -> None:
+    (tmp_path / "below").mkdir()
+    (tmp_path / "link").symlink_to("below/target")
+    files.write_text(tmp_path / "link", "text")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "below" / "target").read_text() == "text"
+
+
+def test_files_of_safetensors_have_the_permissions_of_others(tmp_path: Path) -> None:
+    with files.whole_file(tmp_path / "a.safetensors") as partial:
+        save_file({"x": torch.zeros(3)}, partial)
+    (tmp_path / "b").write_text("")
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
+    assert len(modes) == 1
+
+
+def test_two_writers_at_once_each_write_a_whole_file(tmp_path: Path) -> None:
+    with files.whole_file(tmp_path / "a") as first, files.whole_file(tmp_path / "a") as second:
+        first.write_text("first")
+        second.write_text("second")
+    assert (tmp_path / "a").read_text() == "first"
+    assert names(tmp_path) == ["a"]
+
+
+def _write_all(place: Path) -> list[str]:
+    """What each kind of writing says of a file that is too large for its disk."""
+    big = {"x": torch.zeros(100_000)}
+    told = []
+
+    def torch_save() -> None:
+        with files.whole_file(place / "file") as partial, partial.open("wb") as stream:
+            torch.save(big, stream)
+
+    def safetensors() -> None:
+        with files.whole_file(place / "file") as partial:
+            save_file(big, partial)
+
+    def folder() -> None:
+        with files.whole_folder(place / "file", "last") as partial:
+            (partial / "model").write_text("x" * 100_000)
+
+    for write in (torch_save, safetensors, folder, lambda: files.write_text(place / "file", "x" * 100_000)):
+        with pytest.raises(InputError) as caught:
+            write()
+        told.append(str(caught.value))
+        assert not names(place)
+    return told
+
+
+def test_a_full_disk_is_one_line(small_disk: Path) -> None:
+    assert set(_write_all(small_disk)) == {f"{small_disk / 'file'}: cannot be written: {FULL}"}
+
+
+def test_a_file_beyond_the_limit_is_one_line(tmp_path: Path, short_files: int) -> None:
+    assert set(_write_all(tmp_path)) == {f"{tmp_path / 'file'}: cannot be written: file too large"}
+
+
+def test_a_line_is_added_whole_or_not_at_all(tmp_path: Path, short_files: int) -> None:
+    log = tmp_path / "log"
+    for _ in range(40):
+        files.append_text(log, "x" * 99 + "\n")
+    with pytest.raises(InputError, match=r"log: cannot be written: file too large"):
+        files.append_text(log, "x" * 199 + "\n")
+    assert log.read_text() == ("x" * 99 + "\n") * 40
+
+
+def test_no_room_at_the_flush_is_told_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some file systems accept what they cannot keep, and say so when it is flushed."""
+    (tmp_path / "a").write_text("good")
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(InputError, match=f"a: cannot be written: {FULL}"):
+        files.write_text(tmp_path / "a", "new")
+    assert (tmp_path / "a").read_text() == "good"
+    assert names(tmp_path) == ["a"]
+
+
+def test_an_error_of_another_file_keeps_its_name(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as caught, files.whole_file(tmp_path / "a"):
+        (tmp_path / "source").read_text()
+    assert caught.value.filename == str(tmp_path / "source")
+
+
+@pytest.mark.parametrize("write", ["text", "folder"])
+def test_bytes_are_on_the_disk_before_they_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: str
+) -> None:
+    """A power cut then leaves the old state or the new one: flush the file, rename it, flush the folder."""
+    done: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def name_of(handle: int) -> str:
+        return Path(os.readlink(f"/proc/self/fd/{handle}")).name
+
+    monkeypatch.setattr(os, "fsync", lambda handle: (done.append(f"flush {name_of(handle)}"), fsync(handle)))
+    monkeypatch.setattr(os, "replace", lambda a, b: (done.append(f"name {Path(b).name}"), replace(a, b)))
+    if write == "text":
+        files.write_text(tmp_path / "a", "x")
+        assert [done[0].startswith("flush .partial_a"), *done[1:]] == [True, "name a", f"flush {tmp_path.name}"]
+    else:
+        with files.whole_folder(tmp_path / "new", "last") as partial:
+            (partial / "a").write_text("x")
+        assert done == ["flush a", "flush .partial_new", "name new", f"flush {tmp_path.name}"]
+
+
+def test_a_folder_appears_whole(tmp_path: Path) -> None:
+    with files.whole_folder(tmp_path / "deep" / "new", "last") as partial:
+        (partial / "last").write_text("x")
+        (partial / "below").mkdir()
+        assert not (tmp_path / "deep" / "new").exists()
+    assert names(tmp_path / "deep") == ["new"]
+    assert names(tmp_path / "deep" / "new") == ["below", "last"]
+
+
+def test_a_folder_that_is_there_stays_and_is_never_of_two_halves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A volume cannot be renamed, and the folder in which somebody stands should not be."""
+    out = tmp_path / "out"
+    out.mkdir()
+    number = out.stat().st_ino
+    for text in ("old", "new"):
+        with files.whole_folder(out, "last") as partial:
+            for name in ("last", "a", "z"):
+                (partial / name).write_text(text)
+        assert names(out) == ["a", "last", "z"]
+        assert (out / "z").read_text() == text
+    assert out.stat().st_ino == number
+
+    replace = os.replace
+
+    def stopped(a: Path, b: Path) -> None:
+        if b.name == "z":
+            raise KeyboardInterrupt
+        replace(a, b)
+
+    def write() -> None:
+        with files.whole_folder(out, "last") as partial:
+            for name in ("last", "a", "z"):
+                (partial / name).write_text("third")
+
+    monkeypatch.setattr(os, "replace", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        write()
+    assert names(out) == ["a", "z"]
+
+
+def test_links_to_folders_are_followed(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    (tmp_path / "dangling").symlink_to("made")
+    for name, target in (("link", "real"), ("dangling", "made")):
+        with files.whole_folder(tmp_path / name, "last") as partial:
+            (partial / "last").write_text("x")
+        assert (tmp_path / name).is_symlink()
+        assert names(tmp_path / target) == ["last"]
+
+
+def test_a_new_volume_and_unfinished_files_leave_a_folder_free(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert files.is_free(out)
+    (out / "lost+found").mkdir(parents=True)
+    (out / ".partial_x").touch()
+    assert files.is_free(out)
+    (out / "a").touch()
+    assert not files.is_free(out)
+    assert not files.is_free(out / "a")
