@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ifsq.data.decode import read_image
 from ifsq.data.images import BrokenImageError, DataConfig, DataError, ImageSource
 from ifsq.data.sampler import ImageBatch, ImageBatches, StepSampler, iterate_once, sample_order
-from ifsq.data.transforms import image_grid, read_image, to_float, to_uint8, write_png
+from ifsq.data.transforms import image_grid, to_float, to_uint8, write_png
 
 if TYPE_CHECKING:
     from ifsq.data.encoded import Catalogue

@@ -14,9 +14,9 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw
 
+from ifsq.data.decode import read_image
 from ifsq.data.draws import Draws
 from ifsq.data.images import DataConfig, DataError, ImageSource, fingerprint
-from ifsq.data.transforms import read_image
 
 
 class Bundled(ImageSource):

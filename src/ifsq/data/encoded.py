@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
+from ifsq.data.decode import read_image
 from ifsq.data.draws import Draws
 from ifsq.data.images import BrokenImageError, DataConfig, DataError, ImageSource, fingerprint
-from ifsq.data.transforms import RESIZE_KERNEL, center_crop, random_crop, read_image, resized_crop
+from ifsq.data.transforms import RESIZE_KERNEL, center_crop, random_crop, resized_crop
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 HELD_OUT = 0.05
 """Part of the images that validation takes when the source has no split of its own; at least one."""
 MOST_CLASSES = 1_000_000

@@ -8,7 +8,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from ifsq.data.encoded import EXTENSIONS, NO_CLASSES, Catalogue, is_plain
+from ifsq.data.encoded import NO_CLASSES, Catalogue, is_plain
+from ifsq.data.formats import EXTENSIONS
 from ifsq.data.images import DataError
 
 SPLIT_WORDS = frozenset({"train", "val", "test", "valid", "validation", "dev"})

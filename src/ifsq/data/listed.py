@@ -16,7 +16,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from ifsq.data.encoded import EXTENSIONS, Catalogue, is_plain
+from ifsq.data.encoded import Catalogue, is_plain
+from ifsq.data.formats import EXTENSIONS
 from ifsq.data.images import DataError
 
 LISTS = (".txt", ".csv", ".tsv", ".jsonl")

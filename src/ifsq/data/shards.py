@@ -15,7 +15,8 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from ifsq.data.encoded import EXTENSIONS, Catalogue
+from ifsq.data.encoded import Catalogue
+from ifsq.data.formats import EXTENSIONS
 from ifsq.data.images import DataError
 from ifsq.data.tar_index import Sample, index_shard
 

@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ifsq.data.encoded import EXTENSIONS, is_plain
+from ifsq.data.encoded import is_plain
+from ifsq.data.formats import EXTENSIONS
 from ifsq.data.images import DataError
 
 CACHE = "IFSQ_CACHE"
