@@ -1,12 +1,13 @@
 """Strict configs: what is wrong is named in one line."""
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import pytest
 
-from ifsq.config import InputError, build, differences, digest, merge, parse_overrides, read_toml, to_dict
+from ifsq.config import InputError, build, differences, digest, merge, parse_overrides, read_json, read_toml, to_dict
 
 
 @dataclass(frozen=True)
@@ -97,3 +98,61 @@ def test_digest_and_differences():
     assert digest(a) == digest({"x": {"z": 2, "y": 1}}) != digest(b)
     assert differences(a, b) == ["x.z 2 against 3"]
     assert differences(a, a) == []
+
+
+DIGITS = "9" * 5000  # Python turns no number of over 4300 digits into an integer
+HOSTILE = {
+    "no UTF-8": (b"\xff\xfe{", "'utf-8' codec can't decode byte 0xff"),
+    "cut short": (b'{"a": [1, ', "Expecting value: line 1"),
+    "deeper than the stack": (b"[" * 100_000, "nested more than 64 deep"),
+    "deeper than what walks over it": (b"[" * 65 + b"]" * 65, "nested more than 64 deep"),
+    "a number without end": (f'{{"a": -{DIGITS}}}'.encode(), "Exceeds the limit .* value has 5000 digits$"),
+    "nothing": (b"", "Expecting value"),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_json_that_cannot_be_read_is_one_line(case, tmp_path):
+    content, message = HOSTILE[case]
+    (tmp_path / "x.json").write_bytes(content)
+    with pytest.raises(InputError, match=rf"x\.json: cannot be read as JSON: .*{message}") as caught:
+        read_json(tmp_path / "x.json")
+    assert "\n" not in str(caught.value)
+
+
+def test_json_is_read_from_regular_files_alone(tmp_path):
+    os.mkfifo(tmp_path / "pipe.json")
+    for path in (tmp_path / "pipe.json", tmp_path, Path("/dev/zero")):
+        with pytest.raises(InputError, match="is no regular file; expected JSON"):
+            read_json(path)
+    with pytest.raises(InputError, match="no such file"):
+        read_json(tmp_path / "gone.json")
+    with pytest.raises(InputError, match="cannot be read as JSON"):
+        read_json(tmp_path / ("long" * 100))
+    (tmp_path / "deep.json").write_text("[" * 64 + "]" * 64)
+    assert read_json(tmp_path / "deep.json")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [f"a = {DIGITS}", "a = " + "[" * 5000, "a = " + "{a=" * 5000, ".".join("a" * 500) + " = 3", "a = 1", "a = 1979"],
+)
+def test_toml_that_cannot_be_read_is_one_line(text, tmp_path):
+    (tmp_path / "x.toml").write_text(text)
+    if len(text) < 10:
+        assert read_toml(tmp_path / "x.toml")
+        return
+    with pytest.raises(InputError, match=r"x\.toml: cannot be read as TOML: ") as caught:
+        read_toml(tmp_path / "x.toml")
+    assert len(str(caught.value)) < 300
+
+
+def test_values_beyond_reading_are_one_short_line():
+    for value in (DIGITS, "[" * 5000, f"0x{DIGITS}"):
+        with pytest.raises(InputError, match=r"^arguments: ") as caught:
+            build(Inner, parse_overrides(["--steps", value]), "arguments")
+        assert len(str(caught.value)) < 300
+    with pytest.raises(InputError, match="arguments: nested more than 64 deep"):
+        parse_overrides(["--" + ".".join("a" * 5000), "3"])
+    with pytest.raises(InputError, match=r"f.toml: .*hex escape"):
+        build(Outer, {"out": "\ud800"}, "f.toml")

@@ -2,7 +2,6 @@
 
 Every room keeps its config beside its owner as a frozen dataclass; this file reads them. An unknown key, a wrong type
 or a value that the owner refuses is an `InputError`: one line with the file, the key, the value and what was expected.
-Called by ``experiment`` and ``cli``.
 """
 
 import dataclasses
@@ -12,11 +11,15 @@ import json
 import math
 import tomllib
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+DEEPEST = 64
+"""Tables and lists inside each other that a file may have."""
+LONGEST = 200
+"""Characters of a value that a message shows."""
 
 
 class InputError(ValueError):
@@ -25,22 +28,20 @@ class InputError(ValueError):
 
 def read_toml(path: Path) -> dict[str, Any]:
     """The file's table. Raises InputError when it is missing or no TOML."""
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as TOML: {error}") from error
+    return _parse(tomllib.loads, _read_text(path, "TOML"), str(path), "TOML")
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds. Raises InputError when it is missing or damaged."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as JSON: {error}") from error
+    """What a JSON file holds. Raises InputError when it is missing, damaged or no regular file."""
+    return parse_json(_read_text(path, "JSON", regular=True), str(path))
+
+
+def parse_json(text: str, where: str) -> Any:
+    """What a JSON text says. Raises InputError, also for numbers and nesting beyond what Python reads.
+
+    where  what to call the text in a message
+    """
+    return _parse(json.loads, text, where, "JSON")
 
 
 def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
@@ -63,6 +64,7 @@ def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
             if not isinstance(place, dict):
                 raise InputError(f"{flag}: {section!r} was already given as a value")
         place[key] = _read_value(value)
+    _refuse_deep(table, "arguments")
     return table
 
 
@@ -91,8 +93,8 @@ def build(cls: type[T], table: Mapping[str, Any], where: str) -> T:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise InputError(f"{where}: {_describe(first)}") from None
-    except TypeError as error:  # a TOML date or time is no JSON
-        raise InputError(f"{where}: {error}") from error
+    except (TypeError, ValueError) as error:  # a TOML date is no JSON, nor is a hexadecimal number of any length
+        raise InputError(f"{where}: {str(error).partition(';')[0]}") from error
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -117,10 +119,45 @@ def differences(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") ->
     return found
 
 
+def _read_text(path: Path, form: str, *, regular: bool = False) -> str:
+    try:
+        if regular and not path.is_file() and path.exists():  # a pipe would wait, a device might never end
+            raise InputError(f"{path}: is no regular file; expected {form}")
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:  # no UTF-8, or a name that no file can have
+        raise InputError(f"{path}: cannot be read as {form}: {error}") from error
+
+
+def _parse(parse: Callable[[str], Any], text: str, where: str, form: str) -> Any:
+    try:
+        value = parse(text)
+    except RecursionError:
+        raise InputError(f"{where}: cannot be read as {form}: nested more than {DEEPEST} deep") from None
+    except ValueError as error:  # Python turns no number of over 4300 digits into an integer
+        why = str(error).partition(";")[0] if "digits" in str(error) else error
+        raise InputError(f"{where}: cannot be read as {form}: {why}") from error
+    _refuse_deep(value, f"{where}: cannot be read as {form}")
+    return value
+
+
+def _refuse_deep(value: Any, where: str) -> None:
+    """Raise InputError for nesting that what walks over it later, by recursion, could not bear."""
+    level = [value]
+    for _ in range(DEEPEST):
+        inside = [one for one in level if isinstance(one, (dict, list))]
+        level = [below for one in inside for below in (one.values() if isinstance(one, dict) else one)]
+    if any(isinstance(one, (dict, list)) for one in level):
+        raise InputError(f"{where}: nested more than {DEEPEST} deep")
+
+
 def _read_value(text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):  # no TOML, or beyond what Python reads
         return text
 
 
@@ -153,4 +190,6 @@ def _describe(error: Any) -> str:
         return f"{place}: is required"
     if error["type"] == "value_error":  # the owner's own words, which name the value
         return f"{place}: {message}" if place else message
-    return f"{place}: {message[0].lower()}{message[1:]}, got {error['input']!r}"
+    given = repr(error["input"])
+    shown = given if len(given) <= LONGEST else f"{given[:LONGEST]} ..."
+    return f"{place}: {message[0].lower()}{message[1:]}, got {shown}"
