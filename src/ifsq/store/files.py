@@ -20,6 +20,8 @@ from ifsq.config import InputError
 
 PARTIAL = ".partial_"
 """How the names of unfinished files and folders begin."""
+LOCK = ".lock"
+"""The file in a folder by which one process holds it, see `ifsq.store.lock`."""
 NOT_OURS = ("lost+found",)
 """Entries of a volume that has just been made."""
 SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
@@ -120,13 +122,13 @@ def move_content(source: Path, target: Path, last: str) -> None:
 
 
 def is_free(folder: Path) -> bool:
-    """Whether nothing is there, or a folder that holds no more than unfinished files and what a new volume holds."""
+    """Whether nothing is there, or a folder that holds no more than what `entries_of` leaves out."""
     return not folder.exists() or (folder.is_dir() and not entries_of(folder))
 
 
 def entries_of(folder: Path) -> list[Path]:
-    """What a folder holds besides unfinished files and what a new volume holds."""
-    return sorted(e for e in folder.iterdir() if not e.name.startswith(PARTIAL) and e.name not in NOT_OURS)
+    """What a folder holds besides unfinished files, its lock and what a new volume holds."""
+    return sorted(e for e in folder.iterdir() if not e.name.startswith(PARTIAL) and e.name not in (LOCK, *NOT_OURS))
 
 
 @contextmanager
