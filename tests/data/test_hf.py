@@ -149,7 +149,7 @@ def test_a_process_decodes_only_its_own_pictures(tmp_path: Path, monkeypatch: py
 def test_what_is_wrong_is_one_line(tmp_path: Path) -> None:
     bad = {
         "no image": (rows(2).remove_columns("image"), "has the columns label; expected one of type Image"),
-        "no class": (rows(2, label=[0, -1]), r"row 1: label -1: expected 0 to 1"),
+        "half": (rows(2, label=[0, -1]), "row 1: has no label, expected one on every row or on none"),
         "float": (
             rows(2, FEATURES | {"label": datasets.Value("float32")}, label=[0.5, 1]),
             "row 0: label 0.5: expected a word or an integer",

@@ -15,12 +15,11 @@ from jaxtyping import UInt8
 from ifsq.data.decode import read_image
 from ifsq.data.draws import Draws
 from ifsq.data.images import BrokenImageError, DataConfig, DataError, ImageSource, fingerprint
+from ifsq.data.labels import NO_CLASSES, number_classes, plain_label
 from ifsq.data.transforms import RESIZE_KERNEL, center_crop, random_crop, resized_crop
 
 HELD_OUT = 0.05
 """Part of the images that validation takes when the source has no split of its own; at least one."""
-MOST_CLASSES = 1_000_000
-NO_CLASSES = ("all",)
 
 
 class Catalogue(ABC):
@@ -105,7 +104,7 @@ class EncodedImages(ImageSource):
             return [0] * len(self.kept)
         if self.catalogue.labels is None:
             raise DataError(f"{self.catalogue.place}: has no classes, expected those of {train.place}")
-        number = {name: number for number, name in enumerate(self.classes)}
+        number = {plain_label(name): number for number, name in enumerate(self.classes)}
         labels = [number.get(plain_label(self.catalogue.labels[position]), -1) for position in self.kept]
         if -1 in labels:
             wrong = self.kept[labels.index(-1)]
@@ -136,23 +135,6 @@ def to_square(file: Path | bytes, name: str, config: DataConfig, draws: Draws) -
     return np.ascontiguousarray(square)
 
 
-def number_classes(labels: Sequence[str], place: str) -> tuple[str, ...]:
-    """Classes in the order of their numbers: of words, sorted; of integers, every integer from 0 to the greatest."""
-    words = sorted({plain_label(label) for label in labels})
-    if not all(_is_integer(word) for word in words):
-        return tuple(words)
-    numbers = sorted(int(word) for word in words)
-    if numbers[0] < 0 or numbers[-1] >= MOST_CLASSES:
-        wrong = numbers[0] if numbers[0] < 0 else numbers[-1]
-        raise DataError(f"{place}: label {wrong}: expected integers from 0 to {MOST_CLASSES - 1}, or words")
-    return tuple(str(number) for number in range(numbers[-1] + 1))
-
-
-def plain_label(label: str) -> str:
-    """The label as it is compared: integers without leading zeros."""
-    return str(int(label)) if _is_integer(label) else label
-
-
 def held_out(names: Sequence[str], split: str, place: str) -> list[int]:
     """Positions of a split when names decide: those that hash into the lowest `HELD_OUT` are validation images."""
     if len(names) < 2:
@@ -161,16 +143,3 @@ def held_out(names: Sequence[str], split: str, place: str) -> list[int]:
     ordered = sorted(range(len(names)), key=lambda position: (points[position], names[position]))
     count = min(max(sum(point < HELD_OUT for point in points), 1), len(names) - 1)
     return sorted(ordered[:count] if split == "val" else ordered[count:])
-
-
-def is_plain(name: str) -> bool:
-    """Whether a name can stand in a message and a fingerprint: UTF-8 on one line."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:  # how Python keeps bytes of a name that are no UTF-8
-        return False
-    return len(name.splitlines()) == 1
-
-
-def _is_integer(word: str) -> bool:
-    return word.removeprefix("-").isascii() and word.removeprefix("-").isdigit()

@@ -8,9 +8,10 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from ifsq.data.encoded import NO_CLASSES, Catalogue, is_plain
+from ifsq.data.encoded import Catalogue
 from ifsq.data.formats import EXTENSIONS
 from ifsq.data.images import DataError
+from ifsq.data.paths import is_plain
 
 SPLIT_WORDS = frozenset({"train", "val", "test", "valid", "validation", "dev"})
 
@@ -34,10 +35,6 @@ class Folder(Catalogue):
                 f"{root / beside[0]}: lies beside class folders, expected all images in class folders or none"
             )
         self.labels = None if beside else [name.split("/")[0] for name in self.names]
-
-    def classes(self) -> tuple[str, ...]:
-        """Names of the class folders, sorted as text."""
-        return NO_CLASSES if self.labels is None else tuple(sorted(set(self.labels)))
 
     def read(self, position: int) -> Path:
         """See `Catalogue.read`."""

@@ -16,9 +16,12 @@ from typing import Any, NamedTuple
 
 from ifsq.data.encoded import Catalogue
 from ifsq.data.images import DataError
+from ifsq.data.labels import all_or_none, are_numbers, label_text, number_classes
 
 VAL_NAMES = ("val", "validation", "valid")
 LABEL_COLUMNS = ("label", "labels", "cls", "class")
+NONE_OF_THEM = -1
+"""What the library's ``ClassLabel`` holds where a row has no label: the test splits of many sets."""
 
 
 class Columns(NamedTuple):
@@ -52,12 +55,15 @@ class Table(Catalogue):
         self.labels = None
         if self.columns.label is not None:
             rows = enumerate(whole[self.columns.label].to_pylist())
-            self.labels = [label_of(f"{place}: row {row}", value, self.columns) for row, value in rows]
+            labels = [label_of(f"{place}: row {row}", value, self.columns) for row, value in rows]
+            self.labels = all_or_none(labels, self.where, "row")
         self.sizes = [self._size(row) if length is None else length for row, length in enumerate(lengths)]
 
     def classes(self) -> tuple[str, ...]:
         """Names that the data set gives, or else those of its labels."""
-        return self.columns.classes or super().classes()
+        if self.labels is None or self.columns.classes is None:
+            return super().classes()
+        return classes_of(self.place, self.columns.classes)
 
     def read(self, position: int) -> Path | bytes:
         """See `Catalogue.read`."""
@@ -117,15 +123,20 @@ def undecoded(dataset: Any, columns: Columns) -> Any:
     return dataset.with_format(None).cast_column(columns.image, Image(decode=False))
 
 
-def label_of(where: str, value: Any, columns: Columns) -> str:
-    """The class in words. Raises DataError when it is none."""
-    if isinstance(value, bool) or not isinstance(value, int | str):
-        raise DataError(f"{where}: label {value!r}: expected a word or an integer")
-    if columns.classes is None:
-        return str(value)
-    if not isinstance(value, int) or not 0 <= value < len(columns.classes):
+def label_of(where: str, value: Any, columns: Columns) -> str | None:
+    """The class in words; None where there is none. Raises DataError when it is no class."""
+    if columns.classes is None or value is None:
+        return label_text(where, value)
+    if value == NONE_OF_THEM:
+        return None
+    if not 0 <= value < len(columns.classes):
         raise DataError(f"{where}: label {value!r}: expected 0 to {len(columns.classes) - 1}")
     return columns.classes[value]
+
+
+def classes_of(place: str, names: tuple[str, ...]) -> tuple[str, ...]:
+    """The classes of a ``ClassLabel``, in its order; but of numbers, which a folder's names sort as text, theirs."""
+    return number_classes(names, place) if are_numbers(names) else names
 
 
 def file_of(where: str, image: Any) -> Path | bytes:

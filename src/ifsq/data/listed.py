@@ -15,17 +15,20 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from ifsq.data.encoded import Catalogue, is_plain
+from ifsq.data.encoded import Catalogue
 from ifsq.data.formats import EXTENSIONS
 from ifsq.data.images import DataError
+from ifsq.data.labels import all_or_none, label_text
+from ifsq.data.paths import is_plain
 
 LISTS = (".txt", ".csv", ".tsv", ".jsonl")
 PATH_KEYS = ("path", "file", "file_name", "filename", "image")
 LABEL_KEYS = ("label", "class")
 _LINE = re.compile(rf"(.+(?:{'|'.join(re.escape(e) for e in EXTENSIONS)}))(?:\s+(\S.*))?", re.IGNORECASE)
 
-Row = tuple[int, str, str | None]
+Row = tuple[int, str, Any]
 """Number of a line, the path and the label on it."""
 
 
@@ -47,11 +50,8 @@ class Listed(Catalogue):
         for line, name, _ in rows:
             if not is_plain(name):
                 raise DataError(f"{path}: line {line}: name {name!r}: expected UTF-8 on one line")
-        labels = [label for _, _, label in rows if label is not None]
-        if labels and len(labels) < len(rows):
-            bare = next(line for line, _, label in rows if label is None)
-            raise DataError(f"{path}: line {bare}: has no label, expected one on every line or on none")
-        self.labels = labels or None
+        labels = [label_text(f"{path}: line {line}", label) for line, _, label in rows]
+        self.labels = all_or_none(labels, self.where, "line")
         self.sizes = [self._size(position) for position in range(len(rows))]
 
     def read(self, position: int) -> Path:
@@ -109,7 +109,7 @@ def _table_rows(path: Path, text: str) -> Iterator[Row]:
                     continue
             if any(column is not None and column >= len(cells) for column in columns):
                 raise DataError(f"{path}: line {reader.line_num}: {len(cells)} columns, expected as many as before")
-            yield reader.line_num, cells[columns[0]], None if columns[1] is None else cells[columns[1]] or None
+            yield reader.line_num, cells[columns[0]], None if columns[1] is None else cells[columns[1]]
     except csv.Error as error:
         raise DataError(f"{path}: line {reader.line_num}: {error}") from error
 
@@ -138,6 +138,4 @@ def _json_rows(path: Path, text: str) -> Iterator[Row]:
         if not names or not isinstance(names[0], str):
             raise DataError(f"{path}: line {number}: expected an object with a key {PATH_KEYS[0]!r}")
         labels = [row[key] for key in LABEL_KEYS if row.get(key) is not None]
-        if labels and (isinstance(labels[0], bool) or not isinstance(labels[0], str | int)):
-            raise DataError(f"{path}: line {number}: label {labels[0]!r}: expected a word or an integer")
-        yield number, names[0], str(labels[0]) if labels else None
+        yield number, names[0], labels[0] if labels else None

@@ -15,9 +15,10 @@ import numpy as np
 from jaxtyping import UInt8
 
 from ifsq.data.draws import Draws
-from ifsq.data.encoded import NO_CLASSES, to_square
-from ifsq.data.hf import Columns, file_of, find_columns, label_of, open_splits, read_errors, undecoded
+from ifsq.data.encoded import to_square
+from ifsq.data.hf import Columns, classes_of, file_of, find_columns, label_of, open_splits, read_errors, undecoded
 from ifsq.data.images import DataConfig, DataError, ImageSource, fingerprint
+from ifsq.data.labels import NO_CLASSES, plain_label
 from ifsq.data.transforms import RESIZE_KERNEL
 
 _COUNTED_AT_ONCE = 256
@@ -41,6 +42,7 @@ class Stream(ImageSource):
         if dataset is None:
             raise DataError(f"{self.place}: has no split val; a stream cannot be split, give val_source")
         self.classes = _classes(config.source, find_columns(config.source, train))
+        self.number = {plain_label(name): number for number, name in enumerate(self.classes)}
         self.columns = find_columns(self.place, dataset)
         if self.columns.label is not None and _classes(self.place, self.columns) != self.classes:
             raise DataError(f"{self.place}: has other classes than {config.source}")
@@ -65,7 +67,10 @@ class Stream(ImageSource):
             file = file_of(where, row[self.columns.image])
         label = 0
         if self.columns.label is not None:
-            label = self.classes.index(label_of(where, row[self.columns.label], self.columns))
+            word = label_of(where, row[self.columns.label], self.columns)
+            if word is None:
+                raise DataError(f"{where}: has no label, expected one in every row")
+            label = self.number[plain_label(word)]
         return to_square(file, where, self.config, Draws(seed)), label
 
     def _reading(self) -> "_Reader":
@@ -104,7 +109,7 @@ def _classes(place: str, columns: Columns) -> tuple[str, ...]:
         return NO_CLASSES
     if columns.classes is None:
         raise DataError(f"{place}: column {columns.label} states no classes; a stream needs a ClassLabel")
-    return columns.classes
+    return classes_of(place, columns.classes)
 
 
 def _count(place: str, dataset: Any, columns: Columns) -> int:

@@ -12,9 +12,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ifsq.data.encoded import is_plain
 from ifsq.data.formats import EXTENSIONS
 from ifsq.data.images import DataError
+from ifsq.data.labels import label_text
+from ifsq.data.paths import is_plain
 
 CACHE = "IFSQ_CACHE"
 """Environment variable: the folder of the indexes; default ``~/.cache/ifsq``."""
@@ -123,17 +124,11 @@ def _label_in(name: str, shard: tarfile.TarFile, member: tarfile.TarInfo) -> str
     assert file is not None  # a regular file
     try:
         text = file.read().decode()
-        if not name.lower().endswith(".json"):
-            return text.strip() or None
-        table = json.loads(text)
+        table = json.loads(text) if name.lower().endswith(".json") else {"label": text}
     except ValueError as error:
         raise DataError(f"{name}: expected a label: {error}") from error
     found = [table[key] for key in ("label", "cls", "class") if key in table] if isinstance(table, dict) else []
-    if not found:
-        return None
-    if isinstance(found[0], bool) or not isinstance(found[0], str | int):
-        raise DataError(f"{name}: label {found[0]!r}: expected a word or an integer")
-    return str(found[0])
+    return label_text(name, found[0]) if found else None
 
 
 def _check_end(path: Path, shard: tarfile.TarFile) -> None:
