@@ -8,6 +8,7 @@ from ifsq.codes.spec import CodeSpec
 from ifsq.generators.diffusion import DiffusionGenerator, DiTConfig, function_evaluations
 from ifsq.generators.diffusion.official import from_official
 from ifsq.generators.diffusion.sample import SOLVERS, time_grid
+from ifsq.generators.streams import normals
 
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}
 SPEC = CodeSpec((5, 9), (1, 1), "little", "equal", (4, 2))
@@ -86,7 +87,7 @@ def test_global_randomness_plays_no_part(model):
 def test_sample_is_the_flow_snapped_to_the_lattice(model):
     model.set_statistics(torch.tensor([0.2, -0.1]), torch.tensor([0.4, 0.6]))
     sampled = model.sample(LABELS, seed=3, steps=4, guidance=2.0, timestep_shift=0.5)
-    noise = torch.randn(3, 2, 4, 2, generator=torch.Generator().manual_seed(3))
+    noise = normals(3, 0, 3, 16).view(3, 2, 4, 2)
     x = SOLVERS["euler"](lambda x, t: model.velocity(x, t, LABELS, 2.0), noise, time_grid(4, 0.5))
     codes = x * torch.tensor([0.4, 0.6]).view(2, 1, 1) + torch.tensor([0.2, -0.1]).view(2, 1, 1)
     digits = SPEC.codes_to_digits(codes.detach())
@@ -133,3 +134,8 @@ def test_bad_options_are_refused(model, options, message):
 def test_label_that_is_no_class_is_refused(model, label):
     with pytest.raises(ValueError, match=f"label {label}: expected 0 to 2"):
         model.sample(torch.tensor([0, label]))
+
+
+def test_a_guidance_that_leads_beyond_all_numbers_is_refused(model):
+    with pytest.raises(ValueError, match=r"the codes are not finite numbers: .* less than guidance=1e\+38"):
+        model.sample(LABELS, guidance=1e38, steps=8)

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from ifsq.codes.cache import CodeSet
 from ifsq.data import ImageSource, iterate_once, to_float, to_uint8
-from ifsq.data.draws import mix
 from ifsq.data.images import DataConfig
 from ifsq.evaluation.protocol import AT_ONCE, blank_card, spread
 from ifsq.generators.ar import ARGenerator
@@ -56,10 +55,10 @@ def reference(judge: JudgeNet, images: ImageSource, data: DataConfig, name: str)
 def draw_images(
     generator: Generator, tokenizer: Tokenizer, labels: Int[Tensor, "n"], seed: int, options: dict[str, Any]
 ) -> UInt8[np.ndarray, "n H W 3"]:
-    """8-bit images, one a label, drawn in batches whose seeds follow from ``seed``."""
+    """8-bit images, one a label; image number i has random numbers of its own, see `Generator.sample`."""
     images = []
-    for number, part in enumerate(labels.split(AT_ONCE)):
-        drawn = generator.sample(part, seed=mix(seed, number), **options)
+    for first in range(0, len(labels), AT_ONCE):
+        drawn = generator.sample(labels[first : first + AT_ONCE], seed=seed, first=first, **options)
         images.append(to_uint8(tokenizer.decode(drawn.codes)))
     return np.concatenate(images)
 

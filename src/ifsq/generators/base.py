@@ -60,11 +60,17 @@ class Generator(nn.Module, ABC):
         """Scalars by name; ``loss`` is the one to minimise. All randomness but dropout's comes from ``rng``."""
 
     @abstractmethod
-    def sample(self, labels: Int[Tensor, "b"], *, guidance: float = 1.0, seed: int = 0) -> Sampled:
-        """One image's codes for every label; the same labels, options and seed give the same codes.
+    def sample(self, labels: Int[Tensor, "b"], *, guidance: float = 1.0, seed: int = 0, first: int = 0) -> Sampled:
+        """One image's codes for every label, the images numbered from ``first`` on.
 
-        guidance 1 is none; s > 1 extrapolates from the null class: ``null + s * (class - null)``.
-        Raises ValueError on a label outside 0..num_classes-1.
+        Image number i is a function of (weights, its label, options, seed, i): its random numbers exactly, its codes
+        but for what a batch of another shape rounds otherwise. So a batch that starts at ``first`` draws what one
+        over all images would.
+
+        guidance  1 is none; s > 1 extrapolates from the null class: ``null + s * (class - null)``
+        seed      0 to 2**63 - 1, as ``first``
+
+        Raises ValueError on a label outside 0..num_classes-1, and where the network gives no finite numbers.
         """
 
     def observe(self, digits: Integer[Tensor, "n h w d"]) -> None:

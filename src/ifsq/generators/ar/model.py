@@ -15,11 +15,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ifsq.codes.spec import CodeSpec
+from ifsq.config import InputError
 from ifsq.generators.ar.block import Block
 from ifsq.generators.ar.heads import HEADS, ChainHead, Head, JointHead, TransformerHead
 from ifsq.generators.ar.sample import Decoding, draw, guide
 from ifsq.generators.base import CodeBatch, Generator, Sampled
 from ifsq.generators.conditioning import LabelEmbedding, check_guidance, drop_labels
+from ifsq.generators.streams import uniforms
 from ifsq.nn.attention import KVCache, head_width
 from ifsq.nn.embed import PREFIXES, Rotary
 from ifsq.nn.modes import evaluating
@@ -126,21 +128,31 @@ class ARGenerator(Generator):
         *,
         guidance: float = 1.0,
         seed: int = 0,
+        first: int = 0,
         temperature: float = 1.0,
         top_k: int = 0,
         top_p: float = 1.0,
         greedy: bool = False,
         guidance_interval: int | None = None,
     ) -> Sampled:
-        """Draw one image's codes for every label; see `Decoding` for the draw and `generate` for the guidance.
+        """Draw one image's codes for every label; see `Generator.sample`, `Decoding` and `generate`.
 
-        The random numbers, one per image, token and group, come from a CPU generator seeded with ``seed``.
+        An image's random numbers, one a token and group, are its own.
         """
         self.check_labels(labels)
         decoding = Decoding(temperature, top_k, top_p, greedy)
-        rng = torch.Generator().manual_seed(seed)
-        indices = self.generate(labels, lambda logits: draw(logits, decoding, rng), guidance, guidance_interval)
-        indices = indices.unflatten(1, self.spec.grid)
+        device = self.cls_embedding.embedding_table.weight.device
+        draws = self.spec.tokens * len(self.spec.groups)
+        numbers = iter(uniforms(seed, first, len(labels), draws).to(device).unbind(1))
+        finite: list[Tensor] = []
+
+        def choose(logits: Tensor) -> Tensor:
+            finite.append(logits.amax(dim=-1).isfinite().all())  # looked at in the end: a GPU need not wait
+            return draw(logits, decoding, next(numbers))
+
+        indices = self.generate(labels, choose, guidance, guidance_interval).unflatten(1, self.spec.grid)
+        if not bool(torch.stack(finite).all()):
+            raise InputError("the logits are not finite numbers: expected finite weights")
         return Sampled(self.spec.digits_to_codes(self.spec.indices_to_digits(indices)), indices)
 
     def generate(

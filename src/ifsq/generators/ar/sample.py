@@ -6,12 +6,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+GUIDANCE_LIMIT = 1e30  # float32 then keeps nothing of the null class's logits, and a greater scale would overflow
+
 
 @dataclass(frozen=True)
 class Decoding:
     """How an index is drawn.
 
-    temperature  divides the logits, above 0
+    temperature  divides the logits, above 0; one too small for float32 leaves the most likely code alone
     top_k        keep the k most likely codes, ties included; 0 keeps all
     top_p        keep the most likely codes until their probability passes p, in (0, 1]
     greedy       take the most likely code and ignore the three above
@@ -37,7 +39,7 @@ def filter_logits(logits: Float[Tensor, "b v"], top_k: int, top_p: float) -> Flo
         kth = logits.topk(top_k, dim=-1).values[:, -1:]
         logits = logits.masked_fill(logits < kth, -torch.inf)
     if top_p < 1:
-        ordered, order = logits.sort(dim=-1, descending=True)
+        ordered, order = logits.sort(dim=-1, descending=True, stable=True)  # ties alike on every device
         probabilities = ordered.softmax(dim=-1)
         before = probabilities.cumsum(dim=-1) - probabilities
         remove = torch.zeros_like(before, dtype=torch.bool).scatter(-1, order, before > top_p)
@@ -45,19 +47,23 @@ def filter_logits(logits: Float[Tensor, "b v"], top_k: int, top_p: float) -> Flo
     return logits
 
 
-def draw(logits: Float[Tensor, "b v"], decoding: Decoding, rng: torch.Generator) -> Int[Tensor, "b"]:
-    """One index a row, float32 throughout. One uniform number a row comes from ``rng``, a generator on the CPU.
+def draw(logits: Float[Tensor, "b v"], decoding: Decoding, uniform: Float[Tensor, "b"]) -> Int[Tensor, "b"]:
+    """One index a row, float32 throughout, by its number in [0, 1): the distribution is inverted.
 
-    The same numbers on every device: the draw inverts the cumulative distribution, past the codes removed.
+    A row's index depends on nothing of the other rows. Logits that are not finite give no meaningful one.
     """
     logits = logits.to(torch.float32)
     if decoding.greedy:
         return logits.argmax(dim=-1)
-    probabilities = filter_logits(logits / decoding.temperature, decoding.top_k, decoding.top_p).softmax(dim=-1)
+    # Down from the greatest: under a small temperature the others then fall to -inf, and it stays at 0.
+    below = logits - logits.amax(dim=-1, keepdim=True)
+    kept = filter_logits(below, decoding.top_k, 1.0)  # before a great temperature makes ties
+    real = torch.finfo(torch.float32)
+    tempered = kept / min(max(decoding.temperature, real.tiny), real.max)
+    probabilities = filter_logits(tempered, 0, decoding.top_p).softmax(dim=-1)
     cumulative = probabilities.cumsum(dim=-1)
     total = cumulative[:, -1:]
-    uniform = torch.rand(len(logits), 1, generator=rng).to(logits.device)
-    level = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
+    level = torch.minimum(uniform[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
     reached = (cumulative > level) & (probabilities > 0)  # a parallel sum need not rise everywhere
     return reached.to(torch.uint8).argmax(dim=-1)
 
@@ -65,4 +71,4 @@ def draw(logits: Float[Tensor, "b v"], decoding: Decoding, rng: torch.Generator)
 def guide(logits: Float[Tensor, "r v"], guidance: float) -> Float[Tensor, "b v"]:
     """Classifier-free guidance of logits whose first half is told the class and the second half nothing (r = 2b)."""
     conditional, null = logits.to(torch.float32).chunk(2)
-    return null + guidance * (conditional - null)
+    return null + min(guidance, GUIDANCE_LIMIT) * (conditional - null)

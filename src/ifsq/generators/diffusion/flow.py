@@ -13,10 +13,12 @@ from jaxtyping import Float, Int, Integer
 from torch import Tensor
 
 from ifsq.codes.spec import CodeSpec
+from ifsq.config import InputError
 from ifsq.generators.base import CodeBatch, Generator, Sampled
 from ifsq.generators.conditioning import check_guidance, drop_labels
 from ifsq.generators.diffusion.model import DiT, DiTConfig
 from ifsq.generators.diffusion.sample import SOLVERS, check_solver, time_grid
+from ifsq.generators.streams import normals
 from ifsq.nn.modes import evaluating
 
 OBSERVED_AT_ONCE = 4096  # images whose codes are floats at one time
@@ -133,29 +135,32 @@ class DiffusionGenerator(Generator):
         *,
         guidance: float = 1.0,
         seed: int = 0,
+        first: int = 0,
         steps: int = 25,
         solver: str = "euler",
         timestep_shift: float = 0.0,
         guidance_interval: tuple[float, float] | None = None,
     ) -> Sampled:
-        """Integrate from noise to codes and snap to the lattice; see `velocity` for the guidance.
+        """Integrate from noise to codes and snap to the lattice; see `Generator.sample`, and `velocity` for guidance.
 
-        The noise comes from a CPU generator seeded with ``seed``, so that it is the same on every device.
-        ``sample.function_evaluations`` gives the cost. Raises ValueError on bad labels, solver, steps or interval.
+        An image's noise is its own, and the same on every device. ``sample.function_evaluations`` gives the cost.
+        Raises ValueError on bad labels, solver, steps or interval, and where the integration ends beyond all numbers.
         """
         self.check_labels(labels)
         check_guidance(guidance)
         check_solver(solver)
         _check_interval(guidance_interval)
         times = time_grid(steps, timestep_shift)
-        rng = torch.Generator().manual_seed(seed)
-        noise = torch.randn((len(labels), self.spec.dim, *self.spec.grid), generator=rng)
+        noise = normals(seed, first, len(labels), self.spec.dim * self.spec.tokens)
+        noise = noise.unflatten(1, (self.spec.dim, *self.spec.grid))
         device = self.code_mean.device
         labels = labels.to(device)
         with evaluating(self):
             x = SOLVERS[solver](
                 lambda x, t: self.velocity(x, t, labels, guidance, guidance_interval), noise.to(device), times
             )
+            if not bool(x.isfinite().all()):
+                raise InputError(f"the codes are not finite numbers: expected finite weights and less than {guidance=}")
             digits = self.spec.codes_to_digits(self.denormalize(x))
         return Sampled(self.spec.digits_to_codes(digits), self.spec.digits_to_indices(digits))
 

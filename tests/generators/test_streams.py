@@ -1,0 +1,96 @@
+"""Random numbers of images: a second implementation of Philox, distributions; one seed, one image, for both kinds."""
+
+import pytest
+import torch
+
+from ifsq.codes.spec import CodeSpec
+from ifsq.generators.ar import ARConfig, ARGenerator
+from ifsq.generators.diffusion import DiffusionGenerator, DiTConfig
+from ifsq.generators.streams import normals, uniforms
+
+SPEC = CodeSpec((5, 9), (1, 1), "little", "equal", (4, 2))
+LABELS = torch.tensor([2, 0, 1, 1, 0, 2, 2])
+WORD = 2**64 - 1
+
+
+def philox(key, block):
+    """Four words of Philox4x64-10, as the paper of Salmon et al. has it (figure 2 and its constants)."""
+    words, (low, high) = [block, 0, 0, 0], key
+    for _ in range(10):
+        first, second = 0xD2E7470EE14C6C93 * words[0], 0xCA5A826395121157 * words[2]
+        words = [(second >> 64) ^ words[1] ^ low, second & WORD, (first >> 64) ^ words[3] ^ high, first & WORD]
+        low, high = (low + 0x9E3779B97F4A7C15) & WORD, (high + 0xBB67AE8584CAA73B) & WORD
+    return words
+
+
+def make(kind):
+    torch.manual_seed(0)
+    if kind == "ar":
+        model = ARGenerator(ARConfig(1, 16, 2, mlp_multiple_of=8), SPEC, num_classes=3)
+    else:
+        model = DiffusionGenerator(DiTConfig(1, 16, 2, patch=2), SPEC, num_classes=3)
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.3 if kind == "ar" else 0.1)
+    return model
+
+
+def test_numbers_are_those_of_philox_under_seed_and_image_number():
+    words = [word for block in (1, 2) for word in philox((7, 41), block)]
+    assert uniforms(7, 40, 3, 8)[1].tolist() == [(word >> 40) / 2**24 for word in words]
+
+
+def test_numbers_of_an_image_are_its_own():
+    whole = normals(7, 0, 6, 9)
+    assert torch.equal(normals(7, 4, 2, 9), whole[4:])
+    assert torch.equal(normals(7, 4, 1, 5), whole[4:5, :5])
+    assert not torch.equal(normals(8, 0, 6, 9), whole)
+    assert len(whole.unique()) == whole.numel()
+
+
+def test_seeds_that_differ_above_32_bits_differ():
+    assert not torch.equal(uniforms(5, 0, 1, 4), uniforms(5 + 2**32, 0, 1, 4))
+    assert not torch.equal(uniforms(5, 3, 1, 4), uniforms(3, 5, 1, 4))
+
+
+def test_distributions():
+    even, bell = uniforms(0, 0, 400, 500).flatten(), normals(0, 0, 400, 500).flatten()
+    assert 0 <= even.min() < 1e-4 < 1 - 1e-4 < even.max() < 1
+    assert torch.histc(even, 10, 0, 1).div(len(even)).sub(0.1).abs().max() < 0.003
+    deviation = bell.sort().values - torch.special.ndtri((torch.arange(len(bell)) + 0.5).double() / len(bell)).float()
+    assert deviation[1000:-1000].abs().max() < 0.02
+    rows = normals(0, 0, 400, 500)
+    assert torch.corrcoef(rows).fill_diagonal_(0).abs().max() < 0.25  # of independent rows: 0.045 standard deviation
+
+
+@pytest.mark.parametrize("kind", ["ar", "diffusion"])
+@pytest.mark.parametrize("options", [{}, {"guidance": 2.5}])
+def test_an_image_is_the_same_in_whatever_batch(kind, options):
+    model = make(kind)
+    whole = model.sample(LABELS, seed=9, **options).indices
+    parts = [model.sample(LABELS[a:b], seed=9, first=a, **options).indices for a, b in ((0, 1), (1, 4), (4, 7))]
+    assert torch.equal(torch.cat(parts), whole)
+    others = torch.cat([LABELS[:3], 2 - LABELS[3:]])
+    assert torch.equal(model.sample(others, seed=9, **options).indices[:3], whole[:3])
+
+
+@pytest.mark.parametrize("kind", ["ar", "diffusion"])
+def test_images_of_one_label_differ(kind):
+    drawn = make(kind).sample(torch.zeros(20, dtype=torch.int64), seed=1).indices.flatten(1)
+    assert len(drawn.unique(dim=0)) == 20
+
+
+@pytest.mark.parametrize(("name", "value"), [("seed", -1), ("seed", 2**63), ("first", -1)])
+def test_numbers_that_no_image_has_are_refused(name, value):
+    for kind in ("ar", "diffusion"):
+        with pytest.raises(ValueError, match=f"{name}={value}: expected 0 to"):
+            make(kind).sample(LABELS, **{name: value})
+
+
+@pytest.mark.parametrize("kind", ["ar", "diffusion"])
+def test_weights_that_are_not_numbers_draw_nothing(kind):
+    model = make(kind)
+    with torch.no_grad():
+        next(model.parameters())[:] = torch.nan
+    with pytest.raises(ValueError, match=r"are not finite numbers: expected finite weights"):
+        model.sample(LABELS)
