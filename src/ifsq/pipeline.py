@@ -66,13 +66,14 @@ from ifsq.metrics import JudgeNet, ProtocolCard, psnr
 from ifsq.metrics.judge import JUDGE_TRAINING, JudgeTask
 from ifsq.pretrained.inception import load_inception
 from ifsq.pretrained.lpips import load_lpips
+from ifsq.store.files import write_text
 from ifsq.tokenizer.losses import LossConfig
 from ifsq.tokenizer.model import Tokenizer
 from ifsq.tokenizer.tiling import Tiling
 from ifsq.tokenizer.train import TokenizerTask
 from ifsq.training import checkpoint
 from ifsq.training.distributed import World, pick_device, world
-from ifsq.training.folder import CONFIG, check_run, create_run, find_weights, read_config, write_text
+from ifsq.training.folder import CONFIG, check_run, create_run, find_weights, read_config
 from ifsq.training.log import Reporter, Silent
 from ifsq.training.loop import check_batch, fit
 
@@ -240,10 +241,8 @@ def _reconstruct_one(tokenizer: Tokenizer, path: Path, target: Path, tile: int |
     original = to_float(picture[None, :height, :width])
     again = tokenizer.reconstruct(original.to(next(tokenizer.parameters()).device), tile).cpu()
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".partial_{target.name}")
     shown = to_uint8(again)[0] if alone else image_grid(to_uint8(torch.cat([original, again])), 2)
-    write_png(shown, partial)
-    partial.rename(target)
+    write_png(shown, target)
     quality = float(psnr(original, again).mean())
     places = "" if alone else ", original left, reconstruction right"
     return f"{target}: {width} x {height} pixels, {quality:.2f} dB{places}"

@@ -5,6 +5,7 @@ import threading
 import pytest
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from ifsq.config import InputError
 from ifsq.training import checkpoint
@@ -29,13 +30,13 @@ def test_the_newest_are_kept_and_milestones_for_good(tmp_path):
 
 def test_what_is_written_is_the_state_when_it_was_asked_for(tmp_path, monkeypatch):
     """The weights move on while the file is still being written."""
-    go, real = threading.Event(), checkpoint.save_file
+    go, real = threading.Event(), checkpoint.write_tensors
 
-    def slowly(table, file):
+    def slowly(file, table):
         assert go.wait(10)
-        real(table, file)
+        real(file, table)
 
-    monkeypatch.setattr(checkpoint, "save_file", slowly)
+    monkeypatch.setattr(checkpoint, "write_tensors", slowly)
     writer, weights = checkpoint.Writer(tmp_path, HERE, keep=2), torch.ones(3)
     writer.save(1, {"model": {"w": weights}}, {})
     assert not checkpoint.steps_in(tmp_path)
@@ -48,14 +49,14 @@ def test_what_is_written_is_the_state_when_it_was_asked_for(tmp_path, monkeypatc
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("I/O error: no space")])
 def test_a_full_disk_is_said_in_one_line_and_leaves_nothing(tmp_path, monkeypatch, error):
-    def full(table, file):
+    def full(table, file, metadata):
         file.write_bytes(b"half")
         raise error
 
     writer = checkpoint.Writer(tmp_path, HERE, keep=2)
     save(writer, 1)
     writer.wait()
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr("ifsq.store.files.save_file", full)
     save(writer, 2)
     with pytest.raises(InputError, match=r"step_2: cannot be written: .*[Nn]o space"):
         writer.wait()
@@ -75,7 +76,7 @@ def test_a_part_that_is_missing_is_named(tmp_path):
     writers = [checkpoint._share(whole, World(rank, 2, HERE.device)) for rank in range(2)]
     for tables in writers:
         for name, table in tables.items():
-            checkpoint.save_file(table, tmp_path / f"{name}.safetensors")
+            save_file(table, tmp_path / f"{name}.safetensors")
     assert checkpoint.load(tmp_path, "model").keys() == {"a", "b"}
     (tmp_path / "model-00001-of-00002.safetensors").unlink()
     with pytest.raises(InputError, match=r"model-00001-of-00002\.safetensors cannot be read"):

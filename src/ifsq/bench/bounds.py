@@ -6,7 +6,6 @@ The figures come from `ifsq.quantizers.analysis`; every number in the words is r
 import csv
 import io
 import math
-import os
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from ifsq.quantizers.analysis import (
     analyze,
 )
 from ifsq.quantizers.cells import CELLS
+from ifsq.store.files import write_bytes, write_text
 
 LEVELS = tuple(range(2, 66))
 SHOWN = 17  # the paper's 4 bits, where it is among the levels
@@ -92,8 +92,8 @@ def analyze_bounds(out: Path, levels: Iterable[int] = LEVELS, samples: int = 100
     table, picture = out / "bounds.csv", out / "bounds.png"
     content = draw(analysis, shown)
     out.mkdir(parents=True, exist_ok=True)
-    _write(table, to_csv(analysis).encode())
-    _write(picture, content)
+    write_text(table, to_csv(analysis))
+    write_bytes(picture, content)
     return BoundsReport(tables(analysis, shown), verdict(analysis, shown), check(analysis), table, picture)
 
 
@@ -359,10 +359,3 @@ def _fraction(bound: BoundUse, cells: str, levels: int) -> float:
 def _list(items: Iterable[str]) -> str:
     *first, last = items
     return f"{', '.join(first)} and {last}" if first else last
-
-
-def _write(path: Path, content: bytes) -> None:
-    """A reader sees the old file or the new one, never a part."""
-    partial = path.with_name(f".partial_{path.name}")
-    partial.write_bytes(content)
-    os.replace(partial, path)

@@ -21,10 +21,11 @@ from PIL import Image
 from ifsq.config import InputError, build, read_json
 from ifsq.evaluation import SHEET_CLASSES
 from ifsq.metrics.card import ProtocolCard, code_version, compare
+from ifsq.store.files import write_text
 from ifsq.tokenizer.model import QuantizerConfig, rate_of
 from ifsq.training import checkpoint
 from ifsq.training.distributed import first_process
-from ifsq.training.folder import read_config, write_text
+from ifsq.training.folder import read_config
 from ifsq.training.log import read_metrics
 
 SCALE = 2  # screen pixels a pixel of the small pictures

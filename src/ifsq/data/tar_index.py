@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import tarfile
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from ifsq.data.formats import EXTENSIONS
 from ifsq.data.images import DataError
 from ifsq.data.labels import label_text
 from ifsq.data.paths import is_plain
+from ifsq.store.files import WriteError, reason, write_text
 
 CACHE = "IFSQ_CACHE"
 """Environment variable: the folder of the indexes; default ``~/.cache/ifsq``."""
@@ -76,11 +76,10 @@ def _read_index(path: Path) -> Any:
 def _write_index(path: Path, index: dict[str, Any]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".partial", delete=False) as partial:
-            json.dump(index, partial)
-        os.replace(partial.name, path)  # other processes may be at it too: each writes the same
-    except OSError as error:
-        raise DataError(f"{path.parent}: index of shards cannot be written ({error.strerror}); set {CACHE}") from error
+        write_text(path, json.dumps(index))  # other processes may be at it too: each writes the same
+    except (OSError, WriteError) as error:
+        why = error.why if isinstance(error, WriteError) else reason(error)
+        raise DataError(f"{path.parent}: index of shards cannot be written ({why}); set {CACHE}") from error
 
 
 def _scan(path: Path) -> list[Sample]:

@@ -4,6 +4,7 @@ Resizing follows the ADM convention that the field's ImageNet numbers use: halve
 side is at least twice the target, then bicubic to the target.
 """
 
+import io
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -15,13 +16,16 @@ from PIL import Image
 from torch import Tensor
 
 from ifsq.data.draws import Draws
+from ifsq.store.files import write_bytes
 
 RESIZE_KERNEL = "box halving, then bicubic (Pillow)"
 
 
 def write_png(image: UInt8[np.ndarray, "H W 3"], path: Path) -> None:
-    """Write an RGB image; its folder must exist."""
-    Image.fromarray(image).save(path, format="PNG")
+    """Write an RGB image, whole or not at all; its folder must exist. Raises InputError."""
+    content = io.BytesIO()
+    Image.fromarray(image).save(content, format="PNG")
+    write_bytes(path, content.getvalue())
 
 
 def center_crop(image: UInt8[np.ndarray, "H W 3"], size: int) -> UInt8[np.ndarray, "size size 3"]:

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ifsq.config import InputError, build, read_json
+from ifsq.store.files import write_text
 from ifsq.tokenizer.model import Tokenizer, TokenizerConfig
 from ifsq.training.checkpoint import load_weights
 from ifsq.training.folder import check_free, new_folder
@@ -113,7 +114,7 @@ def import_diffusers(source: str, out: Path, revision: str | None = None) -> Tok
     )
     with new_folder(out) as partial:
         tokenizer.save_pretrained(partial, Provenance(notes=(note,)))
-        (partial / ORIGIN).write_text(json.dumps(read_json(folder / "config.json"), indent=1) + "\n", encoding="utf-8")
+        write_text(partial / ORIGIN, json.dumps(read_json(folder / "config.json"), indent=1) + "\n")
     return tokenizer
 
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ifsq.config import InputError
+from ifsq.store.files import write_tensors
 
 SIDECAR = "official.safetensors"
 
@@ -30,8 +30,7 @@ def write_sidecar(folder: Path, found: Any, config: Any, own: dict[str, Tensor],
     tensors: dict[str, Tensor] = {}
     layout = _take(found, own, tensors, "")
     about = {"digest": digest, "config": json.dumps(config), "layout": json.dumps(layout)}
-    save_file(tensors, folder / SIDECAR, about)
-    (folder / SIDECAR).chmod(0o644)  # safetensors writes for the owner alone
+    write_tensors(folder / SIDECAR, tensors, about)
 
 
 def read_sidecar(folder: Path, own: dict[str, Tensor], digest: str) -> tuple[Any, Any] | None:

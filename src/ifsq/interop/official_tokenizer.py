@@ -8,7 +8,6 @@ the way out. Called by ``cli``.
 """
 
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from torch import Tensor
 from ifsq.config import InputError, read_json
 from ifsq.interop.official_config import official_config, read_official_config
 from ifsq.interop.official_sidecar import read_sidecar, write_sidecar
+from ifsq.store.files import whole_file, write_text
 from ifsq.tokenizer.model import Tokenizer
 from ifsq.training.checkpoint import load_weights
 from ifsq.training.folder import check_free, new_folder
@@ -93,16 +93,10 @@ def write_official(tokenizer: Tokenizer, path: Path, kept: tuple[Any, Any] | Non
         if file.exists():
             raise InputError(f"{file}: exists; choose another name or remove it")
     path.parent.mkdir(parents=True, exist_ok=True)
-    partials = [file.with_name(f".partial_{file.name}") for file in (path, config_path)]
-    try:
-        with partials[0].open("wb") as stream:
+    with whole_file(path) as partial:
+        with partial.open("wb") as stream:
             torch.save(saved, stream)
-        partials[1].write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
-        os.replace(partials[1], config_path)
-        os.replace(partials[0], path)
-    finally:
-        for partial in partials:
-            partial.unlink(missing_ok=True)
+        write_text(config_path, json.dumps(config, indent=1) + "\n")
     return config_path
 
 

@@ -3,14 +3,12 @@
 Called by ``lpips`` and ``inception``. Files are read without pickle's code: safetensors, or torch with `weights_only`.
 """
 
-import hashlib
 import http.client
 import importlib.util
 import os
 import pickle
-import tempfile
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ifsq.config import InputError
+from ifsq.store.files import WriteError, reason, sha256, whole_file
 
 FOLDER = "IFSQ_WEIGHTS"
 """Environment variable: a folder with weight files under their official names."""
@@ -65,15 +64,6 @@ def find_weights(file: WeightsFile, path: str | Path | None = None) -> Path:
     if (packaged := _in_package(file)) is not None:
         return packaged
     return _download(file, cache)
-
-
-def sha256(path: Path) -> str:
-    """Of a file's bytes, in hexadecimal. Raises InputError when it cannot be read."""
-    try:
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {_one_line(error)}") from error
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -128,35 +118,33 @@ def _in_package(file: WeightsFile) -> Path | None:
 
 
 def _download(file: WeightsFile, folder: Path) -> Path:
-    """Fetch into ``folder`` under a name of this process and rename it once its bytes are right."""
-    partial: Path | None = None
+    """Fetch into ``folder``; the file appears there once its bytes are right."""
+    target = folder / file.name
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        digest = hashlib.sha256()
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{file.name}.", delete=False) as stream:
-            partial = Path(stream.name)
-            with urllib.request.urlopen(file.url, timeout=TIMEOUT) as answer:
-                while block := answer.read(1 << 20):
-                    digest.update(block)
-                    stream.write(block)
-            stream.flush()
-            os.fsync(stream.fileno())
-        if digest.hexdigest() != file.sha256:
+    except OSError as error:
+        raise WriteError(target, reason(error)) from error
+    with whole_file(target) as partial:
+        with partial.open("wb") as stream:
+            for block in _fetch(file, folder):
+                stream.write(block)
+        if (digest := sha256(partial)) != file.sha256:
             raise InputError(
-                f"{file.name}: what {file.url} sent has SHA-256 {digest.hexdigest()}, expected {file.sha256};"
-                " nothing was kept"
+                f"{file.name}: what {file.url} sent has SHA-256 {digest}, expected {file.sha256}; nothing was kept"
             )
-        partial.chmod(0o644)
-        partial.replace(folder / file.name)
+    return target
+
+
+def _fetch(file: WeightsFile, folder: Path) -> Iterator[bytes]:
+    try:
+        with urllib.request.urlopen(file.url, timeout=TIMEOUT) as answer:
+            while block := answer.read(1 << 20):
+                yield block
     except (OSError, http.client.HTTPException) as error:
         raise InputError(
             f"{file.name}: not on this machine and not to be had from {file.url} ({_one_line(error)});"
             f" fetch it and put it into {folder} or into the folder ${FOLDER} names"
         ) from error
-    finally:
-        if partial is not None:
-            partial.unlink(missing_ok=True)
-    return folder / file.name
 
 
 def _one_line(error: Exception) -> str:

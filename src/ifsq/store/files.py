@@ -10,11 +10,13 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
 
 from ifsq.config import InputError
 
@@ -25,6 +27,17 @@ LOCK = ".lock"
 NOT_OURS = ("lost+found",)
 """Entries of a volume that has just been made."""
 SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
+
+
+class WriteError(InputError):
+    """``path`` could not be written.
+
+    why  the system's reason
+    """
+
+    def __init__(self, path: Path, why: str) -> None:
+        super().__init__(f"{path}: cannot be written: {why}")
+        self.why = why
 
 
 def sha256(path: Path) -> str:
@@ -47,6 +60,16 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Write a file, whole or not at all; its folder must exist. Raises InputError."""
     with whole_file(path) as partial:
         partial.write_bytes(content)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file, whole or not at all; its folder must exist. Raises InputError.
+
+    tensors   contiguous
+    metadata  text by name, for the file's header
+    """
+    with whole_file(path) as partial:
+        save_file(dict(tensors), partial, metadata)
 
 
 def append_text(path: Path, text: str) -> None:
@@ -133,22 +156,24 @@ def entries_of(folder: Path) -> list[Path]:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Name ``path`` in what goes wrong while it is written. Raises InputError in place of errors that name no file.
+    """Name ``path`` in what goes wrong while it is written. Raises WriteError in place of errors that name no file.
 
     An error that names a file of its own, as one of reading, passes through.
     """
     try:
         yield
+    except WriteError as error:  # a file of a folder that is written
+        raise WriteError(path, error.why) from error
     except OSError as error:
         if error.filename is not None and PARTIAL not in str(error.filename):
             raise
-        raise InputError(f"{path}: cannot be written: {reason(error)}") from error
+        raise WriteError(path, reason(error)) from error
     except SafetensorError as error:
-        raise InputError(f"{path}: cannot be written: {reason(error)}") from error
+        raise WriteError(path, reason(error)) from error
     except RuntimeError as error:  # torch.save hides what the stream raised
         if not isinstance(error.__context__, OSError):
             raise
-        raise InputError(f"{path}: cannot be written: {reason(error.__context__)}") from error
+        raise WriteError(path, reason(error.__context__)) from error
 
 
 def reason(error: Exception) -> str:

@@ -7,7 +7,6 @@ leaves the old state or the new one. Files hold whole tensors, so any number of 
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import time
@@ -18,11 +17,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from ifsq.config import InputError, read_json
+from ifsq.store.files import flush, write_tensors, write_text, writing
 from ifsq.training.distributed import World
 from ifsq.training.parallel import like, whole
 
@@ -81,17 +81,15 @@ class Writer:
 
     def _write(self, partial: Path, step: int, mine: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
         try:
-            for name, table in mine.items():
-                file = partial / f"{name}.safetensors"
-                save_file(table, file)
-                file.chmod(0o644)  # safetensors writes for the owner alone
-                _flush(file)
-            (partial / f".written_{self.world.rank}").touch()
-            if self.world.first:
-                self._publish(partial, step, state)
-        except (OSError, SafetensorError) as error:
+            with writing(self.folder / f"step_{step}"):
+                for name, table in mine.items():
+                    write_tensors(partial / f"{name}.safetensors", table)
+                (partial / f".written_{self.world.rank}").touch()
+                if self.world.first:
+                    self._publish(partial, step, state)
+        except (OSError, InputError):
             shutil.rmtree(partial, ignore_errors=True)
-            raise InputError(f"{self.folder / f'step_{step}'}: cannot be written: {error}") from error
+            raise
         if self.world.first:
             self._retire()
 
@@ -103,11 +101,9 @@ class Writer:
             time.sleep(0.005)
         for file in written:
             file.unlink()
-        (partial / "state.json").write_text(json.dumps(state, indent=1))
-        _flush(partial / "state.json")
-        _flush(partial)
+        write_text(partial / "state.json", json.dumps(state, indent=1))
         partial.rename(self.folder / f"step_{step}")
-        _flush(self.folder)
+        flush(self.folder)
 
     def _retire(self) -> None:
         for old, path in steps_in(self.folder)[: -self.keep]:
@@ -216,11 +212,3 @@ def weights_digest(model: nn.Module) -> str:
         sha.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         sha.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return sha.hexdigest()
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -4,18 +4,16 @@ A folder that is not ours, or that holds another configuration, is refused: noth
 """
 
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ifsq.config import InputError, differences, read_json
+from ifsq.store.files import entries_of, is_free, whole_folder, write_tensors, write_text
 from ifsq.training import checkpoint
 from ifsq.training.hub import locate
 
@@ -31,7 +29,7 @@ def check_run(folder: Path, config: dict[str, Any]) -> bool:
     """
     if folder.is_file():
         raise InputError(f"{folder}: is a file; expected a folder for the run")
-    entries = [path for path in folder.iterdir() if not path.name.startswith(".partial")] if folder.is_dir() else []
+    entries = entries_of(folder) if folder.is_dir() else []
     if not entries:
         return False
     if not (folder / CONFIG).is_file():
@@ -64,62 +62,35 @@ def read_config(folder: Path) -> dict[str, Any]:
     return found
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file so that a reader sees the old one or the new one, never a part."""
-    partial = path.with_name(f".partial_{path.name}")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
-
-
 def check_free(out: Path) -> None:
     """Raise InputError when ``out`` is a file or a folder that holds anything."""
-    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+    if not is_free(out):
         raise InputError(f"{out}: exists; expected a new folder")
 
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """A hidden folder beside ``out`` to write in; it becomes ``out`` at the end, or goes where something is raised."""
+    """A folder to fill for a saved model; it becomes ``out`` at the end, or goes where something is raised."""
     check_free(out)
-    place = out.resolve()
-    partial = place.with_name(f".partial_{place.name}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with whole_folder(out, CONFIG) as partial:
         yield partial
-        os.replace(partial, place)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def save_model(folder: Path, described: dict[str, Any], tensors: dict[str, Tensor], card: str) -> None:
     """Write ``model.safetensors``, the card as ``README.md``, and ``config.json``.
 
-    They are written beside the folder, which then appears whole. In a folder that is there they take the place of older
-    ones, ``config.json`` last: a save cut short there leaves a folder that holds no model, never two halves.
-    Raises InputError for a file or the folder of a training run.
+    A new folder appears whole. In one that is there they take the place of older ones, ``config.json`` last: a save cut
+    short there leaves a folder that holds no model, never two halves. Raises InputError for a file or the folder of a
+    training run, and where there is no room.
     """
     if folder.is_file():
         raise InputError(f"{folder}: is a file; expected a folder for the model")
     if (folder / CONFIG).is_file() and read_config(folder)["kind"] != "model":
         raise InputError(f"{folder}: holds a training run; save the model in another folder")
-    place = folder.resolve()
-    partial = place.with_name(f".partial_{place.name}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        save_file({name: value.contiguous() for name, value in tensors.items()}, partial / "model.safetensors")
-        (partial / "model.safetensors").chmod(0o644)  # safetensors writes for the owner alone
-        (partial / "README.md").write_text(card, encoding="utf-8")
+    with whole_folder(folder, CONFIG) as partial:
+        write_tensors(partial / "model.safetensors", {name: value.contiguous() for name, value in tensors.items()})
+        write_text(partial / "README.md", card)
         write_text(partial / CONFIG, json.dumps({"kind": "model", "model": described}, indent=1) + "\n")
-        if not place.exists() or not any(place.iterdir()):
-            os.replace(partial, place)
-            return
-        (place / CONFIG).unlink(missing_ok=True)
-        for name in ("model.safetensors", "README.md", CONFIG):
-            os.replace(partial / name, place / name)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 @dataclass(frozen=True)

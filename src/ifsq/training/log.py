@@ -5,7 +5,6 @@ Called by ``loop``. The terminal's progress bar is a `Reporter` too, but it live
 
 import json
 import math
-import os
 import resource
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 
 from ifsq.config import InputError
+from ifsq.store.files import append_text, write_text
 from ifsq.training.distributed import World
 
 
@@ -59,15 +59,12 @@ class MetricsLog:
     def rewind(self, step: int) -> None:
         """Drop the lines after ``step``: the run goes on from there and will write them again."""
         kept = [row for row in read_metrics(self.path) if row["step"] <= step]
-        partial = self.path.with_name(f".{self.path.name}.partial")
-        partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        os.replace(partial, self.path)
+        write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        """Append one line."""
-        with self.path.open("a") as file:
-            known = {name: value if math.isfinite(value) else None for name, value in values.items()}
-            file.write(json.dumps({"step": step, **known}) + "\n")  # JSON has no infinity
+        """Append one line. Raises InputError where there is no room for it."""
+        known = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        append_text(self.path, json.dumps({"step": step, **known}) + "\n")  # JSON has no infinity
 
 
 class SkippedLog:
@@ -93,8 +90,7 @@ class SkippedLog:
         self._waiting = []
         self.count += len(told)
         if world.first and told:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.writelines(f"{step}\t{line}\n" for step, line in told)
+            append_text(self.path, "".join(f"{step}\t{line}\n" for step, line in told))
 
     def rewind(self, step: int) -> None:
         """Drop the lines after ``step``: the run goes on from there and will write them again."""
@@ -103,9 +99,7 @@ class SkippedLog:
         text = self.path.read_text(encoding="utf-8")
         lines = text.split("\n")[:-1]  # a kill may have cut the last one short
         kept = [f"{line}\n" for line in lines if int(line.partition("\t")[0]) <= step]
-        partial = self.path.with_name(f".{self.path.name}.partial")
-        partial.write_text("".join(kept), encoding="utf-8")
-        os.replace(partial, self.path)
+        write_text(self.path, "".join(kept))
         self.count = len(kept)
 
 

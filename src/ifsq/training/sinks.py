@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from ifsq.config import InputError
+from ifsq.store.files import write_text, writing
 
 PROJECT = "ifsq"
 
@@ -43,14 +44,17 @@ class TensorBoard:
     def __init__(self, folder: Path, step: int) -> None:
         _import("tensorboard", "tensorboard")
         writer = _import("torch.utils.tensorboard", "tensorboard").SummaryWriter
-        self._writer = writer(str(folder / "tensorboard"), purge_step=step + 1)
+        self._folder = folder / "tensorboard"
+        self._writer = writer(str(self._folder), purge_step=step + 1)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+        with writing(self._folder):
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
-        self._writer.close()
+        with writing(self._folder):
+            self._writer.close()
 
 
 class WandB:
@@ -60,7 +64,7 @@ class WandB:
         wandb = _import("wandb", "wandb")
         known = folder / "wandb_id"  # of this run and no other with the same path on another machine
         if not step or not known.is_file():
-            known.write_text(uuid.uuid4().hex)
+            write_text(known, uuid.uuid4().hex)
         name = f"{folder.parent.name}/{folder.name}"
         self._run = wandb.init(
             project=PROJECT, name=name, id=known.read_text(), resume="allow", dir=str(folder), reinit=True
