@@ -93,9 +93,9 @@ def test_load(inception, table, stored, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"fc.bias": None}, "fc.bias is missing"),
+        ({"fc.bias": None}, "tensor 'fc.bias' is missing"),
         ({"fc.bias": torch.zeros(1000)}, "shape (1000,), expected (1008,)"),
-        ({"AuxLogits.fc.bias": torch.zeros(1000)}, "AuxLogits.fc.bias (1 such) is unknown"),
+        ({"AuxLogits.fc.bias": torch.zeros(1000)}, "tensor 'AuxLogits.fc.bias' is not part of this model"),
     ],
 )
 def test_other_weights_are_refused(table, change, message):

@@ -213,7 +213,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path):
     fit(Regression(), config(), tmp_path, HERE, Silent(), "run")
     path = checkpoint.steps_in(tmp_path / "checkpoints")[-1][1] / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(InputError, match=r"model.safetensors cannot be read"):
+    with pytest.raises(InputError, match=r"model\.safetensors: cannot be read"):
         fit(Regression(), config(), tmp_path, HERE, Silent(), "run")
 
 
@@ -275,27 +275,6 @@ def test_metrics_survive_a_line_cut_short(tmp_path):
     assert [row["step"] for row in read_metrics(log.path)] == [1, 2, 3]
     log.rewind(2)
     assert log.path.read_text().splitlines() == [json.dumps({"step": step, "loss": step}) for step in (1, 2)]
-
-
-def test_weights_that_do_not_fit_are_named():
-    model = nn.Linear(2, 3)
-    good = model.state_dict()
-    for broken, message in (
-        ({"weight": good["weight"]}, "x: tensor 'bias' is missing"),
-        ({**good, "more": good["bias"]}, "x: tensor 'more' is not part of this model"),
-        ({**good, "bias": torch.zeros(4)}, r"x: tensor 'bias' has shape \(4,\), expected \(3,\)"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            checkpoint.load_weights(model, broken, "x")
-
-
-def test_the_digest_sees_every_bit():
-    a, b = nn.Linear(2, 2), nn.Linear(2, 2)
-    b.load_state_dict(a.state_dict())
-    assert checkpoint.weights_digest(a) == checkpoint.weights_digest(b)
-    with torch.no_grad():
-        b.bias[1] = torch.nextafter(b.bias[1], torch.tensor(9.0))
-    assert checkpoint.weights_digest(a) != checkpoint.weights_digest(b)
 
 
 def test_devices_that_are_absent_are_named():

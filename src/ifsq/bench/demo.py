@@ -13,8 +13,8 @@ from ifsq.bench.report import write_report
 from ifsq.config import InputError, parse_overrides, read_json
 from ifsq.experiment import load_generator_experiment, load_tokenizer_experiment
 from ifsq.generators.pretrained import load_generator
+from ifsq.store.weights import weights_digest
 from ifsq.tokenizer.model import Tokenizer
-from ifsq.training.checkpoint import weights_digest
 from ifsq.training.log import Reporter
 
 SAMPLES = 1000  # images drawn to measure a generator

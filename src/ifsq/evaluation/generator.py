@@ -23,8 +23,8 @@ from ifsq.generators.train import take
 from ifsq.metrics import FeatureStatistics, JudgeNet, ProtocolCard, fd_name
 from ifsq.metrics.distribution import frechet_from_statistics
 from ifsq.metrics.judge import FEATURES
+from ifsq.store.weights import weights_digest
 from ifsq.tokenizer.model import Tokenizer
-from ifsq.training.checkpoint import weights_digest
 
 
 @dataclass(frozen=True)

@@ -34,8 +34,8 @@ from ifsq.metrics.reconstruction import ms_ssim_name, ms_ssim_scales
 from ifsq.nn.modes import exact_float32
 from ifsq.pretrained.inception import FIDInception
 from ifsq.pretrained.lpips import LPIPS
+from ifsq.store.weights import weights_digest
 from ifsq.tokenizer.model import Tokenizer
-from ifsq.training.checkpoint import weights_digest
 from ifsq.training.distributed import World
 from ifsq.training.log import Reporter
 

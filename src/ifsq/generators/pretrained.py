@@ -11,7 +11,7 @@ from ifsq.codes.spec import CodeSpec
 from ifsq.config import InputError, build, to_dict
 from ifsq.generators.ar import ARConfig, ARGenerator
 from ifsq.generators.diffusion import DiffusionGenerator, DiTConfig
-from ifsq.training.checkpoint import load_weights, weights_digest
+from ifsq.store.weights import load_weights, weights_digest
 from ifsq.training.folder import find_weights, save_model
 from ifsq.training.model_card import UNKNOWN, Provenance, model_card
 
@@ -68,7 +68,7 @@ def load_generator(source: str | Path, revision: str | None = None) -> tuple[ARG
     """
     found = find_weights(source, revision)
     model, origin = from_description(found.described, str(source))
-    load_weights(model, found.load(), str(source))
+    load_weights(model, found.load(), str(source), halves=found.step is None)
     return model.eval(), origin
 
 

@@ -12,14 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from ifsq.config import InputError, build, read_json
 from ifsq.store.files import write_text
+from ifsq.store.weights import load_weights, read_tensors
 from ifsq.tokenizer.model import Tokenizer, TokenizerConfig
-from ifsq.training.checkpoint import load_weights
 from ifsq.training.folder import check_free, new_folder
 from ifsq.training.hub import locate
 from ifsq.training.model_card import Provenance
@@ -122,7 +120,7 @@ def read_diffusers(folder: Path) -> tuple[Tokenizer, DiffusersConfig]:
     """The tokenizer of such a folder, float32, on the CPU, in eval mode, and its config. Raises InputError."""
     config = _read_config(folder / "config.json")
     tokenizer = Tokenizer(_tokenizer_config(config, folder / "config.json"))
-    table = {_own_name(key, config): value.float() for key, value in _read_tensors(folder / WEIGHTS).items()}
+    table = {_own_name(key, config): value for key, value in read_tensors(folder / WEIGHTS).items()}
     table = {key: _as_linear(key, value) for key, value in table.items()}
     for name, used, width in (
         ("quant_conv", config.use_quant_conv, 2 * config.latent_channels),
@@ -131,7 +129,7 @@ def read_diffusers(folder: Path) -> tuple[Tokenizer, DiffusersConfig]:
         if not used:  # the convolution that changes nothing
             identity = {f"{name}.weight": torch.eye(width)[..., None, None], f"{name}.bias": torch.zeros(width)}
             table = {**identity, **table}
-    load_weights(tokenizer, table, str(folder / WEIGHTS))
+    load_weights(tokenizer, table, str(folder / WEIGHTS), halves=True)
     return tokenizer.eval(), config
 
 
@@ -179,13 +177,6 @@ def _own_name(key: str, config: DiffusersConfig) -> str:
 def _as_linear(key: str, value: Tensor) -> Tensor:
     """Old files hold the projections of attention as 1x1 convolutions."""
     return value[..., 0, 0] if ".mid_attention." in key and value.ndim == 4 else value
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); expected the weights of an AutoencoderKL") from error
 
 
 def _plain(value: Any) -> Any:

@@ -19,8 +19,8 @@ from ifsq.config import InputError, read_json
 from ifsq.interop.official_config import official_config, read_official_config
 from ifsq.interop.official_sidecar import read_sidecar, write_sidecar
 from ifsq.store.files import whole_file, write_text
+from ifsq.store.weights import check_weights
 from ifsq.tokenizer.model import Tokenizer
-from ifsq.training.checkpoint import load_weights
 from ifsq.training.folder import check_free, new_folder
 from ifsq.training.model_card import Provenance
 
@@ -51,7 +51,7 @@ def read_official(path: Path, config_path: Path, weights: str = "ema") -> Tokeni
         raise InputError(
             f"{config_path}: describes no possible model; expected sizes of an official tokenizer"
         ) from error
-    load_weights(model, {key: value.to("meta") for key, value in table.items()}, f"{path}, read by {config_path}")
+    check_weights(model, table, f"{path}, read by {config_path}", halves=True)
     model.to_empty(device="cpu").load_state_dict(table)
     return model.eval()
 

@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ifsq.config import InputError
 from ifsq.store.files import WriteError, reason, sha256, whole_file
+from ifsq.store.weights import load_weights, read_tensors
 
 FOLDER = "IFSQ_WEIGHTS"
 """Environment variable: a folder with weight files under their official names."""
@@ -68,13 +67,13 @@ def find_weights(file: WeightsFile, path: str | Path | None = None) -> Path:
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The state dict of a ``.safetensors`` or a torch file, on the CPU. Raises InputError where it is none."""
+    if path.suffix == ".safetensors":
+        return read_tensors(path)
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
         table = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: cannot be read as weights: {_one_line(error)}") from error
-    except (SafetensorError, pickle.UnpicklingError) as error:
+    except pickle.UnpicklingError as error:
         raise InputError(f"{path}: cannot be read as weights: {_one_line(error)}") from error
     if not isinstance(table, Mapping) or not all(
         isinstance(key, str) and isinstance(value, Tensor) for key, value in table.items()
@@ -86,22 +85,14 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def fill(module: nn.Module, table: Mapping[str, Tensor], where: str) -> None:
     """Give ``module`` (its layers may lie on the meta device) the table's tensors in its own types; freeze it, eval.
 
-    Every entry must be there, none may be left over; ``num_batches_tracked`` alone may be missing, as in files older
-    than it. Raises InputError.
+    As `load_weights` does; ``num_batches_tracked`` alone may be missing, as in files older than it. Raises InputError.
     """
-    complete: dict[str, Tensor] = {}
-    for key, own in module.state_dict().items():
-        if key not in table and key.endswith("num_batches_tracked"):
-            complete[key] = torch.zeros(own.shape, dtype=own.dtype)
-        elif key not in table:
-            raise InputError(f"{where}: {key} is missing; expected the weights of {type(module).__name__}")
-        elif table[key].shape != own.shape:
-            raise InputError(f"{where}: {key} has shape {tuple(table[key].shape)}, expected {tuple(own.shape)}")
-        else:
-            complete[key] = table[key].detach().to(own.dtype)
-    if left := sorted(set(table) - set(complete)):
-        raise InputError(f"{where}: {left[0]} ({len(left)} such) is unknown to {type(module).__name__}")
-    module.load_state_dict(complete, assign=True)
+    older = {
+        key: torch.zeros(own.shape, dtype=own.dtype)
+        for key, own in module.state_dict().items()
+        if key.endswith("num_batches_tracked")
+    }
+    load_weights(module, {**older, **table}, where, halves=True)
     module.requires_grad_(False).eval()
 
 

@@ -18,10 +18,10 @@ from ifsq.codes.spec import CODEBOOK, CodeSpec, LatentSpec
 from ifsq.config import InputError, build, to_dict
 from ifsq.quantizers import BSQ, FSQ, KL, LFQ, VQ, Identity, ResidualFSQ
 from ifsq.quantizers.bottleneck import Bottleneck
+from ifsq.store.weights import load_weights, weights_digest
 from ifsq.tokenizer.blocks import unrounded
 from ifsq.tokenizer.conv import ConvConfig, Decoded, Decoder, Encoder
 from ifsq.tokenizer.tiling import Tiling, tiled
-from ifsq.training.checkpoint import load_weights, weights_digest
 from ifsq.training.folder import find_weights, save_model
 from ifsq.training.hub import push
 from ifsq.training.model_card import UNKNOWN, Provenance, model_card
@@ -349,7 +349,7 @@ class Tokenizer(nn.Module):
         """
         found = find_weights(source, revision)
         model = cls.from_description(found.described, str(source))
-        load_weights(model, found.load(), str(source))
+        load_weights(model, found.load(), str(source), halves=found.step is None)
         return model.eval()
 
     def save_pretrained(self, folder: str | Path, made: Provenance = UNKNOWN) -> None:

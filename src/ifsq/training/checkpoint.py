@@ -5,7 +5,6 @@ hidden folder beside its place; when all have flushed theirs to disk it is renam
 leaves the old state or the new one. Files hold whole tensors, so any number of processes can go on. Nothing is pickled.
 """
 
-import hashlib
 import json
 import re
 import shutil
@@ -16,15 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch import Tensor
 
 from ifsq.config import InputError, read_json
 from ifsq.store.files import flush, write_tensors, write_text, writing
+from ifsq.store.weights import like, read_tensors, whole
 from ifsq.training.distributed import World
-from ifsq.training.parallel import like, whole
 
 STEP = re.compile(r"step_(\d+)")
 PART = re.compile(r".+-(\d{5})-of-(\d{5})\.safetensors")
@@ -150,18 +146,11 @@ def load(path: Path, name: str) -> dict[str, Tensor]:
     """
     parts = sorted(file for file in path.glob(f"{name}-*.safetensors") if PART.fullmatch(file.name))
     if not parts:
-        return _load_file(path / f"{name}.safetensors")
+        return read_tensors(path / f"{name}.safetensors")
     match = PART.fullmatch(parts[0].name)
     assert match is not None
     expected = [path / f"{name}-{rank + 1:05d}-of-{match[2]}.safetensors" for rank in range(int(match[2]))]
-    return {key: value for file in expected for key, value in _load_file(file).items()}
-
-
-def _load_file(file: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{file} cannot be read: {error}") from error
+    return {key: value for file in expected for key, value in read_tensors(file).items()}
 
 
 def load_state(path: Path) -> dict[str, Any]:
@@ -189,26 +178,3 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, flat: dict[str, Tensor],
         laid = like(value, parameter) if value.shape == parameter.shape else value
         state.setdefault(int(number), {})[name] = laid
     optimizer.load_state_dict({"state": state, "param_groups": current["param_groups"]})
-
-
-def load_weights(model: nn.Module, weights: dict[str, Tensor], where: str) -> None:
-    """Load every tensor of the model and no other. Raises InputError naming the first key that does not fit."""
-    own = model.state_dict()
-    for key in sorted(own.keys() | weights.keys()):
-        if key not in weights or key not in own:
-            raise InputError(f"{where}: tensor {key!r} is {'missing' if key in own else 'not part of this model'}")
-        if own[key].shape != weights[key].shape:
-            raise InputError(
-                f"{where}: tensor {key!r} has shape {tuple(weights[key].shape)}, expected {tuple(own[key].shape)}"
-            )
-    sharded = {key: like(value, own[key]) for key, value in weights.items() if isinstance(own[key], DTensor)}
-    model.load_state_dict(weights | sharded)
-
-
-def weights_digest(model: nn.Module) -> str:
-    """SHA-256 (hex) over the names, shapes and bytes of all tensors of a model: its identity in manifests and cards."""
-    sha = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        sha.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        sha.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return sha.hexdigest()

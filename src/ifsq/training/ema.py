@@ -8,7 +8,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from ifsq.training.parallel import local
+from ifsq.store.weights import local
 
 
 class EMA:

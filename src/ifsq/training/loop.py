@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ifsq.config import InputError
+from ifsq.store.weights import load_weights
 from ifsq.training import checkpoint, parallel
 from ifsq.training.config import TrainConfig
 from ifsq.training.distributed import World
@@ -230,7 +231,7 @@ class _Run:
                 if name not in state:
                     raise InputError(f"{path / 'state.json'}: holds no {name!r}; the checkpoint is damaged")
             self.seconds = state["seconds"]
-            checkpoint.load_weights(self.ema.model, checkpoint.load(path, "ema"), where)
+            load_weights(self.ema.model, checkpoint.load(path, "ema"), where)
             self._restore_player(self.main, path, "model", "optimizer", state["scaler"])
             if self.other is not None:
                 scale = state["opponent_scaler"]
@@ -241,7 +242,7 @@ class _Run:
                 self.log.rewind(self.step)
 
     def _restore_player(self, player: Player, path: Path, weights: str, optimizer: str, scale: dict[str, Any]) -> None:
-        checkpoint.load_weights(player.module, checkpoint.load(path, weights), str(path))
+        load_weights(player.module, checkpoint.load(path, weights), str(path))
         checkpoint.restore_optimizer(player.optimizer, checkpoint.load(path, optimizer), str(path))
         player.scaler.load_state_dict(scale)
 

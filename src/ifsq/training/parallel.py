@@ -1,4 +1,4 @@
-"""A model over the processes: replicated (DDP) or sharded (FSDP2), and tensors whole again. Called by ``loop``.
+"""A model over the processes: replicated (DDP) or sharded (FSDP2).
 
 The sharding rule knows no model: every innermost element of a ``ModuleList`` (a block) is gathered by itself, the rest
 with the whole.
@@ -7,10 +7,9 @@ with the whole.
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ifsq.training.distributed import World
@@ -43,27 +42,6 @@ def blocks(model: nn.Module) -> Iterator[nn.Module]:
             nested = any(isinstance(inner, nn.ModuleList) for inner in element.modules())
             if not nested and next(element.parameters(), None) is not None:
                 yield element
-
-
-def whole(value: Tensor) -> Tensor:
-    """The tensor in one piece; of a sharded one every process must ask at once."""
-    return value.full_tensor() if isinstance(value, DTensor) else value
-
-
-def like(value: Tensor, place: Tensor) -> Tensor:
-    """A whole tensor, the same in every process, laid out as ``place``: sharded, or on its device in its strides.
-
-    A fused optimizer walks a parameter and its momenta side by side in memory, hence the strides.
-    """
-    if isinstance(place, DTensor):
-        moved = value.to(place.device)
-        return distribute_tensor(moved, place.device_mesh, place.placements, src_data_rank=None)
-    return torch.empty_like(place).copy_(value)
-
-
-def local(value: Tensor) -> Tensor:
-    """This process's part."""
-    return value.to_local() if isinstance(value, DTensor) else value
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ifsq.store.weights import whole
 from ifsq.training import parallel
 from ifsq.training.config import TrainConfig
 from ifsq.training.distributed import World
@@ -60,7 +61,7 @@ class Player:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        return parallel.whole(norm)
+        return whole(norm)
 
     def _alone(self) -> AbstractContextManager[Any]:
         return self.forward.no_sync() if isinstance(self.forward, DistributedDataParallel) else nullcontext()

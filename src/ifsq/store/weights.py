@@ -1,0 +1,119 @@
+"""Weights: read from a file, and given to a module where they are its tensors by name, shape and type, and finite.
+
+One function does it for what is trained here, saved models, other projects' checkpoints and the frozen networks:
+nothing is left out, left over or cast in silence, and no result is computed from what a diverged training left.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from ifsq.config import InputError
+from ifsq.store.files import reason
+
+HALVES = (torch.float16, torch.bfloat16)
+"""Types whose every value float32 has as well."""
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, on the CPU. Raises InputError where it is missing, damaged or another file."""
+    if path.exists() and not path.is_file():  # a pipe would wait
+        raise InputError(f"{path}: is no regular file; expected safetensors")
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path}: cannot be read: {reason(error)}") from error
+
+
+def load_weights(model: nn.Module, table: Mapping[str, Tensor], where: str, *, halves: bool = False) -> None:
+    """Give a module the tensors of a table that `check_weights` lets pass, in the module's types.
+
+    A module on the meta device takes the tensors themselves. Raises InputError.
+    """
+    check_weights(model, table, where, halves=halves)
+    own = model.state_dict()
+    given = {key: value.to(own[key].dtype) for key, value in table.items()}
+    if any(value.is_meta for value in own.values()):
+        model.load_state_dict(given, assign=True)
+    else:
+        model.load_state_dict(
+            {key: like(value, own[key]) if isinstance(own[key], DTensor) else value for key, value in given.items()}
+        )
+
+
+def check_weights(model: nn.Module, table: Mapping[str, Tensor], where: str, *, halves: bool = False) -> None:
+    """Refuse a table that is not, name by name, the model's tensors in shape and type, or holds one that is not finite.
+
+    where   what to call the table in a message
+    halves  whether float16 and bfloat16 may stand for float32, whose values they keep
+
+    Raises InputError naming the first such tensor.
+    """
+    own = model.state_dict()
+    for key in sorted(own.keys() | table.keys()):
+        if key not in table or key not in own:
+            raise InputError(f"{where}: tensor {key!r} is {'missing' if key in own else 'not part of this model'}")
+        given, expected = table[key], own[key]
+        if given.shape != expected.shape:
+            raise InputError(
+                f"{where}: tensor {key!r} has shape {tuple(given.shape)}, expected {tuple(expected.shape)}"
+            )
+        widened = halves and given.dtype in HALVES and expected.dtype == torch.float32
+        if given.dtype != expected.dtype and not widened:
+            raise InputError(f"{where}: tensor {key!r} is {_name(given.dtype)}, expected {_name(expected.dtype)}")
+    refuse_infinite(table, where)
+
+
+def refuse_infinite(table: Mapping[str, Tensor], where: str) -> None:
+    """Raise InputError naming the first tensor that holds a NaN or an infinity."""
+    for key, value in sorted(table.items()):
+        if not value.is_floating_point() or not value.numel():
+            continue
+        least, most = value.aminmax()  # either is NaN where any value is; no copy, unlike isfinite
+        if not bool(least.isfinite() & most.isfinite()):
+            raise InputError(
+                f"{where}: tensor {key!r} holds values that are not finite; expected weights of a training that did not"
+                " diverge"
+            )
+
+
+def weights_digest(model: nn.Module) -> str:
+    """SHA-256 (hex) over the names, shapes and bytes of all tensors of a model: its identity in manifests and cards."""
+    sha = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        sha.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        sha.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()
+
+
+def whole(value: Tensor) -> Tensor:
+    """The tensor in one piece; of a sharded one every process must ask at once."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+def local(value: Tensor) -> Tensor:
+    """This process's part."""
+    return value.to_local() if isinstance(value, DTensor) else value
+
+
+def like(value: Tensor, place: Tensor) -> Tensor:
+    """A whole tensor, the same in every process, laid out as ``place``: sharded, or on its device in its strides.
+
+    A fused optimizer walks a parameter and its momenta side by side in memory, hence the strides.
+    """
+    if isinstance(place, DTensor):
+        moved = value.to(place.device)
+        return distribute_tensor(moved, place.device_mesh, place.placements, src_data_rank=None)
+    return torch.empty_like(place).copy_(value)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
