@@ -19,6 +19,7 @@ import torch
 
 from ifsq import pipeline
 from ifsq.config import build
+from ifsq.data.images import size_text
 from ifsq.evaluation import TokenizerEvaluation
 from ifsq.experiment import TokenizerExperiment
 from ifsq.metrics import ProtocolCard
@@ -134,7 +135,7 @@ def table(runs: list[Run], measured: dict[str, list[ProtocolCard]], steps: int) 
     first = cards[0]
     lines += [
         "",
-        f"{first.reference}, {first.n} images of {first.size} px, {first.crop}; features {features.pop()};"
+        f"{first.reference}, {first.n} images of {size_text(first.size)} px, {first.crop}; features {features.pop()};"
         f" {first.dtype}; ifsq {first.code_version.partition('+')[0]}, torch {torch.__version__};"
         f" {platform.processor() or platform.machine()}.",
     ]

@@ -16,6 +16,7 @@ class Inner:
     lr: float = 0.1
     levels: tuple[int, ...] = (1,)
     mode: Literal["a", "b"] = "a"
+    size: int | tuple[int, int] = 8
 
     def __post_init__(self):
         if self.steps < 1:
@@ -41,7 +42,7 @@ def test_builds_and_returns_to_json():
     ("table", "message"),
     [
         ({"out": "x", "inner": {"stesp": 1}}, r"^f.toml: inner.stesp: unknown key; did you mean 'steps'\?$"),
-        ({"out": "x", "other": {"zzz": 1}}, r"^f.toml: other.zzz: unknown key; known: levels, lr, mode, steps$"),
+        ({"out": "x", "other": {"zzz": 1}}, r"^f.toml: other.zzz: unknown key; known: levels, lr, mode, size, steps$"),
         (
             {"out": "x", "inner": {"steps": "many"}},
             r"^f.toml: inner.steps: input should be a valid integer, got 'many'$",
@@ -52,6 +53,14 @@ def test_builds_and_returns_to_json():
         ({"out": "x", "inner": {"levels": [1, "a"]}}, r"inner.levels.1: .*got 'a'"),
         ({"out": "x", "inner": {"mode": "c"}}, r"inner.mode: input should be 'a' or 'b', got 'c'"),
         ({"out": "x", "inner": 3}, r"f.toml: inner: .*got 3"),
+        (
+            {"out": "x", "other": {"size": "many"}},
+            r"^f.toml: other.size: input should be a valid integer or input should be a valid array, got 'many'$",
+        ),
+        (
+            {"out": "x", "inner": {"size": [1, 2, 3]}},
+            r"inner.size: .* or tuple should have at most 2 items .*got \[1, 2, 3\]",
+        ),
         ({"out": "x", "inner": {"steps": 0}}, r"f.toml: inner: steps=0: expected at least 1$"),
         ({}, r"f.toml: out: is required$"),
     ],

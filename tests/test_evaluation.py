@@ -226,7 +226,7 @@ class Broken:
 
 def test_images_that_cannot_be_read_are_not_counted(tokenizer, images, monkeypatch):
     judges = Judges(judge=JudgeNet(10).eval())
-    monkeypatch.setattr(measuring, "at_once", lambda size: 2)
+    monkeypatch.setattr(measuring, "at_once", lambda height, width: 2)
     whole = measure(tokenizer, images, [0, 3, 5, 6], judges)
     monkeypatch.setattr(measuring, "iterate_once", Broken(1, 2, 4))  # 2 and 4 are a whole batch
     found = measure(tokenizer, images, [0, 1, 2, 4, 3, 5, 6], judges)
@@ -259,7 +259,16 @@ def test_small_images_say_that_ms_ssim_is_absent(tokenizer):
 
 
 def test_large_images_pass_a_few_at_a_time():
-    assert [measuring.at_once(size) for size in (16, 32, 90, 128, 256, 512, 4096)] == [128, 128, 128, 64, 16, 4, 1]
+    assert [measuring.at_once(size, size) for size in (16, 32, 90, 128, 256, 512, 4096)] == [
+        128,
+        128,
+        128,
+        64,
+        16,
+        4,
+        1,
+    ]
+    assert measuring.at_once(256, 128) == measuring.at_once(128, 256) == 32
 
 
 def test_difference_sheet_shows_original_reconstruction_and_scaled_difference():
@@ -278,11 +287,13 @@ def test_difference_sheet_shows_original_reconstruction_and_scaled_difference():
 
 
 def test_sheets_show_the_first_indices_and_large_images_in_fewer_columns(tokenizer, images):
-    pairs = shown_pairs(tokenizer, images, SIZE, torch.device("cpu"), [5, 2, 9])
+    pairs = shown_pairs(tokenizer, images, torch.device("cpu"), [5, 2, 9])
     assert np.array_equal(pairs.originals[1], images.load(2, 0)[0])
     assert pair_sheet(pairs).shape == (2 * 26 + 2, 3 * 26 + 2, 3)
     large = np.zeros((9, 256, 256, 3), np.uint8)
     assert pair_sheet(Pairs(large, large)).shape == (4 * 258 + 2, 8 * 258 + 2, 3)
+    wide = np.zeros((9, 32, 512, 3), np.uint8)
+    assert pair_sheet(Pairs(wide, wide)).shape == (6 * 34 + 2, 4 * 514 + 2, 3)
 
 
 def test_held_out_figures_are_of_so_many_images_drawn_over_the_source(tokenizer, images, monkeypatch):

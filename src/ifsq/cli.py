@@ -93,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
         "--data", default="", metavar="SOURCE", help="folder of images or a bundled source (default: the run's)"
     )
     evaluate.add_argument("--split", choices=("val", "train"), default="val", help="default val")
-    evaluate.add_argument("--size", type=int, default=0, help="pixels a side (default: the tokenizer's)")
+    evaluate.add_argument("--size", type=_size, default=0, metavar="PX", help=_SIZE_HELP)
     evaluate.add_argument(
         "--count", type=int, default=0, metavar="N", help="images, drawn over the split (default: all)"
     )
@@ -113,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
         help="as data.source: a folder, list, shards, hf:NAME, or bundled:photos, bundled:digits, bundled:shapes",
     )
     encode.add_argument("out", type=Path, metavar="OUT")
-    encode.add_argument("--size", type=int, default=None, help="pixels a side (default: the tokenizer's)")
+    encode.add_argument("--size", type=_size, default=None, metavar="PX", help=_SIZE_HELP)
     encode.add_argument("--flip", action="store_true", help="also the codes of the mirrored images")
 
     generator = verbs.add_parser("generator", help="train or evaluate a generator").add_subparsers(
@@ -218,6 +218,20 @@ def _verb(
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default auto)")
     parser.set_defaults(run=run, overrides=overrides, alone=alone, verb=parser.prog)
     return parser
+
+
+_SIZE_HELP = "pixels a side, or HEIGHTxWIDTH as 256x384 (default: the tokenizer's)"
+
+
+def _size(text: str) -> int | tuple[int, int]:
+    try:
+        if "x" not in text.lower():
+            return int(text)
+        height, width = text.lower().split("x")
+        return int(height), int(width)
+    except ValueError:
+        expected = "expected pixels a side as 256, or height and width as 256x384"
+        raise argparse.ArgumentTypeError(f"{text!r}: {expected}") from None
 
 
 def _demo(options: argparse.Namespace) -> None:
@@ -425,6 +439,8 @@ def _table(measured: Sequence[Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from ifsq.data.images import size_text
+
     table = Table("metric", "value", "images", "on", box=None)
     for card in measured:
         values = ", ".join(f"{name} {_number(value)}" for name, value in card.values.items())
@@ -432,7 +448,8 @@ def _table(measured: Sequence[Any]) -> None:
     console = Console(highlight=False)
     console.print(table)
     for card in measured[:1]:  # all were taken together
-        print(f"{card.size} px, crop {card.crop}, resize {card.resize_kernel}, {card.dtype}, ifsq {card.code_version}")
+        size = size_text(card.size)
+        print(f"{size} px, crop {card.crop}, resize {card.resize_kernel}, {card.dtype}, ifsq {card.code_version}")
     for features in dict.fromkeys(card.features for card in measured if card.features):
         print(f"features: {features}")
 

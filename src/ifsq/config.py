@@ -10,8 +10,9 @@ import hashlib
 import json
 import math
 import tomllib
+import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -91,8 +92,7 @@ def build(cls: type[T], table: Mapping[str, Any], where: str) -> T:
         # Strict JSON mode: arrays may be tuples and integers floats, nothing else is converted.
         return TypeAdapter(cls).validate_json(json.dumps(table), strict=True)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise InputError(f"{where}: {_describe(first)}") from None
+        raise InputError(f"{where}: {_describe(cls, error.errors(include_url=False))}") from None
     except (TypeError, ValueError) as error:  # a TOML date is no JSON, nor is a hexadecimal number of any length
         raise InputError(f"{where}: {str(error).partition(';')[0]}") from error
 
@@ -183,13 +183,31 @@ def _refuse_infinite(table: Any, where: str, path: tuple[str, ...]) -> None:
         _refuse_infinite(value, where, (*path, str(key)))
 
 
-def _describe(error: Any) -> str:
-    place = ".".join(str(part) for part in error["loc"])
-    message = error["msg"].removeprefix("Value error, ")
-    if error["type"] == "missing":
+def _describe(cls: Any, errors: Sequence[Any]) -> str:
+    first = errors[0]
+    loc = _without_choice(cls, first["loc"])
+    place = ".".join(str(part) for part in loc)
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "missing":
         return f"{place}: is required"
-    if error["type"] == "value_error":  # the owner's own words, which name the value
+    if first["type"] == "value_error":  # the owner's own words, which name the value
         return f"{place}: {message}" if place else message
-    given = repr(error["input"])
+    if len(loc) < len(first["loc"]):  # none of several types took it, and each says why
+        said = [error["msg"] for error in errors if error["loc"][: len(loc)] == loc]
+        message = " or ".join(dict.fromkeys([said[0], *(f"{told[0].lower()}{told[1:]}" for told in said[1:])]))
+    given = repr(first["input"])
     shown = given if len(given) <= LONGEST else f"{given[:LONGEST]} ..."
     return f"{place}: {message[0].lower()}{message[1:]}, got {shown}"
+
+
+def _without_choice(cls: Any, loc: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """A place without pydantic's name for the type that was tried there, where a value may be of several."""
+    for depth, name in enumerate(loc, start=1):
+        if not dataclasses.is_dataclass(cls):
+            break
+        kind = next((field.type for field in dataclasses.fields(cls) if field.name == name), None)
+        choices = [choice for choice in typing.get_args(kind) if choice is not type(None)]
+        if isinstance(kind, types.UnionType) and len(choices) > 1:
+            return loc[:depth]
+        cls = choices[0] if isinstance(kind, types.UnionType) else kind
+    return loc

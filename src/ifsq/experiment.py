@@ -12,7 +12,7 @@ from ifsq import config
 from ifsq.codes.cache import CodeCache
 from ifsq.codes.spec import CodeSpec
 from ifsq.config import InputError
-from ifsq.data.images import DataConfig
+from ifsq.data.images import DataConfig, size_text
 from ifsq.generators.ar import ARConfig, ARGenerator
 from ifsq.generators.diffusion import DiffusionGenerator, DiTConfig
 from ifsq.tokenizer.losses import LossConfig
@@ -34,17 +34,17 @@ class TokenizerExperiment:
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
-        factor = self.tokenizer.conv.factor
-        if self.data.size % factor:
-            raise ValueError(f"data.size={self.data.size}: expected a multiple of the tokenizer's factor {factor}")
+        factor, size = self.tokenizer.conv.factor, size_text(self.data.size)
+        if any(side % factor for side in self.data.sides):
+            raise ValueError(f"data.size={size}: expected a multiple of the tokenizer's factor {factor}")
         quantizer, sharded = self.tokenizer.quantizer, self.train.engine.sharding == "shard"
         if sharded and quantizer.kind == "vq" and (quantizer.ema or quantizer.revive_after):
             raise ValueError("train.engine.sharding='shard' with a codebook that is written to: expected 'replicate'")
         least = 16 if self.loss.lpips else 1  # four poolings
         if self.loss.adversarial is not None:
             least = max(least, self.loss.adversarial.discriminator().smallest)
-        if self.data.size < least:
-            raise ValueError(f"data.size={self.data.size}: expected at least {least} pixels for the judges of the loss")
+        if min(self.data.sides) < least:
+            raise ValueError(f"data.size={size}: expected at least {least} pixels for the judges of the loss")
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ from ifsq.data import (
     write_png,
 )
 from ifsq.data.folder import images_below
-from ifsq.data.images import ImageSource
+from ifsq.data.images import ImageSource, Size, height_width, size_text
 from ifsq.evaluation import (
     OFFICIAL,
     SHEET_CLASSES,
@@ -104,7 +104,7 @@ def encode(
     run: Path,
     source: str,
     out: Path,
-    size: int | None = None,
+    size: Size | None = None,
     flip: bool = False,
     device: str = "auto",
     watch: Reporter | None = None,
@@ -116,7 +116,7 @@ def encode(
 
     run     folder of a tokenizer
     source  images, as ``data.source`` of an experiment
-    size    pixels a side; default: what the tokenizer was trained on
+    size    pixels a side, or height and width; default: what the tokenizer was trained on
     flip    store the codes of the mirrored images too
     """
     watch = watch or Silent()
@@ -133,7 +133,7 @@ def encode(
         existing = _existing_cache(out, about)
         if existing is not None:
             return existing
-        layout = tokenizer.layout(data.size, data.size)
+        layout = tokenizer.layout(*data.sides)
         counts = {split: len(images) for split, images in sources.items()}
         partial = cache_writer.partial_of(out)
         if here.first and cache_writer.prepare(partial, about):
@@ -299,7 +299,7 @@ def evaluate_tokenizer(
         if here.first:
             suffix = "" if _is_usual(run, asked, data) else f"_{asked.split}_{images.fingerprint[:8]}"
             suffix += f"_{asked.count}" if asked.count else ""
-            _write_pairs(run, suffix, shown_pairs(tokenizer, images, data.size, here.device, drawn))
+            _write_pairs(run, suffix, shown_pairs(tokenizer, images, here.device, drawn))
             more = {
                 "levels": {name: asdict(use) for name, use in measured.levels.items()},
                 "latent": {"mean": measured.latent_mean, "std": measured.latent_std},
@@ -384,17 +384,17 @@ OWN_IMAGES = ("val_source", "broken", "max_pixels", "stream", "block")
 """How a run reads the images of its own source, besides their size."""
 
 
-def _data_of(run: Path, source: str, size: int | None, factor: int) -> DataConfig:
+def _data_of(run: Path, source: str, size: Size | None, factor: int) -> DataConfig:
     """The data a tokenizer reads from ``source``: in its own size unless told otherwise, without flips."""
     config = read_config(run)
     own = config["experiment"]["data"] if "experiment" in config else {}
     if size is None and not own:
         raise InputError(f"{run}: is not a training run and has no image size of its own; give --size")
     size = own["size"] if size is None else size
-    if size % factor:
-        raise InputError(f"size {size}: expected a multiple of the tokenizer's factor {factor}")
     how = {name: own[name] for name in OWN_IMAGES if name in own} if own.get("source") == source else {}
-    return build(DataConfig, {"source": source, "size": size, **how}, "encode")
+    data = build(DataConfig, {"source": source, "size": size, **how}, "encode")
+    _check_size(data.size, factor)
+    return data
 
 
 def _evaluated_data(run: Path, asked: TokenizerEvaluation, factor: int) -> DataConfig:
@@ -407,8 +407,7 @@ def _evaluated_data(run: Path, asked: TokenizerEvaluation, factor: int) -> DataC
     else:
         raise InputError(f"{run}: is not a training run and has no images of its own; give --data and --size")
     size = asked.size or own.size
-    if size % factor:
-        raise InputError(f"size {size}: expected a multiple of the tokenizer's factor {factor}")
+    _check_size(size, factor)
     if asked.source and asked.source != own.source:
         own = DataConfig(asked.source, size, broken=own.broken, max_pixels=own.max_pixels)
     return replace(own, size=size, flip=False, crop="center")
@@ -463,7 +462,7 @@ def _encoder(
         nothing = torch.empty(0, *layout.shape, dtype=torch.uint8 if isinstance(layout, CodeSpec) else torch.float32)
         codes, flipped, labels = [nothing], [nothing], [torch.empty(0, dtype=torch.int64)]
         skipped: list[str] = []
-        for batch in iterate_once(images, at_once(images.size), workers=workers, indices=range(start, stop)):
+        for batch in iterate_once(images, at_once(*images.shape[:2]), workers=workers, indices=range(start, stop)):
             skipped += batch.skipped
             if len(batch.images):
                 codes.append(codes_of(batch.images))
@@ -492,7 +491,7 @@ def _held_out(model: Tokenizer, here: World, images: ImageSource) -> dict[str, f
     drawn = sorted(spread(images, HELD_OUT))
     measured, skipped, refusal = [], 0, None
     try:
-        for batch in iterate_once(images, at_once(images.size), indices=drawn[here.rank :: here.size]):
+        for batch in iterate_once(images, at_once(*images.shape[:2]), indices=drawn[here.rank :: here.size]):
             skipped += len(batch.skipped)
             if len(batch.images):
                 measured.append(psnr(batch.images, model(batch.images.to(here.device)).images.cpu()))
@@ -512,6 +511,11 @@ def _held_out(model: Tokenizer, here: World, images: ImageSource) -> dict[str, f
 def _check_seed(seed: int) -> None:
     if not 0 <= seed < 2**63:
         raise InputError(f"seed {seed}: expected 0 to 2**63 - 1")
+
+
+def _check_size(size: Size, factor: int) -> None:
+    if any(side % factor for side in height_width(size)):
+        raise InputError(f"size {size_text(size)}: expected a multiple of the tokenizer's factor {factor}")
 
 
 def _check_tile(tile: int, factor: int) -> None:
@@ -608,7 +612,8 @@ def _judge(parent: Path, data: DataConfig, here: World, watch: Reporter) -> Judg
     alone = World(0, 1, here.device)
     if len(open_images(data, "train").classes) < 2:
         watch.say(f"{data.source} has one class: the judge learns bundled:photos instead")
-        data = DataConfig("bundled:photos", min(max(data.size, 16), 256))
+        height, width = (min(max(side, 16), 256) for side in data.sides)
+        data = DataConfig("bundled:photos", (height, width))
     torch.manual_seed(JUDGE_TRAINING.seed)
     task = JudgeTask(open_images(data, "train"), open_images(data, "val"))
     folder = parent / f"judge_{task.source.fingerprint[:8]}"

@@ -29,6 +29,49 @@ def test_images_are_bytes_of_the_asked_size(name: str, split: str, size: int) ->
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("size", [(16, 48), (48, 16), (32, 256)])
+def test_images_are_rectangles_where_these_are_asked(name: str, size: tuple[int, int]) -> None:
+    for split in ("train", "val"):
+        source = open_images(DataConfig(source=name, size=size), split)
+        assert source.shape == (*size, 3)
+        images = np.stack([source.load(index, 3)[0] for index in range(40)])
+        assert images.shape[1:] == source.shape
+        if name != "bundled:digits":  # these stay near the middle; the others fall on every row and column
+            assert (images != images[:1]).any(axis=(0, 2, 3)).mean() > 0.8
+            assert (images != images[:1]).any(axis=(0, 1, 3)).mean() > 0.8
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_side_twice_is_a_square(name: str) -> None:
+    said = [open_images(DataConfig(source=name, size=size), "train") for size in (32, (32, 32))]
+    assert said[0].fingerprint == said[1].fingerprint
+    for index in range(20):
+        np.testing.assert_array_equal(said[0].load(index, 5)[0], said[1].load(index, 5)[0])
+
+
+FINGERPRINTS = {
+    "bundled:photos": "e07db999f5cd0ca0",
+    "bundled:digits": "6505241312574432",
+    "bundled:shapes": "f3bb80cf7508f359",
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_fingerprints_of_squares_are_those_of_the_first_version(name: str) -> None:
+    assert opened(name).fingerprint[:16] == FINGERPRINTS[name]
+
+
+def test_a_photograph_is_stretched_in_no_rectangle() -> None:
+    for size in ((16, 64), (64, 16)):
+        source = open_images(DataConfig(source="bundled:photos", size=size), "val")
+        assert isinstance(source, bundled.Photos)
+        for photo, levels in zip(bundled.PHOTOS, source.pyramids, strict=True):
+            part, _ = bundled.photo_part(bundled._read_photo(photo), photo, "val")
+            for level in levels:
+                assert level.shape[0] / level.shape[1] == pytest.approx(part.shape[0] / part.shape[1], rel=0.02)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_training_images_follow_the_seed_and_validation_images_do_not(name: str) -> None:
     train, again, val = opened(name, flip=True), opened(name, flip=True), opened(name, "val")
     draws = [train.load(11, seed)[0] for seed in range(8)]
@@ -134,6 +177,8 @@ def test_fingerprints_tell_apart_what_gives_other_pixels(name: str) -> None:
         ({"source": ""}, "source=''"),
         ({"size": 8}, "size=8: expected 16 to 256"),
         ({"source": "x", "size": 4}, "size=4: expected 8"),
+        ({"source": "x", "size": (64, 4)}, r"size=\[64, 4\]: expected 8 to 4096 pixels for x"),
+        ({"size": (16, 257)}, r"size=\[16, 257\]: expected 16 to 256 pixels for bundled:photos"),
         ({"crop": "centre"}, "crop='centre': expected one of center, random, resized"),
         ({"scale": (0.5, 0.2)}, r"scale=\[0.5, 0.2\]: expected 0 < least"),
         ({"scale": (0.5, 1.2)}, r"scale=\[0.5, 1.2\]"),

@@ -132,13 +132,13 @@ def test_a_forked_process_starts_a_pass_of_its_own(tmp_path: Path, monkeypatch: 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_process_decodes_only_its_own_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
     datasets.DatasetDict({"train": rows(12)}).save_to_disk(str(tmp_path / "a"))
-    source, decoded, decode = opened(f"hf:{tmp_path}/a", streamed=True), [], stream.to_square
+    source, decoded, decode = opened(f"hf:{tmp_path}/a", streamed=True), [], stream.to_shape
 
     def counted(file: bytes, name: str, *rest: Any) -> Any:
         decoded.append(name.rsplit(" ", 1)[1])
         return decode(file, name, *rest)
 
-    monkeypatch.setattr(stream, "to_square", counted)
+    monkeypatch.setattr(stream, "to_shape", counted)
     sampler = StepSampler(12, 6, 0, rank, 2)
     for _ in zip(range(2), ImageBatches(source, sampler), strict=False):
         pass

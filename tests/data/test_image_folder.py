@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -159,8 +160,19 @@ def test_validation_images_may_lie_elsewhere(tmp_path: Path) -> None:
 def test_a_picture_that_enlarging_would_blow_up_is_broken(tmp_path: Path) -> None:
     fill(tmp_path, ["0.png", "1.png"], 1, 600)
     config = DataConfig(source=str(tmp_path), size=64, max_pixels=64 * 64 * 500)
-    with pytest.raises(BrokenImageError, match="1 by 600 pixels are too narrow for 64 a side"):
+    with pytest.raises(BrokenImageError, match="600 x 1 pixels are too narrow for size 64"):
         open_images(config, "train").load(0, 0)
+
+
+def test_what_is_too_narrow_for_a_rectangle_is_counted_by_the_side_that_grows_most(tmp_path: Path) -> None:
+    fill(tmp_path, ["0.png", "1.png"], 1, 600)
+    # The height grows 8 and 16 times, and the width with it; then the width grows 4 times and the height with it.
+    for source, size, pixels in ((1, (8, 4000), 8 * 4800), (1, (16, 9), 16 * 9600), (2, (8, 2400), 8 * 2400)):
+        fill(tmp_path, ["0.png", "1.png"], source, 600)
+        config = DataConfig(source=str(tmp_path), size=size, max_pixels=pixels)
+        assert open_images(config, "train").load(0, 0)[0].shape == (*size, 3)
+        with pytest.raises(BrokenImageError, match=f"are too narrow for size {size[0]}x{size[1]}"):
+            open_images(replace(config, max_pixels=pixels - 1), "train").load(0, 0)
 
 
 def test_wrong_folders_are_named_in_one_line(tmp_path: Path) -> None:

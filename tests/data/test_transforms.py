@@ -75,6 +75,71 @@ def test_resized_crops_are_those_of_torchvision(height: int, width: int, scale: 
         np.testing.assert_array_equal(resized_crop(image, 16, scale, ratio, Draws(seed)), np.asarray(part))
 
 
+def pillow_covering(image: np.ndarray, height: int, width: int) -> Image.Image:
+    """ADM's resize for a rectangle: box halving while both sides allow it, then bicubic until it is just covered."""
+    picture = Image.fromarray(image)
+    while picture.width // width >= 2 and picture.height // height >= 2:
+        picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
+    decided_by_height = picture.width * height >= picture.height * width
+    scale = height / picture.height if decided_by_height else width / picture.width  # a product, as ADM rounds it
+    by_height, by_width = (round(picture.width * scale), height), (width, round(picture.height * scale))
+    return picture.resize(by_height if decided_by_height else by_width, Image.Resampling.BICUBIC)
+
+
+PICTURES = [(50, 70), (70, 50), (300, 90), (90, 300), (24, 40), (11, 9), (24, 24), (49, 81)]
+
+
+@pytest.mark.parametrize(("height", "width"), PICTURES)
+@pytest.mark.parametrize("size", [(24, 40), (40, 24), (8, 33)])
+def test_a_rectangle_is_the_middle_of_the_picture_that_covers_it(
+    height: int, width: int, size: tuple[int, int]
+) -> None:
+    whole = pillow_covering(noise(height, width), *size)
+    assert whole.height == size[0] or whole.width == size[1]
+    left, top = (whole.width - size[1]) // 2, (whole.height - size[0]) // 2
+    expected = np.asarray(whole.crop((left, top, left + size[1], top + size[0])))
+    np.testing.assert_array_equal(center_crop(noise(height, width), size), expected)
+
+
+@pytest.mark.parametrize("size", [(24, 40), (40, 24)])
+def test_random_rectangles_are_parts_of_pictures_up_to_a_quarter_larger(size: tuple[int, int]) -> None:
+    image, heights = noise(90, 120), set()
+    for seed in range(60):
+        drawn = random_crop(image, size, random.Random(seed).randrange)
+        draws = random.Random(seed)
+        more = draws.randrange(size[0] // 4 + 1)
+        whole = pillow_covering(image, size[0] + more, -(-size[1] * (size[0] + more) // size[0]))
+        top, left = draws.randrange(whole.height - size[0] + 1), draws.randrange(whole.width - size[1] + 1)
+        np.testing.assert_array_equal(drawn, np.asarray(whole.crop((left, top, left + size[1], top + size[0]))))
+        heights.add(size[0] + more)
+    assert (min(heights), max(heights)) == (size[0], size[0] * 5 // 4)
+
+
+@pytest.mark.parametrize("crop", ["center", "random", "resized"])
+def test_a_side_twice_is_a_square(crop: str) -> None:
+    image = noise(90, 70)
+    for seed in range(5):
+        made = {
+            "center": lambda size: center_crop(image, size),
+            "random": lambda size, seed=seed: random_crop(image, size, random.Random(seed).randrange),
+            "resized": lambda size, seed=seed: resized_crop(image, size, (0.1, 1.0), (0.5, 2.0), Draws(seed)),
+        }[crop]
+        np.testing.assert_array_equal(made(24), made((24, 24)))
+
+
+def test_resized_crops_of_a_rectangle_are_stretched_no_more_than_those_of_a_square() -> None:
+    rows, columns = np.mgrid[:240, :240].astype(np.uint8)
+    image = np.stack([rows, columns, rows], axis=-1)
+    stretched = []
+    for seed in range(300):
+        drawn = resized_crop(image, (12, 24), (0.05, 0.1), (0.8, 1.25), Draws(seed)).astype(int)
+        assert drawn.shape == (12, 24, 3)
+        down, across = (drawn[-1, -1, 0] - drawn[0, 0, 0]) / 11, (drawn[-1, -1, 1] - drawn[0, 0, 1]) / 23
+        stretched.append(across / down)
+    assert min(stretched) == pytest.approx(0.8, abs=0.06)
+    assert max(stretched) == pytest.approx(1.25, abs=0.08)
+
+
 def test_resized_crops_fill_the_ranges_that_are_asked() -> None:
     rows, columns = np.mgrid[:200, :200].astype(np.uint8)
     image = np.stack([rows, columns, rows], axis=-1)

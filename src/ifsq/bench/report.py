@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from ifsq.config import InputError, build, read_json
+from ifsq.data.images import DataConfig, height_width, size_text
 from ifsq.evaluation import SHEET_CLASSES
 from ifsq.metrics.card import ProtocolCard, code_version, compare
 from ifsq.store.files import write_text
@@ -176,11 +177,11 @@ def _reconstructions(run: Run) -> dict[str, Any] | None:
     if not picture.is_file():
         return None
     quantizer = build(QuantizerConfig, run.config["experiment"]["tokenizer"]["quantizer"], str(run.folder))
-    data = run.config["experiment"]["data"]
+    data = build(DataConfig, run.config["experiment"]["data"], str(run.folder))
     rate = ", ".join(f"{name} {value}" for name, value in rate_of(quantizer).items())
     mean, deviation = run.figure("PSNR, dB", "mean"), run.figure("PSNR, dB", "std")
     text = (
-        f"Images of {data['source']} at {data['size']} px; {rate}. PSNR {mean:.2f} dB over all held-out images, "
+        f"Images of {data.source} at {size_text(data.size)} px; {rate}. PSNR {mean:.2f} dB over all held-out images, "
         f"standard deviation between images {deviation:.2f} dB."
     )
     return {"image": _png(picture), "width": _shown_width(picture), "text": text}
@@ -209,7 +210,7 @@ def _samples_text(generators: Sequence[Run]) -> str:
 def _row_height(generators: Sequence[Run]) -> int:
     if not generators:
         return 0
-    return SCALE * (generators[0].evaluation["cards"][0]["size"] + GAP)
+    return SCALE * (height_width(next(iter(_cards(generators[0]).values())).size)[0] + GAP)
 
 
 def _rows(run: Run) -> list[dict[str, Any]]:

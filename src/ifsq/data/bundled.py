@@ -23,7 +23,7 @@ class Bundled(ImageSource):
     """Base of the bundled sources; a subclass draws the picture, this one owns seeds and flips."""
 
     def __init__(self, config: DataConfig, split: str) -> None:
-        self.config, self.split, self.size = config.for_split(split), split, config.size
+        self.config, self.split, self.shape = config.for_split(split), split, (*config.sides, 3)
 
     def load(self, index: int, seed: int) -> tuple[UInt8[np.ndarray, "H W 3"], int]:
         """See `ImageSource.load`."""
@@ -63,12 +63,12 @@ PHOTOS = (
     Photo("flower", "scikit-learn", "flower.jpg", frame=(0.1, 0.1, 0.85, 1.0), held_out="right"),
 )
 SCALES = tuple(0.16 * 2 ** (step / 4) for step in range(5))
-"""Side of a crop as a part of the picture's shorter side: 0.16 to 0.32, evenly in the logarithm."""
+"""Longer side of a crop as a part of the picture's shorter side: 0.16 to 0.32, evenly in the logarithm."""
 CROPS_PER_PHOTO = {"train": 1024, "val": 64}
 
 
 class Photos(Bundled):
-    """Random square crops of ten colour photographs; the class is the picture (index modulo 10).
+    """Random crops of ten colour photographs; the class is the picture (index modulo 10).
 
     Validation crops come from a third of each picture that no training crop touches: the two parts are cut apart
     before any resizing. Each part is kept at five scales, so that a crop is a slice.
@@ -78,7 +78,7 @@ class Photos(Bundled):
         super().__init__(config, split)
         self.classes = tuple(photo.name for photo in PHOTOS)
         parts = [photo_part(_read_photo(photo), photo, split) for photo in PHOTOS]
-        self.pyramids = [_pyramid(part, short, config.size) for part, short in parts]
+        self.pyramids = [_pyramid(part, short, config.sides) for part, short in parts]
         self.fingerprint = fingerprint(
             self.config, split, f"photos 1, {SCALES}, {CROPS_PER_PHOTO}", (part.tobytes() for part, _ in parts)
         )
@@ -87,10 +87,10 @@ class Photos(Bundled):
         return CROPS_PER_PHOTO[self.split] * len(PHOTOS)
 
     def _draw(self, index: int, draws: Draws) -> tuple[np.ndarray, int]:
-        label, size = index % len(PHOTOS), self.config.size
+        label, (height, width) = index % len(PHOTOS), self.config.sides
         level = self.pyramids[label][draws.below(len(SCALES))]
-        top, left = draws.below(level.shape[0] - size + 1), draws.below(level.shape[1] - size + 1)
-        return level[top : top + size, left : left + size], label
+        top, left = draws.below(level.shape[0] - height + 1), draws.below(level.shape[1] - width + 1)
+        return level[top : top + height, left : left + width], label
 
 
 def photo_part(image: UInt8[np.ndarray, "H W 3"], photo: Photo, split: str) -> tuple[UInt8[np.ndarray, "h w 3"], int]:
@@ -107,8 +107,8 @@ def photo_part(image: UInt8[np.ndarray, "H W 3"], photo: Photo, split: str) -> t
 class Digits(Bundled):
     """Scikit-learn's 1797 handwritten digits, white on black; every fifth image of a class is held out.
 
-    The 8 x 8 originals fill the middle three quarters, bicubic, and move by up to a sixteenth of the size either way,
-    so that a digit is always whole. In validation the move depends on the index alone.
+    The 8 x 8 originals fill the middle three quarters of the shorter side, bicubic, and move by up to a sixteenth of it
+    either way, so that a digit is always whole. In validation the move depends on the index alone.
     """
 
     def __init__(self, config: DataConfig, split: str) -> None:
@@ -119,7 +119,7 @@ class Digits(Bundled):
         for label in range(10):
             place_in_class[labels == label] = np.arange((labels == label).sum())
         keep = (place_in_class % 5 == 4) == (split == "val")
-        self.labels, side = labels[keep], config.size * 3 // 4
+        self.labels, side = labels[keep], min(config.sides) * 3 // 4
         self.digits = np.stack([_enlarge(digit, side) for digit in pixels[keep]])
         self.fingerprint = fingerprint(self.config, split, "digits 1", (pixels[keep].tobytes(), self.labels.tobytes()))
 
@@ -127,10 +127,10 @@ class Digits(Bundled):
         return len(self.labels)
 
     def _draw(self, index: int, draws: Draws) -> tuple[np.ndarray, int]:
-        digit, size = self.digits[index], self.config.size
-        side, reach = digit.shape[0], size // 16
-        top, left = ((size - side) // 2 + draws.below(2 * reach + 1) - reach for _ in range(2))
-        image = np.zeros((size, size, 3), dtype=np.uint8)
+        digit, sides = self.digits[index], self.config.sides
+        side, reach = digit.shape[0], min(sides) // 16
+        top, left = ((length - side) // 2 + draws.below(2 * reach + 1) - reach for length in sides)
+        image = np.zeros((*sides, 3), dtype=np.uint8)
         image[top : top + side, left : left + side] = digit[..., None]
         return image, int(self.labels[index])
 
@@ -172,12 +172,12 @@ class Shapes(Bundled):
         return SHAPES_PER_CLASS[self.split] * len(OUTLINES)
 
     def _draw(self, index: int, draws: Draws) -> tuple[np.ndarray, int]:
-        label, size = index % len(OUTLINES), self.config.size
+        label, (height, width) = index % len(OUTLINES), self.config.sides
         polygons, hollow = OUTLINES[self.classes[label]]
         ground, colour = _two_colours(draws)
-        radius = size * (0.22 + 0.2 * draws.uniform())
-        middle = [radius + (size - 2 * radius) * draws.uniform() for _ in range(2)]
-        canvas = Image.new("RGB", (4 * size, 4 * size), ground)
+        radius = min(height, width) * (0.22 + 0.2 * draws.uniform())
+        middle = [radius + (length - 2 * radius) * draws.uniform() for length in (width, height)]
+        canvas = Image.new("RGB", (4 * width, 4 * height), ground)
         brush = ImageDraw.Draw(canvas)
         for polygon in polygons:
             brush.polygon(_place(polygon, middle, radius), fill=colour)
@@ -215,12 +215,12 @@ def _read_photo(photo: Photo) -> np.ndarray:
     return read_image(_packaged(photo.package, f"{folder}/{photo.file}"))
 
 
-def _pyramid(part: np.ndarray, short: int, size: int) -> list[np.ndarray]:
-    """The part resized so that ``size`` pixels span each of `SCALES`, antialiased."""
+def _pyramid(part: np.ndarray, short: int, sides: tuple[int, int]) -> list[np.ndarray]:
+    """The part resized so that the longer of ``sides`` spans each of `SCALES`, antialiased."""
     picture, levels = Image.fromarray(part), []
     for scale in SCALES:
-        factor = size / (scale * short)
-        shape = (max(size, round(picture.width * factor)), max(size, round(picture.height * factor)))
+        factor = max(sides) / (scale * short)
+        shape = (max(sides[1], round(picture.width * factor)), max(sides[0], round(picture.height * factor)))
         levels.append(np.asarray(picture.resize(shape, Image.Resampling.BICUBIC)))
     return levels
 

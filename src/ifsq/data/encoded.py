@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 
 from ifsq.data.decode import read_image
 from ifsq.data.draws import Draws
-from ifsq.data.images import BrokenImageError, DataConfig, DataError, ImageSource, fingerprint
+from ifsq.data.images import BrokenImageError, DataConfig, DataError, ImageSource, fingerprint, size_text
 from ifsq.data.labels import NO_CLASSES, number_classes, plain_label
 from ifsq.data.transforms import RESIZE_KERNEL, center_crop, random_crop, resized_crop
 
@@ -70,7 +70,7 @@ class EncodedImages(ImageSource):
     """
 
     def __init__(self, config: DataConfig, split: str, train: Catalogue, val: Catalogue | None) -> None:
-        self.config, self.size, self.broken = config.for_split(split), config.size, config.broken
+        self.config, self.shape, self.broken = config.for_split(split), (*config.sides, 3), config.broken
         self.catalogue = train if val is None or split == "train" else val
         names = self.catalogue.names
         self.kept = range(len(names)) if val is not None else held_out(names, split, train.place)
@@ -96,7 +96,7 @@ class EncodedImages(ImageSource):
     def load(self, index: int, seed: int) -> tuple[UInt8[np.ndarray, "H W 3"], int]:
         """See `ImageSource.load`."""
         position = self.kept[index]
-        image = to_square(self.catalogue.read(position), self.catalogue.where(position), self.config, Draws(seed))
+        image = to_shape(self.catalogue.read(position), self.catalogue.where(position), self.config, Draws(seed))
         return image, self.labels[index]
 
     def _labels(self, train: Catalogue) -> list[int]:
@@ -112,27 +112,35 @@ class EncodedImages(ImageSource):
         return labels
 
 
-def to_square(file: Path | bytes, name: str, config: DataConfig, draws: Draws) -> UInt8[np.ndarray, "H W 3"]:
+def to_shape(file: Path | bytes, name: str, config: DataConfig, draws: Draws) -> UInt8[np.ndarray, "H W 3"]:
     """Read a file, crop and flip it as the config of its split says; small images are enlarged.
 
     Raises BrokenImageError, also for a picture so narrow that it would have more than ``max_pixels`` once enlarged.
     """
     path, content = (name, file) if isinstance(file, bytes) else (file, None)
-    image, size = read_image(path, content, config.max_pixels), config.size
-    short, long = sorted(image.shape[:2])
+    image = read_image(path, content, config.max_pixels)
     if config.crop == "resized":
-        square = resized_crop(image, size, config.scale, config.ratio, draws)
-    elif size * size * long > short * config.max_pixels:
+        cropped = resized_crop(image, config.size, config.scale, config.ratio, draws)
+    elif _is_too_narrow(image, config):
         raise BrokenImageError(
-            f"image {path} cannot be used: {short} by {long} pixels are too narrow for {size} a side"
+            f"image {path} cannot be used: {image.shape[1]} x {image.shape[0]} pixels are too narrow for size"
+            f" {size_text(config.size)}"
         )
     elif config.crop == "random":
-        square = random_crop(image, size, draws.below)
+        cropped = random_crop(image, config.size, draws.below)
     else:
-        square = center_crop(image, size)
+        cropped = center_crop(image, config.size)
     if config.flip and draws.below(2):
-        square = square[:, ::-1]
-    return np.ascontiguousarray(square)
+        cropped = cropped[:, ::-1]
+    return np.ascontiguousarray(cropped)
+
+
+def _is_too_narrow(image: UInt8[np.ndarray, "H W 3"], config: DataConfig) -> bool:
+    """Whether the picture has more than ``max_pixels`` where it just covers the size, which a thin strip has."""
+    (height, width), (down, across) = image.shape[:2], config.sides
+    # The side that has most to grow decides; the other one grows with it.
+    side, other, target = (height, width, down) if down * width >= across * height else (width, height, across)
+    return target * target * other > side * config.max_pixels
 
 
 def held_out(names: Sequence[str], split: str, place: str) -> list[int]:

@@ -10,6 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -22,6 +23,8 @@ CROPS = ("center", "random", "resized")
 BROKEN = ("refuse", "skip")
 HUGE = 89_478_485
 """Pixels above which Pillow suspects a decompression bomb."""
+Size = int | tuple[int, int]
+"""Pixels a side of a square, or the height and the width of a rectangle."""
 
 
 class DataError(InputError):
@@ -32,6 +35,16 @@ class BrokenImageError(DataError):
     """One image that cannot be read, or is too large. The only error that ``broken = "skip"`` passes over."""
 
 
+def height_width(size: Size) -> tuple[int, int]:
+    """Height and width in pixels."""
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def size_text(size: Size) -> str:
+    """``32``, or ``16x32`` for a height of 16 and a width of 32: as ``--size`` takes it."""
+    return str(size) if isinstance(size, int) else f"{size[0]}x{size[1]}"
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """Where images come from and how they are brought to one size.
@@ -39,13 +52,13 @@ class DataConfig:
     source      ``bundled:photos``, ``bundled:digits`` or ``bundled:shapes``; the path of a folder of images; of a list
                 (.txt, .csv, .tsv, .jsonl: see ``listed``); of .tar shards, a pattern of them or a folder of them (see
                 ``shards``); ``hf:NAME`` or ``hf:FOLDER``, a data set of Hugging Face (see ``hf``)
-    size        height and width in pixels
+    size        pixels a side; or ``[height, width]``, which is the same where both are equal
     flip        mirror half of the training images; validation images never
-    crop        of training images: ``center``; ``random``, a square of the picture whose shorter side is size to
-                1.25 size; ``resized``, a part of random area and shape, stretched to the square. Validation images are
-                always cropped at the centre; bundled sources have their own recipe
+    crop        of training images: ``center``; ``random``, a part of the picture after it was brought to the least size
+                that covers size to 1.25 size; ``resized``, a part of random area and shape, stretched to the size.
+                Validation images are always cropped at the centre; bundled sources have their own recipe
     scale       ``resized``: least and greatest area of the part, as a fraction of the picture's
-    ratio       ``resized``: least and greatest width over height of the part
+    ratio       ``resized``: least and greatest width over height of the part, in units of those of the size
     val_source  where validation images come from; "": the source's own ``val``, or a twentieth of it that names decide
     broken      an image that cannot be read or is too large: ``refuse`` ends the run with its name; ``skip`` leaves it
                 out of its batch and names it there (see ``sampler.ImageBatches``)
@@ -55,7 +68,7 @@ class DataConfig:
     """
 
     source: str = "bundled:photos"
-    size: int = 32
+    size: Size = 32
     flip: bool = False
     crop: str = "center"
     scale: tuple[float, float] = (0.08, 1.0)
@@ -69,15 +82,27 @@ class DataConfig:
     def __post_init__(self) -> None:
         if not self.source or (self.source.startswith("bundled:") and self.source not in BUNDLED):
             raise DataError(f"source={self.source!r}: expected one of {', '.join(BUNDLED)} or a folder")
-        low, high = (16, 256) if self.source in BUNDLED else (8, 4096)
-        if not low <= self.size <= high:
-            raise DataError(f"size={self.size}: expected {low} to {high} pixels for {self.source}")
+        self._check_size()
         if self.crop not in CROPS:
             raise DataError(f"crop={self.crop!r}: expected one of {', '.join(CROPS)}")
         if self.broken not in BROKEN:
             raise DataError(f"broken={self.broken!r}: expected one of {', '.join(BROKEN)}")
         self._check_ranges()
         self._check_sources()
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Height and width of the images in pixels."""
+        return height_width(self.size)
+
+    def _check_size(self) -> None:
+        low, high = (16, 256) if self.source in BUNDLED else (8, 4096)
+        if not all(low <= side <= high for side in self.sides):
+            told = self.size if isinstance(self.size, int) else list(self.size)
+            raise DataError(f"size={told}: expected {low} to {high} pixels for {self.source}")
+        height, width = self.sides
+        # Said in two ways, a square is still one: equal configs, hashes and fingerprints.
+        object.__setattr__(self, "size", height if height == width else (height, width))
 
     def _check_ranges(self) -> None:
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
@@ -103,13 +128,13 @@ class DataConfig:
 
 
 class ImageSource(ABC):
-    """Labelled images of one size.
+    """Labelled images of one shape.
 
     classes      names; a label is a position in it
     fingerprint  SHA-256 (hex) over everything that decides the pixels, but not where they lie: equal fingerprints give
                  equal images. Of files it covers names, sizes in bytes and labels, not the bytes: an edit that keeps
                  all three goes unseen. Of a stream it covers the source's name and the count alone
-    size         height and width in pixels
+    shape        height, width and channels of every image
     broken       what happens to an image whose `load` raises `BrokenImageError`: ``refuse`` or ``skip``
     block        0: any image is as near as any other; else they are read in order, and only inside of a block of so
                  many may they be shuffled
@@ -117,7 +142,7 @@ class ImageSource(ABC):
 
     classes: tuple[str, ...]
     fingerprint: str
-    size: int
+    shape: tuple[int, int, int]
     broken: str = "refuse"
     block: int = 0
 
@@ -126,7 +151,7 @@ class ImageSource(ABC):
         """Images in an epoch."""
 
     @abstractmethod
-    def load(self, index: int, seed: int) -> tuple[UInt8[np.ndarray, "H W 3"], int]:
+    def load(self, index: int, seed: int) -> tuple[UInt8[np.ndarray, "H W c"], int]:
         """Image 0 <= index < len and its label. The seed (0 to 2**63 - 1) decides crop and flip in training only.
 
         Raises `BrokenImageError` where this image alone cannot be used.
@@ -135,7 +160,13 @@ class ImageSource(ABC):
 
 def fingerprint(config: DataConfig, split: str, recipe: str, contents: Iterable[bytes]) -> str:
     """SHA-256 (hex) of how images are made (not of the path they lie under) and of what they are made from."""
-    how = {"size": config.size, "flip": config.flip, "crop": config.crop, "split": split, "recipe": recipe}
+    how: dict[str, Any] = {
+        "size": config.size,
+        "flip": config.flip,
+        "crop": config.crop,
+        "split": split,
+        "recipe": recipe,
+    }
     if config.crop == "resized":
         how |= {"scale": config.scale, "ratio": config.ratio}
     if config.broken == "skip":  # decides which images there are

@@ -178,8 +178,7 @@ class _Stacked(Dataset):
             else:
                 images.append(image)
                 labels.append(label)
-        size = self.source.size
-        stacked = np.stack(images) if images else np.empty((0, size, size, 3), dtype=np.uint8)
+        stacked = np.stack(images) if images else np.empty((0, *self.source.shape), dtype=np.uint8)
         return torch.from_numpy(stacked), torch.tensor(labels, dtype=torch.int64), tuple(skipped)
 
 

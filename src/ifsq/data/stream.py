@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from ifsq.data.draws import Draws
-from ifsq.data.encoded import to_square
+from ifsq.data.encoded import to_shape
 from ifsq.data.hf import Columns, classes_of, file_of, find_columns, label_of, open_splits, read_errors, undecoded
 from ifsq.data.images import DataConfig, DataError, ImageSource, fingerprint
 from ifsq.data.labels import NO_CLASSES, plain_label
@@ -32,7 +32,7 @@ class Stream(ImageSource):
     """
 
     def __init__(self, config: DataConfig, split: str) -> None:
-        self.config, self.size = config.for_split(split), config.size
+        self.config, self.shape = config.for_split(split), (*config.sides, 3)
         self.broken, self.block = config.broken, config.block
         train, val = open_splits(config.source, stream=True)
         self.place, dataset = config.source, train if split == "train" else val
@@ -71,7 +71,7 @@ class Stream(ImageSource):
             if word is None:
                 raise DataError(f"{where}: has no label, expected one in every row")
             label = self.number[plain_label(word)]
-        return to_square(file, where, self.config, Draws(seed)), label
+        return to_shape(file, where, self.config, Draws(seed)), label
 
     def _reading(self) -> "_Reader":
         if self._reader is None or self._reader.process != os.getpid():  # a worker starts a pass of its own

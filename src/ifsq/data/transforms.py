@@ -1,7 +1,7 @@
 """Arrays of images: cropping, converting, writing. Everything before the float conversion is 8-bit.
 
-Resizing follows the ADM convention that the field's ImageNet numbers use: halve with a box filter while the shorter
-side is at least twice the target, then bicubic to the target.
+Resizing follows the ADM convention that the field's ImageNet numbers use: halve with a box filter while both sides are
+at least twice the target's, then bicubic to the least size that covers the target.
 """
 
 import io
@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from ifsq.data.draws import Draws
+from ifsq.data.images import Size, height_width
 from ifsq.store.files import write_bytes
 
 RESIZE_KERNEL = "box halving, then bicubic (Pillow)"
@@ -28,40 +29,46 @@ def write_png(image: UInt8[np.ndarray, "H W 3"], path: Path) -> None:
     write_bytes(path, content.getvalue())
 
 
-def center_crop(image: UInt8[np.ndarray, "H W 3"], size: int) -> UInt8[np.ndarray, "size size 3"]:
-    """Shorter side to ``size``, then the central square."""
-    array = _shorter_side_to(image, size)
-    top, left = (array.shape[0] - size) // 2, (array.shape[1] - size) // 2
-    return array[top : top + size, left : left + size]
+def center_crop(image: UInt8[np.ndarray, "H W 3"], size: Size) -> UInt8[np.ndarray, "h w 3"]:
+    """The least picture that covers ``size``, then its middle."""
+    height, width = height_width(size)
+    array = _covering(image, height, width)
+    top, left = (array.shape[0] - height) // 2, (array.shape[1] - width) // 2
+    return array[top : top + height, left : left + width]
 
 
 def random_crop(
-    image: UInt8[np.ndarray, "H W 3"], size: int, below: Callable[[int], int]
-) -> UInt8[np.ndarray, "size size 3"]:
-    """Shorter side to a random length in [size, 1.25 size], then a square at a random place.
+    image: UInt8[np.ndarray, "H W 3"], size: Size, below: Callable[[int], int]
+) -> UInt8[np.ndarray, "h w 3"]:
+    """The least picture that covers a random size, 1 to 1.25 times ``size``, then a part at a random place.
 
-    below  ``below(n)`` draws an integer in 0 .. n - 1; called for the length, the row and the column
+    below  ``below(n)`` draws an integer in 0 .. n - 1; called for the random height, the row and the column
     """
-    longest = -(-size * 5 // 4)
-    array = _shorter_side_to(image, size + below(longest - size + 1))
-    top, left = below(array.shape[0] - size + 1), below(array.shape[1] - size + 1)
-    return array[top : top + size, left : left + size]
+    height, width = height_width(size)
+    longest = -(-height * 5 // 4)
+    drawn = height + below(longest - height + 1)
+    array = _covering(image, drawn, -(-width * drawn // height))
+    top, left = below(array.shape[0] - height + 1), below(array.shape[1] - width + 1)
+    return array[top : top + height, left : left + width]
 
 
 def resized_crop(
-    image: UInt8[np.ndarray, "H W 3"], size: int, scale: tuple[float, float], ratio: tuple[float, float], draws: Draws
-) -> UInt8[np.ndarray, "size size 3"]:
-    """A part of random area and shape at a random place, stretched to a square: torchvision's RandomResizedCrop.
+    image: UInt8[np.ndarray, "H W 3"], size: Size, scale: tuple[float, float], ratio: tuple[float, float], draws: Draws
+) -> UInt8[np.ndarray, "h w 3"]:
+    """A part of random area and shape at a random place, stretched to ``size``: torchvision's RandomResizedCrop.
 
     scale  least and greatest area of the part, as a fraction of the picture's; uniform in between
-    ratio  least and greatest width over height; uniform in the logarithm
+    ratio  least and greatest width over height in units of those of ``size``; uniform in the logarithm. (There they
+           are the part's own: for a rectangle every part would be stretched.)
 
     As there, bilinear with antialiasing, and after ten parts that do not fit the largest central one that obeys
     ``ratio``. The parts are cut out before they are resized, so that no pixel from beside them is mixed in.
     """
-    left, top, width, height = _part(image.shape[1], image.shape[0], scale, ratio, draws)
+    down, across = height_width(size)
+    shape = across / down
+    left, top, width, height = _part(image.shape[1], image.shape[0], scale, (ratio[0] * shape, ratio[1] * shape), draws)
     part = Image.fromarray(image[top : top + height, left : left + width])
-    return np.asarray(part.resize((size, size), Image.Resampling.BILINEAR))
+    return np.asarray(part.resize((across, down), Image.Resampling.BILINEAR))
 
 
 def _part(
@@ -109,10 +116,11 @@ def image_grid(images: UInt8[np.ndarray, "n H W 3"], columns: int, gap: int = 2)
     return sheet
 
 
-def _shorter_side_to(image: np.ndarray, target: int) -> np.ndarray:
+def _covering(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The whole picture at the least size that is nowhere below the target."""
     picture = Image.fromarray(image)
-    while min(picture.size) >= 2 * target:
+    while picture.height >= 2 * height and picture.width >= 2 * width:
         picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
-    scale = target / min(picture.size)
+    scale = max(height / picture.height, width / picture.width)
     shape = (round(picture.width * scale), round(picture.height * scale))
     return np.asarray(picture.resize(shape, Image.Resampling.BICUBIC))

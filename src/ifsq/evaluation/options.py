@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from ifsq.config import InputError
-from ifsq.data.images import SPLITS
+from ifsq.data.images import SPLITS, Size, height_width, size_text
 from ifsq.pretrained.lpips import SMALLEST
 
 OFFICIAL = "official"
@@ -15,7 +15,7 @@ class TokenizerEvaluation:
 
     source  folder of images or a bundled source; empty: what the tokenizer was trained on
     split   ``val`` or ``train``; neither is flipped or cropped at random
-    size    pixels a side; 0: what the tokenizer was trained on
+    size    pixels a side, or height and width; 0: what the tokenizer was trained on
     count   this many images, drawn over the split, always the same; 0: all of them
     judge   the Fréchet distance on the features of the judge, which is trained beside the run when it is not there yet
     lpips   LPIPS: ``official`` for the published weights, found on this machine or fetched; the path of VGG16 weights
@@ -25,7 +25,7 @@ class TokenizerEvaluation:
 
     source: str = ""
     split: str = "val"
-    size: int = 0
+    size: Size = 0
     count: int = 0
     judge: bool = True
     lpips: str = ""
@@ -34,15 +34,15 @@ class TokenizerEvaluation:
     def __post_init__(self) -> None:
         if self.split not in SPLITS:
             raise InputError(f"split {self.split!r}: expected one of {', '.join(SPLITS)}")
-        for name in ("size", "count"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name} {getattr(self, name)}: expected at least 1")
+        for name, least in (("size", min(height_width(self.size))), ("count", self.count)):
+            if least < 0:
+                raise InputError(f"{name} {least}: expected at least 1")
 
-    def check(self, size: int, images: int) -> None:
+    def check(self, size: Size, images: int) -> None:
         """Refuse what these images do not allow. Raises InputError."""
         if self.count > images:
             raise InputError(f"count {self.count}: expected 1 to {images}, the images that there are")
-        if self.lpips and size < SMALLEST:
-            raise InputError(f"lpips of images of {size} pixels: expected at least {SMALLEST}")
+        if self.lpips and min(height_width(size)) < SMALLEST:
+            raise InputError(f"lpips of images of {size_text(size)} pixels: expected at least {SMALLEST}")
         if self.fid and (self.count or images) < 2:
             raise InputError("fid of 1 image: expected at least 2")

@@ -31,9 +31,9 @@ def from_first(here: World, make: Callable[[], Made]) -> Made:
     return value
 
 
-def at_once(size: int) -> int:
-    """Images of ``size`` pixels a side that pass through a tokenizer together: fewer of large ones."""
-    return max(1, min(AT_ONCE, PIXELS_AT_ONCE // size**2))
+def at_once(height: int, width: int) -> int:
+    """Images of this size that pass through a tokenizer together: fewer of large ones."""
+    return max(1, min(AT_ONCE, PIXELS_AT_ONCE // (height * width)))
 
 
 def spread(images: ImageSource, n: int) -> list[int]:

@@ -27,13 +27,12 @@ class Pairs:
     reconstructions: UInt8[np.ndarray, "n H W 3"]
 
 
-def shown_pairs(
-    tokenizer: Tokenizer, images: ImageSource, size: int, device: torch.device, indices: Sequence[int]
-) -> Pairs:
+def shown_pairs(tokenizer: Tokenizer, images: ImageSource, device: torch.device, indices: Sequence[int]) -> Pairs:
     """The images at the first ``indices`` that the sheets show, through the tokenizer."""
     originals, again = [], []
-    shown = indices[: SHEET_ROWS * _columns(size)]
-    for batch in iterate_once(images, at_once(size), indices=shown):
+    height, width, _ = images.shape
+    shown = indices[: SHEET_ROWS * _columns(width)]
+    for batch in iterate_once(images, at_once(height, width), indices=shown):
         if not len(batch.images):  # none of them could be read
             continue
         originals.append(to_uint8(batch.images))
@@ -68,15 +67,15 @@ def difference_sheet(pairs: Pairs) -> Differences:
     return Differences(_rows(pairs.originals, pairs.reconstructions, drawn), scale)
 
 
-def _columns(size: int) -> int:
-    """Images side by side: a sheet is not much wider than `SHEET_WIDTH`."""
-    return max(4, min(SHEET_COLUMNS, SHEET_WIDTH // size))
+def _columns(width: int) -> int:
+    """Images of this width side by side: a sheet is not much wider than `SHEET_WIDTH`."""
+    return max(4, min(SHEET_COLUMNS, SHEET_WIDTH // width))
 
 
 def _rows(*kinds: UInt8[np.ndarray, "n H W 3"]) -> np.ndarray:
     """As many images of each kind in a row as a sheet is wide, the kinds below each other, then the next of them."""
-    count, size = len(kinds[0]), kinds[0].shape[1]
-    columns = min(count, _columns(size))
+    count, width = len(kinds[0]), kinds[0].shape[2]
+    columns = min(count, _columns(width))
     blank = np.full((-count % columns, *kinds[0].shape[1:]), 255, np.uint8)
     full = [np.concatenate([images, blank]) for images in kinds]
     starts = range(0, count, columns)
@@ -104,6 +103,6 @@ def real_rows(images: ImageSource, shown: int) -> np.ndarray:
             found[label].append(picture)
         if all(len(pictures) == REAL_COLUMNS for pictures in found.values()):
             break
-    blank = np.full((images.size, images.size, 3), 255, np.uint8)  # a class may have fewer images
+    blank = np.full(images.shape, 255, np.uint8)  # a class may have fewer images
     columns = [pictures + [blank] * (REAL_COLUMNS - len(pictures)) for pictures in found.values()]
     return np.stack([pictures[row] for row in range(REAL_COLUMNS) for pictures in columns])

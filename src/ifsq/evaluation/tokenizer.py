@@ -13,7 +13,7 @@ from torch import Tensor
 from ifsq.codes import CodeSpec
 from ifsq.config import InputError
 from ifsq.data import DataError, ImageBatch, ImageSource, iterate_once, to_float, to_uint8
-from ifsq.data.images import DataConfig
+from ifsq.data.images import DataConfig, size_text
 from ifsq.evaluation.levels import LevelCounts, LevelUse
 from ifsq.evaluation.protocol import at_once, blank_card, from_first
 from ifsq.metrics import (
@@ -94,7 +94,7 @@ def measure_tokenizer(
     Whole batches are dealt out, so that a network sees the same batches however many processes there are. An image that
     could not be read is missing in ``n``. Raises DataError when too few could.
     """
-    batch = at_once(data.size)
+    batch = at_once(*data.sides)
     shares = [indices[at : at + batch] for at in range(0, len(indices), batch)][here.rank :: here.size]
     mine = [index for share in shares for index in share]
     tally = _Tally(tokenizer, data, judges)
@@ -154,7 +154,7 @@ class _Tally:
     def __init__(self, tokenizer: Tokenizer, data: DataConfig, judges: Judges) -> None:
         self.tokenizer, self.lpips = tokenizer, judges.lpips
         self.device = next(tokenizer.parameters()).device
-        self.scales = ms_ssim_scales(data.size, data.size)
+        self.scales = ms_ssim_scales(*data.sides)
         self.extractors = _extractors(judges)
         dims = {name: extractor.dim for name, extractor in self.extractors.items()}
         self.counted = _Counted(tokenizer, _layout(tokenizer, data), dims)
@@ -233,7 +233,7 @@ def _lpips_name(lpips: LPIPS) -> str:
 
 def _layout(tokenizer: Tokenizer, data: DataConfig) -> CodeSpec | None:
     """Levels and groups of what is counted; the lattice plays no part. None where codes are continuous."""
-    quantizer, side = tokenizer.quantizer, data.size // tokenizer.factor
+    quantizer, (height, width) = tokenizer.quantizer, data.sides
     levels = quantizer.levels
     if levels is None:
         return None
@@ -241,7 +241,7 @@ def _layout(tokenizer: Tokenizer, data: DataConfig) -> CodeSpec | None:
         groups = (quantizer.dim,) * (len(levels) // quantizer.dim)
     else:
         groups = getattr(quantizer, "groups", (len(levels),))
-    return CodeSpec(levels, groups, "little", "equal", (side, side))
+    return CodeSpec(levels, groups, "little", "equal", (height // tokenizer.factor, width // tokenizer.factor))
 
 
 def _result(
@@ -261,7 +261,7 @@ def _result(
     ]
     if counted.codes is not None:
         cards += _code_cards(counted.codes.statistics(), blank)
-    left_out = [] if ms_ssim_scales(data.size, data.size) else [f"MS-SSIM: {data.size} pixels, needs 22"]
+    left_out = [] if ms_ssim_scales(*data.sides) else [f"MS-SSIM: {size_text(data.size)} pixels, needs 22"]
     # The deviation of a single value is not known; every other is the unbiased one.
     latents = counted.latents
     deviation = latents.covariance.diagonal().sqrt() if latents.n > 1 else torch.zeros_like(latents.mean)

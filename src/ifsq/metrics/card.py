@@ -21,7 +21,7 @@ class ProtocolCard:
     reference            reference set, as ``bundled:photos val``
     reference_hash       fingerprint of it
     n                    images measured
-    size                 pixels of a side
+    size                 pixels a side, or height and width
     crop, resize_kernel  how images reached that size
     dtype                arithmetic of the measured model
     seed                 of the sampling
@@ -39,7 +39,7 @@ class ProtocolCard:
     reference: str
     reference_hash: str
     n: int
-    size: int
+    size: int | tuple[int, int]
     crop: str
     resize_kernel: str
     dtype: str
@@ -64,7 +64,8 @@ class ProtocolCard:
         odd = sorted(names ^ raw.keys())
         if odd:
             raise ValueError(f"protocol card: field {odd[0]!r} is {'missing' if odd[0] in names else 'unknown'}")
-        return cls(**raw)
+        size = raw["size"]
+        return cls(**{**raw, "size": tuple(size) if isinstance(size, list) else size})
 
 
 COMPARED = ("values", "tokenizer_hash", "generator_hash")
