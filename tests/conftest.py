@@ -2,7 +2,8 @@
 
 import importlib.util
 import os
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,3 +57,21 @@ def formula_weights(golden_folder: Path) -> Callable[[dict[str, list[int]]], dic
 def root() -> Path:
     """The repository."""
     return ROOT
+
+
+@pytest.fixture
+def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[int], Path]]:
+    """``disk(64)``: a file system of its own, of so many KiB."""
+    mounted: list[Path] = []
+
+    def mount(kib: int) -> Path:
+        place = tmp_path_factory.mktemp("disk")
+        command = ["mount", "-t", "tmpfs", "-o", f"size={kib}k", "tmpfs", place]
+        if not hasattr(os, "geteuid") or os.geteuid() or subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("a small file system cannot be mounted here; expected root")
+        mounted.append(place)
+        return place
+
+    yield mount
+    for place in mounted:
+        subprocess.run(["umount", place], check=True)

@@ -1,12 +1,12 @@
 """Files and folders are written whole or not at all, and what the system refuses is one line that names the file."""
 
+import copy
 import errno
 import hashlib
 import os
 import resource
 import stat
-import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,19 +15,9 @@ from safetensors.torch import save_file
 
 from ifsq.config import InputError
 from ifsq.store import files
+from ifsq.store.folders import whole_folder
 
 FULL = "no space left on device"
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 64 KiB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], capture_output=True).returncode:
-        pytest.skip("mounting a small file system needs root")
-    yield disk
-    subprocess.run(["umount", disk], check=True)
 
 
 @pytest.fixture
@@ -109,7 +99,7 @@ def _write_all(place: Path) -> list[str]:
             save_file(big, partial)
 
     def folder() -> None:
-        with files.whole_folder(place / "file", "last") as partial:
+        with whole_folder(place / "file", "last") as partial:
             (partial / "model").write_text("x" * 100_000)
 
     for write in (torch_save, safetensors, folder, lambda: files.write_text(place / "file", "x" * 100_000)):
@@ -120,8 +110,9 @@ def _write_all(place: Path) -> list[str]:
     return told
 
 
-def test_a_full_disk_is_one_line(small_disk: Path) -> None:
-    assert set(_write_all(small_disk)) == {f"{small_disk / 'file'}: cannot be written: {FULL}"}
+def test_a_full_disk_is_one_line(disk: Callable[[int], Path]) -> None:
+    small = disk(64)
+    assert set(_write_all(small)) == {f"{small / 'file'}: cannot be written: {FULL}"}
 
 
 def test_a_file_beyond_the_limit_is_one_line(tmp_path: Path, short_files: int) -> None:
@@ -174,62 +165,9 @@ def test_bytes_are_on_the_disk_before_they_are_named(
         files.write_text(tmp_path / "a", "x")
         assert [done[0].startswith("flush .partial_a"), *done[1:]] == [True, "name a", f"flush {tmp_path.name}"]
     else:
-        with files.whole_folder(tmp_path / "new", "last") as partial:
+        with whole_folder(tmp_path / "new", "last") as partial:
             (partial / "a").write_text("x")
         assert done == ["flush a", "flush .partial_new", "name new", f"flush {tmp_path.name}"]
-
-
-def test_a_folder_appears_whole(tmp_path: Path) -> None:
-    with files.whole_folder(tmp_path / "deep" / "new", "last") as partial:
-        (partial / "last").write_text("x")
-        (partial / "below").mkdir()
-        assert not (tmp_path / "deep" / "new").exists()
-    assert names(tmp_path / "deep") == ["new"]
-    assert names(tmp_path / "deep" / "new") == ["below", "last"]
-
-
-def test_a_folder_that_is_there_stays_and_is_never_of_two_halves(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A volume cannot be renamed, and the folder in which somebody stands should not be."""
-    out = tmp_path / "out"
-    out.mkdir()
-    number = out.stat().st_ino
-    for text in ("old", "new"):
-        with files.whole_folder(out, "last") as partial:
-            for name in ("last", "a", "z"):
-                (partial / name).write_text(text)
-        assert names(out) == ["a", "last", "z"]
-        assert (out / "z").read_text() == text
-    assert out.stat().st_ino == number
-
-    replace = os.replace
-
-    def stopped(a: Path, b: Path) -> None:
-        if b.name == "z":
-            raise KeyboardInterrupt
-        replace(a, b)
-
-    def write() -> None:
-        with files.whole_folder(out, "last") as partial:
-            for name in ("last", "a", "z"):
-                (partial / name).write_text("third")
-
-    monkeypatch.setattr(os, "replace", stopped)
-    with pytest.raises(KeyboardInterrupt):
-        write()
-    assert names(out) == ["a", "z"]
-
-
-def test_links_to_folders_are_followed(tmp_path: Path) -> None:
-    (tmp_path / "real").mkdir()
-    (tmp_path / "link").symlink_to("real")
-    (tmp_path / "dangling").symlink_to("made")
-    for name, target in (("link", "real"), ("dangling", "made")):
-        with files.whole_folder(tmp_path / name, "last") as partial:
-            (partial / "last").write_text("x")
-        assert (tmp_path / name).is_symlink()
-        assert names(tmp_path / target) == ["last"]
 
 
 def test_a_new_volume_and_unfinished_files_leave_a_folder_free(tmp_path: Path) -> None:
@@ -241,3 +179,8 @@ def test_a_new_volume_and_unfinished_files_leave_a_folder_free(tmp_path: Path) -
     (out / "a").touch()
     assert not files.is_free(out)
     assert not files.is_free(out / "a")
+
+
+def test_an_error_goes_from_process_to_process() -> None:
+    error = files.WriteError(Path("a"), FULL)
+    assert str(copy.copy(error)) == str(error) == f"a: cannot be written: {FULL}"  # as pickle takes it apart

@@ -9,7 +9,6 @@ import hashlib
 import os
 import re
 import secrets
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,7 +36,10 @@ class WriteError(InputError):
 
     def __init__(self, path: Path, why: str) -> None:
         super().__init__(f"{path}: cannot be written: {why}")
-        self.why = why
+        self.path, self.why = path, why
+
+    def __reduce__(self) -> tuple[type["WriteError"], tuple[Path, str]]:
+        return WriteError, (self.path, self.why)  # it goes from process to process
 
 
 def sha256(path: Path) -> str:
@@ -106,44 +108,6 @@ def whole_file(path: Path) -> Iterator[Path]:
             partial.unlink(missing_ok=True)
 
 
-@contextmanager
-def whole_folder(out: Path, last: str) -> Iterator[Path]:
-    """A folder to fill, whose content becomes that of ``out`` at the end; where anything is raised it goes.
-
-    last  the file that makes ``out`` what it is. Where ``out`` exists (it may be a volume, which cannot be renamed) an
-          old one is removed first and the new one moved last: cut short, it is no such folder, never one of two halves
-
-    Raises InputError.
-    """
-    place = Path(os.path.realpath(out))
-    inside = place.is_dir()
-    partial = (place if inside else place.parent) / f"{PARTIAL}{place.name}"
-    with writing(out):
-        shutil.rmtree(partial, ignore_errors=True)  # what a kill left
-        try:
-            partial.mkdir(parents=True)
-            yield partial
-            flush_below(partial)
-            if inside:
-                (place / last).unlink(missing_ok=True)
-                move_content(partial, place, last)
-            else:
-                os.replace(partial, place)
-                flush(place.parent)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-
-
-def move_content(source: Path, target: Path, last: str) -> None:
-    """Move everything in ``source`` into ``target`` on the same disk, the entry ``last`` after all others."""
-    entries = sorted(source.iterdir(), key=lambda entry: (entry.name == last, entry.name))
-    for entry in entries:
-        if entry.name == last:
-            flush(target)
-        os.replace(entry, target / entry.name)
-    flush(target)
-
-
 def is_free(folder: Path) -> bool:
     """Whether nothing is there, or a folder that holds no more than what `entries_of` leaves out."""
     return not folder.exists() or (folder.is_dir() and not entries_of(folder))
@@ -165,7 +129,7 @@ def writing(path: Path) -> Iterator[None]:
     except WriteError as error:  # a file of a folder that is written
         raise WriteError(path, error.why) from error
     except OSError as error:
-        if error.filename is not None and PARTIAL not in str(error.filename):
+        if error.filename is not None and not _is_ours(Path(str(error.filename))):
             raise
         raise WriteError(path, reason(error)) from error
     except SafetensorError as error:
@@ -198,6 +162,11 @@ def flush_below(folder: Path) -> None:
     """`flush` a folder and everything in it."""
     for entry in [*folder.rglob("*"), folder]:
         flush(entry)
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a person knows nothing of this path."""
+    return any(part.startswith(PARTIAL) or part == LOCK for part in path.parts)
 
 
 def _beside(place: Path) -> Path:

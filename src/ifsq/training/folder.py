@@ -13,7 +13,8 @@ from typing import Any
 from torch import Tensor
 
 from ifsq.config import InputError, differences, read_json
-from ifsq.store.files import entries_of, is_free, whole_folder, write_tensors, write_text
+from ifsq.store.files import entries_of, is_free, write_tensors, write_text
+from ifsq.store.folders import whole_folder
 from ifsq.training import checkpoint
 from ifsq.training.hub import locate
 
