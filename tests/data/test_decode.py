@@ -1,15 +1,18 @@
 """Image files of every promised format as arrays, and one line for what cannot be read."""
 
+import io
 import os
 import stat
+import struct
 import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps, features
 
-from ifsq.data import BrokenImageError, DataError, read_image, write_png
+from ifsq.data import BrokenImageError, DataConfig, DataError, decode, deep, open_images, read_image, write_png
 from ifsq.data.formats import EXTENSIONS, EXTENSIONS_OF, FORMATS
 
 
@@ -65,16 +68,149 @@ def test_every_ending_belongs_to_the_format_that_pillow_says() -> None:
     }
 
 
-def test_exif_orientation_is_applied(tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "TIFF", "AVIF"])
+@pytest.mark.parametrize("orientation", range(10))
+def test_a_camera_that_was_turned(form: str, orientation: int) -> None:
+    """Against Pillow's own turning of the picture; 0 and 9 are no orientations."""
+    exif, file = Image.Exif(), io.BytesIO()
+    exif[0x0112] = orientation
+    Image.fromarray(noise(4, 6)).save(file, form, exif=exif)
+    with Image.open(file) as opened:
+        expected = np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))
+    np.testing.assert_array_equal(read_image("x", file.getvalue()), expected)
+
+
+def chunk(name: bytes, content: bytes, damage: int = 0) -> bytes:
+    """A part of a PNG file; with damage, its checksum is wrong."""
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content) ^ damage)
+
+
+def with_chunks(*chunks: bytes, last: bool = False) -> bytes:
+    """A grey PNG of level 90 with parts after its header, or before its end."""
+    file = io.BytesIO()
+    Image.new("RGB", (4, 6), (90, 90, 90)).save(file, "PNG")
+    whole = file.getvalue()
+    place = len(whole) - 12 if last else 33
+    return whole[:place] + b"".join(chunks) + whole[place:]
+
+
+LONG = zlib.compress(bytes(2 << 20))  # longer than Pillow lets a text be
+METADATA = {
+    "EXIF": chunk(b"eXIf", b"not exif"),
+    "EXIF as text": chunk(b"tEXt", b"Raw profile type exif\0\nexif\n  10\nzz"),
+    "checksum of EXIF": chunk(b"eXIf", b"MM\0*", damage=1),
+    "checksum of a text": chunk(b"tEXt", b"Title\0picture", damage=1),
+    "compressed text": chunk(b"zTXt", b"Title\0\0no zlib"),
+    "long text": chunk(b"zTXt", b"Title\0\0" + LONG),
+    "compression that is none": chunk(b"zTXt", b"Title\0\7x"),
+    "international text": chunk(b"iTXt", b"Title\0\1\0\0\0no zlib"),
+    "long colour profile": chunk(b"iCCP", b"x\0\0" + LONG),
+    "size of a pixel": chunk(b"pHYs", b"x"),
+    "gamma": chunk(b"gAMA", b""),
+    "animation": chunk(b"acTL", b"x"),
+    "unknown": chunk(b"zzZz", b"x", damage=1),
+    "many": b"".join(chunk(b"tEXt", b"k%d\0" % k + bytes(1 << 20)) for k in range(66)),
+}
+
+
+@pytest.mark.parametrize("case", METADATA)
+@pytest.mark.parametrize("last", [False, True])
+def test_damaged_metadata_is_no_damaged_picture(case: str, last: bool) -> None:
+    image = read_image("x", with_chunks(METADATA[case], last=last))
+    assert image.shape == (6, 4, 3)
+    assert np.all(image == 90)
+
+
+def test_whole_exif_beside_damaged_metadata_is_obeyed() -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was turned: the stored rows are columns, from the right
-    Image.fromarray(noise(4, 6)).save(tmp_path / "x.png", exif=exif)
-    np.testing.assert_array_equal(read_image(tmp_path / "x.png"), np.rot90(noise(4, 6), -1))
+    exif[0x0112] = 6
+    whole = chunk(b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0"))
+    assert read_image("x", with_chunks(METADATA["checksum of a text"], whole)).shape == (4, 6, 3)
+
+
+@pytest.mark.parametrize(
+    "part", [chunk(b"tRNS", bytes(6), damage=1), chunk(b"tRNS", b""), chunk(b"ZZZZ", b"", damage=1)]
+)
+def test_damage_to_what_decides_pixels_is_a_damaged_picture(part: bytes) -> None:
+    with pytest.raises(BrokenImageError, match="image x cannot be read: "):
+        read_image("x", with_chunks(part))
+    whole = with_chunks(METADATA["checksum of a text"])
+    with pytest.raises(BrokenImageError, match="image x cannot be read: "):
+        read_image("x", whole[: len(whole) // 2])
+
+
+@pytest.mark.parametrize("form", ["JPEG", "WEBP"])
+@pytest.mark.parametrize(
+    "exif", [b"not exif", b"Exif\0\0none", b"Exif\0\0II*\0\xff\xff\xff\x7f", b"Exif\0\0II*\0\x08\0\0\0\5\0"]
+)
+def test_damaged_exif_of_other_formats(form: str, exif: bytes) -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (4, 6)).save(file, form, exif=exif)
+    assert read_image("x", file.getvalue()).shape == (6, 4, 3)  # and no warning, which would be an error here
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_a_grey_that_stands_for_nothing_is_white(bits: int) -> None:
+    """PNG counts it in the file's own bits; Pillow compares it with pixels that it has widened to 8."""
+    levels = np.arange(16) % 2**bits
+    row = int("".join(f"{level:0{bits}b}" for level in levels), 2).to_bytes(2 * bits, "big")
+    for clear in range(min(2**bits, 16)):
+        header = chunk(b"IHDR", struct.pack(">IIBBBBB", 16, 1, bits, 0, 0, 0, 0))
+        parts = header, chunk(b"tRNS", struct.pack(">H", clear)), chunk(b"IDAT", zlib.compress(b"\0" + row))
+        image = read_image("x", b"\x89PNG\r\n\x1a\n" + b"".join(parts) + chunk(b"IEND", b""))
+        expected = np.where(levels == clear, 255, levels * 255 // (2**bits - 1))
+        np.testing.assert_array_equal(image[0, :, 0], expected)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"])
+def test_a_picture_in_strips_is_that_in_one_piece(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = io.BytesIO()
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 5, 4), dtype=np.uint8), "RGBA")
+    picture.convert("L" if mode == "I;16" else mode).convert(mode).save(file, "TIFF" if mode == "CMYK" else "PNG")
+    whole = read_image("x", file.getvalue())
+    monkeypatch.setattr(deep, "PIXELS_AT_ONCE", 11)
+    np.testing.assert_array_equal(read_image("x", file.getvalue()), whole)
+
+
+def test_pipes_and_devices_are_no_images(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.png")
+    for path in (tmp_path / "x.png", Path("/dev/zero")):
+        with pytest.raises(BrokenImageError, match=f"image {path} cannot be read: a pipe or device, expected a file"):
+            read_image(path)
+
+
+@pytest.mark.parametrize(("form", "part"), [("AVIF", "avif"), ("JPEG2000", "jpg_2000"), ("WEBP", "webp")])
+def test_a_format_that_pillow_was_built_without(form: str, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(file, form)
+    monkeypatch.setattr(features, "check", lambda name: name != part)
+    with pytest.raises(
+        DataError, match=rf"image x cannot be read: this build of Pillow \([\d.]+\) reads no {form}"
+    ) as told:
+        read_image("x", file.getvalue())
+    assert type(told.value) is DataError  # not an image that may be skipped
+
+
+def test_the_fingerprint_says_how_pixels_were_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But not where names promise 8 bits, whose pixels no version has changed."""
+    for extension in ("jpg", "png", "tif", "ppm"):
+        (tmp_path / extension).mkdir()
+        for k in range(3):
+            Image.new("L", (16, 16), k).save(tmp_path / extension / f"{k}.{extension}")
+
+    def told() -> dict[tuple[str, str], str]:
+        configs = [(e, b) for e in ("jpg", "png", "tif", "ppm") for b in ("refuse", "skip")]
+        opened = {(e, b): DataConfig(source=str(tmp_path / e), size=16, broken=b) for e, b in configs}
+        return {key: open_images(config, "train").fingerprint for key, config in opened.items()}
+
+    before = told()
+    monkeypatch.setattr(decode, "DECODING", "another")
+    assert [key for key, value in told().items() if value == before[key]] == [("jpg", "refuse")]
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "CMYK", "I;16", "I"])
 def test_any_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
-    path = tmp_path / "x.tif"
+    path = tmp_path / ("x.ppm" if mode == "I" else "x.tif")  # a TIFF of this mode has signs
     grey = Image.new("L", (4, 4), 255)
     white = Image.new(mode, (4, 4), 65535) if mode.startswith("I") else grey.convert("RGB").convert(mode)
     white.save(path)
@@ -82,11 +218,6 @@ def test_any_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
     assert image.shape == (4, 4, 3)
     assert image.dtype == np.uint8
     assert image.min() == 255
-
-
-def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path) -> None:
-    Image.fromarray(np.full((2, 2), 257 * 100, dtype=np.uint16)).save(tmp_path / "x.png")
-    assert np.all(read_image(tmp_path / "x.png") == 100)
 
 
 def test_transparent_pixels_are_white(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from ifsq.data.decode import read_image
+from ifsq.data.decode import decoding, read_image
 from ifsq.data.draws import Draws
 from ifsq.data.images import BrokenImageError, DataConfig, DataError, ImageSource, fingerprint, size_text
 from ifsq.data.labels import NO_CLASSES, number_classes, plain_label
@@ -81,7 +81,7 @@ class EncodedImages(ImageSource):
         self.fingerprint = fingerprint(
             self.config,
             split,
-            f"{train.recipe}, {RESIZE_KERNEL}, {self.classes}",
+            f"{train.recipe}, {RESIZE_KERNEL}, {self.classes}{decoding(self.names, self.broken)}",
             (self.catalogue.identity(position) for position in self.kept),
         )
 

@@ -17,3 +17,6 @@ FORMATS = tuple(EXTENSIONS_OF)
 """All that Pillow may try: among its other plug-ins are some that start programs (PostScript)."""
 
 EXTENSIONS = tuple(extension for extensions in EXTENSIONS_OF.values() for extension in extensions)
+
+EIGHT_BIT_EXTENSIONS = tuple(e for form in ("JPEG", "WEBP", "BMP", "GIF", "AVIF") for e in EXTENSIONS_OF[form])
+"""Endings of formats whose channels have 8 bits, or are brought to 8 by their decoder's own rounding."""

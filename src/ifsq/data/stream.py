@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
+from ifsq.data.decode import DECODING
 from ifsq.data.draws import Draws
 from ifsq.data.encoded import to_shape
 from ifsq.data.hf import Columns, classes_of, file_of, find_columns, label_of, open_splits, read_errors, undecoded
@@ -51,7 +52,7 @@ class Stream(ImageSource):
         self.fingerprint = fingerprint(
             self.config,
             split,
-            f"stream 1, {RESIZE_KERNEL}, {self.classes}",
+            f"stream 1, {RESIZE_KERNEL}, {self.classes}, {DECODING}",
             [f"{self.place}\0{self.length}".encode()],
         )
         self._reader: _Reader | None = None

@@ -38,6 +38,11 @@ class Reference:
     statistics: FeatureStatistics
 
 
+def evenly(classes: int, n: int) -> Int[Tensor, "n"]:
+    """``n`` labels, every class as often as any other (the first ones once more where n does not divide)."""
+    return torch.arange(n) % classes
+
+
 def reference(judge: JudgeNet, images: ImageSource, data: DataConfig, name: str) -> Reference:
     """The judge's view of every image of a source."""
     statistics = FeatureStatistics(judge.feature_dim)
@@ -103,9 +108,9 @@ def measure_samples(
 
 
 def sampling_card(
-    generator: Generator, tokenizer: Tokenizer, against: Reference, seed: int, options: dict[str, Any], labels: str
+    generator: Generator, tokenizer: Tokenizer, against: Reference, seed: int, options: dict[str, Any]
 ) -> ProtocolCard:
-    """The protocol of a set of samples, without a metric yet; ``labels`` says in words which classes were asked for."""
+    """The protocol of a set of samples, without a metric yet."""
     own = {name: value for name, value in options.items() if name != "guidance"}
     guidance = options.get("guidance", 1.0)
     if generator.kind == "ar":
@@ -115,7 +120,6 @@ def sampling_card(
     return replace(
         blank_card(against.data, against.name, against.fingerprint, 0, tokenizer),
         seed=seed,
-        labels=labels,
         guidance=guidance,
         sampler=", ".join(f"{name} {value}" for name, value in own.items()),
         function_evaluations=evaluations,
@@ -132,7 +136,7 @@ def measure_likelihood(generator: Generator, codes: CodeSet, card: ProtocolCard)
     nats = [generator.nll(take(codes, rows, device)).cpu() for rows in torch.arange(len(codes)).split(AT_ONCE)]
     bits = torch.cat(nats) / np.log(2)
     values = {"mean": float(bits.mean()), "std": float(bits.std(correction=0))}
-    return [replace(card, metric="bits per image", values=values, n=len(codes), sampler="", guidance=1.0, labels="")]
+    return [replace(card, metric="bits per image", values=values, n=len(codes), sampler="", guidance=1.0)]
 
 
 @torch.no_grad()
