@@ -412,8 +412,6 @@ def test_a_report_refuses_figures_that_do_not_compare():
         with pytest.raises(InputError, match=f"ar and diffusion: .*{message}.*; evaluate both again"):
             report._refuse_unlike([run_with("ar"), run_with("diffusion", **changes)])
     old = run_with("ar")
-    del old.evaluation["cards"][0]["method"]
-    with pytest.raises(
-        InputError, match=r"evaluation.json: protocol card: field 'method' is missing; evaluate the run"
-    ):
+    del old.evaluation["cards"][0]["crop"]
+    with pytest.raises(InputError, match=r"evaluation.json: protocol card: field 'crop' is missing; evaluate the run"):
         report._refuse_unlike([old])

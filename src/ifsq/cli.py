@@ -126,8 +126,13 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = _verb(generator, "eval", "measure samples against real images", _generator_eval)
     evaluate.add_argument("folder", type=Path, metavar="RUN")
     evaluate.add_argument(
-        "--samples", type=int, default=1000, metavar="N", help="images drawn, spread evenly over the classes"
+        "--samples",
+        type=int,
+        default=1000,
+        metavar="N",
+        help="images drawn, of the classes that the training images have and in their proportions (default 1000)",
     )
+    evaluate.add_argument("--balanced", action="store_true", help="draw every one of these classes alike instead")
     evaluate.add_argument("--seed", type=int, default=0)
 
     sample = _verb(verbs, "sample", "draw images of given classes", _sample)
@@ -292,7 +297,9 @@ def _generator_eval(options: argparse.Namespace) -> None:
     from ifsq import pipeline
 
     with Terminal() as terminal:
-        cards = pipeline.evaluate_generator(options.folder, options.samples, options.seed, options.device, terminal)
+        cards = pipeline.evaluate_generator(
+            options.folder, options.samples, options.seed, options.device, terminal, options.balanced
+        )
     _table(cards)
 
 

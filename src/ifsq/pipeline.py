@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ifsq.codes import writer as cache_writer
-from ifsq.codes.cache import MANIFEST, CodeCache
+from ifsq.codes.cache import MANIFEST, CodeCache, CodeSet
 from ifsq.codes.spec import CodeSpec, LatentSpec
 from ifsq.config import InputError, build, differences, to_dict
 from ifsq.data import (
@@ -36,6 +36,8 @@ from ifsq.data import (
 from ifsq.data.folder import images_below
 from ifsq.data.images import ImageSource, Size, height_width, size_text
 from ifsq.evaluation import (
+    BALANCED,
+    LIKE_REFERENCE,
     OFFICIAL,
     SHEET_CLASSES,
     Judges,
@@ -45,13 +47,14 @@ from ifsq.evaluation import (
     class_sheet,
     difference_sheet,
     draw_images,
-    evenly,
     from_first,
+    labels_balanced,
+    labels_like,
     measure_likelihood,
     measure_samples,
     measure_tokenizer,
     pair_sheet,
-    real_rows,
+    real_sheet,
     reconstructed,
     reference,
     sampling_card,
@@ -312,9 +315,17 @@ def evaluate_tokenizer(
 
 
 def evaluate_generator(
-    run: Path, samples: int, seed: int = 0, device: str = "auto", watch: Reporter | None = None
+    run: Path,
+    samples: int,
+    seed: int = 0,
+    device: str = "auto",
+    watch: Reporter | None = None,
+    balanced: bool = False,
 ) -> list[ProtocolCard]:
-    """Measure a generator run against the real images of its classes, and an untrained twin beside it.
+    """Measure a generator run against the real images that it learned from, and an untrained twin beside it.
+
+    samples   images drawn, of the classes that these images have and in their proportions
+    balanced  draw every one of these classes alike instead
 
     Writes ``evaluation.json``, ``samples/classes.png`` (one class a row) and ``samples/real.png``. The judge,
     a classifier of the same images, is trained beside the run when it is not there yet.
@@ -325,8 +336,6 @@ def evaluate_generator(
     watch = watch or Silent()
     with _join(device) as here:
         generator, tokenizer, origin = load_pair(run, here)
-        if samples < len(origin.classes):
-            raise InputError(f"samples {samples}: expected one for each of the {len(origin.classes)} classes at least")
         cache = CodeCache.open(_experiment_of(run)["codes"])
         if cache.digest != origin.codes_digest:
             raise InputError(f"{cache.folder}: holds other codes than {run} was trained on; train in another folder")
@@ -338,25 +347,30 @@ def evaluate_generator(
             if real.fingerprint != cache.about["fingerprints"]["train"]:
                 raise InputError(f"{data.source}: has changed since {cache.folder} was written; encode it again")
             against = reference(judge, real, data, f"{data.source} train")
-            labels = evenly(len(origin.classes), samples)
-            card = sampling_card(generator, tokenizer, against, seed, origin.sampling)
+            codes = cache.read("train")
+            labels = (labels_balanced if balanced else labels_like)(codes.labels, samples)
+            law = BALANCED if balanced else LIKE_REFERENCE
+            card = sampling_card(generator, tokenizer, against, seed, origin.sampling, law)
             images = draw_images(generator, tokenizer, labels, seed, origin.sampling)
             cards = measure_samples(judge, against, images, labels, card)
             held_out = cache.about["fingerprints"]["val"]
             told = replace(card, reference=f"{data.source} val", reference_hash=held_out, function_evaluations=1)
             cards += measure_likelihood(generator, cache.read("val"), told)
-            twin = draw_images(_untrained(run, cache, here), tokenizer, labels, seed, origin.sampling)
+            twin = draw_images(_untrained(run, codes, here), tokenizer, labels, seed, origin.sampling)
             cards.append(_renamed(measure_samples(judge, against, twin, labels, card)[0], "untrained generator"))
             kept = reconstructed(tokenizer, real, samples)
-            floor = replace(card, guidance=0.0, sampler="", function_evaluations=0, generator_hash="")
+            floor = replace(card, guidance=0.0, sampler="", labels="", function_evaluations=0, generator_hash="")
             cards.append(
                 _renamed(measure_samples(judge, against, kept.images, kept.labels, floor)[0], "tokenizer alone")
             )
             (run / "samples").mkdir(exist_ok=True)
-            shown = min(len(origin.classes), SHEET_CLASSES)
-            write_png(class_sheet(images, len(origin.classes), shown), run / "samples" / "classes.png")
-            write_png(class_sheet(real_rows(real, shown), shown, shown), run / "samples" / "real.png")
-            _write_evaluation(run, cards, {"classes": list(origin.classes)})
+            shown = labels.unique().tolist()[:SHEET_CLASSES]
+            counts = {label: int((codes.labels == label).sum()) for label in shown}
+            write_png(class_sheet(images, labels.numpy(), shown), run / "samples" / "classes.png")
+            write_png(real_sheet(real, counts), run / "samples" / "real.png")
+            occurring = [origin.classes[label] for label in codes.labels.unique().tolist()]
+            more = {"classes": occurring, "shown": [origin.classes[label] for label in shown]}
+            _write_evaluation(run, cards, more)
         here.barrier()
     return cards
 
@@ -623,12 +637,12 @@ def _judge(parent: Path, data: DataConfig, here: World, watch: Reporter) -> Judg
     return judge.eval()
 
 
-def _untrained(run: Path, cache: CodeCache, here: World) -> Generator:
-    """The generator as it was before its first step."""
+def _untrained(run: Path, codes: CodeSet, here: World) -> Generator:
+    """The generator as it was before its first step; ``codes`` are those it is trained on."""
     described = find_weights(run).described
     torch.manual_seed(_experiment_of(run)["train"]["seed"])
     twin, _ = from_description(described, str(run))
-    twin.observe(cache.read("train").digits)
+    twin.observe(codes.digits)
     return twin.to(here.device).eval()
 
 

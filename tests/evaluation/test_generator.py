@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ifsq.codes.spec import CodeSpec
-from ifsq.evaluation import draw_images, generator
+from ifsq.evaluation import class_sheet, draw_images, generator, labels_balanced, labels_like
 from ifsq.generators.ar import ARConfig, ARGenerator
 from ifsq.tokenizer.conv import ConvConfig
 from ifsq.tokenizer.model import QuantizerConfig, Tokenizer, TokenizerConfig
@@ -32,3 +32,49 @@ def test_images_of_a_seed_are_the_same_in_batches_of_any_size(pair, monkeypatch)
         drawn = draw_images(*pair, labels, 5, {"guidance": 2.0})
         assert np.abs(drawn.astype(int) - whole).max() <= 1  # convolutions of other batches round otherwise
     assert np.abs(draw_images(*pair, labels[:3], 5, {"guidance": 2.0}).astype(int) - whole[:3]).max() <= 1
+
+
+def test_labels_are_in_the_proportions_of_the_reference():
+    reference = torch.tensor([4] * 90 + [7] * 10)
+    drawn = labels_like(reference, 100)
+    assert drawn.bincount().tolist() == [0, 0, 0, 0, 90, 0, 0, 10]
+    assert labels_balanced(reference, 5).tolist() == [4, 7, 4, 7, 4]
+    assert labels_like(reference, 1).tolist() == [4]
+
+
+def test_labels_of_like_classes_come_round_in_turn():
+    assert labels_like(torch.arange(5).repeat(3), 12).tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 0, 1]
+    assert labels_balanced(torch.tensor([9, 2, 2, 5]), 4).tolist() == [2, 5, 9, 2]
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 30, 299, 2000])
+@pytest.mark.parametrize("classes", [1, 2, 30, 300])
+def test_every_beginning_of_the_labels_is_representative(classes, n):
+    """No class is further from its share than one image, at the end and on the way; the end is the nearest there is."""
+    rng = np.random.default_rng(classes)
+    counts = np.ceil(rng.pareto(1.0, classes)).astype(int).clip(1, 2000)
+    reference = torch.from_numpy(np.repeat(np.arange(classes), counts))
+    drawn = labels_like(reference, n).numpy()
+    shares = counts / counts.sum()
+    seen = np.cumsum(drawn[:, None] == np.arange(classes), axis=0)
+    assert np.abs(seen[-1] - n * shares).max() < 1
+    nearest = np.floor(n * shares)
+    nearest[np.argsort(nearest - n * shares)[: int(n - nearest.sum())]] += 1
+    assert np.abs(seen[-1] - n * shares).sum() == pytest.approx(np.abs(nearest - n * shares).sum())
+    expected = np.outer(np.arange(1, n + 1), seen[-1] / n)
+    assert (seen - expected).max() < 1  # no class comes early
+    for group in (shares < np.median(shares), shares >= np.median(shares)):  # nor do all rare ones come late
+        assert np.abs(seen[:, group].sum(1) - expected[:, group].sum(1)).max() < 1 + group.sum() / 3
+
+
+def test_labels_like_none_are_refused():
+    for reference, n in ((torch.arange(0), 3), (torch.arange(3), 0)):
+        with pytest.raises(ValueError, match="expected at least one"):
+            labels_like(reference, n)
+
+
+def test_a_sheet_has_a_row_for_each_class_that_was_drawn():
+    images = np.arange(7, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8)
+    sheet = class_sheet(images, np.array([30, 0, 30, 30, 5, 30, 0]), [0, 30])
+    rows = [[sheet[2 + 4 * row, 2 + 4 * column, 0] for column in range(4)] for row in range(2)]
+    assert rows == [[1, 6, 255, 255], [0, 2, 3, 5]]

@@ -62,6 +62,17 @@ def test_a_card_with_other_fields_is_refused(change: dict, message: str) -> None
         ProtocolCard.from_dict(raw)
 
 
+def test_a_card_older_than_a_field_has_its_default() -> None:
+    raw = make().to_dict()
+    del raw["labels"], raw["method"]
+    assert ProtocolCard.from_dict(raw) == make()
+    with pytest.raises(ValueError, match="labels '' against 'all alike'"):
+        compare(ProtocolCard.from_dict(raw), make(labels="all alike"))
+    del raw["code_version"]
+    with pytest.raises(ValueError, match="'code_version' is missing"):
+        ProtocolCard.from_dict(raw)
+
+
 def test_code_version_needs_no_git(monkeypatch: pytest.MonkeyPatch) -> None:
     assert card_module.code_version().startswith(ifsq.__version__)
     monkeypatch.setenv("PATH", "")

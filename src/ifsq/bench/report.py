@@ -61,6 +61,11 @@ class Run:
                 return card["values"][value]
         return None
 
+    @property
+    def shown(self) -> list[str]:
+        """Names of the classes on the sheets of a generator; an older evaluation shows its first ones."""
+        return self.evaluation.get("shown", self.evaluation["classes"][:SHEET_CLASSES])
+
     def trained(self) -> str:
         """Steps and minutes of its training."""
         last = max((row for row in self.metrics if "seconds" in row), key=lambda row: row["step"])
@@ -141,7 +146,7 @@ def _content(runs: Sequence[Run], target: Path) -> dict[str, Any]:
         "facts": [fact for run in runs for fact in _facts(run)],
         "reconstructions": _reconstructions(tokenizers[0]) if tokenizers else None,
         "panels": _panels(generators),
-        "classes": generators[0].evaluation["classes"][:SHEET_CLASSES] if generators else [],
+        "classes": generators[0].shown if generators else [],
         "samples_text": _samples_text(generators),
         "row_height": _row_height(generators),
         "rows": [row for run in runs for row in _rows(run)],

@@ -2,13 +2,13 @@
 
 from ifsq.evaluation.generator import (
     draw_images,
-    evenly,
     measure_likelihood,
     measure_samples,
     reconstructed,
     reference,
     sampling_card,
 )
+from ifsq.evaluation.labels import BALANCED, LIKE_REFERENCE, labels_balanced, labels_like
 from ifsq.evaluation.options import OFFICIAL, TokenizerEvaluation
 from ifsq.evaluation.protocol import AT_ONCE, at_once, from_first, spread
 from ifsq.evaluation.sheets import (
@@ -17,13 +17,15 @@ from ifsq.evaluation.sheets import (
     class_sheet,
     difference_sheet,
     pair_sheet,
-    real_rows,
+    real_sheet,
     shown_pairs,
 )
 from ifsq.evaluation.tokenizer import Judges, measure_tokenizer
 
 __all__ = [
     "AT_ONCE",
+    "BALANCED",
+    "LIKE_REFERENCE",
     "OFFICIAL",
     "SHEET_CLASSES",
     "Judges",
@@ -33,13 +35,14 @@ __all__ = [
     "class_sheet",
     "difference_sheet",
     "draw_images",
-    "evenly",
     "from_first",
+    "labels_balanced",
+    "labels_like",
     "measure_likelihood",
     "measure_samples",
     "measure_tokenizer",
     "pair_sheet",
-    "real_rows",
+    "real_sheet",
     "reconstructed",
     "reference",
     "sampling_card",

@@ -38,11 +38,6 @@ class Reference:
     statistics: FeatureStatistics
 
 
-def evenly(classes: int, n: int) -> Int[Tensor, "n"]:
-    """``n`` labels, every class as often as any other (the first ones once more where n does not divide)."""
-    return torch.arange(n) % classes
-
-
 def reference(judge: JudgeNet, images: ImageSource, data: DataConfig, name: str) -> Reference:
     """The judge's view of every image of a source."""
     statistics = FeatureStatistics(judge.feature_dim)
@@ -108,9 +103,9 @@ def measure_samples(
 
 
 def sampling_card(
-    generator: Generator, tokenizer: Tokenizer, against: Reference, seed: int, options: dict[str, Any]
+    generator: Generator, tokenizer: Tokenizer, against: Reference, seed: int, options: dict[str, Any], labels: str
 ) -> ProtocolCard:
-    """The protocol of a set of samples, without a metric yet."""
+    """The protocol of a set of samples, without a metric yet; ``labels`` says in words which classes were asked for."""
     own = {name: value for name, value in options.items() if name != "guidance"}
     guidance = options.get("guidance", 1.0)
     if generator.kind == "ar":
@@ -120,6 +115,7 @@ def sampling_card(
     return replace(
         blank_card(against.data, against.name, against.fingerprint, 0, tokenizer),
         seed=seed,
+        labels=labels,
         guidance=guidance,
         sampler=", ".join(f"{name} {value}" for name, value in own.items()),
         function_evaluations=evaluations,
@@ -136,7 +132,7 @@ def measure_likelihood(generator: Generator, codes: CodeSet, card: ProtocolCard)
     nats = [generator.nll(take(codes, rows, device)).cpu() for rows in torch.arange(len(codes)).split(AT_ONCE)]
     bits = torch.cat(nats) / np.log(2)
     values = {"mean": float(bits.mean()), "std": float(bits.std(correction=0))}
-    return [replace(card, metric="bits per image", values=values, n=len(codes), sampler="", guidance=1.0)]
+    return [replace(card, metric="bits per image", values=values, n=len(codes), sampler="", guidance=1.0, labels="")]
 
 
 @torch.no_grad()

@@ -1,12 +1,11 @@
 """Pictures of what was measured: sheets of reconstructions, of samples and of real images. Called by ``pipeline``."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Int, UInt8
 
 from ifsq.data import DataError, image_grid, iterate_once, to_uint8
 from ifsq.data.images import BrokenImageError, ImageSource
@@ -82,16 +81,21 @@ def _rows(*kinds: UInt8[np.ndarray, "n H W 3"]) -> np.ndarray:
     return image_grid(np.concatenate([images[at : at + columns] for at in starts for images in full]), columns)
 
 
-def class_sheet(images: np.ndarray, classes: int, shown: int) -> np.ndarray:
-    """The first ``shown`` classes, one a row; the images come class after class in turn, as `evenly` gives them."""
-    columns = min(CLASS_COLUMNS, len(images) // classes)
-    by_class = images[: columns * classes].reshape(columns, classes, *images.shape[1:]).swapaxes(0, 1)[:shown]
-    return image_grid(by_class.reshape(-1, *images.shape[1:]), columns)
+def class_sheet(images: UInt8[np.ndarray, "n H W 3"], labels: Int[np.ndarray, "n"], shown: Sequence[int]) -> np.ndarray:
+    """The first images of each class of ``shown``, a class a row, white where a class has fewer than others."""
+    rows = [images[labels == label][:CLASS_COLUMNS] for label in shown]
+    columns = max(map(len, rows))
+    blank = np.full((columns, *images.shape[1:]), 255, np.uint8)
+    return image_grid(np.concatenate([np.concatenate([row, blank[len(row) :]]) for row in rows]), columns)
 
 
-def real_rows(images: ImageSource, shown: int) -> np.ndarray:
-    """A few real images of the first classes, class after class in turn."""
-    found: dict[int, list[Any]] = {label: [] for label in range(shown)}
+def real_sheet(images: ImageSource, counts: Mapping[int, int]) -> np.ndarray:
+    """A few real images of some classes, a class a row.
+
+    counts  how many images of a class there are, by its label; the search ends when these are found
+    """
+    wanted = {label: min(REAL_COLUMNS, count) for label, count in counts.items()}
+    pictures, labels = [], []
     for index in range(len(images)):
         try:
             picture, label = images.load(index, index)
@@ -99,10 +103,10 @@ def real_rows(images: ImageSource, shown: int) -> np.ndarray:
             if images.broken == "refuse":
                 raise
             continue
-        if label < shown and len(found[label]) < REAL_COLUMNS:
-            found[label].append(picture)
-        if all(len(pictures) == REAL_COLUMNS for pictures in found.values()):
+        if wanted.get(label):
+            wanted[label] -= 1
+            pictures.append(picture)
+            labels.append(label)
+        if not any(wanted.values()):
             break
-    blank = np.full(images.shape, 255, np.uint8)  # a class may have fewer images
-    columns = [pictures + [blank] * (REAL_COLUMNS - len(pictures)) for pictures in found.values()]
-    return np.stack([pictures[row] for row in range(REAL_COLUMNS) for pictures in columns])
+    return class_sheet(np.stack(pictures), np.array(labels), list(counts))

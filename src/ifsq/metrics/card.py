@@ -5,7 +5,7 @@ Written beside every metric by ``pipeline``; read by the report and ``bench``.
 
 import subprocess
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ class ProtocolCard:
     crop, resize_kernel  how images reached that size
     dtype                arithmetic of the measured model
     seed                 of the sampling
+    labels               which classes were asked for, as ``in the reference's proportions``
     guidance             classifier-free guidance scale
     sampler              as ``euler`` or ``top-k 0, temperature 1``
     function_evaluations of the generator for one image
@@ -51,6 +52,7 @@ class ProtocolCard:
     tokenizer_hash: str = ""
     generator_hash: str = ""
     method: str = ""
+    labels: str = ""
     code_version: str = field(default_factory=lambda: code_version())
 
     def to_dict(self) -> dict[str, Any]:
@@ -59,9 +61,13 @@ class ProtocolCard:
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> "ProtocolCard":
-        """Inverse of `to_dict`. Raises ValueError naming a field that is missing or unknown."""
+        """Inverse of `to_dict`; a field that came later than the card plays no part in it, which is its default.
+
+        Raises ValueError naming a field that is unknown, or missing without a default.
+        """
         names = {entry.name for entry in fields(cls)}
-        odd = sorted(names ^ raw.keys())
+        needed = {entry.name for entry in fields(cls) if entry.default is MISSING}  # a version is not guessed
+        odd = sorted((raw.keys() - names) | (needed - raw.keys()))
         if odd:
             raise ValueError(f"protocol card: field {odd[0]!r} is {'missing' if odd[0] in names else 'unknown'}")
         size = raw["size"]

@@ -1,0 +1,106 @@
+"""`generator eval` of images whose classes are neither all there nor all alike."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ifsq import pipeline
+from ifsq.bench import report
+from ifsq.bench.report import write_report
+from ifsq.cli import main
+from ifsq.config import InputError
+from ifsq.generators.ar import ARGenerator
+from ifsq.metrics import judge
+from ifsq.tokenizer.conv import ConvConfig
+from ifsq.tokenizer.model import QuantizerConfig, Tokenizer, TokenizerConfig
+
+GENERATOR = """
+out = "ar"
+tokenizer = "tokenizer"
+codes = "codes"
+[ar]
+depth = 1
+width = 16
+heads = 2
+mlp_multiple_of = 16
+[train]
+steps = 2
+batch = 4
+log_every = 1
+"""
+NAMES = [str(label) for label in range(31)]
+
+
+@pytest.fixture(scope="module")
+def road(tmp_path_factory):
+    """Forty images of the classes 0 and 30 alone, nine to one, and a generator of their codes."""
+    folder = tmp_path_factory.mktemp("gaps")
+    lines = ["path,label"]
+    for number in range(40):
+        label = 30 if number % 10 == 9 else 0
+        shade = np.random.default_rng(number).integers(100, 150, (16, 16, 3), np.uint8)
+        Image.fromarray(shade + (90 if label else 0)).save(folder / f"{number:02}.png")
+        lines.append(f"{number:02}.png,{label}")
+    (folder / "list.csv").write_text("\n".join(lines))
+    torch.manual_seed(0)
+    conv = ConvConfig(width=8, multipliers=(1,), blocks=1, patch=4, groups=4)
+    Tokenizer(TokenizerConfig(conv, QuantizerConfig(levels=(5, 5)))).save_pretrained(folder / "tokenizer")
+    (folder / "ar.toml").write_text(GENERATOR)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _inside(road, monkeypatch):
+    monkeypatch.chdir(road)
+    quick = replace(judge.JUDGE_TRAINING, steps=3, batch=8, save_every=3)
+    for room in (judge, pipeline):
+        monkeypatch.setattr(room, "JUDGE_TRAINING", quick)
+
+
+def cards_of(run):
+    evaluation = json.loads(Path(run, "evaluation.json").read_text())
+    return evaluation, {card["metric"]: card for card in evaluation["cards"]}
+
+
+def size_of(picture):
+    with Image.open(picture) as image:
+        return image.size
+
+
+def test_samples_are_of_the_classes_that_occur_and_in_their_proportions(monkeypatch):
+    assert main(["encode", "tokenizer", "list.csv", "codes", "--size", "16"]) == 0
+    assert main(["generator", "train", "ar.toml"]) == 0
+    asked = []
+    drawn = ARGenerator.sample
+    monkeypatch.setattr(
+        ARGenerator, "sample", lambda self, labels, **options: asked.append(labels) or drawn(self, labels, **options)
+    )
+    for arguments, counts in ((["10"], {0: 9, 30: 1}), (["10", "--balanced"], {0: 5, 30: 5}), (["2"], {0: 2})):
+        asked.clear()
+        assert main(["generator", "eval", "ar", "--samples", *arguments]) == 0
+        assert [dict(enumerate(part.bincount().tolist())) | counts for part in asked] == [
+            {label: counts.get(label, 0) for label in range(max(counts) + 1)}
+        ] * 2  # of the generator and of its untrained twin
+        evaluation, cards = cards_of("ar")
+        assert evaluation["shown"] == [NAMES[label] for label in counts]
+        assert set(evaluation["classes"]) == {"0", "30"}
+        law = "every class of the reference alike" if "--balanced" in arguments else "in the reference's proportions"
+        for metric, card in cards.items():
+            drawn_for = metric in ("FD(judge)", "class agreement", "FD(judge), untrained generator")
+            assert card["labels"] == (law if drawn_for else "")
+        assert size_of("ar/samples/classes.png")[1] == size_of("ar/samples/real.png")[1] == len(counts) * 18 + 2
+    write_report([Path("ar")], Path("ar.html"))
+
+
+def test_generators_asked_for_other_classes_do_not_stand_on_one_page():
+    evaluation, _ = cards_of("ar")
+    other = json.loads(json.dumps(evaluation))
+    other["cards"][0]["labels"] = ""  # of a card that is older than this
+    runs = [report.Run(Path(name), "ar", {}, [], held) for name, held in (("a", evaluation), ("b", other))]
+    with pytest.raises(InputError, match=r"a and b: FD.judge.: cards do not compare: labels"):
+        report._refuse_unlike(runs)
