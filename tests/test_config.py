@@ -17,6 +17,7 @@ class Inner:
     levels: tuple[int, ...] = (1,)
     mode: Literal["a", "b"] = "a"
     size: int | tuple[int, int] = 8
+    note: str | None = None
 
     def __post_init__(self):
         if self.steps < 1:
@@ -42,7 +43,10 @@ def test_builds_and_returns_to_json():
     ("table", "message"),
     [
         ({"out": "x", "inner": {"stesp": 1}}, r"^f.toml: inner.stesp: unknown key; did you mean 'steps'\?$"),
-        ({"out": "x", "other": {"zzz": 1}}, r"^f.toml: other.zzz: unknown key; known: levels, lr, mode, size, steps$"),
+        (
+            {"out": "x", "other": {"zzz": 1}},
+            r"^f.toml: other.zzz: unknown key; known: levels, lr, mode, note, size, steps$",
+        ),
         (
             {"out": "x", "inner": {"steps": "many"}},
             r"^f.toml: inner.steps: input should be a valid integer, got 'many'$",
@@ -76,6 +80,15 @@ def test_overrides_are_read_as_toml_and_else_as_text():
     table = parse_overrides(arguments)
     assert table == {"inner": {"steps": 7, "levels": [1, 2]}, "out": "runs/a b", "other": {"lr": 1e-3}}
     assert merge({"out": "x", "inner": {"lr": 2.0}}, table)["inner"] == {"lr": 2.0, "steps": 7, "levels": [1, 2]}
+
+
+def test_what_is_text_in_the_config_is_text_in_an_override():
+    for text in ("2024", "true", "1e3", "[1, 2]", "2024-11-24", "nan", "runs/a"):
+        assert parse_overrides(["--out", text], Outer) == {"out": text}
+    assert parse_overrides(["--out", "'2024'"], Outer) == {"out": "2024"}
+    arguments = ["--inner.steps", "7", "--other.note=3", "--inner.mode", "1", "--inner.levels", "[1]", "--gone.x", "4"]
+    expected = {"inner": {"steps": 7, "mode": 1, "levels": [1]}, "other": {"note": "3"}, "gone": {"x": 4}}
+    assert parse_overrides(arguments, Outer) == expected
 
 
 @pytest.mark.parametrize(

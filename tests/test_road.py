@@ -450,6 +450,7 @@ BAD = {
     "no origin": (["sample", "orphan", "--labels", "0", "--out", "new.png"], "orphan: its description is damaged"),
     "two of a kind": (["report", "unread2", "unread2"], "2 runs of kinds ar, ar: expected at most one of a kind"),
     "label": (["sample", "ar", "--labels", "0", "10", "--out", "new.png"], "label 10: expected 0 to 9 (0 circle"),
+    "no class": (["sample", "ar", "--labels", "0", "cirle", "--out", "new.png"], "label cirle: expected 0 to 9 (0 circle, "),
     "negative label": (["sample", "ar", "--labels", "-1", "--out", "new.png"], "label -1: expected 0 to 9"),
     "picture name": (["sample", "ar", "--labels", "0", "--out", "new.txt"], "new.txt: expected a name that ends in .png"),
     "guidance": (["sample", "ar", "--labels", "0", "--out", "new.png", "--guidance", "nan"], "guidance"),

@@ -137,7 +137,9 @@ def _parser() -> argparse.ArgumentParser:
 
     sample = _verb(verbs, "sample", "draw images of given classes", _sample)
     sample.add_argument("folder", type=Path, metavar="RUN", help="generator run")
-    sample.add_argument("--labels", type=int, nargs="+", required=True, metavar="K", help="one image for each")
+    sample.add_argument(
+        "--labels", nargs="+", required=True, metavar="CLASS", help="numbers or names of classes: one image for each"
+    )
     sample.add_argument(
         "--guidance", type=float, default=None, help="classifier-free guidance (default: the experiment's)"
     )

@@ -45,8 +45,11 @@ def parse_json(text: str, where: str) -> Any:
     return _parse(json.loads, text, where, "JSON")
 
 
-def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
-    """``--train.steps 100 --data.source=photos`` -> nested table; a value is read as TOML, else taken as text."""
+def parse_overrides(arguments: Iterable[str], cls: type | None = None) -> dict[str, Any]:
+    """``--train.steps 100 --data.source=photos`` -> nested table; a value is read as TOML, else taken as text.
+
+    cls  the dataclass that they are for: what is text there is text here, ``--out 2024`` too
+    """
     table: dict[str, Any] = {}
     rest = list(arguments)
     while rest:
@@ -64,7 +67,8 @@ def parse_overrides(arguments: Iterable[str]) -> dict[str, Any]:
             place = place.setdefault(section, {})
             if not isinstance(place, dict):
                 raise InputError(f"{flag}: {section!r} was already given as a value")
-        place[key] = _read_value(value)
+        text = cls is not None and _is_text(cls, [*sections, key])
+        place[key] = _read_value(value, text)
     _refuse_deep(table, "arguments")
     return table
 
@@ -154,11 +158,31 @@ def _refuse_deep(value: Any, where: str) -> None:
         raise InputError(f"{where}: nested more than {DEEPEST} deep")
 
 
-def _read_value(text: str) -> Any:
+def _is_text(cls: type, path: Sequence[str]) -> bool:
+    """Whether the field at this path takes text and nothing else that could be written."""
+    kinds: set[Any] = {cls}
+    for name in path:
+        owners = [kind for kind in kinds if dataclasses.is_dataclass(kind)]
+        kinds = {
+            kind
+            for owner in owners
+            for field in dataclasses.fields(owner)
+            if field.name == name
+            for kind in (typing.get_args(field.type) if _is_union(field.type) else [field.type])
+        } - {type(None)}
+    return kinds == {str}
+
+
+def _is_union(annotation: Any) -> bool:
+    return typing.get_origin(annotation) in (typing.Union, types.UnionType)
+
+
+def _read_value(text: str, as_text: bool) -> Any:
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        value = tomllib.loads(f"value = {text}")["value"]
     except (ValueError, RecursionError):  # no TOML, or beyond what Python reads
         return text
+    return text if as_text and not isinstance(value, str) else value
 
 
 def _refuse_unknown(cls: Any, table: Any, where: str, path: tuple[str, ...]) -> None:

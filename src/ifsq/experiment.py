@@ -135,12 +135,12 @@ class GeneratorExperiment:
 
 def load_tokenizer_experiment(path: Path, overrides: Iterable[str] = ()) -> TokenizerExperiment:
     """Read an experiment file. Raises InputError in one line for whatever is wrong with it."""
-    return config.build(TokenizerExperiment, _table(path, overrides), str(path))
+    return config.build(TokenizerExperiment, _table(path, overrides, TokenizerExperiment), str(path))
 
 
 def load_generator_experiment(path: Path, overrides: Iterable[str] = ()) -> GeneratorExperiment:
     """Read an experiment file. Raises InputError in one line for whatever is wrong with it."""
-    return config.build(GeneratorExperiment, _table(path, overrides), str(path))
+    return config.build(GeneratorExperiment, _table(path, overrides, GeneratorExperiment), str(path))
 
 
 def check_cache(cache: CodeCache, tokenizer: Tokenizer, where: str) -> None:
@@ -156,5 +156,5 @@ def check_cache(cache: CodeCache, tokenizer: Tokenizer, where: str) -> None:
         )
 
 
-def _table(path: Path, overrides: Iterable[str]) -> dict[str, Any]:
-    return config.merge(config.read_toml(path), config.parse_overrides(overrides))
+def _table(path: Path, overrides: Iterable[str], cls: type) -> dict[str, Any]:
+    return config.merge(config.read_toml(path), config.parse_overrides(overrides, cls))

@@ -189,17 +189,16 @@ def train_generator(experiment: GeneratorExperiment, device: str = "auto", watch
 
 
 def sample(
-    run: Path, labels: Sequence[int], guidance: float | None, seed: int, out: Path, device: str = "auto"
+    run: Path, labels: Sequence[str | int], guidance: float | None, seed: int, out: Path, device: str = "auto"
 ) -> Path:
-    """Draw one image for every label and write them as one PNG; returns its path."""
+    """Draw one image for every label, a class's number or name, and write them as one PNG; returns its path."""
     _check_png(out)
     _check_seed(seed)
     if guidance is not None and not 0 <= guidance < math.inf:
         raise InputError(f"guidance {guidance}: expected a number of at least 0 (1 is none)")
     with _join(device) as here:
         generator, tokenizer, origin = load_pair(run, here)
-        _refuse_labels(labels, origin)
-        wanted = torch.tensor(labels)
+        wanted = torch.tensor(origin.labels(labels))
         options = origin.sampling | ({} if guidance is None else {"guidance": guidance})
         if here.first:
             images = draw_images(generator, tokenizer, wanted, seed, options)
@@ -544,13 +543,6 @@ def _check_png(out: Path) -> None:
         raise InputError(f"{out}: expected a name that ends in .png")
     if out.is_dir():
         raise InputError(f"{out}: is a folder; expected the name of a picture")
-
-
-def _refuse_labels(labels: Sequence[int], origin: Origin) -> None:
-    wrong = [label for label in labels if not 0 <= label < len(origin.classes)]
-    if wrong:
-        names = ", ".join(f"{i} {name}" for i, name in enumerate(origin.classes[:12]))
-        raise InputError(f"label {wrong[0]}: expected 0 to {len(origin.classes) - 1} ({names})")
 
 
 def _distinct_targets(paths: Sequence[Path], out: Path) -> dict[Path, Path]:

@@ -3,6 +3,8 @@
 Called by ``pipeline`` and `Generator.from_pretrained`.
 """
 
+import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,14 @@ class Origin:
     tokenizer_digest: str
     codes_digest: str
     sampling: dict[str, Any]
+
+    def labels(self, wanted: Sequence[str | int]) -> list[int]:
+        """Labels of classes given by number or by name. Raises InputError naming the first that is neither, or both.
+
+        A text that is the number of one class and the name of another is refused; ``number:3`` and ``name:3`` say
+        which is meant.
+        """
+        return [_label_of(given, self.classes) for given in wanted]
 
 
 def describe(model: ARGenerator | DiffusionGenerator, origin: Origin) -> dict[str, Any]:
@@ -101,3 +111,24 @@ def generator_card(model: ARGenerator | DiffusionGenerator, origin: Origin, made
         "codes = generator.sample(torch.tensor([0]), seed=0).codes  # for the tokenizer's decode",
     )
     return model_card(f"Generator of image codes ({model.kind})", ("image-generation", model.kind), facts, use, made)
+
+
+def _label_of(given: str | int, classes: Sequence[str]) -> int:
+    kind, colon, text = str(given).partition(":")
+    if not colon or kind not in ("number", "name") or given in classes:
+        kind, text = "either", str(given)
+    found = set()
+    if kind != "name" and text.isascii() and text.isdigit() and len(text) < 20 and int(text) < len(classes):
+        found.add(int(text))
+    if kind != "number" and not isinstance(given, int) and text in classes:
+        found.add(classes.index(text))
+    if len(found) == 1:
+        return found.pop()
+    if found:
+        raise InputError(
+            f"label {text}: is the number of the class {classes[int(text)]!r} and the name of class number"
+            f" {classes.index(text)}; expected number:{text} or name:{text}"
+        )
+    known = ", ".join(f"{i} {name}" for i, name in enumerate(classes[:12]))
+    near = "".join(f"; did you mean {name!r}?" for name in difflib.get_close_matches(text, classes, n=1))
+    raise InputError(f"label {text}: expected 0 to {len(classes) - 1} ({known}), or one of these names{near}")
