@@ -20,6 +20,7 @@ from ifsq.quantizers import BSQ, FSQ, KL, LFQ, VQ, Identity, ResidualFSQ
 from ifsq.quantizers.bottleneck import Bottleneck
 from ifsq.store.weights import load_weights, weights_digest
 from ifsq.tokenizer.blocks import unrounded
+from ifsq.tokenizer.checks import check_codes, check_images, check_indices
 from ifsq.tokenizer.conv import ConvConfig, Decoded, Decoder, Encoder
 from ifsq.tokenizer.tiling import Tiling, tiled
 from ifsq.training.folder import find_weights, save_model
@@ -185,6 +186,11 @@ class Tokenizer(nn.Module):
         self.decoder = Decoder(config.conv)
 
     @property
+    def channels(self) -> int:
+        """Of the images, 3 for RGB."""
+        return self.encoder.conv_in.in_channels // self.config.conv.patch**2
+
+    @property
     def factor(self) -> int:
         """Pixels a side of one code."""
         return self.config.conv.factor
@@ -192,10 +198,8 @@ class Tokenizer(nn.Module):
     def latent(
         self, images: Float[Tensor, "b 3 H W"], tile: int | None = None, overlap: int | None = None
     ) -> Float[Tensor, "b d h w"]:
-        """Encoder output before the bound, float32, unbounded. Tiles as in `encode`."""
-        height, width = images.shape[-2:]
-        if height % self.factor or width % self.factor:
-            raise ValueError(f"images of {height} x {width} pixels: expected multiples of {self.factor}")
+        """Encoder output before the bound, float32, unbounded. Tiles and refusals as in `encode`."""
+        check_images(images, self.channels, self.factor)
         if tile is None:
             return self._latent(images)
         return tiled(self._latent, images, Tiling.of_pixels(tile, overlap, self.factor), self.factor, 1)
@@ -211,7 +215,8 @@ class Tokenizer(nn.Module):
         A tile sees nothing beyond its edge. Layer and RMS norm go by position, so well inside a tile the latents are
         those of the whole image. A group norm takes its statistics, and attention its keys, from the tile alone: the
         latents then differ everywhere, the more the tile differs from the image, and tokens may.
-        Raises ValueError if ``factor`` does not divide the size, ``tile`` or ``overlap``.
+        Raises ValueError for what are no images: bytes, another rank or number of channels, none at all, sides that
+        ``factor`` does not divide, and on a CPU values far outside [-1, 1] and NaN; and for such tiles.
         """
         quantized = self.quantizer(self.latent(images, tile, overlap))
         return Encoded(quantized.codes, quantized.indices, quantized.digits)
@@ -221,8 +226,10 @@ class Tokenizer(nn.Module):
     ) -> Float[Tensor, "b 3 H W"]:
         """Codes -> images around [-1, 1], float32, not clamped: that is done where images are written.
 
-        Tiles, in pixels of the image, as in `encode`; the images of the tiles are blended.
+        Tiles, in pixels of the image, as in `encode`; the images of the tiles are blended. Raises ValueError for
+        integers, other shapes, and on a CPU codes that are not finite.
         """
+        check_codes(codes, self.quantizer.dim)
         if tile is None:
             return self._decode(codes)
         return tiled(self._decode, codes, Tiling.of_pixels(tile, overlap, self.factor), 1, self.factor)
@@ -232,14 +239,19 @@ class Tokenizer(nn.Module):
     ) -> Float[Tensor, "b 3 H W"]:
         """Indices as `encode` gives them, or with the axis of a single group kept -> images; tiles as in `decode`.
 
-        Raises ValueError outside the codebook.
+        Raises ValueError for floats, other shapes and, on a CPU, outside the codebook.
         """
-        if indices.ndim == 4 and len(getattr(self.quantizer, "groups", (1,))) == 1 and self.kind != "residual":
-            indices = indices.squeeze(-1)
-        return self.decode(self.quantizer.indices_to_codes(indices), tile, overlap)
+        q = self.quantizer
+        if isinstance(q, ResidualFSQ):  # whose first stages alone are a coarser image
+            check_indices(indices, range(1, q.num_quantizers + 1))
+        else:
+            groups = len(getattr(q, "groups", (1,)))
+            check_indices(indices, range(groups, groups + 1))
+            indices = indices.squeeze(-1) if indices.ndim == 4 and groups == 1 else indices
+        return self.decode(q.indices_to_codes(indices), tile, overlap)
 
     def forward(self, images: Float[Tensor, "b 3 H W"]) -> Autoencoded:
-        """Reconstruction, with the quantizer's gradient, and what the quantizer adds to the loss."""
+        """Reconstruction, with the quantizer's gradient, and what the quantizer adds to the loss; else as `encode`."""
         quantized = self.quantizer(self.latent(images))
         decoded = self._decoded(quantized.codes)
         return Autoencoded(_at_least_float(decoded.images), quantized.losses, decoded.last.detach())
