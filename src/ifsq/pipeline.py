@@ -11,6 +11,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -475,13 +476,15 @@ def _encoder(
         nothing = torch.empty(0, *layout.shape, dtype=torch.uint8 if isinstance(layout, CodeSpec) else torch.float32)
         codes, flipped, labels = [nothing], [nothing], [torch.empty(0, dtype=torch.int64)]
         skipped: list[str] = []
-        for batch in iterate_once(images, at_once(*images.shape[:2]), workers=workers, indices=range(start, stop)):
-            skipped += batch.skipped
-            if len(batch.images):
-                codes.append(codes_of(batch.images))
-                labels.append(batch.labels)
-                flipped += [codes_of(batch.images.flip(-1))] if flip else []
-            watch.advance(start + sum(map(len, labels)) + len(skipped), {})
+        once = iterate_once(images, at_once(*images.shape[:2]), workers=workers, indices=range(start, stop))
+        with closing(once) as batches:
+            for batch in batches:
+                skipped += batch.skipped
+                if len(batch.images):
+                    codes.append(codes_of(batch.images))
+                    labels.append(batch.labels)
+                    flipped += [codes_of(batch.images.flip(-1))] if flip else []
+                watch.advance(start + sum(map(len, labels)) + len(skipped), {})
         mirrored = torch.cat(flipped) if flip else None
         return cache_writer.Part(torch.cat(codes), torch.cat(labels), mirrored, tuple(skipped))
 

@@ -3,27 +3,22 @@
 The stream is the endless concatenation of one permutation of the source per epoch. Step s takes the positions
 s * batch .. s * batch + batch - 1 of it, and rank r of w the r-th of w equal slices of these. Nothing is dropped,
 nothing depends on what was read before, so a run continues at any step.
-
-Called by both training tasks and by ``pipeline``.
 """
 
-import signal
-from collections.abc import Iterable, Iterator, Sequence
+import functools
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from ifsq.data.draws import mix, mix_range
 from ifsq.data.images import BrokenImageError, DataError, ImageSource
 from ifsq.data.transforms import to_float
-
-Items = list[tuple[int, int]]
-"""Pairs of image index and item seed."""
+from ifsq.data.workers import Items, Loaded, load_ahead
 
 
 @dataclass(frozen=True)
@@ -106,10 +101,11 @@ class ImageBatches:
     prefetch  batches that each worker reads ahead
     device    where images are made floats: bytes go there, from pinned memory when it is a GPU. Labels stay here
 
-    Iterating raises DataError in one line when an image cannot be read, also from a worker. A source whose ``broken``
-    is ``skip`` leaves the image out instead: its batch is smaller and names it, every time it is drawn. The mean over
-    that batch is over the images that are left; where processes share a step or a step has parts, each part still has
-    the same weight, so that an image beside a skipped one counts a little more. A batch with nothing left is refused.
+    The iterator owns the workers: close it (``contextlib.closing``) where it is left early. Iterating raises DataError
+    in one line when an image cannot be read, also from a worker, and when a worker ends. A source whose ``broken`` is
+    ``skip`` leaves the image out instead: its batch is smaller and names it, every time it is drawn. The mean over that
+    batch is over the images that are left; where processes share a step or a step has parts, each part still has the
+    same weight, so that an image beside a skipped one counts a little more. A batch with nothing left is refused.
     """
 
     def __init__(
@@ -128,18 +124,22 @@ class ImageBatches:
         self.source, self.sampler = source, sampler.in_blocks(source.block)
         self.start, self.workers, self.prefetch, self.device = start, workers, prefetch, device
 
-    def __iter__(self) -> Iterator[ImageBatch]:
-        steps = _Steps(self.sampler, self.start)
-        for batch in _read(self.source, steps, self.workers, self.prefetch, self.device):
-            if not len(batch.labels):
-                raise DataError(f"none of the {len(batch.skipped)} images of a batch can be used: {batch.skipped[0]}")
-            yield batch
+    def __iter__(self) -> Generator[ImageBatch, None, None]:
+        steps = self.sampler.steps_from(self.start)
+        with closing(_read(self.source, steps, self.workers, self.prefetch, self.device)) as batches:
+            for batch in batches:
+                if not len(batch.labels):
+                    first = batch.skipped[0]
+                    raise DataError(f"none of the {len(batch.skipped)} images of a batch can be used: {first}")
+                yield batch
 
 
 def iterate_once(
     source: ImageSource, batch: int, seed: int = 0, workers: int = 0, indices: Sequence[int] | None = None
-) -> Iterator[ImageBatch]:
+) -> Generator[ImageBatch, None, None]:
     """The images at ``indices`` (default: all) exactly once, in order; the last batch may be smaller.
+
+    The iterator owns the workers: close it (``contextlib.closing``) where it may be left before its end.
 
     Item seeds are ``mix(seed, 0, index)``, so a part gives the pictures that the whole would. Where a source skips
     broken images, batches are smaller by these and may be empty; ``skipped`` of all of them names every one once.
@@ -150,42 +150,21 @@ def iterate_once(
     return _read(source, [items[at : at + batch] for at in range(0, len(items), batch)], workers)
 
 
-class _Steps:
-    """Steps of a sampler as the iterable that a DataLoader wants."""
-
-    def __init__(self, sampler: StepSampler, start: int) -> None:
-        self.sampler, self.start = sampler, start
-
-    def __iter__(self) -> Iterator[Items]:
-        return self.sampler.steps_from(self.start)
-
-
-class _Stacked(Dataset):
-    """Whole batches of a source as bytes: a quarter of what floats would cost between processes."""
-
-    def __init__(self, source: ImageSource) -> None:
-        self.source = source
-
-    def __getitem__(self, items: Items) -> tuple[Tensor, Tensor, tuple[str, ...]] | DataError:
-        images, labels, skipped = [], [], []
-        for index, seed in items:
-            try:
-                image, label = self.source.load(index, seed)
-            except DataError as error:
-                if self.source.broken == "refuse" or not isinstance(error, BrokenImageError):
-                    return error  # raised in a worker, it would come back with a traceback for a message
-                skipped.append(str(error))
-            else:
-                images.append(image)
-                labels.append(label)
-        stacked = np.stack(images) if images else np.empty((0, *self.source.shape), dtype=np.uint8)
-        return torch.from_numpy(stacked), torch.tensor(labels, dtype=torch.int64), tuple(skipped)
-
-
-def _leave_signals_to_the_run(_: int) -> None:
-    """A stop request reaches the whole process group; readers that died of it would end the run before it saves."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+def _load(source: ImageSource, items: Items) -> Loaded:
+    """A batch of a source as bytes: a quarter of what floats would cost between processes. Raises DataError."""
+    images, labels, skipped = [], [], []
+    for index, seed in items:
+        try:
+            image, label = source.load(index, seed)
+        except BrokenImageError as error:
+            if source.broken == "refuse":
+                raise
+            skipped.append(str(error))
+        else:
+            images.append(image)
+            labels.append(label)
+    stacked = np.stack(images) if images else np.empty((0, *source.shape), dtype=np.uint8)
+    return Loaded(torch.from_numpy(stacked), torch.tensor(labels, dtype=torch.int64), tuple(skipped))
 
 
 def _read(
@@ -194,25 +173,10 @@ def _read(
     workers: int,
     prefetch: int = 2,
     device: torch.device | None = None,
-) -> Iterator[ImageBatch]:
-    # batch_size None hands a step's items over whole; a generator of its own leaves torch's global one untouched.
-    loader = DataLoader(
-        _Stacked(source),
-        batch_size=None,
-        collate_fn=_as_it_is,
-        sampler=batches,
-        num_workers=workers,
-        worker_init_fn=_leave_signals_to_the_run,
-        prefetch_factor=prefetch if workers else None,
-        pin_memory=device is not None and device.type == "cuda",
-        generator=torch.Generator(),
-    )
-    for read in loader:
-        if isinstance(read, DataError):
-            raise read
-        images, labels, skipped = read
-        yield ImageBatch(to_float(images if device is None else images.to(device, non_blocking=True)), labels, skipped)
-
-
-def _as_it_is(read: Any) -> Any:
-    return read
+) -> Generator[ImageBatch, None, None]:
+    load, pinned = functools.partial(_load, source), device is not None and device.type == "cuda"
+    here = (load(items) for items in batches)
+    with closing(load_ahead(load, batches, workers, prefetch, pinned) if workers else here) as loaded:
+        for read in loaded:
+            images = read.images if device is None else read.images.to(device, non_blocking=True)
+            yield ImageBatch(to_float(images), read.labels, read.skipped)

@@ -4,6 +4,7 @@ Every image once; all metrics on clamped 8-bit images, all networks in float32. 
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 
 import torch
@@ -101,8 +102,8 @@ def measure_tokenizer(
     watch.start("images", 0, len(indices))
     refusal: InputError | None = None
     try:
-        with exact_float32():
-            for read in iterate_once(images, batch, indices=mine, workers=workers):
+        with exact_float32(), closing(iterate_once(images, batch, indices=mine, workers=workers)) as batches:
+            for read in batches:
                 tally.add(read)
                 watch.advance(min(tally.n * here.size, len(indices)), {})
     except InputError as error:  # an image cannot be read: no process may wait for this one's figures

@@ -3,7 +3,7 @@
 Called by ``pipeline``. The task never learns which kind it holds.
 """
 
-from collections.abc import Iterable, Iterator
+from collections import abc
 from typing import Any
 
 import torch
@@ -36,7 +36,7 @@ class GeneratorTask(Task):
         self.config = config
         self._described = described
 
-    def batches(self, start: int, world: World) -> Iterator[CodeBatch]:
+    def batches(self, start: int, world: World) -> abc.Generator[CodeBatch, None, None]:
         sampler = StepSampler(
             len(self.train),
             self.config.batch,
@@ -67,7 +67,7 @@ class GeneratorTask(Task):
         names = {name: None for share in shares for name in share}
         return {name: sum(share.get(name, 0.0) for share in shares) / len(self.val) for name in names}
 
-    def compiled(self) -> Iterable[nn.Module]:
+    def compiled(self) -> abc.Iterable[nn.Module]:
         return parallel.blocks(self.model)
 
     def describe(self) -> dict[str, Any]:

@@ -4,7 +4,7 @@ Its features give `FD(judge)`, its predictions the class agreement. It knows ten
 compare runs of one data set with each other and with nothing else. Trained by ``pipeline`` through the one loop.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from itertools import pairwise
 from typing import Any
 
@@ -95,7 +95,7 @@ class JudgeTask(Task):
         self.model: nn.Module = JudgeNet(len(source.classes))
         self.source, self.held_out = source, held_out
 
-    def batches(self, start: int, world: World) -> Iterator[ImageBatch]:
+    def batches(self, start: int, world: World) -> Generator[ImageBatch, None, None]:
         config = JUDGE_TRAINING
         sampler = StepSampler(len(self.source), config.batch, config.seed, rank=world.rank, world=world.size)
         for batch in ImageBatches(self.source, sampler, start=start):

@@ -1,6 +1,6 @@
 """What the training loop needs to know about a tokenizer. Called by ``pipeline``, which also says how to validate."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -46,7 +46,7 @@ class TokenizerTask(Task):
             self.adversary = Adversary(loss.adversarial)
             self.opponent = Opponent(self.adversary, replace(config.optim, lr=loss.adversarial.rate, clip=0.0))
 
-    def batches(self, start: int, world: World) -> Iterator[ImageBatch]:
+    def batches(self, start: int, world: World) -> Generator[ImageBatch, None, None]:
         sampler = StepSampler(
             len(self.source),
             self.config.batch,

@@ -10,8 +10,8 @@ import signal
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,8 +41,11 @@ class Task(ABC):
     opponent: Opponent | None = None
 
     @abstractmethod
-    def batches(self, start: int, world: World) -> Iterable[Any]:
-        """This process's share of the batches from step ``start`` on, in ``accumulate`` equal parts a step."""
+    def batches(self, start: int, world: World) -> Generator[Any, None, None]:
+        """This process's share of the batches from step ``start`` on, in ``accumulate`` equal parts a step.
+
+        Closed when training ends, however it does; processes that load end with it.
+        """
 
     @abstractmethod
     def loss(self, model: Any, batch: Any, rng: torch.Generator, step: int) -> dict[str, Tensor]:
@@ -91,8 +94,7 @@ def fit(task: Task, config: TrainConfig, folder: Path, world: World, watch: Repo
     run = _Run(task, config, folder, world)
     watch.start(name, run.step, config.steps)
     try:
-        batches = iter(task.batches(run.step, world) if run.step < config.steps else ())
-        with _stop_requests() as stop:
+        with _stop_requests() as stop, closing(task.batches(run.step, world)) as batches:
             while run.step < config.steps:
                 values = run.advance(batches)
                 watch.advance(run.step, values)
