@@ -385,7 +385,7 @@ class Terminal:
     def __init__(self) -> None:
         from rich.console import Console
 
-        self.console = Console(stderr=True, quiet=not _first_process(), highlight=False)
+        self.console = Console(stderr=True, quiet=not _first_process(), highlight=False, markup=False, emoji=False)
         self._bar: Any = None
         self._task: Any = None
         self._what, self._total, self._started = "", 0, 0.0
@@ -414,7 +414,7 @@ class Terminal:
         self.console.print(f"{self._what}: done in {time.perf_counter() - self._started:.0f} s  {text}".rstrip())
 
     def say(self, line: str) -> None:
-        self.console.print(line)
+        self.console.print(line, soft_wrap=True)
 
     def __enter__(self) -> "Terminal":
         return self

@@ -26,6 +26,8 @@ from ifsq.config import InputError, build, differences, to_dict
 from ifsq.data import (
     DataConfig,
     DataError,
+    describe_counts,
+    describe_images,
     image_grid,
     iterate_once,
     open_images,
@@ -89,18 +91,20 @@ def train_tokenizer(experiment: TokenizerExperiment, device: str = "auto", watch
     """Train, or go on training, the tokenizer of an experiment; returns its folder."""
     folder = Path(experiment.out)
     with _join(device) as here:
-        train, val = open_images(experiment.data, "train"), open_images(experiment.data, "val")
+        train, val = (open_images(experiment.data, split, labels=False) for split in ("train", "val"))
         check_batch(experiment.train, here)
         judge = _perceptual(experiment.loss, here)
         record = {"kind": "tokenizer", "experiment": to_dict(experiment), "data": train.fingerprint}
         _claim(folder, record, here)
+        watch = watch or Silent()
+        watch.say(f"data: {describe_images(train, val)}")
         torch.manual_seed(experiment.train.seed)
         model = Tokenizer(experiment.tokenizer)
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         task = TokenizerTask(
             model, train, experiment.loss, experiment.train, judge, lambda net, at: _held_out(net, at, val)
         )
-        fit(task, experiment.train, folder, here, watch or Silent(), "tokenizer")
+        fit(task, experiment.train, folder, here, watch, "tokenizer")
     return folder
 
 
@@ -143,6 +147,7 @@ def encode(
         if here.first and cache_writer.prepare(partial, about):
             watch.say(f"{out}: goes on with the shards that are there")
         here.barrier()
+        watch.say(f"data: {describe_images(sources['train'], sources['val'])}")
         try:
             for split, images in sources.items():
                 watch.start(f"codes, {split}", 0, len(images))
@@ -177,6 +182,8 @@ def train_generator(experiment: GeneratorExperiment, device: str = "auto", watch
         train, val = cache.read("train"), cache.read("val")
         model.observe(train.digits)
         _claim(folder, record, here)
+        watch = watch or Silent()
+        watch.say(f"codes: {describe_counts(len(train), train.labels.tolist(), cache.classes, len(val))}")
         origin = Origin(
             classes=cache.classes,
             tokenizer=experiment.tokenizer,
@@ -185,7 +192,7 @@ def train_generator(experiment: GeneratorExperiment, device: str = "auto", watch
             sampling=experiment.sampling.options(experiment.kind),
         )
         task = GeneratorTask(model, train, val, experiment.train, describe(model, origin))
-        fit(task, experiment.train, folder, here, watch or Silent(), experiment.kind)
+        fit(task, experiment.train, folder, here, watch, experiment.kind)
     return folder
 
 
@@ -394,7 +401,7 @@ def _claim(folder: Path, record: dict[str, Any], here: World) -> None:
         raise InputError(f"{folder}: process {here.rank} does not see it; expected a file system that all hosts share")
 
 
-OWN_IMAGES = ("val_source", "broken", "max_pixels", "stream", "block")
+OWN_IMAGES = ("val_source", "label_column", "broken", "max_pixels", "stream", "block")
 """How a run reads the images of its own source, besides their size."""
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 from ifsq.data import DataConfig, DataError, ImageBatches, ImageSource, StepSampler, open_images, read_image, stream
 from ifsq.data.hf import file_of
+from ifsq.data.labels import NO_LABEL
 
 datasets = pytest.importorskip("datasets")
 pytestmark = pytest.mark.filterwarnings("ignore")  # the library's own
@@ -187,3 +188,48 @@ def test_the_missing_library_is_named_with_its_extra(monkeypatch: pytest.MonkeyP
     for streamed in (False, True):
         with pytest.raises(DataError, match=r"hf:x: needs the package datasets, .*pip install 'ifsq\[hf\]'"):
             opened("hf:x", streamed=streamed)
+
+
+TWO = {
+    "image": datasets.Image(),
+    "fine_label": datasets.ClassLabel(names=["dog", "cat"]),
+    "coarse_label": datasets.ClassLabel(names=["pet"]),
+}
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_of_two_columns_of_classes_one_is_asked_for(tmp_path: Path, streamed: bool) -> None:
+    columns = {"fine_label": [0, 1, 0, 1], "coarse_label": [0] * 4}
+    image = [{"bytes": picture(k), "path": None} for k in range(4)]
+    table = datasets.Dataset.from_dict({"image": image} | columns, features=datasets.Features(TWO))
+    table.save_to_disk(str(tmp_path / "a"))
+    with pytest.raises(DataError, match=r"a: is the label 'fine_label' or 'coarse_label'\? Give data.label_column"):
+        opened(f"hf:{tmp_path}/a", streamed=streamed)
+    whole = {"val_source": f"hf:{tmp_path}/a", "streamed": streamed}
+    fine = opened(f"hf:{tmp_path}/a", label_column="fine_label", **whole)
+    assert [fine.classes[fine.load(k, 0)[1]] for k in range(4)] == ["dog", "cat"] * 2
+    assert opened(f"hf:{tmp_path}/a", label_column="coarse_label", **whole).classes == ("pet",)
+    assert opened(f"hf:{tmp_path}/a", label_column="none", **whole).classes == ("all",)
+
+
+def test_words_under_another_name_are_asked_about_and_captions_are_not(tmp_path: Path) -> None:
+    text, image = datasets.Value("string"), [{"bytes": picture(k), "path": None} for k in range(2)]
+    for name, asked in (("species", True), ("text", False)):
+        features = datasets.Features({"image": datasets.Image(), name: text})
+        table = datasets.Dataset.from_dict({"image": image, name: ["a", "b"]}, features=features)
+        table.save_to_disk(str(tmp_path / name))
+        if asked:
+            with pytest.raises(DataError, match=rf"is the label '{name}'\?"):
+                opened(f"hf:{tmp_path / name}")
+        else:
+            assert opened(f"hf:{tmp_path / name}").classes == ("all",)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_split_without_labels_is_refused_where_they_matter_only(tmp_path: Path, streamed: bool) -> None:
+    datasets.DatasetDict({"train": rows(3), "test": rows(2, label=[-1, -1])}).save_to_disk(str(tmp_path / "a"))
+    config = DataConfig(f"hf:{tmp_path}/a", 8, stream=streamed)
+    bare = open_images(config, "test", labels=False)
+    assert [bare.load(k, 0)[1] for k in range(2)] == [NO_LABEL] * 2
+    with pytest.raises(DataError, match=r"has no label|has no classes"):
+        open_images(config, "test").load(0, 0)

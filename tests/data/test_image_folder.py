@@ -123,19 +123,6 @@ def test_a_broken_image_is_raised_never_replaced(tmp_path: Path) -> None:
         source.load(1, 0)
 
 
-def test_a_lone_train_folder_is_split_by_names_and_other_words_are_refused(tmp_path: Path) -> None:
-    fill(tmp_path / "lone", [f"train/{c}/{k}.png" for c in "ab" for k in range(3)], 8, 8)
-    train, val = opened(tmp_path / "lone"), opened(tmp_path / "lone", "val")
-    assert train.classes == val.classes == ("a", "b")
-    assert sorted(train.names + val.names) == [f"{c}/{k}.png" for c in "ab" for k in range(3)]
-    for other in ("test", "validation"):
-        fill(tmp_path / other, ["train/a/0.png", f"{other}/a/0.png"], 8, 8)
-        with pytest.raises(DataError, match=rf"{other}: holds .*{other}.*; expected train and val, or classes"):
-            opened(tmp_path / other)
-    fill(tmp_path / "vehicles", ["train/0.png", "bus/1.png"], 8, 8)  # here train is a class
-    assert opened(tmp_path / "vehicles").classes == ("bus", "train")
-
-
 def test_a_name_that_is_no_utf_8_is_one_line(tmp_path: Path) -> None:
     fill(tmp_path, ["0.png", "1.png"], 8, 8)
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png")).write_bytes(b"")

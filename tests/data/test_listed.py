@@ -1,11 +1,13 @@
 """Lists of images: every form gives the same pictures, and what is wrong is named by its line."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from ifsq.data import DataConfig, DataError, ImageSource, open_images, read_image, write_png
+from ifsq.data.labels import NO_LABEL
 
 NAMES = ("b/0.png", "a/with space.png", "a/2.JPG", "c d/3.png")
 LABELS = ("dog", "cat", "cat", "a word")
@@ -19,9 +21,9 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def opened(path: Path, split: str = "train") -> ImageSource:
+def opened(path: Path, split: str = "train", label_column: str = "") -> ImageSource:
     # A list of its own for validation: then training has them all, in their order.
-    return open_images(DataConfig(source=str(path), size=8, val_source=str(path)), split)
+    return open_images(DataConfig(str(path), 8, val_source=str(path), label_column=label_column), split)
 
 
 def write(path: Path, text: str) -> Path:
@@ -95,7 +97,7 @@ BAD = {
     "short.csv": ("b/0.png,dog\nb/0.png\n", "short.csv: line 2: 1 columns, expected as many"),
     "quote.csv": ('b/0.png,"dog\n', "quote.csv: line 1: unexpected end of data"),
     "no.jsonl": ("{}\nx\n", "no.jsonl: line 1: expected an object with a key 'path'"),
-    "bad.jsonl": ("{", "bad.jsonl: line 1: no JSON"),
+    "bad.jsonl": ("{", "bad.jsonl: line 1: cannot be read as JSON"),
     "float.jsonl": (
         '{"path": "b/0.png", "label": 0.5}',
         "float.jsonl: line 1: label 0.5: expected a word or an integer",
@@ -117,3 +119,77 @@ def test_lists_that_are_missing_or_no_text_are_named(folder: Path) -> None:
     (folder / "latin.txt").write_bytes(b"caf\xe9.png")
     with pytest.raises(DataError, match=r"latin.txt: expected UTF-8, found other bytes at 3"):
         opened(folder / "latin.txt")
+
+
+@pytest.mark.parametrize("column", ["labels", "Target", "class_id", "CLASS_NAME", "category", "cls"])
+@pytest.mark.parametrize("form", ["csv", "tsv", "jsonl"])
+def test_labels_are_found_under_their_usual_names(folder: Path, column: str, form: str) -> None:
+    source = opened(write(folder / f"list.{form}", table(form, {"width": "8", column: None})))
+    assert [source.classes[source.load(index, 0)[1]] for index in range(4)] == list(LABELS)
+
+
+def table(form: str, columns: dict[str, str | None]) -> str:
+    """A list of the four pictures; a column has one value, or with None the labels."""
+    rows = [
+        {"path": name} | {column: label if value is None else value for column, value in columns.items()}
+        for name, label in zip(NAMES, LABELS, strict=True)
+    ]
+    if form == "jsonl":
+        return "".join(json.dumps(row) + "\n" for row in rows)
+    between = {"csv": ",", "tsv": "\t"}[form]
+    return "".join(f"{between.join(line)}\n" for line in (rows[0], *(row.values() for row in rows)))
+
+
+@pytest.mark.parametrize("form", ["csv", "tsv", "jsonl"])
+def test_a_label_that_may_be_one_is_asked_about_and_can_be_named(folder: Path, form: str) -> None:
+    one = write(folder / f"one.{form}", table(form, {"caption": "a pet", "species": None}))
+    two = write(folder / f"two.{form}", table(form, {"class_id": "1", "class_name": None, "caption": "a pet"}))
+    with pytest.raises(DataError, match=rf"one.{form}: is the label 'species'\? Give data.label_column, 'none' for no"):
+        opened(one)
+    with pytest.raises(DataError, match=rf"two.{form}: is the label 'class_id' or 'class_name'\? Give data.label_col"):
+        opened(two)
+    assert opened(one, label_column="species").classes == ("a word", "cat", "dog")
+    assert opened(two, label_column="Class_Name").classes == ("a word", "cat", "dog")
+    assert opened(one, label_column="caption").classes == ("a pet",)
+    assert opened(one, label_column="none").classes == ("all",)
+    with pytest.raises(DataError, match=r"data.label_column 'genus': expected 'caption' or 'species'"):
+        opened(one, label_column="genus")
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+def test_columns_that_are_known_to_be_something_else_are_passed_over(folder: Path, form: str) -> None:
+    list_of = write(folder / f"list.{form}", table(form, {"width": "8", "Caption": "a pet", "md5": "d41d"}))
+    assert opened(list_of).classes == ("all",)
+
+
+def test_objects_in_a_list_are_no_labels(folder: Path) -> None:
+    text = "".join(f'{{"path": "{name}", "boxes": [[0, 0, 1, 1]], "exif": {{}}}}\n' for name in NAMES)
+    assert opened(write(folder / "list.jsonl", text)).classes == ("all",)
+    text = text.replace("boxes", "labels")
+    with pytest.raises(DataError, match=r"line 1: label \[\[0, 0, 1, 1\]\]: expected a word or an integer"):
+        opened(write(folder / "list.jsonl", text))
+
+
+def test_lists_without_names_have_no_columns_to_choose_from(folder: Path) -> None:
+    for form in ("tabs.txt", "bare.csv"):
+        written = write(folder / form, FORMS[form])
+        assert opened(written, label_column="none").classes == ("all",)
+        with pytest.raises(DataError, match=rf"{form}: data.label_column 'species': .* has no columns"):
+            opened(written, label_column="species")
+
+
+def test_a_quoted_cell_after_a_space_is_a_cell(folder: Path) -> None:
+    source = opened(write(folder / "list.csv", f'path, label\n{NAMES[0]}, "dog, big"\n{NAMES[1]}, cat\n'))
+    assert source.classes == ("cat", "dog, big")
+
+
+def test_validation_images_need_no_labels_where_these_do_not_matter(folder: Path) -> None:
+    write(folder / "train.txt", f"{NAMES[0]} dog\n{NAMES[1]} cat\n")
+    write(folder / "bare.txt", f"{NAMES[2]}\n{NAMES[3]}\n")
+    write(folder / "other.txt", f"{NAMES[2]} cow\n{NAMES[3]} cat\n")
+    for name, labels in (("bare", [NO_LABEL, NO_LABEL]), ("other", [NO_LABEL, 0])):
+        config = DataConfig(str(folder / "train.txt"), 8, val_source=str(folder / f"{name}.txt"))
+        source = open_images(config, "val", labels=False)
+        assert [source.load(index, 0)[1] for index in range(2)] == labels
+        with pytest.raises(DataError, match=r"expected a class|expected those of"):
+            open_images(config, "val")

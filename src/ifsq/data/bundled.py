@@ -119,9 +119,11 @@ class Digits(Bundled):
         for label in range(10):
             place_in_class[labels == label] = np.arange((labels == label).sum())
         keep = (place_in_class % 5 == 4) == (split == "val")
-        self.labels, side = labels[keep], min(config.sides) * 3 // 4
+        self.labels: list[int] = labels[keep].tolist()
+        side = min(config.sides) * 3 // 4
         self.digits = np.stack([_enlarge(digit, side) for digit in pixels[keep]])
-        self.fingerprint = fingerprint(self.config, split, "digits 1", (pixels[keep].tobytes(), self.labels.tobytes()))
+        contents = (pixels[keep].tobytes(), labels[keep].tobytes())
+        self.fingerprint = fingerprint(self.config, split, "digits 1", contents)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -132,7 +134,7 @@ class Digits(Bundled):
         top, left = ((length - side) // 2 + draws.below(2 * reach + 1) - reach for length in sides)
         image = np.zeros((*sides, 3), dtype=np.uint8)
         image[top : top + side, left : left + side] = digit[..., None]
-        return image, int(self.labels[index])
+        return image, self.labels[index]
 
 
 def _ring(points: int, inner: float = 1.0) -> list[tuple[float, float]]:

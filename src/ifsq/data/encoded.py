@@ -15,7 +15,8 @@ from jaxtyping import UInt8
 from ifsq.data.decode import decoding, read_image
 from ifsq.data.draws import Draws
 from ifsq.data.images import BrokenImageError, DataConfig, DataError, ImageSource, fingerprint, size_text
-from ifsq.data.labels import NO_CLASSES, number_classes, plain_label
+from ifsq.data.labels import NO_CLASSES, NO_LABEL, number_classes, plain_label
+from ifsq.data.splits import VAL, Part
 from ifsq.data.transforms import RESIZE_KERNEL, center_crop, random_crop, resized_crop
 
 HELD_OUT = 0.05
@@ -62,26 +63,26 @@ class Catalogue(ABC):
 
 
 class EncodedImages(ImageSource):
-    """The images of one split of a catalogue.
+    """The images of one split, in the catalogue that holds them.
 
-    train, val  catalogues of the splits; without ``val``, both splits are parts of ``train``
+    labels  whether they matter; see `ifsq.data.open_images`
 
-    Raises DataError when a split is empty or a validation image has a class that no training image has.
+    Raises DataError when a split is empty or, where labels matter, an image has a class that no training image has.
     """
 
-    def __init__(self, config: DataConfig, split: str, train: Catalogue, val: Catalogue | None) -> None:
-        self.config, self.shape, self.broken = config.for_split(split), (*config.sides, 3), config.broken
-        self.catalogue = train if val is None or split == "train" else val
+    def __init__(self, config: DataConfig, part: Part[Catalogue], labels: bool = True) -> None:
+        self.config, self.shape, self.broken = config.for_split(part.split), (*config.sides, 3), config.broken
+        self.catalogue, self.untouched = part.held, part.untouched
         names = self.catalogue.names
-        self.kept = range(len(names)) if val is not None else held_out(names, split, train.place)
+        self.kept = held_out(names, part.split, self.catalogue.place) if part.drawn else range(len(names))
         if not self.kept:
             raise DataError(f"{self.catalogue.place}: expected images, found none")
-        self.classes = train.classes()
-        self.labels = self._labels(train)
+        self.classes = part.train.classes()
+        self.labels: list[int] = self._labels(part.train, labels)
         self.fingerprint = fingerprint(
             self.config,
-            split,
-            f"{train.recipe}, {RESIZE_KERNEL}, {self.classes}{decoding(self.names, self.broken)}",
+            part.split,
+            f"{part.train.recipe}, {RESIZE_KERNEL}, {self.classes}{decoding(self.names, self.broken)}",
             (self.catalogue.identity(position) for position in self.kept),
         )
 
@@ -99,15 +100,17 @@ class EncodedImages(ImageSource):
         image = to_shape(self.catalogue.read(position), self.catalogue.where(position), self.config, Draws(seed))
         return image, self.labels[index]
 
-    def _labels(self, train: Catalogue) -> list[int]:
+    def _labels(self, train: Catalogue, matter: bool) -> list[int]:
         if train.labels is None:
             return [0] * len(self.kept)
         if self.catalogue.labels is None:
-            raise DataError(f"{self.catalogue.place}: has no classes, expected those of {train.place}")
+            if matter:
+                raise DataError(f"{self.catalogue.place}: has no classes, expected those of {train.place}")
+            return [NO_LABEL] * len(self.kept)
         number = {plain_label(name): number for number, name in enumerate(self.classes)}
-        labels = [number.get(plain_label(self.catalogue.labels[position]), -1) for position in self.kept]
-        if -1 in labels:
-            wrong = self.kept[labels.index(-1)]
+        labels = [number.get(plain_label(self.catalogue.labels[position]), NO_LABEL) for position in self.kept]
+        if matter and NO_LABEL in labels:
+            wrong = self.kept[labels.index(NO_LABEL)]
             raise DataError(f"{self.catalogue.where_label(wrong)}: expected a class that {train.place} has too")
         return labels
 
@@ -150,4 +153,4 @@ def held_out(names: Sequence[str], split: str, place: str) -> list[int]:
     points = [int(hashlib.sha256(name.encode()).hexdigest()[:8], 16) / 2**32 for name in names]
     ordered = sorted(range(len(names)), key=lambda position: (points[position], names[position]))
     count = min(max(sum(point < HELD_OUT for point in points), 1), len(names) - 1)
-    return sorted(ordered[:count] if split == "val" else ordered[count:])
+    return sorted(ordered[:count] if split == VAL else ordered[count:])

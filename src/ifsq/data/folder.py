@@ -1,30 +1,34 @@
 """A folder of images: ``CLASS/.../x.jpg`` with class folders, or images without any.
 
-Subfolders ``train`` and ``val``, each laid out like that, are the splits; without them the names decide: an image whose
-relative path hashes into the lowest twentieth is held out. Called by `ifsq.data.open_images`.
+Subfolders ``train``, ``val`` and ``test`` (`splits` says what else they are called), each laid out like that, are the
+splits; without ``val`` the names decide: an image of ``train`` whose relative path hashes into the lowest twentieth is
+held out.
 """
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ifsq.data.encoded import Catalogue
 from ifsq.data.formats import EXTENSIONS
 from ifsq.data.images import DataError
+from ifsq.data.labels import has_classes
 from ifsq.data.paths import is_plain
-
-SPLIT_WORDS = frozenset({"train", "val", "test", "valid", "validation", "dev"})
+from ifsq.data.splits import folders_by_split, in_order, refuse_splits_below, split_of, split_within
 
 
 class Folder(Catalogue):
     """Images below a folder, by relative path. Hidden files are not images.
+
+    label_column  ``none`` where class folders are none, else ""
 
     Raises DataError when the folder holds no image, or mixes class folders with images beside them.
     """
 
     recipe = "folder 1"
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, label_column: str = "") -> None:
         self.root, self.place = root, str(root)
         images = _scan(root)
         self.names = sorted(images)
@@ -34,7 +38,9 @@ class Folder(Catalogue):
             raise DataError(
                 f"{root / beside[0]}: lies beside class folders, expected all images in class folders or none"
             )
-        self.labels = None if beside else [name.split("/")[0] for name in self.names]
+        refuse_splits_below(str(root), self.names, deepest=1)
+        labelled = has_classes(self.place, label_column, "a folder") and not beside
+        self.labels = [name.split("/")[0] for name in self.names] if labelled else None
 
     def read(self, position: int) -> Path:
         """See `Catalogue.read`."""
@@ -49,25 +55,33 @@ class Folder(Catalogue):
         return f"{self.names[position]}\0{self.sizes[position]}\n".encode()
 
 
-def split_folders(root: Path) -> tuple[Path, Path | None]:
-    """Where the training and the validation images lie; one folder for both where it has no splits.
+def find_splits(root: Path) -> dict[str, Path]:
+    """Where the images of each split lie; nothing for a folder without splits.
 
-    ``train`` alone is that one folder. Raises DataError when the folder is missing, or names its splits otherwise.
+    Folders without images or shards in them, such as ``annotations``, are neither splits nor classes. Raises DataError
+    when the folder is missing, or something lies beside its splits.
     """
     if not root.is_dir():
         raise DataError(f"{root}: expected a folder of images, found {'a file' if root.exists() else 'nothing'}")
-    try:
-        seen = [entry for entry in os.scandir(root) if not entry.name.startswith(".")]
-    except OSError as error:
-        raise DataError(f"{root}: cannot be read: {error.strerror}") from error
-    folders = {entry.name for entry in seen if entry.is_dir()}
-    if {"train", "val"} <= folders:
-        return root / "train", root / "val"
-    if folders == {"train"} and not any(entry.name.lower().endswith(EXTENSIONS) for entry in seen):
-        return root / "train", None
-    if folders and folders <= SPLIT_WORDS and folders & {"train", "val"}:
-        raise DataError(f"{root}: holds {' and '.join(sorted(folders))}; expected train and val, or classes")
-    return root, None
+    with read_errors(root):
+        seen = sorted(entry.name for entry in os.scandir(root) if not entry.name.startswith("."))
+        folders = [name for name in seen if (root / name).is_dir()]
+        if not any(map(split_within, folders)):
+            return {}
+        holding = [name for name in folders if _holds_images(root / name)]
+    found = folders_by_split(str(root), holding)
+    beside = [name for name in seen if name not in folders and name.lower().endswith((*EXTENSIONS, ".tar"))]
+    if found and beside:
+        raise DataError(
+            f"{root / beside[0]}: lies beside the splits {' and '.join(found.values())}, expected it in one"
+        )
+    if found:  # an empty val is said when it is opened
+        found = {split_of(name) or name: name for name in folders if split_of(name)} | found
+    return {split: root / found[split] for split in in_order(found)}
+
+
+def _holds_images(folder: Path) -> bool:
+    return next(_walk(str(folder), "", (*EXTENSIONS, ".tar")), None) is not None
 
 
 def images_below(root: Path) -> list[str]:
@@ -77,16 +91,23 @@ def images_below(root: Path) -> list[str]:
 
 def _scan(root: Path) -> dict[str, int]:
     """Relative POSIX path -> bytes, of every image below the folder."""
-    try:
-        images = dict(_walk(str(root), ""))
-    except OSError as error:
-        raise DataError(f"{error.filename or root}: cannot be read: {error.strerror}") from error
+    with read_errors(root):
+        images = dict(_walk(str(root), "", EXTENSIONS))
     if not images:
         raise DataError(f"{root}: expected images ({', '.join(e[1:] for e in EXTENSIONS)}), found none")
     return images
 
 
-def _walk(folder: str, prefix: str) -> Iterator[tuple[str, int]]:
+@contextmanager
+def read_errors(root: Path) -> Iterator[None]:
+    """What the system refuses, as a DataError of one line."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{error.filename or root}: cannot be read: {error.strerror}") from error
+
+
+def _walk(folder: str, prefix: str, endings: tuple[str, ...]) -> Iterator[tuple[str, int]]:
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
@@ -94,6 +115,6 @@ def _walk(folder: str, prefix: str) -> Iterator[tuple[str, int]]:
             if not is_plain(entry.name):
                 raise DataError(f"{folder}: name {entry.name!r}: expected UTF-8 on one line; rename it")
             if entry.is_dir():
-                yield from _walk(entry.path, f"{prefix}{entry.name}/")
-            elif entry.name.lower().endswith(EXTENSIONS):
+                yield from _walk(entry.path, f"{prefix}{entry.name}/", endings)
+            elif entry.name.lower().endswith(endings):
                 yield prefix + entry.name, entry.stat().st_size

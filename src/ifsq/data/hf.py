@@ -1,12 +1,12 @@
 """Data sets of Hugging Face's library ``datasets`` (extra ``hf``): ``hf:NAME`` on the hub, or ``hf:FOLDER`` here.
 
 A folder is what ``save_to_disk`` wrote, or what ``load_dataset`` understands: parquet files, an image folder. The
-splits are ``train`` and ``val`` (``validation``, ``valid``); without a second the row's number decides who is held out.
-The image is the column ``image``, or the only one of that type; the label is ``label``, or the only ``ClassLabel``.
-Files are read undecoded, and decoded as those of any other source.
+splits are its own (`splits` says what they are called); without ``val`` the row's number decides who is held out. The
+image is the column ``image``, or the only one of that type; the label is where `labels.choose_column` says, a
+``ClassLabel`` above all. Files are read undecoded, and decoded as those of any other source.
 
 Without ``stream`` the library keeps a copy on disk (``HF_HOME``) and any row can be read. See ``stream`` for the other
-way. Called by `ifsq.data.open_images`.
+way.
 """
 
 from collections.abc import Iterator
@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 
 from ifsq.data.encoded import Catalogue
 from ifsq.data.images import DataError
-from ifsq.data.labels import all_or_none, are_numbers, label_text, number_classes
+from ifsq.data.labels import LABEL_COLUMNS, all_or_none, are_numbers, choose_column, label_text, number_classes
+from ifsq.data.paths import at_home
+from ifsq.data.splits import TRAIN, alone_is_all, in_order, split_of
 
-VAL_NAMES = ("val", "validation", "valid")
-LABEL_COLUMNS = ("label", "labels", "cls", "class")
 NONE_OF_THEM = -1
 """What the library's ``ClassLabel`` holds where a row has no label: the test splits of many sets."""
 
@@ -35,18 +35,19 @@ class Columns(NamedTuple):
 class Table(Catalogue):
     """The rows of a data set on disk.
 
-    place    what to call it
-    dataset  a ``datasets.Dataset``
+    place         what to call it
+    dataset       a ``datasets.Dataset``
+    label_column  as in `DataConfig`
 
     Raises DataError when it has no image column, or a label that is no class.
     """
 
     recipe = "table 1"
 
-    def __init__(self, place: str, dataset: Any) -> None:
+    def __init__(self, place: str, dataset: Any, label_column: str = "") -> None:
         import pyarrow.compute as pc
 
-        self.place, self.columns = place, find_columns(place, dataset)
+        self.place, self.columns = place, find_columns(place, dataset, label_column)
         with read_errors(place):
             self.images = undecoded(dataset, self.columns).select_columns([self.columns.image])
             whole = dataset.with_format("arrow")[:]
@@ -77,8 +78,8 @@ class Table(Catalogue):
             return len(file) if isinstance(file, bytes) else file.stat().st_size
 
 
-def open_splits(source: str, stream: bool = False) -> tuple[Any, Any | None]:
-    """Data sets of the training and of the validation split, the second None where there is none.
+def open_splits(source: str, stream: bool = False) -> dict[str, Any]:
+    """The data sets of every split; of ``all`` alone where there are no splits, or ``train`` only.
 
     Raises DataError when the library is missing, or the data set cannot be found or read.
     """
@@ -86,34 +87,40 @@ def open_splits(source: str, stream: bool = False) -> tuple[Any, Any | None]:
         import datasets
     except ImportError as error:
         raise DataError(f"{source}: needs the package datasets, which is not here: pip install 'ifsq[hf]'") from error
-    name = source.removeprefix("hf:")
+    name = at_home(source).removeprefix("hf:")
     datasets.disable_progress_bars()
     with read_errors(source):
         saved = any((Path(name) / file).is_file() for file in ("dataset_dict.json", "state.json"))
         found = datasets.load_from_disk(name) if saved else datasets.load_dataset(name, streaming=stream)
-    splits = dict(found) if isinstance(found, dict) else {"train": found}
+    splits = dict(found) if isinstance(found, dict) else {TRAIN: found}
     if saved and stream:
         splits = {split: rows.to_iterable_dataset() for split, rows in splits.items()}
-    if "train" not in splits:
-        raise DataError(f"{source}: has the splits {', '.join(splits) or 'none'}; expected train")
-    val = next((splits[split] for split in VAL_NAMES if split in splits), None)
-    return splits["train"], val
+    if not splits:
+        raise DataError(f"{source}: has no splits; expected train")
+    by_name: dict[str, Any] = {}
+    for split in in_order(splits):  # of validation and dev, the second keeps its name
+        known = split_of(split)
+        by_name[split if known is None or known in by_name else known] = splits[split]
+    return alone_is_all({split: by_name[split] for split in in_order(by_name)})
 
 
-def find_columns(place: str, dataset: Any) -> Columns:
+def find_columns(place: str, dataset: Any, label_column: str = "") -> Columns:
     """The columns of a data set that hold the images and the labels. Raises DataError."""
-    from datasets import ClassLabel, Image
+    from datasets import ClassLabel, Image, Value
 
     features = dataset.features or {}
     images = [name for name, feature in features.items() if isinstance(feature, Image)]
     if "image" not in images and len(images) != 1:
         raise DataError(f"{place}: has the columns {', '.join(features) or 'none'}; expected one of type Image")
+    image = "image" if "image" in images else images[0]
     of_classes = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
-    label = next((name for name in LABEL_COLUMNS if name in features), None)
-    if label is None and len(of_classes) == 1:
-        label = of_classes[0]
-    classes = tuple(features[label].names) if label in of_classes else None
-    return Columns("image" if "image" in images else images[0], label, classes)
+    could = [
+        name
+        for name, feature in features.items()
+        if isinstance(feature, ClassLabel | Value) or name.lower() in LABEL_COLUMNS
+    ]
+    label = choose_column(place, could, label_column, of_classes)
+    return Columns(image, label, tuple(features[label].names) if label in of_classes else None)
 
 
 def undecoded(dataset: Any, columns: Columns) -> Any:

@@ -8,7 +8,7 @@ import hashlib
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -60,6 +60,9 @@ class DataConfig:
     scale       ``resized``: least and greatest area of the part, as a fraction of the picture's
     ratio       ``resized``: least and greatest width over height of the part, in units of those of the size
     val_source  where validation images come from; "": the source's own ``val``, or a twentieth of it that names decide
+    label_column  where labels are, for lists, tables and shards that do not say it themselves (see
+                ``labels.choose_column``): the name of a column, a key, or an ending of files; ``none``: the images have
+                no classes
     broken      an image that cannot be read or is too large: ``refuse`` ends the run with its name; ``skip`` leaves it
                 out of its batch and names it there (see ``sampler.ImageBatches``)
     max_pixels  width times height above which an image is too large
@@ -74,6 +77,7 @@ class DataConfig:
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     val_source: str = ""
+    label_column: str = ""
     broken: str = "refuse"
     max_pixels: int = HUGE
     stream: bool = False
@@ -117,13 +121,13 @@ class DataConfig:
     def _check_sources(self) -> None:
         if self.val_source and "bundled:" in (self.source[:8], self.val_source[:8]):
             raise DataError(f"val_source={self.val_source!r}: bundled images have their own validation images")
+        if self.label_column and self.source in BUNDLED:
+            raise DataError(f"label_column={self.label_column!r}: {self.source} has classes of its own")
         if self.stream and not all(s.startswith("hf:") for s in (self.source, self.val_source) if s):
             raise DataError(f"stream=true: expected a source hf:NAME, found {self.val_source or self.source!r}")
 
     def for_split(self, split: str) -> "DataConfig":
-        """The config that the split follows: validation has no augmentation. Raises DataError on an unknown split."""
-        if split not in SPLITS:
-            raise DataError(f"split={split!r}: expected one of {', '.join(SPLITS)}")
+        """The config that a split follows: only training images are augmented."""
         return self if split == "train" else replace(self, flip=False, crop="center")
 
 
@@ -136,6 +140,8 @@ class ImageSource(ABC):
                  all three goes unseen. Of a stream it covers the source's name and the count alone
     shape        height, width and channels of every image
     broken       what happens to an image whose `load` raises `BrokenImageError`: ``refuse`` or ``skip``
+    labels       of every image, where they are known before it is read
+    untouched    names of the splits that lie beside those for training and validation
     block        0: any image is as near as any other; else they are read in order, and only inside of a block of so
                  many may they be shuffled
     """
@@ -144,6 +150,8 @@ class ImageSource(ABC):
     fingerprint: str
     shape: tuple[int, int, int]
     broken: str = "refuse"
+    labels: Sequence[int] | None = None
+    untouched: tuple[str, ...] = ()
     block: int = 0
 
     @abstractmethod

@@ -6,7 +6,7 @@ their sorted order.
 """
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 from ifsq.data.images import DataError
@@ -17,6 +17,22 @@ NO_LABEL = -1
 """What a picture has in the place of a label where labels are not asked for and it has none."""
 MOST_CLASSES = 1_000_000
 LONGEST_LABEL = 1000  # characters
+NO_COLUMN = "none"
+"""As ``data.label_column``: the images have no classes, whatever lies beside them."""
+LABEL_COLUMNS = (
+    *("label", "labels", "cls", "class", "classes", "target", "targets", "category", "categories"),
+    *(f"{what}_{how}" for what in ("label", "class", "category") for how in ("id", "idx", "index", "name")),
+    *("class_label", "classname"),
+)
+"""What a column of labels is called, whatever the case."""
+OTHER_COLUMNS = (
+    *("", "id", "idx", "index", "key", "__key__", "__url__", "uid", "image_id", "img_id", "hash", "md5", "sha256"),
+    *("width", "height", "w", "h", "channels", "size", "bytes", "mode", "format", "original_width", "original_height"),
+    *("text", "caption", "captions", "prompt", "description", "title", "alt", "url", "source", "license", "author"),
+    *("split", "status", "error_message", "exif", "date", "timestamp", "file_name", "filename", "path", "file"),
+)
+"""What is no label."""
+_TOLD = 8  # names in a message
 _WHOLE = re.compile(r"\s*([+-]?\d{1,18})(?:\.0*)?\s*", re.ASCII)
 
 
@@ -69,3 +85,46 @@ def all_or_none(labels: Sequence[str | None], where: Callable[[int], str], other
     if known and len(known) < len(labels):
         raise DataError(f"{where(list(labels).index(None))}: has no label, expected one on every {others} or on none")
     return known or None
+
+
+def choose_column(place: str, columns: Sequence[str], wanted: str, of_classes: Collection[str] = ()) -> str | None:
+    """The column that holds the labels; None where there are none.
+
+    columns     those that could hold labels
+    wanted      ``data.label_column``: "", the name of a column, or ``none``
+    of_classes  columns that hold classes by their type
+
+    Unless told it is ``label``, or else the only one that labels are known by (`LABEL_COLUMNS`) or that is of classes.
+    Raises DataError naming the candidates where that is not clear: a column that is not known to be something else
+    (`OTHER_COLUMNS`) may hold labels, and is not passed over in silence.
+    """
+    if wanted == NO_COLUMN:
+        return None
+    plain = {column.strip().casefold(): column for column in reversed(columns)}
+    if wanted:
+        if wanted.casefold() not in plain:
+            raise DataError(f"{place}: data.label_column {shown(wanted)}: expected {_told(columns)}")
+        return plain[wanted.casefold()]
+    if "label" in plain:
+        return plain["label"]
+    known = [column for column in columns if column.strip().casefold() in LABEL_COLUMNS or column in of_classes]
+    if len(known) == 1:
+        return known[0]
+    may = known or [column for column in columns if column.strip().casefold() not in OTHER_COLUMNS]
+    if may:
+        raise DataError(f"{place}: is the label {_told(may)}? Give data.label_column, {NO_COLUMN!r} for no labels")
+    return None
+
+
+def has_classes(place: str, wanted: str, what: str) -> bool:
+    """Whether the classes of something without columns are wanted. Raises DataError where a column is."""
+    if wanted not in ("", NO_COLUMN):
+        raise DataError(
+            f"{place}: data.label_column {shown(wanted)}: {what} has no columns, expected {NO_COLUMN!r} or none"
+        )
+    return wanted != NO_COLUMN
+
+
+def _told(columns: Sequence[str]) -> str:
+    names = [shown(column) for column in columns[:_TOLD]]
+    return " or ".join(names) + (f" or one of {len(columns) - _TOLD} more" if len(columns) > _TOLD else "")

@@ -1,12 +1,12 @@
 """WebDataset shards: images in uncompressed tar files, read at any place and in any order.
 
 A source is one ``x.tar``; a pattern with ``{000..146}``, ``{a,b}``, ``*``, ``?`` or ``[..]`` that ends in ``.tar``;
-or a folder of tar files, whose subfolders ``train`` and ``val``, or names with ``train`` and ``val`` (``validation``),
-are the splits. Without these the paths in the shards decide who is held out. The samples keep the order of the shards,
-as the pattern or else the alphabet gives them.
+or a folder of tar files. Its subfolders ``train``, ``val`` and ``test``, or such words in the names of the shards, are
+the splits (see `splits`). Without ``val`` the paths in the shards decide who is held out. The samples keep the order of
+the shards, as the pattern or else the alphabet gives them.
 
 A label is the sample's ``.cls`` file, else ``label``, ``cls`` or ``class`` in its ``.json`` file, else the folder it
-lies in inside of the shard; one of these for all samples. Called by `ifsq.data.open_images`.
+lies in inside of the shard; one of these for all samples.
 """
 
 import glob
@@ -18,12 +18,13 @@ from pathlib import Path
 from ifsq.data.encoded import Catalogue
 from ifsq.data.formats import EXTENSIONS
 from ifsq.data.images import DataError
+from ifsq.data.splits import in_order, names_by_split, refuse_splits_below
 from ifsq.data.tar_index import Sample, index_shard
 
 OPEN_AT_ONCE = 64
 """Shards that a process keeps open; the system may allow a thousand files to all of it."""
 _BRACE = re.compile(r"\{([^{}]*)\}")
-_SPLIT_NAME = re.compile(r"(?<![a-z])(train|validation|valid|val)(?![a-z])")
+_COMPRESSED = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz|tzst)$")
 
 
 class Shards(Catalogue):
@@ -37,7 +38,7 @@ class Shards(Catalogue):
 
     recipe = "shards 1"
 
-    def __init__(self, source: str, shards: Sequence[Path]) -> None:
+    def __init__(self, source: str, shards: Sequence[Path], label_column: str = "") -> None:
         self.place = source
         indexes = [index_shard(path) for path in shards]
         self.shards = list(shards)
@@ -45,6 +46,7 @@ class Shards(Catalogue):
         self.shard_of = [number for number, index in enumerate(indexes) for _ in index]
         if not self.samples:
             raise DataError(f"{source}: expected images ({', '.join(e[1:] for e in EXTENSIONS)}) in it, found none")
+        refuse_splits_below(source, (sample.name.removeprefix("./") for sample in self.samples))
         self.names = [
             f"{shards[number].name}/{sample.name}" for number, sample in zip(self.shard_of, self.samples, strict=True)
         ]
@@ -105,28 +107,18 @@ class _Files:
 
 
 def are_shards(source: str) -> bool:
-    """Whether a source names tar files: by its ending, or as a folder with some in it or in its ``train``."""
-    if source.lower().endswith(".tar") and not Path(source).is_dir():
-        return True
-    if re.search(r"\.(tar\.\w+|tgz)$", source.lower()) and not Path(source).is_dir():
+    """Whether a source ends as tar files do, one or a pattern of them. Raises DataError for compressed ones."""
+    if Path(source).is_dir():
+        return False
+    if _COMPRESSED.search(source.lower()):
         raise DataError(f"{source}: expected uncompressed .tar files: these cannot be read at any place")
-    return bool(_tars(Path(source)) or _tars(Path(source) / "train"))
+    return source.lower().endswith(".tar")
 
 
-def split_shards(source: str) -> tuple[list[Path], list[Path]]:
-    """Tar files of the training and of the validation split; all in the first where a source has no splits."""
-    folder = Path(source)
-    if not folder.is_dir():
-        return expand(source), []
-    if tars := _tars(folder):
-        _refuse_others(folder)
-        splits = [_SPLIT_NAME.findall(tar.name.lower()) for tar in tars]
-        if all(len(split) == 1 for split in splits):
-            train = [tar for tar, split in zip(tars, splits, strict=True) if split == ["train"]]
-            val = [tar for tar, split in zip(tars, splits, strict=True) if split != ["train"]]
-            return (train, val) if train and val else (train or val, [])
-        return tars, []
-    return _tars(folder / "train"), _tars(folder / "val")
+def split_shards(source: str, shards: Sequence[Path]) -> dict[str, list[Path]]:
+    """Tar files by the split that their names say; nothing where they say none."""
+    found = names_by_split(source, [str(path) for path in shards])
+    return {split: [Path(name) for name in found[split]] for split in in_order(found) if split}
 
 
 def expand(pattern: str) -> list[Path]:
@@ -163,14 +155,18 @@ def _choices(inside: str, pattern: str) -> list[str]:
     return [f"{number:0{len(span[1])}d}" for number in range(first, last + 1)]
 
 
-def _tars(folder: Path) -> list[Path]:
-    if not folder.is_dir():
+def tars_in(folder: Path) -> list[Path]:
+    """The tar files in a folder, sorted. Raises DataError where images or compressed shards lie beside them."""
+    try:
+        names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be read: {error.strerror}") from error
+    tars = [folder / name for name in names if name.lower().endswith(".tar")]
+    if not tars:
         return []
-    names = os.listdir(folder)
-    return [folder / name for name in sorted(names) if name.lower().endswith(".tar") and not name.startswith(".")]
-
-
-def _refuse_others(folder: Path) -> None:
-    images = sorted(name for name in os.listdir(folder) if name.lower().endswith(EXTENSIONS))
-    if images:
-        raise DataError(f"{folder / images[0]}: lies beside tar shards, expected shards or images, not both")
+    for name in names:
+        if _COMPRESSED.search(name.lower()):
+            raise DataError(f"{folder / name}: expected uncompressed .tar files: this cannot be read at any place")
+        if name.lower().endswith(EXTENSIONS):
+            raise DataError(f"{folder / name}: lies beside tar shards, expected shards or images, not both")
+    return tars

@@ -4,7 +4,7 @@ No row can be had without those before it. So an epoch shuffles inside of blocks
 blocks stay in their order, and how well images mix depends on how they were stored. Every process that loads (each
 worker of each rank) passes over the whole stream and decodes only the pictures of its own batches; a run that goes on
 passes over what was read before. Batches are a function of (seed, step) all the same: an image has a number, its place
-in the stream. Called by `ifsq.data.open_images`.
+in the stream.
 """
 
 import os
@@ -17,9 +17,10 @@ from jaxtyping import UInt8
 from ifsq.data.decode import DECODING
 from ifsq.data.draws import Draws
 from ifsq.data.encoded import to_shape
-from ifsq.data.hf import Columns, classes_of, file_of, find_columns, label_of, open_splits, read_errors, undecoded
+from ifsq.data.hf import Columns, classes_of, file_of, find_columns, label_of, read_errors, undecoded
 from ifsq.data.images import DataConfig, DataError, ImageSource, fingerprint
-from ifsq.data.labels import NO_CLASSES, plain_label
+from ifsq.data.labels import NO_CLASSES, NO_LABEL, plain_label
+from ifsq.data.splits import VAL, Part
 from ifsq.data.transforms import RESIZE_KERNEL
 
 _COUNTED_AT_ONCE = 256
@@ -28,30 +29,30 @@ _COUNTED_AT_ONCE = 256
 class Stream(ImageSource):
     """The images of one split, in the order of the stream; `load` is quick only where it goes on in block after block.
 
+    part    what to call a data set, and the data set, of the split and of training
+    labels  whether they matter; see `ifsq.data.open_images`
+
     The number of images is what the data set states, or else is counted, in one pass over the stream. Holds the files
-    of one block. Raises DataError when there is no such split, or its classes are not stated.
+    of one block. Raises DataError when its classes are not stated.
     """
 
-    def __init__(self, config: DataConfig, split: str) -> None:
-        self.config, self.shape = config.for_split(split), (*config.sides, 3)
+    def __init__(self, config: DataConfig, part: Part[tuple[str, Any]], labels: bool = True) -> None:
+        self.config, self.shape = config.for_split(part.split), (*config.sides, 3)
         self.broken, self.block = config.broken, config.block
-        train, val = open_splits(config.source, stream=True)
-        self.place, dataset = config.source, train if split == "train" else val
-        if config.val_source and split == "val":
-            first, second = open_splits(config.val_source, stream=True)
-            self.place, dataset = config.val_source, second or first
-        if dataset is None:
+        self.untouched, self.labels_matter = part.untouched, labels
+        self.place, dataset = part.held
+        if part.drawn and part.split == VAL:
             raise DataError(f"{self.place}: has no split val; a stream cannot be split, give val_source")
-        self.classes = _classes(config.source, find_columns(config.source, train))
+        self.classes = _classes(part.train[0], find_columns(*part.train, config.label_column))
         self.number = {plain_label(name): number for number, name in enumerate(self.classes)}
-        self.columns = find_columns(self.place, dataset)
-        if self.columns.label is not None and _classes(self.place, self.columns) != self.classes:
-            raise DataError(f"{self.place}: has other classes than {config.source}")
+        self.columns = find_columns(self.place, dataset, config.label_column)
+        if labels and _classes(self.place, self.columns) != self.classes:
+            raise DataError(f"{self.place}: has other classes than {part.train[0]}, or none")
         self.rows = undecoded(dataset, self.columns).select_columns([name for name in self.columns[:2] if name])
         self.length = _count(self.place, dataset, self.columns)
         self.fingerprint = fingerprint(
             self.config,
-            split,
+            part.split,
             f"stream 1, {RESIZE_KERNEL}, {self.classes}, {DECODING}",
             [f"{self.place}\0{self.length}".encode()],
         )
@@ -66,13 +67,15 @@ class Stream(ImageSource):
         with read_errors(where):
             row = self._reading().row(index)
             file = file_of(where, row[self.columns.image])
-        label = 0
-        if self.columns.label is not None:
-            word = label_of(where, row[self.columns.label], self.columns)
-            if word is None:
-                raise DataError(f"{where}: has no label, expected one in every row")
-            label = self.number[plain_label(word)]
+        label = 0 if self.classes == NO_CLASSES else self._label(where, row)
         return to_shape(file, where, self.config, Draws(seed)), label
+
+    def _label(self, where: str, row: dict[str, Any]) -> int:
+        word = None if self.columns.label is None else label_of(where, row[self.columns.label], self.columns)
+        number = NO_LABEL if word is None else self.number.get(plain_label(word), NO_LABEL)
+        if number == NO_LABEL and self.labels_matter:
+            raise DataError(f"{where}: has no label, expected one in every row")
+        return number
 
     def _reading(self) -> "_Reader":
         if self._reader is None or self._reader.process != os.getpid():  # a worker starts a pass of its own
