@@ -51,6 +51,9 @@ def test_an_epoch_names_every_skipped_image_once(folder: Path, workers: int) -> 
     batches = list(iterate_once(opened(folder, "skip"), 2, workers=workers))
     assert [shades(batch.images) for batch in batches] == [[0, 1], [], [4, 5], [6], [8, 9]]
     assert [len(batch.labels) for batch in batches] == [2, 0, 2, 1, 2]
+    assert [batch.indices for batch in batches] == [(0, 1), (), (4, 5), (6,), (8, 9)]
+    named = [opened(folder, "skip").name(index) for batch in batches for index in batch.indices]
+    assert named == [f"a/{k}.png" for k in range(10) if k not in BAD]
     skipped = [line for batch in batches for line in batch.skipped]
     assert [line.split(" cannot")[0] for line in skipped] == [f"image {folder}/train/a/{k}.png" for k in BAD]
     assert skipped[0].endswith("64 x 64 pixels, expected at most 1000")

@@ -100,6 +100,10 @@ class EncodedImages(ImageSource):
         image = to_shape(self.catalogue.read(position), self.catalogue.where(position), self.config, Draws(seed))
         return image, self.labels[index]
 
+    def name(self, index: int) -> str:
+        """See `ImageSource.name`."""
+        return self.catalogue.names[self.kept[index]]
+
     def _labels(self, train: Catalogue, matter: bool) -> list[int]:
         if train.labels is None:
             return [0] * len(self.kept)

@@ -165,6 +165,10 @@ class ImageSource(ABC):
         Raises `BrokenImageError` where this image alone cannot be used.
         """
 
+    def name(self, index: int) -> str:
+        """What the image is called, as the path of a file below its source; its place in the split without a name."""
+        return str(index)
+
 
 def fingerprint(config: DataConfig, split: str, recipe: str, contents: Iterable[bytes]) -> str:
     """SHA-256 (hex) of how images are made (not of the path they lie under) and of what they are made from."""

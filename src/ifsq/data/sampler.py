@@ -26,11 +26,13 @@ class ImageBatch:
     """Images, float32 in [-1, 1], and their labels.
 
     skipped  what was left out, a line an image with its name and the reason; see `ImageBatches`
+    indices  of the images in their source
     """
 
     images: Float[Tensor, "b 3 H W"]
     labels: Int[Tensor, "b"]
     skipped: tuple[str, ...] = ()
+    indices: tuple[int, ...] = ()
 
 
 def sample_order(seed: int, epoch: int, n: int, block: int = 0) -> Int[np.ndarray, "n"]:
@@ -152,7 +154,7 @@ def iterate_once(
 
 def _load(source: ImageSource, items: Items) -> Loaded:
     """A batch of a source as bytes: a quarter of what floats would cost between processes. Raises DataError."""
-    images, labels, skipped = [], [], []
+    images, labels, skipped, read = [], [], [], []
     for index, seed in items:
         try:
             image, label = source.load(index, seed)
@@ -163,8 +165,9 @@ def _load(source: ImageSource, items: Items) -> Loaded:
         else:
             images.append(image)
             labels.append(label)
+            read.append(index)
     stacked = np.stack(images) if images else np.empty((0, *source.shape), dtype=np.uint8)
-    return Loaded(torch.from_numpy(stacked), torch.tensor(labels, dtype=torch.int64), tuple(skipped))
+    return Loaded(torch.from_numpy(stacked), torch.tensor(labels, dtype=torch.int64), tuple(skipped), tuple(read))
 
 
 def _read(
@@ -179,4 +182,4 @@ def _read(
     with closing(load_ahead(load, batches, workers, prefetch, pinned) if workers else here) as loaded:
         for read in loaded:
             images = read.images if device is None else read.images.to(device, non_blocking=True)
-            yield ImageBatch(to_float(images), read.labels, read.skipped)
+            yield ImageBatch(to_float(images), read.labels, read.skipped, read.indices)

@@ -42,11 +42,13 @@ class Loaded:
     """Images and labels as they come from the source.
 
     skipped  what was left out, a line an image with its name and the reason
+    indices  of the images in their source
     """
 
     images: UInt8[Tensor, "b H W 3"]
     labels: Int[Tensor, "b"]
     skipped: tuple[str, ...]
+    indices: tuple[int, ...] = ()
 
 
 class WorkerError(DataError):
@@ -132,10 +134,10 @@ class _Worker:
                 _send(self.socket, items)
                 answer = _receive(self.socket)
                 if not isinstance(answer, Exception):
-                    shape, labels, skipped = answer
+                    shape, labels, *others = answer
                     images = torch.empty(shape, dtype=torch.uint8, pin_memory=self.pinned)
                     _fill(self.socket, images.numpy().reshape(-1).data)
-                    answer = Loaded(images, torch.tensor(labels, dtype=torch.int64), skipped)
+                    answer = Loaded(images, torch.tensor(labels, dtype=torch.int64), *others)
                 self.answers.put(answer)
         except (EOFError, OSError, RuntimeError, MemoryError) as error:  # the process is gone, or no memory is left
             self.answers.put(error)
@@ -197,7 +199,7 @@ def _work(load: Callable[[Items], Loaded], channel: socket.socket, parent: int) 
             except DataError as error:
                 _send(channel, error)
                 continue
-            _send(channel, (tuple(loaded.images.shape), loaded.labels.tolist(), loaded.skipped))
+            _send(channel, (tuple(loaded.images.shape), loaded.labels.tolist(), loaded.skipped, loaded.indices))
             channel.sendall(np.ascontiguousarray(loaded.images.numpy()).reshape(-1).data)
 
 
