@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ifsq.data import BrokenImageError, DataConfig, DataError, open_images, read_image, write_png
+from ifsq.data import BrokenImageError, DataConfig, DataError, describe_images, open_images, read_image, write_png
 from ifsq.data.encoded import EncodedImages
+from ifsq.data.folder import images_below
 
 
 def fill(folder: Path, names: list[str], height: int = 20, width: int = 30) -> None:
@@ -178,3 +180,49 @@ def test_wrong_folders_are_named_in_one_line(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=message) as caught:
             opened(tmp_path / name)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["heic", "HEIC", "jxl", "svg", "cr2", "psd"])
+def test_a_picture_that_is_not_read_is_named(tmp_path: Path, kind: str) -> None:
+    fill(tmp_path, ["a/0.png", "a/1.png", "b/2.png"], 8, 8)
+    for name in ("0.json", "0.txt", "0.npy", "notes"):
+        (tmp_path / "a" / name).write_text("beside")
+    (tmp_path / f"a/0.{kind}").write_text("another form of 0.png")
+    assert opened(tmp_path).classes == ("a", "b")
+    for name in ("5", "6"):
+        (tmp_path / f"b/{name}.{kind}").write_text("alone")
+    with pytest.raises(DataError, match=rf"^{tmp_path}/b/5.{kind} .and 1 more.: no picture that is read .* 'skip'$"):
+        opened(tmp_path)
+    with pytest.raises(DataError, match=rf"b/5.{kind} "):
+        images_below(tmp_path)
+    skipping = [open_images(DataConfig(str(tmp_path), 8, broken="skip"), split) for split in ("train", "val")]
+    assert sum(map(len, skipping)) == 3
+    told = describe_images(skipping[0], skipping[1])
+    assert told.endswith(f"; not read and left out: 2, the first {tmp_path}/b/5.{kind}")
+
+
+def test_a_split_of_pictures_that_are_not_read_is_no_silence(tmp_path: Path) -> None:
+    fill(tmp_path, ["train/0.png", "train/1.png"], 8, 8)
+    (tmp_path / "val").mkdir()
+    (tmp_path / "val/2.heic").write_text("x")
+    with pytest.raises(DataError, match=r"val/2.heic: no picture that is read"):
+        opened(tmp_path, "val")
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: os.symlink("/dev/zero", path)])
+def test_pipes_and_devices_are_no_images(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    fill(tmp_path, ["0.png", "1.png"], 8, 8)
+    make(tmp_path / "2.png")
+    with pytest.raises(DataError, match=rf"^{tmp_path}/2.png: expected an image, found no regular file"):
+        opened(tmp_path)
+
+
+def test_class_folders_may_be_left_out_of_account(tmp_path: Path) -> None:
+    fill(tmp_path / "dates", ["20230101/0.png", "20240101/1.png"], 8, 8)
+    with pytest.raises(
+        DataError, match=r"dates: label 20240101: expected integers from 0 to 999999, or words; or data.l"
+    ):
+        opened(tmp_path / "dates")
+    assert open_images(DataConfig(str(tmp_path / "dates"), 8, label_column="none"), "train").classes == ("all",)
+    with pytest.raises(DataError, match=r"data.label_column 'species': a folder has no columns"):
+        open_images(DataConfig(str(tmp_path / "dates"), 8, label_column="species"), "train")

@@ -1,6 +1,7 @@
 """Lists of images: every form gives the same pictures, and what is wrong is named by its line."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -152,7 +153,7 @@ def test_a_label_that_may_be_one_is_asked_about_and_can_be_named(folder: Path, f
     assert opened(two, label_column="Class_Name").classes == ("a word", "cat", "dog")
     assert opened(one, label_column="caption").classes == ("a pet",)
     assert opened(one, label_column="none").classes == ("all",)
-    with pytest.raises(DataError, match=r"data.label_column 'genus': expected 'caption' or 'species'"):
+    with pytest.raises(DataError, match=r"data.label_column 'genus': expected one of 'caption', 'species'"):
         opened(one, label_column="genus")
 
 
@@ -193,3 +194,34 @@ def test_validation_images_need_no_labels_where_these_do_not_matter(folder: Path
         assert [source.load(index, 0)[1] for index in range(2)] == labels
         with pytest.raises(DataError, match=r"expected a class|expected those of"):
             open_images(config, "val")
+
+
+def test_pipes_and_devices_are_neither_lists_nor_images(folder: Path) -> None:
+    os.mkfifo(folder / "list.txt")
+    with pytest.raises(DataError, match=r"list.txt: expected a list of images, found no regular file"):
+        opened(folder / "list.txt")
+    os.mkfifo(folder / "pipe.png")
+    (folder / "device.png").symlink_to("/dev/zero")
+    for name in ("pipe.png", "device.png"):
+        with pytest.raises(DataError, match=rf"images.txt: line 1: .*{name}: expected an image, found no regular file"):
+            opened(write(folder / "images.txt", f"{name}\n"))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"path": "b/0\\u0000.png"}',
+        '{"path": "b/0.png", "label": "\\ud800"}',
+        '{"path": "b/0.png", "label": ' + "9" * 5000 + "}",
+        '{"path": ' + "[" * 100_000,
+        '{"path": 7}',
+        "[]",
+        '{"path": "b/0.png", "label": "' + "x" * 10**6 + '"}',
+    ],
+    ids=["NUL", "surrogate", "digits", "nesting", "number", "array", "length"],
+)
+def test_what_no_list_holds_is_refused_in_a_short_line(folder: Path, line: str) -> None:
+    with pytest.raises(DataError, match=r"list.jsonl: line 2: ") as caught:
+        opened(write(folder / "list.jsonl", f'{{"path": "b/0.png", "label": 1}}\n{line}\n'))
+    assert len(str(caught.value)) < 400
+    assert str(caught.value).isprintable()

@@ -8,12 +8,14 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 from jaxtyping import UInt8
 
 from ifsq.data.decode import decoding, read_image
 from ifsq.data.draws import Draws
+from ifsq.data.formats import KNOWN
 from ifsq.data.images import BrokenImageError, DataConfig, DataError, ImageSource, fingerprint, size_text
 from ifsq.data.labels import NO_CLASSES, NO_LABEL, number_classes, plain_label
 from ifsq.data.splits import VAL, Part
@@ -31,6 +33,7 @@ class Catalogue(ABC):
     names   one a file; they decide who is held out, so they do not say where the whole lies
     sizes   bytes
     labels  the class of each file in words, or None where there are no classes
+    unread  what to call the pictures that lie there and are not read
     """
 
     place: str
@@ -38,6 +41,7 @@ class Catalogue(ABC):
     names: Sequence[str]
     sizes: Sequence[int]
     labels: Sequence[str] | None
+    unread: Sequence[str] = ()
 
     def classes(self) -> tuple[str, ...]:
         """Names of the classes, in the order of their numbers."""
@@ -73,6 +77,9 @@ class EncodedImages(ImageSource):
     def __init__(self, config: DataConfig, part: Part[Catalogue], labels: bool = True) -> None:
         self.config, self.shape, self.broken = config.for_split(part.split), (*config.sides, 3), config.broken
         self.catalogue, self.untouched = part.held, part.untouched
+        self.unread = self.catalogue.unread
+        if self.unread and self.broken == "refuse":
+            refuse_unread(self.unread)
         names = self.catalogue.names
         self.kept = held_out(names, part.split, self.catalogue.place) if part.drawn else range(len(names))
         if not self.kept:
@@ -148,6 +155,14 @@ def _is_too_narrow(image: UInt8[np.ndarray, "H W 3"], config: DataConfig) -> boo
     # The side that has most to grow decides; the other one grows with it.
     side, other, target = (height, width, down) if down * width >= across * height else (width, height, across)
     return target * target * other > side * config.max_pixels
+
+
+def refuse_unread(unread: Sequence[str]) -> NoReturn:
+    """Raise DataError naming the first picture that is not read."""
+    more = f" (and {len(unread) - 1} more)" if len(unread) > 1 else ""
+    raise DataError(
+        f"{unread[0]}{more}: no picture that is read ({KNOWN}); convert or remove it, or give broken 'skip'"
+    )
 
 
 def held_out(names: Sequence[str], split: str, place: str) -> list[int]:

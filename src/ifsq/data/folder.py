@@ -6,12 +6,13 @@ held out.
 """
 
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ifsq.data.encoded import Catalogue
-from ifsq.data.formats import EXTENSIONS
+from ifsq.data.encoded import Catalogue, refuse_unread
+from ifsq.data.formats import EXTENSIONS, KNOWN, NOT_READ, is_image
 from ifsq.data.images import DataError
 from ifsq.data.labels import has_classes
 from ifsq.data.paths import is_plain
@@ -30,7 +31,7 @@ class Folder(Catalogue):
 
     def __init__(self, root: Path, label_column: str = "") -> None:
         self.root, self.place = root, str(root)
-        images = _scan(root)
+        images, self.unread = _scan(root)
         self.names = sorted(images)
         self.sizes = [images[name] for name in self.names]
         beside = [name for name in self.names if "/" not in name]
@@ -81,21 +82,32 @@ def find_splits(root: Path) -> dict[str, Path]:
 
 
 def _holds_images(folder: Path) -> bool:
-    return next(_walk(str(folder), "", (*EXTENSIONS, ".tar")), None) is not None
+    return next(_walk(str(folder), "", (*EXTENSIONS, *NOT_READ, ".tar")), None) is not None
 
 
 def images_below(root: Path) -> list[str]:
-    """Relative POSIX paths of every image below a folder, sorted. Raises DataError when there is none."""
-    return sorted(_scan(root))
+    """Relative POSIX paths of all images below a folder, sorted. Raises DataError for none, or one that is not read."""
+    images, unread = _scan(root)
+    if unread:
+        refuse_unread(unread)
+    return sorted(images)
 
 
-def _scan(root: Path) -> dict[str, int]:
-    """Relative POSIX path -> bytes, of every image below the folder."""
+def _scan(root: Path) -> tuple[dict[str, int], list[str]]:
+    """Relative POSIX path -> bytes, of every image below the folder; and pictures that are not read, with their folder.
+
+    Such a picture beside an image of its name, as cameras keep it, is another form of that.
+    """
     with read_errors(root):
-        images = dict(_walk(str(root), "", EXTENSIONS))
+        found = dict(_walk(str(root), "", (*EXTENSIONS, *NOT_READ)))
+    images = {name: size for name, size in found.items() if is_image(name)}
+    if not images and not found:
+        raise DataError(f"{root}: expected images ({KNOWN}), found none")
     if not images:
-        raise DataError(f"{root}: expected images ({', '.join(e[1:] for e in EXTENSIONS)}), found none")
-    return images
+        refuse_unread(sorted(str(root / name) for name in found))
+    named = {name.rpartition(".")[0] for name in images}
+    unread = sorted(name for name in found if name not in images and name.rpartition(".")[0] not in named)
+    return images, [str(root / name) for name in unread]
 
 
 @contextmanager
@@ -117,4 +129,7 @@ def _walk(folder: str, prefix: str, endings: tuple[str, ...]) -> Iterator[tuple[
             if entry.is_dir():
                 yield from _walk(entry.path, f"{prefix}{entry.name}/", endings)
             elif entry.name.lower().endswith(endings):
-                yield prefix + entry.name, entry.stat().st_size
+                state = entry.stat()
+                if not stat.S_ISREG(state.st_mode):  # a pipe would be waited for, a device might never end
+                    raise DataError(f"{entry.path}: expected an image, found no regular file")
+                yield prefix + entry.name, state.st_size

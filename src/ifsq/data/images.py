@@ -142,6 +142,7 @@ class ImageSource(ABC):
     broken       what happens to an image whose `load` raises `BrokenImageError`: ``refuse`` or ``skip``
     labels       of every image, where they are known before it is read
     untouched    names of the splits that lie beside those for training and validation
+    unread       what to call the pictures that ``broken = "skip"`` leaves out because they are of no kind that is read
     block        0: any image is as near as any other; else they are read in order, and only inside of a block of so
                  many may they be shuffled
     """
@@ -152,6 +153,7 @@ class ImageSource(ABC):
     broken: str = "refuse"
     labels: Sequence[int] | None = None
     untouched: tuple[str, ...] = ()
+    unread: Sequence[str] = ()
     block: int = 0
 
     @abstractmethod

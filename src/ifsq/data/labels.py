@@ -7,7 +7,7 @@ their sorted order.
 
 import re
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from ifsq.data.images import DataError
 from ifsq.data.paths import is_plain, shown
@@ -19,6 +19,8 @@ MOST_CLASSES = 1_000_000
 LONGEST_LABEL = 1000  # characters
 NO_COLUMN = "none"
 """As ``data.label_column``: the images have no classes, whatever lies beside them."""
+FOLDER = "folder"
+"""As ``data.label_column`` of shards: the class is the folder in them that an image lies in."""
 LABEL_COLUMNS = (
     *("label", "labels", "cls", "class", "classes", "target", "targets", "category", "categories"),
     *(f"{what}_{how}" for what in ("label", "class", "category") for how in ("id", "idx", "index", "name")),
@@ -44,7 +46,8 @@ def number_classes(labels: Iterable[str], place: str) -> tuple[str, ...]:
     numbers = sorted(int(word) for word in words)
     if numbers[0] < 0 or numbers[-1] >= MOST_CLASSES:
         wrong = numbers[0] if numbers[0] < 0 else numbers[-1]
-        raise DataError(f"{place}: label {wrong}: expected integers from 0 to {MOST_CLASSES - 1}, or words")
+        expected = f"integers from 0 to {MOST_CLASSES - 1}, or words; or data.label_column {NO_COLUMN!r}"
+        raise DataError(f"{place}: label {wrong}: expected {expected}")
     return tuple(str(number) for number in range(numbers[-1] + 1))
 
 
@@ -68,9 +71,16 @@ def label_text(where: str, value: Any) -> str | None:
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise DataError(f"{where}: label {shown(value)}: expected a word or an integer")
     text = str(value).strip()
-    if len(text) > LONGEST_LABEL or (text and not is_plain(text)):
+    if text and not _is_word(text):
         raise DataError(f"{where}: label {shown(text)}: expected at most {LONGEST_LABEL} characters on one line")
     return text or None
+
+
+def could_be_label(value: Any) -> bool:
+    """Whether `label_text` takes a value that is something."""
+    whole = isinstance(value, float) and value.is_integer()
+    text = value.strip() if isinstance(value, str) else ""
+    return whole or (isinstance(value, int) and not isinstance(value, bool)) or _is_word(text)
 
 
 def all_or_none(labels: Sequence[str | None], where: Callable[[int], str], others: str) -> list[str] | None:
@@ -85,6 +95,12 @@ def all_or_none(labels: Sequence[str | None], where: Callable[[int], str], other
     if known and len(known) < len(labels):
         raise DataError(f"{where(list(labels).index(None))}: has no label, expected one on every {others} or on none")
     return known or None
+
+
+def ask(place: str, candidates: Sequence[str]) -> NoReturn:
+    """Raise DataError naming the places where labels may be."""
+    names = [shown(name) for name in candidates[:_TOLD]] + ["another"] * (len(candidates) > _TOLD)
+    raise DataError(f"{place}: is the label {' or '.join(names)}? Give data.label_column, {NO_COLUMN!r} for no labels")
 
 
 def choose_column(place: str, columns: Sequence[str], wanted: str, of_classes: Collection[str] = ()) -> str | None:
@@ -103,7 +119,8 @@ def choose_column(place: str, columns: Sequence[str], wanted: str, of_classes: C
     plain = {column.strip().casefold(): column for column in reversed(columns)}
     if wanted:
         if wanted.casefold() not in plain:
-            raise DataError(f"{place}: data.label_column {shown(wanted)}: expected {_told(columns)}")
+            told = ", ".join(shown(column) for column in columns[:_TOLD]) or "none, as there are no columns"
+            raise DataError(f"{place}: data.label_column {shown(wanted)}: expected one of {told}")
         return plain[wanted.casefold()]
     if "label" in plain:
         return plain["label"]
@@ -112,7 +129,7 @@ def choose_column(place: str, columns: Sequence[str], wanted: str, of_classes: C
         return known[0]
     may = known or [column for column in columns if column.strip().casefold() not in OTHER_COLUMNS]
     if may:
-        raise DataError(f"{place}: is the label {_told(may)}? Give data.label_column, {NO_COLUMN!r} for no labels")
+        ask(place, may)
     return None
 
 
@@ -125,6 +142,5 @@ def has_classes(place: str, wanted: str, what: str) -> bool:
     return wanted != NO_COLUMN
 
 
-def _told(columns: Sequence[str]) -> str:
-    names = [shown(column) for column in columns[:_TOLD]]
-    return " or ".join(names) + (f" or one of {len(columns) - _TOLD} more" if len(columns) > _TOLD else "")
+def _is_word(text: str) -> bool:
+    return len(text) <= LONGEST_LABEL and is_plain(text)

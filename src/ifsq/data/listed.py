@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from ifsq.config import InputError, parse_json
 from ifsq.data.encoded import Catalogue
-from ifsq.data.formats import EXTENSIONS
+from ifsq.data.formats import EXTENSIONS, KNOWN
 from ifsq.data.images import DataError
 from ifsq.data.labels import LABEL_COLUMNS, all_or_none, choose_column, has_classes, label_text
 from ifsq.data.paths import file_state, is_plain, shown
@@ -120,8 +120,7 @@ def _text_columns(path: Path, text: str, label_column: str) -> tuple[list[int], 
             continue
         found = _LINE.fullmatch(line.strip())
         if found is None:
-            known = ", ".join(extension[1:] for extension in EXTENSIONS)
-            raise DataError(f"{path}: line {number}: {shown(line.strip())}: expected the path of an image ({known})")
+            raise DataError(f"{path}: line {number}: {shown(line.strip())}: expected the path of an image ({KNOWN})")
         lines.append(number)
         names.append(found[1])
         labels.append(found[2])

@@ -5,24 +5,30 @@ or a folder of tar files. Its subfolders ``train``, ``val`` and ``test``, or suc
 the splits (see `splits`). Without ``val`` the paths in the shards decide who is held out. The samples keep the order of
 the shards, as the pattern or else the alphabet gives them.
 
-A label is the sample's ``.cls`` file, else ``label``, ``cls`` or ``class`` in its ``.json`` file, else the folder it
-lies in inside of the shard; one of these for all samples.
+A label is the sample's ``.cls`` file, else ``label``, ``cls`` or ``class`` in its ``.json`` file, else a file or a key
+called as labels are (``.label``, ``.cls.txt``, ``class_name``), or the folder it lies in inside of the shard; one of
+these for all samples. Where several could be meant, ``data.label_column`` says which.
 """
 
 import glob
+import itertools
+import math
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from ifsq.data.encoded import Catalogue
-from ifsq.data.formats import EXTENSIONS
+from ifsq.data.formats import EXTENSIONS, KNOWN
 from ifsq.data.images import DataError
+from ifsq.data.labels import FOLDER, LABEL_COLUMNS, NO_COLUMN, ask
+from ifsq.data.paths import shown
 from ifsq.data.splits import in_order, names_by_split, refuse_splits_below
-from ifsq.data.tar_index import Sample, index_shard
+from ifsq.data.tar_index import KEYS, Sample, index_shard
 
 OPEN_AT_ONCE = 64
 """Shards that a process keeps open; the system may allow a thousand files to all of it."""
+MOST_SHARDS = 1_000_000
 _BRACE = re.compile(r"\{([^{}]*)\}")
 _COMPRESSED = re.compile(r"\.(tar\.\w+|tgz|tbz2?|txz|tzst)$")
 
@@ -40,18 +46,19 @@ class Shards(Catalogue):
 
     def __init__(self, source: str, shards: Sequence[Path], label_column: str = "") -> None:
         self.place = source
-        indexes = [index_shard(path) for path in shards]
+        indexes = [index_shard(path, label_column) for path in shards]
         self.shards = list(shards)
-        self.samples = [sample for index in indexes for sample in index]
-        self.shard_of = [number for number, index in enumerate(indexes) for _ in index]
+        self.samples = [sample for index in indexes for sample in index.samples]
+        self.shard_of = [number for number, index in enumerate(indexes) for _ in index.samples]
+        self.unread = [f"{path}: {name}" for path, index in zip(shards, indexes, strict=True) for name in index.unread]
         if not self.samples:
-            raise DataError(f"{source}: expected images ({', '.join(e[1:] for e in EXTENSIONS)}) in it, found none")
+            raise DataError(f"{source}: expected images ({KNOWN}) in it, found none")
         refuse_splits_below(source, (sample.name.removeprefix("./") for sample in self.samples))
         self.names = [
             f"{shards[number].name}/{sample.name}" for number, sample in zip(self.shard_of, self.samples, strict=True)
         ]
         self.sizes = [sample.size for sample in self.samples]
-        self.labels = self._labels()
+        self.labels = self._labels(label_column)
         self._files = _Files()
 
     def read(self, position: int) -> bytes:
@@ -66,20 +73,39 @@ class Shards(Catalogue):
         """The shard and the path in it."""
         return f"{self.shards[self.shard_of[position]]}: {self.samples[position].name}"
 
-    def _labels(self) -> list[str] | None:
-        kinds: tuple[tuple[str, Callable[[Sample], str | None]], ...] = (
-            (".cls file", lambda sample: sample.cls),
-            ("label in a .json file", lambda sample: sample.json_label),
-            ("folder", lambda sample: sample.name.removeprefix("./").rpartition("/")[0].rpartition("/")[2] or None),
-        )
-        for kind, label_of in kinds:
-            labels = [label_of(sample) for sample in self.samples]
-            known = [label for label in labels if label is not None]
-            if len(known) == len(labels):
-                return known
-            if known:
-                raise DataError(f"{self.where(labels.index(None))}: has no {kind}, as other samples have")
-        return None
+    def _labels(self, wanted: str) -> list[str] | None:
+        kind = self._kind(wanted)
+        if kind is None:
+            return None
+        labels = [_folder(sample) if kind == FOLDER else sample.labels.get(kind) for sample in self.samples]
+        if None in labels:
+            what = "folder" if kind == FOLDER else f"{kind} file" if kind[0] == "." else f"{kind!r} in a .json file"
+            raise DataError(f"{self.where(labels.index(None))}: has no {what}, as other samples have")
+        return [label for label in labels if label is not None]
+
+    def _kind(self, wanted: str) -> str | None:
+        """Where the labels are: an ending of files, a key of .json files, or the folders."""
+        found = dict.fromkeys(kind for sample in self.samples for kind in sample.labels)
+        folders = {_folder(sample) for sample in self.samples}
+        if wanted and wanted not in (NO_COLUMN, FOLDER) and not found:
+            raise DataError(
+                f"{self.place}: data.label_column {shown(wanted)}: expected a file or a key of a .json file"
+            )
+        if wanted:
+            return {NO_COLUMN: None, FOLDER: FOLDER}.get(wanted, next(iter(found), None))
+        sure = next((kind for kind in (".cls", KEYS[0]) if kind in found), None)
+        if sure:
+            return sure
+        could = [*found, *([FOLDER] if len(folders) > 1 else [])]
+        known = [kind for kind in could if kind.strip(".").removesuffix(".txt") in (*LABEL_COLUMNS, FOLDER)]
+        if len(could) > 1 or known != could:
+            ask(self.place, [kind.strip(".") for kind in could])
+        return could[0] if could else None if folders == {None} else FOLDER
+
+
+def _folder(sample: Sample) -> str | None:
+    """The folder in the shard that an image lies in."""
+    return sample.name.removeprefix("./").rpartition("/")[0].rpartition("/")[2] or None
 
 
 class _Files:
@@ -123,8 +149,15 @@ def split_shards(source: str, shards: Sequence[Path]) -> dict[str, list[Path]]:
 
 def expand(pattern: str) -> list[Path]:
     """Files that a pattern names, braces in their order and then what ``*`` finds sorted. Raises DataError."""
+    texts = _BRACE.split(pattern)  # text, inside of braces, text, inside of braces, ..., text
+    if any("{" in text or "}" in text for text in texts[::2]):
+        raise DataError(f"{pattern}: expected every brace to be closed, and none inside of another")
+    choices = [_choices(inside, pattern) for inside in texts[1::2]]
+    if (count := math.prod(map(len, choices))) > MOST_SHARDS:
+        raise DataError(f"{pattern}: names {count} shards, expected at most {MOST_SHARDS}")
     paths = []
-    for plain in _braces(pattern):
+    for chosen in itertools.product(*choices):
+        plain = texts[0] + "".join(one + text for one, text in zip(chosen, texts[2::2], strict=True))
         found = sorted(glob.glob(plain)) if glob.has_magic(plain) else [plain]
         if not found:
             raise DataError(f"{plain}: expected tar shards, found none")
@@ -132,19 +165,8 @@ def expand(pattern: str) -> list[Path]:
     return paths
 
 
-def _braces(pattern: str) -> Iterator[str]:
-    found = _BRACE.search(pattern)
-    if found is None:
-        if "{" in pattern or "}" in pattern:
-            raise DataError(f"{pattern}: expected every brace to be closed")
-        yield pattern
-        return
-    for choice in _choices(found[1], pattern):
-        yield from _braces(pattern[: found.start()] + choice + pattern[found.end() :])
-
-
-def _choices(inside: str, pattern: str) -> list[str]:
-    span = re.fullmatch(r"(\d+)\.\.(\d+)", inside)
+def _choices(inside: str, pattern: str) -> Sequence[str]:
+    span = re.fullmatch(r"(\d{1,18})\.\.(\d{1,18})", inside, re.ASCII)
     if span is None:
         if "," not in inside:
             raise DataError(f"{pattern}: {{{inside}}}: expected {{first..last}} or {{one,another}}")
@@ -152,6 +174,8 @@ def _choices(inside: str, pattern: str) -> list[str]:
     first, last = int(span[1]), int(span[2])
     if last < first:
         raise DataError(f"{pattern}: {{{inside}}}: expected the last to be no smaller than the first")
+    if last - first >= MOST_SHARDS:
+        raise DataError(f"{pattern}: {{{inside}}}: expected at most {MOST_SHARDS} shards")
     return [f"{number:0{len(span[1])}d}" for number in range(first, last + 1)]
 
 

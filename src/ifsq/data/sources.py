@@ -51,8 +51,10 @@ def splits_of(config: DataConfig) -> tuple[str, ...]:
 def describe_images(train: ImageSource, val: ImageSource) -> str:
     """What will be read, in a line: ``640 images in 10 classes to train on, 64 held out``."""
     line = describe_counts(len(train), train.labels, train.classes, len(val))
-    plural = "s" if len(train.untouched) > 1 else ""
-    return line + (f"; split{plural} {', '.join(train.untouched)} left alone" if train.untouched else "")
+    if train.untouched:
+        line += f"; split{'s' if len(train.untouched) > 1 else ''} {', '.join(train.untouched)} left alone"
+    unread = list(dict.fromkeys([*train.unread, *val.unread]))  # of one place, both see the same
+    return line + (f"; not read and left out: {len(unread)}, the first {unread[0]}" if unread else "")
 
 
 def describe_counts(train: int, labels: Iterable[int] | None, classes: Sequence[str], val: int) -> str:

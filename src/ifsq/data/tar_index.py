@@ -1,62 +1,84 @@
-"""Where the samples of a tar shard lie: found once, by reading its headers, and kept in a cache folder.
+"""Where the images of a tar shard and their labels lie: found once, by reading its headers, and kept in a cache folder.
 
-A sample is what WebDataset calls one: files that share a path up to the first dot of their name. Called by ``shards``.
+As in WebDataset, files that share a name are a sample. There a name ends at its first dot, so ``photo 1.0.jpg`` would
+be the field ``0.jpg`` of ``photo 1``. Here an image is one of its own wherever that can be meant: see `_choose_images`.
 """
 
 import hashlib
 import json
 import os
+import re
 import tarfile
-from dataclasses import asdict, dataclass
+from collections import Counter, defaultdict
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from ifsq.data.formats import EXTENSIONS
+from ifsq.config import InputError, parse_json
+from ifsq.data.formats import is_image, is_unread
 from ifsq.data.images import DataError
-from ifsq.data.labels import label_text
-from ifsq.data.paths import is_plain
+from ifsq.data.labels import FOLDER, LABEL_COLUMNS, LONGEST_LABEL, NO_COLUMN, could_be_label, label_text
+from ifsq.data.paths import file_state, is_plain, shown
 from ifsq.store.files import WriteError, reason, write_text
 
 CACHE = "IFSQ_CACHE"
 """Environment variable: the folder of the indexes; default ``~/.cache/ifsq``."""
-FORMAT = 1
+FORMAT = 2
+LARGEST_LABEL, LARGEST_JSON = 4 * LONGEST_LABEL, 2**20
+"""Bytes of a file that holds a label, and of a ``.json`` file beside an image."""
+KEYS = ("label", "cls", "class")
+"""Keys of a ``.json`` file that can hold nothing but a label, which is noted under the first of them."""
 _BLOCK = 512  # bytes that every part of a tar file fills up
+_LIKE_A_LABEL = re.compile("label|class|categor|target|species|synset|wnid")
+_FIELD = re.compile(r"[a-z_][\w-]*(\.[a-z_][\w-]*)*", re.IGNORECASE)  # seg, left.depth; but not 0 or "2 of 3"
+_DAMAGED = (tarfile.TarError, EOFError, ValueError, OverflowError, MemoryError, RecursionError)
+"""What Python's reader raises for headers that are none, or that ask for impossible sizes."""
 
 
-@dataclass(frozen=True)
-class Sample:
+class Sample(NamedTuple):
     """An image in a shard.
 
     name          its path in the shard
     offset, size  of its bytes
-    cls           text of its ``.cls`` file
-    json_label    label in its ``.json`` file
+    labels        what is said where: by endings of files beside it (``.cls``), by keys of its ``.json`` (``label``)
     """
 
     name: str
     offset: int
     size: int
-    cls: str | None
-    json_label: str | None
+    labels: dict[str, str]
 
 
-def index_shard(path: Path) -> list[Sample]:
-    """The images of an uncompressed tar file, in its order.
+class Index(NamedTuple):
+    """The images of a shard, in its order, and the pictures in it that are not read."""
 
-    An index whose size and time of change are no longer those of the file is made anew. Raises DataError when the shard
-    is missing or damaged, or an index cannot be written.
+    samples: list[Sample]
+    unread: list[str]
+
+
+def index_shard(path: Path, label_column: str = "") -> Index:
+    """What an uncompressed tar file holds.
+
+    label_column  as in `DataConfig`
+
+    An index that is damaged, or not of this very file as it is now, is made anew. Raises DataError when the shard is
+    missing or damaged, or an index cannot be written.
     """
-    try:
-        state = os.stat(path)
-    except OSError as error:
-        raise DataError(f"{path}: expected a tar shard, {error.strerror}") from error
-    stamp = {"format": FORMAT, "bytes": state.st_size, "mtime_ns": state.st_mtime_ns}
-    kept = cache_folder() / f"{hashlib.sha256(os.fsencode(path.resolve())).hexdigest()}.json"
-    known = _read_index(kept)
-    if known is None or known["stamp"] != stamp:
-        known = {"stamp": stamp, "samples": [asdict(sample) for sample in _scan(path)]}
-        _write_index(kept, known)
-    return [Sample(**sample) for sample in known["samples"]]
+    state = file_state(path, str(path), "a tar shard")
+    stamp = {
+        "format": FORMAT,
+        "label_column": label_column,
+        "bytes": state.st_size,
+        # A copy that keeps size and time of change (cp -p, rsync -t) has another place and time of its status.
+        "file": [state.st_ino, state.st_mtime_ns, state.st_ctime_ns],
+    }
+    name = hashlib.sha256(os.fsencode(path.resolve()) + label_column.encode()).hexdigest()
+    kept = cache_folder() / f"{name}.json"
+    known = _read_index(kept, stamp)
+    if known is None:
+        known = _scan(path, state.st_size, label_column)
+        _write_index(kept, {"stamp": stamp, "samples": known.samples, "unread": known.unread})
+    return known
 
 
 def cache_folder() -> Path:
@@ -64,13 +86,23 @@ def cache_folder() -> Path:
     return Path(os.environ.get(CACHE) or Path.home() / ".cache" / "ifsq") / "shards"
 
 
-def _read_index(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
+def _read_index(path: Path, stamp: dict[str, Any]) -> Index | None:
+    """The index that is kept; None where there is none of this stamp, or it is damaged."""
+    if not path.is_file():
         return None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: index of a shard cannot be read ({error}); remove it") from error
+    try:
+        table = json.loads(path.read_bytes())
+        if table["stamp"] != stamp:
+            return None
+        samples = [
+            Sample(str(name), int(at), int(size), {str(k): str(v) for k, v in labels.items()})
+            for name, at, size, labels in table["samples"]
+        ]
+        unread = [str(name) for name in table["unread"]]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+    inside = all(0 <= sample.offset <= sample.offset + sample.size <= stamp["bytes"] for sample in samples)
+    return Index(samples, unread) if inside else None
 
 
 def _write_index(path: Path, index: dict[str, Any]) -> None:
@@ -82,52 +114,156 @@ def _write_index(path: Path, index: dict[str, Any]) -> None:
         raise DataError(f"{path.parent}: index of shards cannot be written ({why}); set {CACHE}") from error
 
 
-def _scan(path: Path) -> list[Sample]:
-    images: dict[str, tarfile.TarInfo] = {}
-    labels: dict[str, dict[str, str]] = {".cls": {}, ".json": {}}
+def _scan(path: Path, size: int, label_column: str) -> Index:
+    images: list[tarfile.TarInfo] = []
+    unread: list[tarfile.TarInfo] = []
+    beside: dict[str, dict[str, tarfile.TarInfo]] = defaultdict(dict)  # name of the sample -> ending -> file
+    endings = _label_endings(label_column)
     try:
         with tarfile.open(path, "r:") as shard:
-            for member in shard:
-                key, extension = _key_of(member.name)
-                if not member.isreg() or key.rpartition("/")[2].startswith("."):
-                    continue
-                if not is_plain(member.name):
-                    raise DataError(f"{path}: name {member.name!r}: expected UTF-8 on one line")
-                if extension in EXTENSIONS:
-                    if key in images:
-                        raise DataError(f"{path}: {member.name}: a second image of the sample {images[key].name}")
-                    images[key] = member
-                elif extension in labels:
-                    label = _label_in(f"{path}: {member.name}", shard, member)
-                    if label is not None:
-                        labels[extension][key] = label
+            for member in _files(path, size, shard):
+                if is_image(member.name):
+                    images.append(member)
+                elif is_unread(member.name):
+                    unread.append(member)
+                elif ending := next((e for e in endings if member.name.lower().endswith(e)), None):
+                    beside[_plain(member.name)[: -len(ending)]][ending] = member
             _check_end(path, shard)
-    except tarfile.TarError as error:
+            chosen = _choose_images(path, images)
+            samples = [
+                Sample(
+                    member.name,
+                    member.offset_data,
+                    member.size,
+                    _labels(path, shard, _beside(beside, *names), label_column),
+                )
+                for member, names in chosen
+            ]
+    except DataError:
+        raise
+    except _DAMAGED as error:
         raise DataError(f"{path}: damaged, or no uncompressed tar file: {error}") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-    return [
-        Sample(member.name, member.offset_data, member.size, labels[".cls"].get(key), labels[".json"].get(key))
-        for key, member in images.items()
-    ]
+    named = {name for _, names in chosen for name in names}
+    return Index(samples, [member.name for member in unread if _plain(member.name).rpartition(".")[0] not in named])
 
 
-def _key_of(name: str) -> tuple[str, str]:
-    folder, slash, base = name.removeprefix("./").rpartition("/")
-    stem, dot, extension = base.partition(".") if not base.startswith(".") else (base, "", "")
-    return f"{folder}{slash}{stem}", f"{dot}{extension}".lower()
+def _files(path: Path, size: int, shard: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """The regular files of a shard that are not hidden; what they say of their size is checked before it is used."""
+    for member in shard:
+        if not member.isreg():
+            continue
+        if member.issparse():
+            raise DataError(f"{path}: {shown(member.name)}: is stored with holes, expected all of its bytes")
+        if not 0 <= member.size <= size - member.offset_data:
+            raise DataError(f"{path}: damaged: {shown(member.name)} says {member.size} bytes and has fewer")
+        if _plain(member.name).rpartition("/")[2].startswith("."):
+            continue
+        if not is_plain(member.name):
+            raise DataError(f"{path}: name {member.name!r}: expected UTF-8 on one line")
+        yield member
 
 
-def _label_in(name: str, shard: tarfile.TarFile, member: tarfile.TarInfo) -> str | None:
+def _choose_images(path: Path, images: list[tarfile.TarInfo]) -> list[tuple[tarfile.TarInfo, tuple[str, ...]]]:
+    """Which images are samples, and by what names the files beside them may be called.
+
+    ``0.png`` is one, and ``0.seg.png`` beside it a field of it. Of ``photo 1.0.jpg`` and ``photo 1.1.jpg`` each is one.
+    ``0.left.jpg`` is one where it is alone; where ``0.left.jpg`` and ``0.right.jpg`` are there, and of other names as
+    well, it is not clear which is meant. Raises DataError for that, and for two images of one name.
+    """
+    named: dict[str, tarfile.TarInfo] = {}
+    for member in images:
+        name = _plain(member.name).rpartition(".")[0]
+        if name in named:
+            raise DataError(f"{path}: {member.name}: a second image of the sample {named[name].name}")
+        named[name] = member
+    of: dict[str, list[str]] = defaultdict(list)  # name up to its first dot -> full names that are no field of it
+    for name in named:
+        first, field = _at_first_dot(name)
+        if not (field and first in named and _FIELD.fullmatch(field)):
+            of[first].append(name)
+    often = Counter(_at_first_dot(name)[1] for names in of.values() for name in names)
+    chosen = []
+    for first, names in of.items():
+        fields = [name for name in names if _FIELD.fullmatch(_at_first_dot(name)[1])]
+        if len(fields) > 1 and any(often[_at_first_dot(name)[1]] > 1 for name in fields):
+            both = " and ".join(named[name].name for name in fields[:2])
+            raise DataError(f"{path}: {both}: two images of the sample {first}; expected one, or names without a dot")
+        chosen += [(name, (name, first) if len(names) == 1 else (name,)) for name in names]
+    place = {name: number for number, name in enumerate(named)}
+    return [(named[name], names) for name, names in sorted(chosen, key=lambda pair: place[pair[0]])]
+
+
+def _plain(name: str) -> str:
+    return name.removeprefix("./")
+
+
+def _at_first_dot(name: str) -> tuple[str, str]:
+    folder, slash, base = name.rpartition("/")
+    stem, _, field = base.partition(".")
+    return f"{folder}{slash}{stem}", field
+
+
+def _label_endings(label_column: str) -> tuple[str, ...]:
+    """Endings of the files that may say a label, long ones first: ``.cls.txt`` is no caption."""
+    if label_column in (NO_COLUMN, FOLDER):
+        return ()
+    if label_column:
+        return (f".{label_column.lower().lstrip('.')}", ".json")
+    named = tuple(f".{name}" for name in LABEL_COLUMNS)
+    return (*(f"{ending}.txt" for ending in named), *named, ".json")
+
+
+def _beside(beside: dict[str, dict[str, tarfile.TarInfo]], *names: str) -> dict[str, tarfile.TarInfo]:
+    return next((beside[name] for name in names if name in beside), {})
+
+
+def _labels(path: Path, shard: tarfile.TarFile, files: dict[str, tarfile.TarInfo], label_column: str) -> dict[str, str]:
+    """What the files beside an image say that may be its label; nothing else is read where there is a ``.cls``."""
+    found: dict[str, str | None] = {}
+    if ".cls" in files and not label_column:
+        files = {".cls": files[".cls"]}
+    for ending, member in files.items():
+        where = f"{path}: {member.name}"
+        if ending == ".json":
+            found |= _labels_in(where, _text(where, shard, member, LARGEST_JSON), label_column)
+        elif label_column or ending == ".cls":
+            found[ending] = label_text(where, _text(where, shard, member, LARGEST_LABEL))
+        elif member.size <= LARGEST_LABEL and could_be_label(text := _text(where, shard, member, LARGEST_LABEL)):
+            found[ending] = label_text(where, text)
+    return {kind: label for kind, label in found.items() if label is not None}
+
+
+def _text(where: str, shard: tarfile.TarFile, member: tarfile.TarInfo, most: int) -> str:
+    if member.size > most:
+        raise DataError(f"{where}: {member.size} bytes: expected a label in at most {most}")
     file = shard.extractfile(member)
     assert file is not None  # a regular file
     try:
-        text = file.read().decode()
-        table = json.loads(text) if name.lower().endswith(".json") else {"label": text}
-    except ValueError as error:
-        raise DataError(f"{name}: expected a label: {error}") from error
-    found = [table[key] for key in ("label", "cls", "class") if key in table] if isinstance(table, dict) else []
-    return label_text(name, found[0]) if found else None
+        return file.read().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where}: expected a label: {error}") from error
+
+
+def _labels_in(where: str, text: str, label_column: str) -> dict[str, str | None]:
+    """Keys of a ``.json`` file that may hold a label, and what they hold."""
+    try:
+        table = parse_json(text, where)
+    except InputError as error:
+        raise DataError(str(error)) from error
+    if not isinstance(table, dict):
+        return {}
+    if label_column:
+        return {label_column: label_text(where, table[label_column])} if label_column in table else {}
+    sure = next((label_text(where, table[key]) for key in KEYS if table.get(key) is not None), None)
+    if sure is not None:
+        return {KEYS[0]: sure}
+    return {
+        key: label_text(where, value)
+        for key, value in table.items()
+        if _LIKE_A_LABEL.search(key.lower()) and could_be_label(value)
+    }
 
 
 def _check_end(path: Path, shard: tarfile.TarFile) -> None:
