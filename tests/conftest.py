@@ -1,6 +1,7 @@
 """Shapes in signatures are checked in every test; golden vectors are read where they lie, or the test says it skips."""
 
 import importlib.util
+import json
 import os
 import subprocess
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ import pytest
 import torch
 from jaxtyping import install_import_hook
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 ROOT = Path(__file__).resolve().parents[1]
 # The quantizers have no shapes in their signatures (they import torch only), and a compiler cannot trace the checks.
@@ -51,6 +53,22 @@ def formula_weights(golden_folder: Path) -> Callable[[dict[str, list[int]]], dic
     return lambda shapes: {
         key: torch.from_numpy(formula.formula_weight(key, tuple(shape))) for key, shape in shapes.items()
     }
+
+
+@pytest.fixture(scope="session")
+def weights_files(
+    golden: Callable[[str], Any],
+    formula_weights: Callable[[dict[str, list[int]]], dict[str, torch.Tensor]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, Path]:
+    """Files of formula weights, of VGG16 (``lpips_vgg``) and of Inception (``inception``)."""
+    folder = tmp_path_factory.mktemp("weights")
+    files = {}
+    for name, keys in (("lpips_vgg", "vgg_keys"), ("inception", "keys")):
+        shapes = json.loads(golden(name).metadata()[keys])
+        files[name] = folder / f"{name}.safetensors"
+        save_file(formula_weights(shapes), files[name])
+    return files
 
 
 @pytest.fixture(scope="session")

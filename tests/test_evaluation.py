@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from ifsq import pipeline
 from ifsq.bench import report
@@ -63,18 +63,6 @@ def saved(tmp_path_factory, tokenizer):
 @pytest.fixture(autouse=True)
 def _inside(saved, monkeypatch):
     monkeypatch.chdir(saved)
-
-
-@pytest.fixture(scope="module")
-def weights(golden, formula_weights, tmp_path_factory):
-    """Files of formula weights, of VGG16 and of Inception."""
-    folder = tmp_path_factory.mktemp("weights")
-    files = {}
-    for name, keys in (("lpips_vgg", "vgg_keys"), ("inception", "keys")):
-        shapes = json.loads(golden(name).metadata()[keys])
-        files[name] = folder / f"{name}.safetensors"
-        save_file(formula_weights(shapes), files[name])
-    return files
 
 
 def measure(tokenizer, images, indices, judges=None):
@@ -136,9 +124,9 @@ def test_streamed_figures_are_those_of_all_images_at_once(tokenizer, images):
     }
 
 
-def test_lpips_and_rfid_are_their_definitions(tokenizer, images, weights, golden):
+def test_lpips_and_rfid_are_their_definitions(tokenizer, images, weights_files, golden):
     """From files by path, through the command. The networks are held to golden values in tests/pretrained."""
-    paths = ["--lpips", str(weights["lpips_vgg"]), "--fid", str(weights["inception"])]
+    paths = ["--lpips", str(weights_files["lpips_vgg"]), "--fid", str(weights_files["inception"])]
     few = ["--data", "bundled:shapes", "--size", str(SIZE), "--count", "4", "--no-judge"]
     assert main(["tokenizer", "eval", "saved", *few, *paths]) == 0
     (written,) = Path("saved").glob("evaluation_val_*_4.json")
@@ -147,7 +135,7 @@ def test_lpips_and_rfid_are_their_definitions(tokenizer, images, weights, golden
     again = to_float(to_uint8(tokenizer.reconstruct(originals)))
     vectors = golden("lpips_vgg")
     heads = {key.removeprefix("lin/"): vectors.get_tensor(key) for key in vectors.keys() if key.startswith("lin/")}  # noqa: SIM118
-    tables = [load_file(weights[name]) for name in ("lpips_vgg", "inception")]
+    tables = [load_file(weights_files[name]) for name in ("lpips_vgg", "inception")]
     lpips, inception = LPIPS(tables[0], heads), FIDInception(tables[1], "formula")
     (name,) = [metric for metric in cards if metric.startswith("LPIPS")]
     assert name.startswith("LPIPS(lpips-")  # not the published weights, so not the published name
@@ -170,9 +158,18 @@ def test_one_image_is_measured_without_its_distance(capsys):
     assert read(written)["left_out"] == ["rFD(judge): 1 image, needs 2"]
 
 
-def test_two_processes_find_what_one_does(weights):
+def test_two_processes_find_what_one_does(weights_files):
     """150 images in two batches, one smaller, over two processes: one set of files, the same figures."""
-    options = ["--data", "bundled:shapes", "--size", str(SIZE), "--count", "150", "--lpips", str(weights["lpips_vgg"])]
+    options = [
+        "--data",
+        "bundled:shapes",
+        "--size",
+        str(SIZE),
+        "--count",
+        "150",
+        "--lpips",
+        str(weights_files["lpips_vgg"]),
+    ]
     run = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", "ifsq"]
     done = subprocess.run(
         [*run, "tokenizer", "eval", "saved", *options],
@@ -200,12 +197,12 @@ def test_two_processes_find_what_one_does(weights):
         assert two["latent"][name] == pytest.approx(one["latent"][name], rel=1e-12)
 
 
-def test_published_weights_alone_give_the_published_names(weights, golden):
-    inception = FIDInception(load_file(weights["inception"]), INCEPTION_2015)
+def test_published_weights_alone_give_the_published_names(weights_files, golden):
+    inception = FIDInception(load_file(weights_files["inception"]), INCEPTION_2015)
     assert list(measuring._extractors(Judges(inception=inception))) == ["rFID"]
     vectors = golden("lpips_vgg")
     heads = {key.removeprefix("lin/"): vectors.get_tensor(key) for key in vectors.keys() if key.startswith("lin/")}  # noqa: SIM118
-    backbone = load_file(weights["lpips_vgg"])
+    backbone = load_file(weights_files["lpips_vgg"])
     names = [measuring._lpips_name(LPIPS(backbone, heads, name)) for name in (OFFICIAL_NAME, "lpips-12345678")]
     assert names == ["LPIPS", "LPIPS(lpips-12345678)"]
 
@@ -312,7 +309,7 @@ def test_two_judges_of_the_same_images_are_one(tmp_path, monkeypatch):
     for name in ("a", "b"):
         torch.manual_seed(len(digests))
         (tmp_path / name).mkdir()
-        judge = pipeline._judge(tmp_path / name, DataConfig("bundled:shapes", SIZE), alone, Silent())
+        judge = pipeline._judge(tmp_path / name, DataConfig("bundled:shapes", SIZE), 3, alone, Silent())
         digests.add(weights_digest(judge))
     assert len(digests) == 1
 

@@ -1,4 +1,4 @@
-"""Images that are no colour squares, on the whole road at toy size: rectangles through the command."""
+"""Images that are no colour squares, through the command on the whole road at toy size: rectangles, and luminance."""
 
 import json
 import os
@@ -16,9 +16,11 @@ from ifsq import pipeline
 from ifsq.cli import main
 from ifsq.codes import CodeCache
 from ifsq.config import to_dict
-from ifsq.data import DataConfig, iterate_once, open_images
+from ifsq.data import DataConfig, iterate_once, open_images, to_float, to_uint8
 from ifsq.experiment import load_tokenizer_experiment
 from ifsq.metrics import ProtocolCard, ms_ssim, psnr
+from ifsq.tokenizer.conv import ConvConfig
+from ifsq.tokenizer.model import TokenizerConfig
 from ifsq.training import checkpoint
 from ifsq.training.log import read_metrics
 
@@ -238,6 +240,118 @@ def test_a_wrong_shape_is_one_line(arguments, capsys):
     assert told.count("\n") == 1, told
     assert WRONG[arguments] in told
     assert not Path("new").exists()
+
+
+GREY = ("--tokenizer.conv.in_channels", "1", "--out", "grey")
+ADVERSARIAL = ("--loss.adversarial.start", "18", "--loss.adversarial.layers", "1", "--loss.adversarial.width", "8")
+
+
+@pytest.fixture(scope="module")
+def grey(road):
+    """Beside the rectangles: a tokenizer of one channel against a discriminator, its codes and both generators."""
+    before = Path.cwd()
+    os.chdir(road)
+    try:
+        assert main(["tokenizer", "train", "tokenizer.toml", *GREY, *ADVERSARIAL]) == 0
+        assert main(["encode", "grey", "pictures", "grey_codes"]) == 0
+        for kind in ("ar", "diffusion"):
+            options = ["--out", f"grey_{kind}", "--tokenizer", "grey", "--codes", "grey_codes"]
+            assert main(["generator", "train", f"{kind}.toml", *options]) == 0
+    finally:
+        os.chdir(before)
+
+
+def mode_of(picture):
+    with Image.open(picture) as image:
+        return image.mode
+
+
+@pytest.mark.usefixtures("grey")
+def test_a_tokenizer_of_luminance_learns_and_its_codes_are_of_luminance():
+    rows = [row for row in read_metrics(Path("grey/metrics.jsonl")) if "loss" in row]
+    assert rows[-1]["l1"] < rows[0]["l1"]
+    assert rows[-1]["adversarial"] != 0
+    tokenizer = ifsq.Tokenizer.from_pretrained("grey")
+    assert tokenizer.channels == 1
+    source = open_images(DataConfig("pictures", (HEIGHT, WIDTH)), "val", channels=1)
+    (batch,) = iterate_once(source, 128)
+    assert batch.images.shape == (12, 1, HEIGHT, WIDTH)
+    cache = CodeCache.open("grey_codes")
+    assert torch.equal(cache.read("val").digits.long(), tokenizer.encode(batch.images).digits)
+    assert cache.about["fingerprints"]["val"] == source.fingerprint
+    assert cache.about["fingerprints"]["val"] != CodeCache.open("codes").about["fingerprints"]["val"]
+
+
+@pytest.mark.usefixtures("grey")
+def test_luminance_is_measured_as_grey_rgb_by_networks_of_colours(weights_files):
+    networks = ["--lpips", str(weights_files["lpips_vgg"]), "--fid", str(weights_files["inception"])]
+    assert main(["tokenizer", "eval", "grey", *networks]) == 0
+    by_name = {card["metric"].partition("(")[0]: card for card in evaluation_of("grey")["cards"]}
+    assert {"PSNR, dB", "SSIM", "LPIPS", "rFD"} <= by_name.keys()
+    assert all(card["reference"] == "pictures val, luminance" for card in by_name.values())
+    assert mode_of("grey/samples/reconstructions.png") == "L"
+    (batch,) = iterate_once(open_images(DataConfig("pictures", (HEIGHT, WIDTH)), "val", channels=1), 128)
+    again = ifsq.Tokenizer.from_pretrained("grey").reconstruct(batch.images)
+    found = by_name["PSNR, dB"]["values"]["mean"]
+    assert found == pytest.approx(float(psnr(batch.images, again).mean()))
+    assert found == pytest.approx(float(psnr(*(x.repeat(1, 3, 1, 1) for x in (batch.images, again))).mean()))
+
+
+@pytest.mark.usefixtures("grey")
+@pytest.mark.parametrize("kind", ["ar", "diffusion"])
+def test_generators_of_luminance_draw_grey_pictures(kind):
+    assert main(["sample", f"grey_{kind}", "--labels", "0", "1", "--out", "drawn.png"]) == 0
+    assert (mode_of("drawn.png"), size_of("drawn.png")) == ("L", (2 * (WIDTH + 2) + 2, HEIGHT + 4))
+    assert main(["generator", "eval", f"grey_{kind}", "--samples", "12"]) == 0
+    assert evaluation_of(f"grey_{kind}")["cards"][0]["reference"] == "pictures train, luminance"
+    assert {mode_of(path) for path in Path(f"grey_{kind}/samples").iterdir()} == {"L"}
+    assert main(["tokenizer", "eval", "grey"]) == 0
+    assert main(["report", "grey", f"grey_{kind}"]) == 0
+
+
+@pytest.mark.usefixtures("grey")
+def test_luminance_is_reconstructed_in_grey(tmp_path):
+    assert main(["reconstruct", "grey", "pictures/val/left/0.png", "--alone", "--out", str(tmp_path)]) == 0
+    with Image.open("pictures/val/left/0.png") as picture, Image.open(tmp_path / "0.png") as again:
+        assert again.mode == "L"
+        luminance = np.asarray(picture.convert("L").crop((0, 0, *again.size)))
+        tokenizer = ifsq.Tokenizer.from_pretrained("grey")
+        expected = to_uint8(tokenizer.reconstruct(to_float(luminance[None, ..., None])))
+        np.testing.assert_array_equal(np.asarray(again), expected[0, ..., 0])
+
+
+def test_other_channels_are_for_programs_alone(capsys):
+    train = ["tokenizer", "train", "tokenizer.toml", "--out", "new", "--tokenizer.conv.in_channels"]
+    assert code_of([*train, "4"]) == 2
+    assert "in_channels=4: expected 1 (luminance) or 3 (RGB), as pictures have" in capsys.readouterr().err
+    ifsq.Tokenizer(TokenizerConfig(ConvConfig(8, (1, 1), 1, 2, 4, in_channels=5))).save_pretrained("five")
+    for arguments in (
+        ["encode", "five", "pictures", "new", "--size", "16"],
+        ["tokenizer", "eval", "five", "--data", "pictures", "--size", "16"],
+        ["reconstruct", "five", "pictures/val/left/0.png", "--out", "new"],
+    ):
+        assert code_of(arguments) == 2
+        told = capsys.readouterr().err
+        assert "in_channels=5" in told
+        assert told.count("\n") == 1
+    assert not Path("new").exists()
+
+
+def test_a_run_of_before_goes_on(tmp_path):
+    """Options that came later have their defaults in an older run's config."""
+    shutil.copytree("tokenizer", tmp_path / "tokenizer")
+    config = tmp_path / "tokenizer/config.json"
+    table = json.loads(config.read_text())
+    del table["experiment"]["tokenizer"]["conv"]["in_channels"]
+    config.write_text(json.dumps(table))
+    train = ["tokenizer", "train", "tokenizer.toml", "--out", str(tmp_path / "tokenizer")]
+    before = weights_of(tmp_path / "tokenizer")
+    assert main(train) == 0
+    after = weights_of(tmp_path / "tokenizer")
+    assert all(torch.equal(before[key], after[key]) for key in before | after)
+    assert config.read_text() == json.dumps(table)
+    assert code_of([*train, "--tokenizer.conv.in_channels", "1"]) == 2
+    assert ifsq.Tokenizer.from_pretrained(tmp_path / "tokenizer").channels == 3
 
 
 def test_a_rectangle_in_a_file_is_two_numbers():

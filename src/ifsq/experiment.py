@@ -12,7 +12,7 @@ from ifsq import config
 from ifsq.codes.cache import CodeCache
 from ifsq.codes.spec import CodeSpec
 from ifsq.config import InputError
-from ifsq.data.images import DataConfig, size_text
+from ifsq.data.images import DataConfig, check_channels, size_text
 from ifsq.generators.ar import ARConfig, ARGenerator
 from ifsq.generators.diffusion import DiffusionGenerator, DiTConfig
 from ifsq.tokenizer.losses import LossConfig
@@ -37,6 +37,7 @@ class TokenizerExperiment:
         factor, size = self.tokenizer.conv.factor, size_text(self.data.size)
         if any(side % factor for side in self.data.sides):
             raise ValueError(f"data.size={size}: expected a multiple of the tokenizer's factor {factor}")
+        check_channels(self.tokenizer.conv.in_channels)
         quantizer, sharded = self.tokenizer.quantizer, self.train.engine.sharding == "shard"
         if sharded and quantizer.kind == "vq" and (quantizer.ema or quantizer.revive_after):
             raise ValueError("train.engine.sharding='shard' with a codebook that is written to: expected 'replicate'")

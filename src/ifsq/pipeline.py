@@ -32,6 +32,7 @@ from ifsq.data import (
     iterate_once,
     open_images,
     read_image,
+    to_channels,
     to_float,
     to_uint8,
     write_png,
@@ -91,11 +92,13 @@ def train_tokenizer(experiment: TokenizerExperiment, device: str = "auto", watch
     """Train, or go on training, the tokenizer of an experiment; returns its folder."""
     folder = Path(experiment.out)
     with _join(device) as here:
-        train, val = (open_images(experiment.data, split, labels=False) for split in ("train", "val"))
+        channels = experiment.tokenizer.conv.in_channels
+        train, val = (
+            open_images(experiment.data, split, labels=False, channels=channels) for split in ("train", "val")
+        )
         check_batch(experiment.train, here)
         judge = _perceptual(experiment.loss, here)
-        record = {"kind": "tokenizer", "experiment": to_dict(experiment), "data": train.fingerprint}
-        _claim(folder, record, here)
+        _claim(folder, "tokenizer", experiment, train.fingerprint, here)
         watch = watch or Silent()
         watch.say(f"data: {describe_images(train, val)}")
         torch.manual_seed(experiment.train.seed)
@@ -131,7 +134,7 @@ def encode(
     with _join(device) as here:
         tokenizer = Tokenizer.from_pretrained(run).to(here.device)
         data = _data_of(run, source, size, tokenizer.factor)
-        sources = {split: open_images(data, split) for split in ("train", "val")}
+        sources = {split: open_images(data, split, channels=tokenizer.channels) for split in ("train", "val")}
         about = {
             "data": to_dict(data),
             "fingerprints": {split: images.fingerprint for split, images in sources.items()},
@@ -176,12 +179,11 @@ def train_generator(experiment: GeneratorExperiment, device: str = "auto", watch
         tokenizer = Tokenizer.from_pretrained(Path(experiment.tokenizer))
         check_cache(cache, tokenizer, experiment.tokenizer)
         check_batch(experiment.train, here)
-        record = {"kind": experiment.kind, "experiment": to_dict(experiment), "data": cache.digest}
         torch.manual_seed(experiment.train.seed)
         model = experiment.make(experiment.view(cache.spec), len(cache.classes))
         train, val = cache.read("train"), cache.read("val")
         model.observe(train.digits)
-        _claim(folder, record, here)
+        _claim(folder, experiment.kind, experiment, cache.digest, here)
         watch = watch or Silent()
         watch.say(f"codes: {describe_counts(len(train), train.labels.tolist(), cache.classes, len(val))}")
         origin = Origin(
@@ -246,7 +248,7 @@ def reconstruct(
 
 
 def _reconstruct_one(tokenizer: Tokenizer, path: Path, target: Path, tile: int | None, alone: bool) -> str:
-    picture = read_image(path)
+    picture = to_channels(read_image(path), tokenizer.channels)
     height, width = (side - side % tokenizer.factor for side in picture.shape[:2])
     original = to_float(picture[None, :height, :width])
     again = tokenizer.reconstruct(original.to(next(tokenizer.parameters()).device), tile).cpu()
@@ -293,11 +295,11 @@ def evaluate_tokenizer(
     with _join(device) as here:
         tokenizer = Tokenizer.from_pretrained(run).to(here.device)
         data = _evaluated_data(run, asked, tokenizer.factor)
-        images = open_images(data, asked.split)
+        images = open_images(data, asked.split, channels=tokenizer.channels)
         asked.check(data.size, len(images))
         drawn = spread(images, asked.count or len(images))
         name = f"{data.source} {asked.split}{f', {asked.count} drawn' if asked.count else ''}"
-        judges = _judges(run, asked, data, len(drawn), here, watch)
+        judges = _judges(run, asked, data, tokenizer.channels, len(drawn), here, watch)
         measured = measure_tokenizer(
             tokenizer, images, data, name, sorted(drawn), judges, here, watch, _workers_of(run)
         )
@@ -347,10 +349,10 @@ def evaluate_generator(
         if cache.digest != origin.codes_digest:
             raise InputError(f"{cache.folder}: holds other codes than {run} was trained on; train in another folder")
         data = build(DataConfig, cache.about["data"], str(cache.folder))
-        judge = _judge(run.parent, data, here, watch)
+        judge = _judge(run.parent, data, tokenizer.channels, here, watch)
         cards: list[ProtocolCard] = []
         if judge is not None:
-            real = open_images(data, "train")
+            real = open_images(data, "train", channels=tokenizer.channels)
             if real.fingerprint != cache.about["fingerprints"]["train"]:
                 raise InputError(f"{data.source}: has changed since {cache.folder} was written; encode it again")
             against = reference(judge, real, data, f"{data.source} train")
@@ -390,9 +392,13 @@ def _join(device: str) -> Any:
     return world(device)
 
 
-def _claim(folder: Path, record: dict[str, Any], here: World) -> None:
-    """Make the folder this run's own, after every process has looked at it."""
-    mine = check_run(folder, record)
+def _claim(folder: Path, kind: str, experiment: Any, data: str, here: World) -> None:
+    """Make the folder this run's own, after every process has looked at it.
+
+    data  SHA-256 of what the run is trained on
+    """
+    record = {"kind": kind, "experiment": to_dict(experiment), "data": data}
+    mine = check_run(folder, record, type(experiment))
     here.barrier()
     if here.first and not mine:
         create_run(folder, record)
@@ -580,7 +586,7 @@ def _experiment_of(run: Path) -> dict[str, Any]:
 
 
 def _judges(
-    run: Path, asked: TokenizerEvaluation, data: DataConfig, count: int, here: World, watch: Reporter
+    run: Path, asked: TokenizerEvaluation, data: DataConfig, channels: int, count: int, here: World, watch: Reporter
 ) -> Judges:
     """The networks that were asked for, in every process. A distance of features needs two images."""
     lpips = inception = judge = None
@@ -589,7 +595,7 @@ def _judges(
     if asked.fid:
         inception = _in_turn(here, lambda: load_inception(None if asked.fid == OFFICIAL else asked.fid))
     if asked.judge and count > 1:
-        judge = _shared_judge(run, data, here, watch)
+        judge = _shared_judge(run, data, channels, here, watch)
     return Judges(
         None if lpips is None else lpips.to(here.device),
         None if inception is None else inception.to(here.device),
@@ -604,11 +610,11 @@ def _in_turn(here: World, load: Callable[[], Frozen]) -> Frozen:
     return found[0] if found else load()
 
 
-def _shared_judge(run: Path, data: DataConfig, here: World, watch: Reporter) -> JudgeNet:
+def _shared_judge(run: Path, data: DataConfig, channels: int, here: World, watch: Reporter) -> JudgeNet:
     """The judge, in every process, where the first has trained it or found it trained."""
 
     def learned() -> tuple[int, dict[str, Tensor]]:
-        judge = _judge(run.absolute().parent, data, here, watch)
+        judge = _judge(run.absolute().parent, data, channels, here, watch)
         assert judge is not None  # this is the first process
         return judge.num_classes, {key: value.cpu() for key, value in judge.state_dict().items()}
 
@@ -618,7 +624,7 @@ def _shared_judge(run: Path, data: DataConfig, here: World, watch: Reporter) -> 
     return judge.to(here.device).eval()
 
 
-def _judge(parent: Path, data: DataConfig, here: World, watch: Reporter) -> JudgeNet | None:
+def _judge(parent: Path, data: DataConfig, channels: int, here: World, watch: Reporter) -> JudgeNet | None:
     """The classifier of these images, trained once, in the first process; None in the others.
 
     Images of a single class are judged by one of the photographs.
@@ -626,14 +632,14 @@ def _judge(parent: Path, data: DataConfig, here: World, watch: Reporter) -> Judg
     if not here.first:
         return None
     alone = World(0, 1, here.device)
-    if len(open_images(data, "train").classes) < 2:
+    if len(open_images(data, "train", channels=channels).classes) < 2:
         watch.say(f"{data.source} has one class: the judge learns bundled:photos instead")
         height, width = (min(max(side, 16), 256) for side in data.sides)
         data = DataConfig("bundled:photos", (height, width))
     torch.manual_seed(JUDGE_TRAINING.seed)
-    task = JudgeTask(open_images(data, "train"), open_images(data, "val"))
+    task = JudgeTask(open_images(data, "train", channels=channels), open_images(data, "val", channels=channels))
     folder = parent / f"judge_{task.source.fingerprint[:8]}"
-    _claim(folder, {"kind": "judge", "experiment": to_dict(JUDGE_TRAINING), "data": task.source.fingerprint}, alone)
+    _claim(folder, "judge", JUDGE_TRAINING, task.source.fingerprint, alone)
     judge = fit(task, JUDGE_TRAINING, folder, alone, watch, "judge")
     assert isinstance(judge, JudgeNet)
     return judge.eval()

@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from ifsq.data import DataConfig, DataError, ImageSource, bundled, open_images
 
@@ -59,6 +60,19 @@ FINGERPRINTS = {
 @pytest.mark.parametrize("name", NAMES)
 def test_the_fingerprints_of_squares_are_those_of_the_first_version(name: str) -> None:
     assert opened(name).fingerprint[:16] == FINGERPRINTS[name]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_luminance_is_that_of_the_colours(name: str) -> None:
+    colour, grey = (open_images(DataConfig(source=name, flip=True), "train", channels=channels) for channels in (3, 1))
+    assert grey.shape == (32, 32, 1)
+    assert grey.fingerprint != colour.fingerprint
+    for index in range(10):
+        (image, label), (one, told) = colour.load(index, index), grey.load(index, index)
+        np.testing.assert_array_equal(one[..., 0], np.asarray(Image.fromarray(image).convert("L")))
+        assert told == label
+    with pytest.raises(DataError, match=r"in_channels=4: expected 1 .luminance. or 3"):
+        open_images(DataConfig(source=name), "train", channels=4)
 
 
 def test_a_photograph_is_stretched_in_no_rectangle() -> None:
@@ -196,7 +210,7 @@ def test_a_bad_config_is_refused_by_name(fields: dict, message: str) -> None:
 
 
 def test_an_unknown_split_is_refused() -> None:
-    with pytest.raises(DataError, match="split='test': expected one of train, val"):
+    with pytest.raises(DataError, match="has the splits train and val; expected test"):
         opened("bundled:shapes", "test")
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from ifsq.data import (
     DataConfig,
@@ -102,6 +103,23 @@ def test_batches_are_the_same_for_any_workers_and_processes(sources: Callable[[s
 def _taken(source: ImageSource, rank: int, world: int, start: int, workers: int) -> list:
     batches = ImageBatches(source, StepSampler(COUNT, BATCH, 5, rank, world), start=start, workers=workers)
     return list(itertools.islice(batches, STEPS - start))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_gives_rectangles_and_luminance(sources: Callable[[str], DataConfig], kind: str) -> None:
+    config = replace(sources(kind), size=(8, 16), crop="center", flip=False)
+    colour, grey = (open_images(config, "train", channels=channels) for channels in (3, 1))
+    assert (colour.shape, grey.shape) == ((8, 16, 3), (8, 16, 1))
+    assert len({source.fingerprint for source in (colour, grey, open_images(sources(kind), "train"))}) == 3
+    for index in (0, 1, 3):
+        whole = Image.fromarray(np.random.default_rng(index).integers(0, 256, (12, 10, 3), dtype=np.uint8))
+        for source, mode in ((colour, "RGB"), (grey, "L")):
+            covering = whole.convert(mode).resize((16, 19), Image.Resampling.BICUBIC)
+            expected = np.asarray(covering.crop((0, 5, 16, 13))).reshape(source.shape)
+            np.testing.assert_array_equal(source.load(index, 0)[0], expected)
+    empty = next(iterate_once(grey, 4, indices=[2]))
+    assert empty.images.shape == (0, 1, 8, 16)
 
 
 @pytest.mark.filterwarnings("ignore")

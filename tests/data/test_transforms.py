@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ifsq.data import image_grid, read_image, to_float, to_uint8, write_png
+from ifsq.data import DataError, image_grid, read_image, to_channels, to_float, to_uint8, write_png
 from ifsq.data.draws import Draws
 from ifsq.data.transforms import center_crop, random_crop, resized_crop
 
@@ -159,10 +159,40 @@ def test_a_written_image_is_read_back_exactly(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_image(tmp_path / "x.png"), noise(5, 7))
 
 
+def test_one_channel_is_pillows_luminance_and_is_written_grey(tmp_path: Path) -> None:
+    grey = to_channels(noise(5, 7), 1)
+    np.testing.assert_array_equal(grey[..., 0], np.asarray(Image.fromarray(noise(5, 7)).convert("L")))
+    np.testing.assert_array_equal(to_channels(noise(5, 7), 3), noise(5, 7))
+    write_png(grey, tmp_path / "x.png")
+    with Image.open(tmp_path / "x.png") as picture:
+        assert picture.mode == "L"
+    np.testing.assert_array_equal(to_channels(read_image(tmp_path / "x.png"), 1), grey)
+    for channels in (2, 4):  # Pillow would take them for transparency
+        with pytest.raises(DataError, match=f"in_channels={channels}: expected 1 .luminance. or 3 .RGB."):
+            write_png(np.zeros((2, 2, channels), np.uint8), tmp_path / "y.png")
+        with pytest.raises(DataError, match=f"in_channels={channels}"):
+            to_channels(noise(5, 7), channels)
+    assert not (tmp_path / "y.png").exists()
+
+
+@pytest.mark.parametrize("size", [16, (16, 24)])
+def test_crops_of_one_channel_are_those_of_a_grey_picture(size: Any) -> None:
+    grey = to_channels(noise(61, 83), 1)
+    three = np.repeat(grey, 3, axis=2)
+    for crop in (
+        lambda image: center_crop(image, size),
+        lambda image: random_crop(image, size, random.Random(3).randrange),
+        lambda image: resized_crop(image, size, (0.2, 1.0), (0.5, 2.0), Draws(3)),
+    ):
+        assert crop(grey).shape[2] == 1
+        np.testing.assert_array_equal(np.repeat(crop(grey), 3, axis=2), crop(three))
+
+
 def test_grid_places_images_row_by_row() -> None:
     images = np.stack([np.full((2, 3, 3), value, dtype=np.uint8) for value in (10, 20, 30)])
     sheet = image_grid(images, columns=2, gap=1)
     assert sheet.shape == (7, 9, 3)
+    np.testing.assert_array_equal(image_grid(images[..., :1], columns=2, gap=1), sheet[..., :1])
     assert [int(sheet[1, 1, 0]), int(sheet[1, 5, 0]), int(sheet[4, 1, 0]), int(sheet[4, 5, 0])] == [10, 20, 30, 255]
     with pytest.raises(ValueError, match="0 columns"):
         image_grid(images, columns=0)

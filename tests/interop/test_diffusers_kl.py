@@ -36,6 +36,7 @@ OPTIONS = {
     "as Stable Diffusion": {},
     "without attention": {"mid_block_add_attention": False},
     "without the convolutions around the codes": {"use_quant_conv": False, "use_post_quant_conv": False},
+    "one channel": {"in_channels": 1, "out_channels": 1},
     "one resolution": {"block_out_channels": (8,), "shift_factor": 0.1, "scaling_factor": 0.36},
 }
 
@@ -48,7 +49,7 @@ def test_equal_to_diffusers(name, tmp_path, capsys):
     assert main(["import", "diffusers", str(tmp_path / "theirs"), "--out", str(out)]) == 0
     assert f"tokenizer: {out}" in capsys.readouterr().out
     tokenizer = Tokenizer.from_pretrained(out)
-    images = torch.rand(2, 3, 32, 24) * 2 - 1
+    images = torch.rand(2, tokenizer.channels, 32, 24) * 2 - 1
     posterior = model.encode(images).latent_dist
     torch.testing.assert_close(tokenizer.encode(images).codes, posterior.mean, **CLOSE)
     ours = tokenizer.quantizer.posterior(tokenizer.latent(images))

@@ -441,6 +441,7 @@ UNKNOWN_THERE = {
     "bound": (TokenizerConfig(SMALL, QuantizerConfig(bound="gaussian")), "bound='gaussian'; expected 'ifsq' or 'tanh'"),
     "order": (TokenizerConfig(SMALL, QuantizerConfig(digit_order="big")), "digit_order='big'; expected 'little'"),
     "kind": (TokenizerConfig(SMALL, QuantizerConfig(kind="ae")), "kind='ae'; expected 'fsq' or 'vq' or 'kl'"),
+    "channels": (TokenizerConfig(ConvConfig(width=32, multipliers=(1,), in_channels=1)), "in_channels=1; expected 3"),
     "patch": (TokenizerConfig(ConvConfig(width=32, multipliers=(1,), patch=2)), "patch=2; expected 1"),
     "norm": (TokenizerConfig(ConvConfig(width=32, multipliers=(1,), groups=4)), "groups of the norm=4; expected 32"),
     "rms": (TokenizerConfig(ConvConfig(width=32, multipliers=(1,), norm="rms")), "norm='rms'; expected 'group'"),

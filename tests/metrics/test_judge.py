@@ -24,6 +24,12 @@ def test_a_picture_is_judged_alone() -> None:
     torch.testing.assert_close(judge.features(images)[2:3], judge.features(images[2:3]))
 
 
+def test_luminance_is_grey_rgb() -> None:
+    torch.manual_seed(0)
+    judge, images = JudgeNet(10, width=8), torch.randn(4, 1, 32, 32)
+    assert torch.equal(judge.features(images), judge.features(images.repeat(1, 3, 1, 1)))
+
+
 def test_it_learns_digits_in_a_few_steps() -> None:
     torch.manual_seed(0)
     source = open_images(DataConfig(source="bundled:digits", size=16), "train")

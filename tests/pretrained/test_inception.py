@@ -56,6 +56,11 @@ def test_only_what_is_wanted(inception, stored):
         inception(images, ("1024",))
 
 
+def test_luminance_is_grey_rgb(inception, stored):
+    grey = stored.get_tensor("in/x")[:1, :1]
+    assert torch.equal(inception(grey, ("64",))["64"], inception(grey.repeat(1, 3, 1, 1), ("64",))["64"])
+
+
 def test_float32_and_frozen(inception, stored):
     images = stored.get_tensor("in/x")[:1]
     torch.nn.ModuleList([inception]).train()

@@ -42,6 +42,14 @@ def test_golden(lpips, stored, images):
     torch.testing.assert_close(lpips(*images), stored.get_tensor("out/lpips").flatten(), atol=0, rtol=1e-5)
 
 
+def test_luminance_is_grey_rgb(lpips, images):
+    a, b = (image.mean(dim=1, keepdim=True) for image in images)
+    assert torch.equal(lpips(a, b), lpips(*(image.repeat(1, 3, 1, 1) for image in (a, b))))
+    assert (lpips(a, b) > 0).all()
+    with pytest.raises(ValueError, match="images of 2 channels: LPIPS expects 3, or 1 for luminance"):
+        lpips(*(image[:, :2] for image in images))
+
+
 def test_heads_are_the_official_file(heads, tmp_path, monkeypatch):
     """The copy that torchmetrics carries is found without a network."""
     monkeypatch.delenv("IFSQ_WEIGHTS", raising=False)

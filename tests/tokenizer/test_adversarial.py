@@ -95,9 +95,9 @@ def game(**options):
     return adversary, last, images, last(images)
 
 
-def small_tokenizer(patch=2):
+def small_tokenizer(patch=2, channels=3):
     torch.manual_seed(0)
-    conv = ConvConfig(width=8, multipliers=(1, 2), blocks=1, patch=patch, groups=4)
+    conv = ConvConfig(width=8, multipliers=(1, 2), blocks=1, patch=patch, groups=4, in_channels=channels)
     return Tokenizer(TokenizerConfig(conv, QuantizerConfig(kind="kl", kl_weight=1e-3)))
 
 
@@ -108,11 +108,11 @@ class Distance(nn.Module):
         return (a.roll(1, -1) - b).abs().square().mean(dim=(1, 2, 3), keepdim=True)
 
 
-@pytest.mark.parametrize("patch", [1, 2])
-def test_the_loss_is_the_usual_one_walked_through_the_whole_graph(patch):
+@pytest.mark.parametrize(("patch", "channels"), [(1, 3), (2, 3), (2, 1), (1, 5)])
+def test_the_loss_is_the_usual_one_walked_through_the_whole_graph(patch, channels):
     """The second implementation: both losses in one graph, its ratio by two walks to the last weights."""
-    model, images = small_tokenizer(patch), torch.rand(2, 3, 32, 32) * 2 - 1
-    adversary = Adversary(AdversarialConfig(**{**SMALL, "start": 0}, weight=0.7))
+    model, images = small_tokenizer(patch, channels), torch.rand(2, channels, 32, 32) * 2 - 1
+    adversary = Adversary(AdversarialConfig(**{**SMALL, "start": 0}, weight=0.7), channels)
     weights, lpips = LossConfig(l1=1.0, l2=0.5, lpips=0.3), Distance()
     torch.manual_seed(5)
     out = tokenizer_loss(images, model(images), model.decoder, weights, lpips, adversary, 0)

@@ -179,6 +179,47 @@ def test_every_factor_and_norm_on_oblong_images(factor, norm):
     assert all(p.grad is not None for p in model.parameters())
 
 
+@pytest.mark.parametrize("patch", [1, 2])
+@pytest.mark.parametrize("channels", [1, 2, 5])
+def test_any_number_of_image_channels(channels, patch):
+    model = Tokenizer(TokenizerConfig(conv_of(in_channels=channels, patch=patch))).eval()
+    images = torch.rand(2, channels, 8, 16) - 0.5
+    assert model.channels == channels
+    assert model(images).images.shape == model.decode(model.encode(images).codes).shape == images.shape
+    assert model.reconstruct(images, tile=8).shape == images.shape
+    with torch.no_grad():  # every channel is seen, and every one is drawn
+        moved = [model.latent(images + torch.eye(channels)[k].view(-1, 1, 1) / 2) for k in range(channels)]
+        assert all((latent - model.latent(images)).abs().max() > 1e-4 for latent in moved)
+        assert (model.reconstruct(images).std(dim=(0, 2, 3)) > 1e-3).all()
+
+
+def test_one_channel_is_a_colour_network_that_sums_its_colours():
+    """The same function of grey images, and drawn grey, where first and last convolution are made from each other."""
+    torch.manual_seed(0)
+    grey = Tokenizer(TokenizerConfig(conv_of(in_channels=1))).eval()
+    colour = Tokenizer(TokenizerConfig(TINY)).eval()
+    table = grey.state_dict()
+    table["encoder.conv_in.weight"] = table["encoder.conv_in.weight"].expand(-1, 3, -1, -1) / 3
+    for end in ("weight", "bias"):
+        name = f"decoder.conv_out.{end}"
+        table[name] = table[name].expand(3, *table[name].shape[1:])
+    colour.load_state_dict(table)
+    images = torch.rand(2, 1, 8, 12) * 2 - 1
+    with torch.no_grad():
+        again = colour(images.expand(-1, 3, -1, -1)).images
+        torch.testing.assert_close(again, grey(images).images.expand(-1, 3, -1, -1), **CLOSE)
+
+
+def test_an_older_description_means_three_channels():
+    described = Tokenizer(TokenizerConfig(TINY)).describe()
+    del described["config"]["conv"]["in_channels"]
+    torch.manual_seed(0)
+    before = Tokenizer.from_description(described, "older")
+    torch.manual_seed(0)
+    assert before.channels == 3
+    assert before.digest() == Tokenizer(TokenizerConfig(TINY)).digest()
+
+
 def test_maps_run_with_channels_last():
     encoder, decoder = Encoder(TINY), Decoder(TINY)
     seen = []
@@ -197,6 +238,7 @@ def test_maps_run_with_channels_last():
     [
         ({"attention": (3,)}, r"attention=\(3,\): expected factors among \(1, 2\)"),
         ({"attention": (2, 2)}, r"attention=\(2, 2\): expected factors among \(1, 2\), each once"),
+        ({"in_channels": 0}, "in_channels=0: expected at least 1"),
         ({"dropout": 1.0}, r"dropout=1.0: expected a number in \[0, 1\)"),
         ({"dropout": float("nan")}, "dropout=nan"),
         ({"norm": "group", "width": 6}, "width=6: expected a multiple of groups=4"),

@@ -60,6 +60,14 @@ def test_smallest_image_is_one_logit_and_below_it_is_refused(norm, layers):
         model(torch.zeros(2, 3, side - 1, side))
 
 
+@pytest.mark.parametrize("channels", [1, 4])
+def test_channels_are_those_of_the_images(channels):
+    model = PatchDiscriminator(DiscriminatorConfig(layers=1, width=3, channels=channels))
+    assert model(torch.zeros(2, channels, 6, 6)).shape == (2, 1, 1, 1)
+    with pytest.raises(ValueError, match="channels=0: expected at least 1"):
+        DiscriminatorConfig(channels=0)
+
+
 def test_start():
     torch.manual_seed(0)
     for norm in ("batch", "group"):

@@ -4,7 +4,7 @@ from ifsq.data.decode import read_image
 from ifsq.data.images import BrokenImageError, DataConfig, DataError, ImageSource
 from ifsq.data.sampler import ImageBatch, ImageBatches, StepSampler, iterate_once, sample_order
 from ifsq.data.sources import describe_counts, describe_images, open_images, splits_of
-from ifsq.data.transforms import image_grid, to_float, to_uint8, write_png
+from ifsq.data.transforms import image_grid, to_channels, to_float, to_uint8, write_png
 
 __all__ = [
     "BrokenImageError",
@@ -22,6 +22,7 @@ __all__ = [
     "read_image",
     "sample_order",
     "splits_of",
+    "to_channels",
     "to_float",
     "to_uint8",
     "write_png",

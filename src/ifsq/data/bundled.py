@@ -17,21 +17,22 @@ from PIL import Image, ImageDraw
 from ifsq.data.decode import read_image
 from ifsq.data.draws import Draws
 from ifsq.data.images import DataConfig, DataError, ImageSource, fingerprint
+from ifsq.data.transforms import to_channels
 
 
 class Bundled(ImageSource):
-    """Base of the bundled sources; a subclass draws the picture, this one owns seeds and flips."""
+    """Base of the bundled sources; a subclass draws the picture, this one owns seeds, flips and channels."""
 
-    def __init__(self, config: DataConfig, split: str) -> None:
-        self.config, self.split, self.shape = config.for_split(split), split, (*config.sides, 3)
+    def __init__(self, config: DataConfig, split: str, channels: int = 3) -> None:
+        self.config, self.split, self.shape = config.for_split(split), split, (*config.sides, channels)
 
-    def load(self, index: int, seed: int) -> tuple[UInt8[np.ndarray, "H W 3"], int]:
+    def load(self, index: int, seed: int) -> tuple[UInt8[np.ndarray, "H W c"], int]:
         """See `ImageSource.load`."""
         draws = Draws(seed, index) if self.split == "train" else Draws(index)
         image, label = self._draw(index, draws)
         if self.config.flip and draws.below(2):
             image = image[:, ::-1]
-        return np.ascontiguousarray(image), label
+        return np.ascontiguousarray(to_channels(image, self.shape[2])), label
 
     def _draw(self, index: int, draws: Draws) -> tuple[np.ndarray, int]:
         raise NotImplementedError
@@ -74,13 +75,17 @@ class Photos(Bundled):
     before any resizing. Each part is kept at five scales, so that a crop is a slice.
     """
 
-    def __init__(self, config: DataConfig, split: str) -> None:
-        super().__init__(config, split)
+    def __init__(self, config: DataConfig, split: str, channels: int = 3) -> None:
+        super().__init__(config, split, channels)
         self.classes = tuple(photo.name for photo in PHOTOS)
         parts = [photo_part(_read_photo(photo), photo, split) for photo in PHOTOS]
         self.pyramids = [_pyramid(part, short, config.sides) for part, short in parts]
         self.fingerprint = fingerprint(
-            self.config, split, f"photos 1, {SCALES}, {CROPS_PER_PHOTO}", (part.tobytes() for part, _ in parts)
+            self.config,
+            split,
+            f"photos 1, {SCALES}, {CROPS_PER_PHOTO}",
+            (part.tobytes() for part, _ in parts),
+            channels,
         )
 
     def __len__(self) -> int:
@@ -111,8 +116,8 @@ class Digits(Bundled):
     either way, so that a digit is always whole. In validation the move depends on the index alone.
     """
 
-    def __init__(self, config: DataConfig, split: str) -> None:
-        super().__init__(config, split)
+    def __init__(self, config: DataConfig, split: str, channels: int = 3) -> None:
+        super().__init__(config, split, channels)
         self.classes = tuple("0123456789")
         pixels, labels = _read_digits()
         place_in_class = np.zeros_like(labels)
@@ -123,7 +128,7 @@ class Digits(Bundled):
         side = min(config.sides) * 3 // 4
         self.digits = np.stack([_enlarge(digit, side) for digit in pixels[keep]])
         contents = (pixels[keep].tobytes(), labels[keep].tobytes())
-        self.fingerprint = fingerprint(self.config, split, "digits 1", contents)
+        self.fingerprint = fingerprint(self.config, split, "digits 1", contents, channels)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -165,10 +170,10 @@ SHAPES_PER_CLASS = {"train": 512, "val": 32}
 class Shapes(Bundled):
     """One coloured shape on a plain ground, at a random place and size; the class is the outline (index modulo 10)."""
 
-    def __init__(self, config: DataConfig, split: str) -> None:
-        super().__init__(config, split)
+    def __init__(self, config: DataConfig, split: str, channels: int = 3) -> None:
+        super().__init__(config, split, channels)
         self.classes = tuple(OUTLINES)
-        self.fingerprint = fingerprint(self.config, split, f"shapes 1, {OUTLINES}, {SHAPES_PER_CLASS}", ())
+        self.fingerprint = fingerprint(self.config, split, f"shapes 1, {OUTLINES}, {SHAPES_PER_CLASS}", (), channels)
 
     def __len__(self) -> int:
         return SHAPES_PER_CLASS[self.split] * len(OUTLINES)

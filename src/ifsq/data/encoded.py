@@ -19,7 +19,7 @@ from ifsq.data.formats import KNOWN
 from ifsq.data.images import BrokenImageError, DataConfig, DataError, ImageSource, fingerprint, size_text
 from ifsq.data.labels import NO_CLASSES, NO_LABEL, number_classes, plain_label
 from ifsq.data.splits import VAL, Part
-from ifsq.data.transforms import RESIZE_KERNEL, center_crop, random_crop, resized_crop
+from ifsq.data.transforms import RESIZE_KERNEL, center_crop, random_crop, resized_crop, to_channels
 
 HELD_OUT = 0.05
 """Part of the images that validation takes when the source has no split of its own; at least one."""
@@ -69,13 +69,14 @@ class Catalogue(ABC):
 class EncodedImages(ImageSource):
     """The images of one split, in the catalogue that holds them.
 
-    labels  whether they matter; see `ifsq.data.open_images`
+    labels    whether they matter; see `ifsq.data.open_images`
+    channels  3 for RGB, 1 for the luminance
 
     Raises DataError when a split is empty or, where labels matter, an image has a class that no training image has.
     """
 
-    def __init__(self, config: DataConfig, part: Part[Catalogue], labels: bool = True) -> None:
-        self.config, self.shape, self.broken = config.for_split(part.split), (*config.sides, 3), config.broken
+    def __init__(self, config: DataConfig, part: Part[Catalogue], labels: bool = True, channels: int = 3) -> None:
+        self.config, self.shape, self.broken = config.for_split(part.split), (*config.sides, channels), config.broken
         self.catalogue, self.untouched = part.held, part.untouched
         self.unread = self.catalogue.unread
         if self.unread and self.broken == "refuse":
@@ -91,6 +92,7 @@ class EncodedImages(ImageSource):
             part.split,
             f"{part.train.recipe}, {RESIZE_KERNEL}, {self.classes}{decoding(self.names, self.broken)}",
             (self.catalogue.identity(position) for position in self.kept),
+            channels,
         )
 
     @property
@@ -101,11 +103,11 @@ class EncodedImages(ImageSource):
     def __len__(self) -> int:
         return len(self.kept)
 
-    def load(self, index: int, seed: int) -> tuple[UInt8[np.ndarray, "H W 3"], int]:
+    def load(self, index: int, seed: int) -> tuple[UInt8[np.ndarray, "H W c"], int]:
         """See `ImageSource.load`."""
         position = self.kept[index]
-        image = to_shape(self.catalogue.read(position), self.catalogue.where(position), self.config, Draws(seed))
-        return image, self.labels[index]
+        file, where = self.catalogue.read(position), self.catalogue.where(position)
+        return to_shape(file, where, self.config, self.shape[2], Draws(seed)), self.labels[index]
 
     def name(self, index: int) -> str:
         """See `ImageSource.name`."""
@@ -126,13 +128,17 @@ class EncodedImages(ImageSource):
         return labels
 
 
-def to_shape(file: Path | bytes, name: str, config: DataConfig, draws: Draws) -> UInt8[np.ndarray, "H W 3"]:
+def to_shape(
+    file: Path | bytes, name: str, config: DataConfig, channels: int, draws: Draws
+) -> UInt8[np.ndarray, "H W c"]:
     """Read a file, crop and flip it as the config of its split says; small images are enlarged.
+
+    channels  3 for RGB; 1 for the luminance, which is taken of the whole picture, before the crop
 
     Raises BrokenImageError, also for a picture so narrow that it would have more than ``max_pixels`` once enlarged.
     """
     path, content = (name, file) if isinstance(file, bytes) else (file, None)
-    image = read_image(path, content, config.max_pixels)
+    image = to_channels(read_image(path, content, config.max_pixels), channels)
     if config.crop == "resized":
         cropped = resized_crop(image, config.size, config.scale, config.ratio, draws)
     elif _is_too_narrow(image, config):
@@ -149,7 +155,7 @@ def to_shape(file: Path | bytes, name: str, config: DataConfig, draws: Draws) ->
     return np.ascontiguousarray(cropped)
 
 
-def _is_too_narrow(image: UInt8[np.ndarray, "H W 3"], config: DataConfig) -> bool:
+def _is_too_narrow(image: UInt8[np.ndarray, "H W c"], config: DataConfig) -> bool:
     """Whether the picture has more than ``max_pixels`` where it just covers the size, which a thin strip has."""
     (height, width), (down, across) = image.shape[:2], config.sides
     # The side that has most to grow decides; the other one grows with it.

@@ -31,6 +31,12 @@ class DataError(InputError):
     """Images cannot be used as given. The message is one line and names the folder, image or value."""
 
 
+def check_channels(channels: int) -> None:
+    """Raises DataError unless pictures have so many."""
+    if channels not in (1, 3):
+        raise DataError(f"in_channels={channels}: expected 1 (luminance) or 3 (RGB), as pictures have")
+
+
 class BrokenImageError(DataError):
     """One image that cannot be read, or is too large. The only error that ``broken = "skip"`` passes over."""
 
@@ -172,7 +178,7 @@ class ImageSource(ABC):
         return str(index)
 
 
-def fingerprint(config: DataConfig, split: str, recipe: str, contents: Iterable[bytes]) -> str:
+def fingerprint(config: DataConfig, split: str, recipe: str, contents: Iterable[bytes], channels: int) -> str:
     """SHA-256 (hex) of how images are made (not of the path they lie under) and of what they are made from."""
     how: dict[str, Any] = {
         "size": config.size,
@@ -181,6 +187,8 @@ def fingerprint(config: DataConfig, split: str, recipe: str, contents: Iterable[
         "split": split,
         "recipe": recipe,
     }
+    if channels != 3:
+        how |= {"channels": channels}
     if config.crop == "resized":
         how |= {"scale": config.scale, "ratio": config.ratio}
     if config.broken == "skip":  # decides which images there are

@@ -29,7 +29,7 @@ class ImageBatch:
     indices  of the images in their source
     """
 
-    images: Float[Tensor, "b 3 H W"]
+    images: Float[Tensor, "b c H W"]
     labels: Int[Tensor, "b"]
     skipped: tuple[str, ...] = ()
     indices: tuple[int, ...] = ()

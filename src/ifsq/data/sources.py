@@ -8,7 +8,7 @@ from typing import Any
 from ifsq.data import folder, hf, listed, shards
 from ifsq.data.bundled import Bundled, Digits, Photos, Shapes
 from ifsq.data.encoded import Catalogue, EncodedImages
-from ifsq.data.images import SPLITS, DataConfig, DataError, ImageSource
+from ifsq.data.images import SPLITS, DataConfig, DataError, ImageSource, check_channels
 from ifsq.data.labels import NO_CLASSES
 from ifsq.data.paths import at_home
 from ifsq.data.splits import ALL, TRAIN, VAL, Part, alone_is_all, find_part, in_order
@@ -17,26 +17,28 @@ from ifsq.data.stream import Stream
 MAKERS: dict[str, type[Bundled]] = {"bundled:photos": Photos, "bundled:digits": Digits, "bundled:shapes": Shapes}
 
 
-def open_images(config: DataConfig, split: str, labels: bool = True) -> ImageSource:
+def open_images(config: DataConfig, split: str, *, labels: bool = True, channels: int = 3) -> ImageSource:
     """The images of one split of the source that a config names.
 
-    split   ``train``; ``val``, which is a twentieth of the training images where the source has none of its own; the
-            name of any other split that it has (`splits_of`); ``all``, the whole of a source without splits
-    labels  whether they matter: with False, images without a label or of a class that training has not are taken too,
-            and get `labels.NO_LABEL`
+    split     ``train``; ``val``, which is a twentieth of the training images where the source has none of its own; the
+              name of any other split that it has (`splits_of`); ``all``, the whole of a source without splits
+    labels    whether they matter: with False, images without a label or of a class that training has not are taken
+              too, and get `labels.NO_LABEL`
+    channels  3 for RGB; 1 for the luminance, Pillow's ``L``. It is the tokenizer that says which
 
-    Raises DataError when there are none to read, or no such split.
+    Raises DataError when there are none to read, no such split, and for other channels.
     """
+    check_channels(channels)
     if config.source in MAKERS:
         if split not in SPLITS:
             raise DataError(f"{config.source}: has the splits {' and '.join(SPLITS)}; expected {split}")
-        return MAKERS[config.source](config, split)
+        return MAKERS[config.source](config, split, channels)
     if config.stream:
-        return Stream(config, find_part(config, split, _streams), labels)
+        return Stream(config, find_part(config, split, _streams), labels, channels)
     part = find_part(config, split, partial(_catalogues, label_column=config.label_column))
     train = part.train()
     held = train if part.held is part.train else part.held()
-    return EncodedImages(config, Part(part.split, held, train, part.drawn, part.untouched), labels)
+    return EncodedImages(config, Part(part.split, held, train, part.drawn, part.untouched), labels, channels)
 
 
 def splits_of(config: DataConfig) -> tuple[str, ...]:

@@ -29,15 +29,16 @@ _COUNTED_AT_ONCE = 256
 class Stream(ImageSource):
     """The images of one split, in the order of the stream; `load` is quick only where it goes on in block after block.
 
-    part    what to call a data set, and the data set, of the split and of training
-    labels  whether they matter; see `ifsq.data.open_images`
+    part      what to call a data set, and the data set, of the split and of training
+    labels    whether they matter; see `ifsq.data.open_images`
+    channels  3 for RGB, 1 for the luminance
 
     The number of images is what the data set states, or else is counted, in one pass over the stream. Holds the files
     of one block. Raises DataError when its classes are not stated.
     """
 
-    def __init__(self, config: DataConfig, part: Part[tuple[str, Any]], labels: bool = True) -> None:
-        self.config, self.shape = config.for_split(part.split), (*config.sides, 3)
+    def __init__(self, config: DataConfig, part: Part[tuple[str, Any]], labels: bool = True, channels: int = 3) -> None:
+        self.config, self.shape = config.for_split(part.split), (*config.sides, channels)
         self.broken, self.block = config.broken, config.block
         self.untouched, self.labels_matter = part.untouched, labels
         self.place, dataset = part.held
@@ -55,20 +56,21 @@ class Stream(ImageSource):
             part.split,
             f"stream 1, {RESIZE_KERNEL}, {self.classes}, {DECODING}",
             [f"{self.place}\0{self.length}".encode()],
+            channels,
         )
         self._reader: _Reader | None = None
 
     def __len__(self) -> int:
         return self.length
 
-    def load(self, index: int, seed: int) -> tuple[UInt8[np.ndarray, "H W 3"], int]:
+    def load(self, index: int, seed: int) -> tuple[UInt8[np.ndarray, "H W c"], int]:
         """See `ImageSource.load`."""
         where = f"{self.place}: row {index}"
         with read_errors(where):
             row = self._reading().row(index)
             file = file_of(where, row[self.columns.image])
         label = 0 if self.classes == NO_CLASSES else self._label(where, row)
-        return to_shape(file, where, self.config, Draws(seed)), label
+        return to_shape(file, where, self.config, self.shape[2], Draws(seed)), label
 
     def _label(self, where: str, row: dict[str, Any]) -> int:
         word = None if self.columns.label is None else label_of(where, row[self.columns.label], self.columns)

@@ -16,20 +16,30 @@ from PIL import Image
 from torch import Tensor
 
 from ifsq.data.draws import Draws
-from ifsq.data.images import Size, height_width
+from ifsq.data.images import Size, check_channels, height_width
 from ifsq.store.files import write_bytes
 
 RESIZE_KERNEL = "box halving, then bicubic (Pillow)"
 
 
-def write_png(image: UInt8[np.ndarray, "H W 3"], path: Path) -> None:
-    """Write an RGB image, whole or not at all; its folder must exist. Raises InputError."""
+def write_png(image: UInt8[np.ndarray, "H W c"], path: Path) -> None:
+    """Write an RGB image, or a grey one of one channel, whole or not at all; its folder must exist.
+
+    Raises InputError, also for any other number of channels.
+    """
+    check_channels(image.shape[2])
     content = io.BytesIO()
-    Image.fromarray(image).save(content, format="PNG")
+    _picture(image).save(content, format="PNG")
     write_bytes(path, content.getvalue())
 
 
-def center_crop(image: UInt8[np.ndarray, "H W 3"], size: Size) -> UInt8[np.ndarray, "h w 3"]:
+def to_channels(image: UInt8[np.ndarray, "H W 3"], channels: int) -> UInt8[np.ndarray, "H W c"]:
+    """The RGB picture as it is, or its luminance, Pillow's ``L``. Raises DataError unless ``channels`` is 3 or 1."""
+    check_channels(channels)
+    return image if channels == 3 else _pixels(Image.fromarray(image).convert("L"))
+
+
+def center_crop(image: UInt8[np.ndarray, "H W c"], size: Size) -> UInt8[np.ndarray, "h w c"]:
     """The least picture that covers ``size``, then its middle."""
     height, width = height_width(size)
     array = _covering(image, height, width)
@@ -38,8 +48,8 @@ def center_crop(image: UInt8[np.ndarray, "H W 3"], size: Size) -> UInt8[np.ndarr
 
 
 def random_crop(
-    image: UInt8[np.ndarray, "H W 3"], size: Size, below: Callable[[int], int]
-) -> UInt8[np.ndarray, "h w 3"]:
+    image: UInt8[np.ndarray, "H W c"], size: Size, below: Callable[[int], int]
+) -> UInt8[np.ndarray, "h w c"]:
     """The least picture that covers a random size, 1 to 1.25 times ``size``, then a part at a random place.
 
     below  ``below(n)`` draws an integer in 0 .. n - 1; called for the random height, the row and the column
@@ -53,8 +63,8 @@ def random_crop(
 
 
 def resized_crop(
-    image: UInt8[np.ndarray, "H W 3"], size: Size, scale: tuple[float, float], ratio: tuple[float, float], draws: Draws
-) -> UInt8[np.ndarray, "h w 3"]:
+    image: UInt8[np.ndarray, "H W c"], size: Size, scale: tuple[float, float], ratio: tuple[float, float], draws: Draws
+) -> UInt8[np.ndarray, "h w c"]:
     """A part of random area and shape at a random place, stretched to ``size``: torchvision's RandomResizedCrop.
 
     scale  least and greatest area of the part, as a fraction of the picture's; uniform in between
@@ -67,8 +77,8 @@ def resized_crop(
     down, across = height_width(size)
     shape = across / down
     left, top, width, height = _part(image.shape[1], image.shape[0], scale, (ratio[0] * shape, ratio[1] * shape), draws)
-    part = Image.fromarray(image[top : top + height, left : left + width])
-    return np.asarray(part.resize((across, down), Image.Resampling.BILINEAR))
+    part = _picture(image[top : top + height, left : left + width])
+    return _pixels(part.resize((across, down), Image.Resampling.BILINEAR))
 
 
 def _part(
@@ -88,7 +98,7 @@ def _part(
     return (width - across) // 2, (height - down) // 2, across, down
 
 
-def to_float(images: UInt8[np.ndarray, "b H W 3"] | UInt8[Tensor, "b H W 3"]) -> Float[Tensor, "b 3 H W"]:
+def to_float(images: UInt8[np.ndarray, "b H W c"] | UInt8[Tensor, "b H W c"]) -> Float[Tensor, "b c H W"]:
     """Bytes -> float32 in [-1, 1], channels first; a tensor's stay on its device."""
     if isinstance(images, np.ndarray):
         images = torch.from_numpy(images if images.flags.writeable else images.copy())  # torch warns of Pillow's arrays
@@ -97,19 +107,19 @@ def to_float(images: UInt8[np.ndarray, "b H W 3"] | UInt8[Tensor, "b H W 3"]) ->
     return floats / torch.full((), 127.5, device=images.device) - 1
 
 
-def to_uint8(images: Float[Tensor, "b 3 H W"]) -> UInt8[np.ndarray, "b H W 3"]:
+def to_uint8(images: Float[Tensor, "b c H W"]) -> UInt8[np.ndarray, "b H W c"]:
     """Floats -> bytes on the CPU, rounded and clamped; the exact inverse of `to_float` on all 256 values."""
     scaled = (images.detach().float() * 127.5 + 127.5).round().clamp(0, 255).to(torch.uint8)
     return scaled.movedim(1, -1).contiguous().cpu().numpy()
 
 
-def image_grid(images: UInt8[np.ndarray, "n H W 3"], columns: int, gap: int = 2) -> UInt8[np.ndarray, "H2 W2 3"]:
+def image_grid(images: UInt8[np.ndarray, "n H W c"], columns: int, gap: int = 2) -> UInt8[np.ndarray, "H2 W2 c"]:
     """Images row by row on a white sheet, ``gap`` white pixels around each."""
     if len(images) == 0 or columns < 1:
         raise ValueError(f"{len(images)} images in {columns} columns: expected at least one of each")
     height, width = images.shape[1] + gap, images.shape[2] + gap
     rows = -(-len(images) // columns)
-    sheet = np.full((rows * height + gap, columns * width + gap, 3), 255, dtype=np.uint8)
+    sheet = np.full((rows * height + gap, columns * width + gap, images.shape[3]), 255, dtype=np.uint8)
     for place, image in enumerate(images):
         top, left = place // columns * height + gap, place % columns * width + gap
         sheet[top : top + image.shape[0], left : left + image.shape[1]] = image
@@ -118,9 +128,20 @@ def image_grid(images: UInt8[np.ndarray, "n H W 3"], columns: int, gap: int = 2)
 
 def _covering(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """The whole picture at the least size that is nowhere below the target."""
-    picture = Image.fromarray(image)
+    picture = _picture(image)
     while picture.height >= 2 * height and picture.width >= 2 * width:
         picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
     scale = max(height / picture.height, width / picture.width)
     shape = (round(picture.width * scale), round(picture.height * scale))
-    return np.asarray(picture.resize(shape, Image.Resampling.BICUBIC))
+    return _pixels(picture.resize(shape, Image.Resampling.BICUBIC))
+
+
+def _picture(image: np.ndarray) -> Image.Image:
+    """Pillow's picture of an array, in whose shape one channel is no axis."""
+    return Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
+
+
+def _pixels(picture: Image.Image) -> np.ndarray:
+    """The inverse."""
+    array = np.asarray(picture)
+    return array if array.ndim == 3 else array[..., None]

@@ -45,7 +45,7 @@ class Loaded:
     indices  of the images in their source
     """
 
-    images: UInt8[Tensor, "b H W 3"]
+    images: UInt8[Tensor, "b H W c"]
     labels: Int[Tensor, "b"]
     skipped: tuple[str, ...]
     indices: tuple[int, ...] = ()

@@ -49,7 +49,7 @@ def reference(judge: JudgeNet, images: ImageSource, data: DataConfig, name: str)
 @torch.no_grad()
 def draw_images(
     generator: Generator, tokenizer: Tokenizer, labels: Int[Tensor, "n"], seed: int, options: dict[str, Any]
-) -> UInt8[np.ndarray, "n H W 3"]:
+) -> UInt8[np.ndarray, "n H W c"]:
     """8-bit images, one a label; image number i has random numbers of its own, see `Generator.sample`."""
     images = []
     for first in range(0, len(labels), AT_ONCE):
@@ -62,7 +62,7 @@ def draw_images(
 class Kept:
     """8-bit reconstructions of real images and their labels."""
 
-    images: UInt8[np.ndarray, "n H W 3"]
+    images: UInt8[np.ndarray, "n H W c"]
     labels: Int[Tensor, "n"]
 
 
@@ -80,7 +80,7 @@ def reconstructed(tokenizer: Tokenizer, images: ImageSource, n: int) -> Kept:
 def measure_samples(
     judge: JudgeNet,
     against: Reference,
-    images: UInt8[np.ndarray, "n H W 3"],
+    images: UInt8[np.ndarray, "n H W c"],
     labels: Int[Tensor, "n"],
     card: ProtocolCard,
 ) -> list[ProtocolCard]:
@@ -145,6 +145,6 @@ def _logits(judge: JudgeNet, images: Tensor) -> Tensor:
     return judge.logits(images.to(next(judge.parameters()).device)).cpu()
 
 
-def _chunks(images: UInt8[np.ndarray, "n H W 3"]) -> Iterator[np.ndarray]:
+def _chunks(images: UInt8[np.ndarray, "n H W c"]) -> Iterator[np.ndarray]:
     for start in range(0, len(images), AT_ONCE):
         yield images[start : start + AT_ONCE]

@@ -48,7 +48,7 @@ def blank_card(data: DataConfig, name: str, fingerprint: str, n: int, tokenizer:
     return ProtocolCard(
         metric="",
         values={},
-        reference=name,
+        reference=name if tokenizer.channels == 3 else f"{name}, luminance",
         reference_hash=fingerprint,
         n=n,
         size=data.size,

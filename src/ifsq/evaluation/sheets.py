@@ -22,8 +22,8 @@ CLASS_COLUMNS, REAL_COLUMNS = 6, 3  # images a class on the sheets of samples an
 class Pairs:
     """8-bit originals and their reconstructions, as many of each."""
 
-    originals: UInt8[np.ndarray, "n H W 3"]
-    reconstructions: UInt8[np.ndarray, "n H W 3"]
+    originals: UInt8[np.ndarray, "n H W c"]
+    reconstructions: UInt8[np.ndarray, "n H W c"]
 
 
 def shown_pairs(tokenizer: Tokenizer, images: ImageSource, device: torch.device, indices: Sequence[int]) -> Pairs:
@@ -50,7 +50,7 @@ def pair_sheet(pairs: Pairs) -> np.ndarray:
 class Differences:
     """A sheet, and how many times larger than they are its differences are drawn."""
 
-    sheet: UInt8[np.ndarray, "H W 3"]
+    sheet: UInt8[np.ndarray, "H W c"]
     scale: int
 
 
@@ -71,7 +71,7 @@ def _columns(width: int) -> int:
     return max(4, min(SHEET_COLUMNS, SHEET_WIDTH // width))
 
 
-def _rows(*kinds: UInt8[np.ndarray, "n H W 3"]) -> np.ndarray:
+def _rows(*kinds: UInt8[np.ndarray, "n H W c"]) -> np.ndarray:
     """As many images of each kind in a row as a sheet is wide, the kinds below each other, then the next of them."""
     count, width = len(kinds[0]), kinds[0].shape[2]
     columns = min(count, _columns(width))
@@ -81,7 +81,7 @@ def _rows(*kinds: UInt8[np.ndarray, "n H W 3"]) -> np.ndarray:
     return image_grid(np.concatenate([images[at : at + columns] for at in starts for images in full]), columns)
 
 
-def class_sheet(images: UInt8[np.ndarray, "n H W 3"], labels: Int[np.ndarray, "n"], shown: Sequence[int]) -> np.ndarray:
+def class_sheet(images: UInt8[np.ndarray, "n H W c"], labels: Int[np.ndarray, "n"], shown: Sequence[int]) -> np.ndarray:
     """The first images of each class of ``shown``, a class a row, white where a class has fewer than others."""
     rows = [images[labels == label][:CLASS_COLUMNS] for label in shown]
     columns = max(map(len, rows))

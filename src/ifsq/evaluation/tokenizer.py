@@ -191,7 +191,7 @@ class _Tally:
             for part in reconstructions.split(FEATURES_AT_ONCE):
                 counted.reconstructions[name].add(extractor.features(part))
 
-    def _scores(self, images: Float[Tensor, "b 3 H W"], again: Float[Tensor, "b 3 H W"]) -> dict[str, Tensor]:
+    def _scores(self, images: Float[Tensor, "b c H W"], again: Float[Tensor, "b c H W"]) -> dict[str, Tensor]:
         scores = {} if self.lpips is None else {_lpips_name(self.lpips): self.lpips(images, again)}
         if self.device.type == "mps":  # which has no float64
             images, again = images.cpu(), again.cpu()
@@ -207,7 +207,7 @@ class _Extractor:
 
     dim: int
     told: str
-    features: Callable[[UInt8[Tensor, "b 3 H W"]], Float[Tensor, "b f"]]
+    features: Callable[[UInt8[Tensor, "b c H W"]], Float[Tensor, "b f"]]
 
 
 def _extractors(judges: Judges) -> dict[str, _Extractor]:

@@ -86,8 +86,7 @@ class DiffusersConfig:
         """The only values that `Tokenizer` can reproduce, by key."""
         n = len(self.block_out_channels)
         return {
-            "in_channels": 3,
-            "out_channels": 3,
+            "out_channels": self.in_channels,
             "act_fn": "silu",
             "layers_per_block": MIDDLE_BLOCKS,
             "down_block_types": ("DownEncoderBlock2D",) * n,
@@ -159,6 +158,7 @@ def _tokenizer_config(config: DiffusersConfig, path: Path) -> TokenizerConfig:
             "blocks": config.layers_per_block,
             "groups": config.norm_num_groups,
             "latent": config.latent_channels,
+            "in_channels": config.in_channels,
             "middle_attention": config.mid_block_add_attention,
         },
         "quantizer": {"kind": "kl", "dim": config.latent_channels},

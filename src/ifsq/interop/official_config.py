@@ -233,6 +233,7 @@ def _refuse_unknown_there(described: TokenizerConfig, path: Path) -> None:
     for name, value, expected in (
         ("kind", quantizer.kind, tuple(own)),
         ("patch", conv.patch, (1,)),
+        ("in_channels", conv.in_channels, (3,)),
         ("norm", conv.norm, ("group",)),  # the names of its layer norm's tensors were never seen
         ("groups of the norm", conv.groups, (NORM_GROUPS,)),
         ("middle_attention", conv.middle_attention, (False,)),

@@ -43,18 +43,18 @@ class JudgeNet(nn.Module):
         self.stages = nn.ModuleList(_Stage(*pair) for pair in pairwise(widths))
         self.head = nn.Linear(self.feature_dim, num_classes)
 
-    def features(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b f"]:
-        """Penultimate activations of images in [-1, 1]."""
-        hidden = images
+    def features(self, images: Float[Tensor, "b c H W"]) -> Float[Tensor, "b f"]:
+        """Penultimate activations of images in [-1, 1]; of one channel, luminance, as of grey RGB."""
+        hidden = images.expand(-1, 3, -1, -1)
         for stage in self.stages:
             hidden = stage(hidden)
         return hidden.mean(dim=(2, 3))
 
-    def logits(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b k"]:
+    def logits(self, images: Float[Tensor, "b c H W"]) -> Float[Tensor, "b k"]:
         """Class scores before the softmax."""
         return self.head(self.features(images))
 
-    def loss(self, images: Float[Tensor, "b 3 H W"], labels: Int[Tensor, "b"]) -> dict[str, Tensor]:
+    def loss(self, images: Float[Tensor, "b c H W"], labels: Int[Tensor, "b"]) -> dict[str, Tensor]:
         """``loss``, cross-entropy in nats with labels smoothed by 0.05, and ``accuracy`` of the batch."""
         logits = self.logits(images)
         accuracy = (logits.argmax(dim=1) == labels).float().mean()

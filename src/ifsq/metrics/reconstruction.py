@@ -18,7 +18,7 @@ WINDOW, SIGMA = 11, 1.5
 """Pixels of the Gaussian window of SSIM, and its standard deviation (Wang et al. 2004)."""
 
 
-def psnr(images: Float[Tensor, "b 3 H W"], reconstructions: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b"]:
+def psnr(images: Float[Tensor, "b c H W"], reconstructions: Float[Tensor, "b c H W"]) -> Float[Tensor, "b"]:
     """Peak signal-to-noise ratio of every image in dB, float64, after clamping and rounding to bytes.
 
     Identical images count as if one byte were off by one, so that a mean stays finite: 83 dB at 32 x 32.
@@ -28,7 +28,7 @@ def psnr(images: Float[Tensor, "b 3 H W"], reconstructions: Float[Tensor, "b 3 H
     return 10 * torch.log10(255**2 * images[0].numel() / squared)
 
 
-def ssim(images: Float[Tensor, "b 3 H W"], reconstructions: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b"]:
+def ssim(images: Float[Tensor, "b c H W"], reconstructions: Float[Tensor, "b c H W"]) -> Float[Tensor, "b"]:
     """Structural similarity of every image, on bytes (data range 255), float64.
 
     As torchmetrics has it by default: an 11 x 11 Gaussian window of standard deviation 1.5 and the biased variance of
@@ -55,7 +55,7 @@ def ms_ssim_name(scales: int) -> str:
     return "MS-SSIM" if scales == len(MS_SSIM_WEIGHTS) else f"MS-SSIM of {scales} scales"
 
 
-def ms_ssim(images: Float[Tensor, "b 3 H W"], reconstructions: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b"]:
+def ms_ssim(images: Float[Tensor, "b c H W"], reconstructions: Float[Tensor, "b c H W"]) -> Float[Tensor, "b"]:
     """Multi-scale structural similarity of every image, on bytes, float64; on as many scales as `ms_ssim_scales`.
 
     As torchmetrics has it: the window of `ssim`, contrast terms without the border that was reflected, negative terms
@@ -86,7 +86,7 @@ class _Similarity:
     contrast: Float[Tensor, "b"]
 
 
-def _similarity(a: Float[Tensor, "b 3 H W"], b: Float[Tensor, "b 3 H W"]) -> _Similarity:
+def _similarity(a: Float[Tensor, "b c H W"], b: Float[Tensor, "b c H W"]) -> _Similarity:
     """Equation 13 of Wang et al. (2004): its two factors apart."""
     rows, columns = (_window_matrix(length, a) for length in a.shape[2:])
 

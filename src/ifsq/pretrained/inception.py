@@ -75,17 +75,17 @@ class FIDInception(nn.Module):
 
     @torch.no_grad()
     def forward(
-        self, images: UInt8[Tensor, "b 3 H W"], wanted: Sequence[str] = ("2048",)
+        self, images: UInt8[Tensor, "b c H W"], wanted: Sequence[str] = ("2048",)
     ) -> dict[str, Float[Tensor, "b _"]]:
         """The wanted ones of `FEATURES` by name; what lies behind the last of them is not computed.
 
-        Raises ValueError for a name that is none.
+        Images of one channel, luminance, are taken as grey RGB. Raises ValueError for a name that is none.
         """
         if unknown := sorted(set(wanted) - set(FEATURES)):
             raise ValueError(f"features {unknown}: expected some of {', '.join(FEATURES)}")
         found: dict[str, Tensor] = {}
         with torch.autocast(images.device.type, enabled=False):
-            for name, value in self._outputs(images):
+            for name, value in self._outputs(images.expand(-1, 3, -1, -1)):
                 found[name] = value
                 if set(wanted) <= set(found):
                     break

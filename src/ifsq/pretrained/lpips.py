@@ -55,7 +55,8 @@ class LPIPS(nn.Module):
     name      of these weights; a card bears it
     where     the weights' origin, for messages
 
-    The gradient reaches the images. Keep it out of the trained module: its weights are no state of a run.
+    Images of one channel, luminance, are taken as grey RGB. The gradient reaches the images. Keep it out of the trained
+    module: its weights are no state of a run.
     """
 
     shift: Tensor
@@ -84,21 +85,23 @@ class LPIPS(nn.Module):
         """Stays in eval mode, whatever a surrounding module asks."""
         return super().train(False)
 
-    def forward(self, a: Float[Tensor, "b 3 H W"], b: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b"]:
-        """One distance a pair. Raises ValueError for images below 16 pixels."""
+    def forward(self, a: Float[Tensor, "b c H W"], b: Float[Tensor, "b c H W"]) -> Float[Tensor, "b"]:
+        """One distance a pair. Raises ValueError for images below 16 pixels, and of other channels than 3 or 1."""
         return torch.stack(self.layer_distances(a, b)).sum(dim=0)
 
-    def layer_distances(self, a: Float[Tensor, "b 3 H W"], b: Float[Tensor, "b 3 H W"]) -> list[Float[Tensor, "b"]]:
+    def layer_distances(self, a: Float[Tensor, "b c H W"], b: Float[Tensor, "b c H W"]) -> list[Float[Tensor, "b"]]:
         """The five terms of the distance, at relu1_2, 2_2, 3_3, 4_3 and 5_3."""
         if min(a.shape[-2:]) < SMALLEST:
             raise ValueError(f"images of {a.shape[-2]}x{a.shape[-1]} pixels: LPIPS expects at least {SMALLEST}")
+        if a.shape[1] not in (1, 3):
+            raise ValueError(f"images of {a.shape[1]} channels: LPIPS expects 3, or 1 for luminance")
         with torch.autocast(a.device.type, enabled=False):
             pairs = zip(self._activations(a), self._activations(b), strict=True)
             return [self.get_submodule(f"lin{number}")(one, two) for number, (one, two) in enumerate(pairs)]
 
     def _activations(self, images: Tensor) -> list[Tensor]:
         """Each stage's last activations, of unit length along the channels."""
-        hidden = (images.float() - self.shift) / self.scale
+        hidden = (images.float() - self.shift) / self.scale  # b 3 H W, of one channel too
         taken = []
         for number, layer in enumerate(self.features):
             hidden = layer(hidden)

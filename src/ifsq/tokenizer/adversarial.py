@@ -67,9 +67,9 @@ class AdversarialConfig:
             )
         self.discriminator()  # it knows which shapes it takes
 
-    def discriminator(self) -> DiscriminatorConfig:
-        """Its shape. Raises ValueError."""
-        return DiscriminatorConfig(self.layers, self.width, self.norm)
+    def discriminator(self, channels: int = 3) -> DiscriminatorConfig:
+        """Its shape, for images of so many channels. Raises ValueError."""
+        return DiscriminatorConfig(self.layers, self.width, self.norm, channels)
 
     def started(self, step: int) -> bool:
         """Whether the discriminator plays at this step, counted from 0."""
@@ -77,20 +77,23 @@ class AdversarialConfig:
 
 
 class Adversary(nn.Module):
-    """Discriminator and state of its regularisation; the module's docstring says how to call it."""
+    """Discriminator and state of its regularisation; the module's docstring says how to call it.
 
-    def __init__(self, config: AdversarialConfig) -> None:
+    channels  of the images
+    """
+
+    def __init__(self, config: AdversarialConfig, channels: int = 3) -> None:
         super().__init__()
         self.config = config
-        self.discriminator = PatchDiscriminator(config.discriminator())
+        self.discriminator = PatchDiscriminator(config.discriminator(channels))
         self.lecam = LeCAM() if config.lecam else None
 
-    def against(self, reconstructed: Float[Tensor, "b 3 H W"]) -> Float[Tensor, ""]:
+    def against(self, reconstructed: Float[Tensor, "b c H W"]) -> Float[Tensor, ""]:
         """The tokenizer's unweighted loss, `generator_loss`; its gradient reaches the images alone."""
         return generator_loss(judge(self.discriminator, reconstructed), self.config.kind)
 
     def forward(
-        self, images: Float[Tensor, "b 3 H W"], reconstructed: Float[Tensor, "b 3 H W"], step: int
+        self, images: Float[Tensor, "b c H W"], reconstructed: Float[Tensor, "b c H W"], step: int
     ) -> dict[str, Tensor]:
         """The discriminator's half: ``discriminator``, its loss with regularisations, and means of both logits.
 
@@ -136,7 +139,7 @@ def discriminator_loss(real: Float[Tensor, "b 1 h w"], fake: Float[Tensor, "b 1 
     return 0.5 * (F.softplus(-real).mean() + F.softplus(fake).mean())
 
 
-def judge(discriminator: nn.Module, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b 1 h w"]:
+def judge(discriminator: nn.Module, images: Float[Tensor, "b c H W"]) -> Float[Tensor, "b 1 h w"]:
     """Logits with a gradient into the images alone; running statistics of a batch norm stay as they are."""
     held = {name: parameter.detach() for name, parameter in discriminator.named_parameters()}
     spare = {name: buffer.clone() for name, buffer in discriminator.named_buffers()}
@@ -148,7 +151,7 @@ def balance(wanted: Tensor, given: Tensor, ceiling: float = 1e4) -> Float[Tensor
     return (wanted.float().norm() / (given.float().norm() + 1e-6)).clamp(0, ceiling)
 
 
-def r1_penalty(images: Float[Tensor, "b 3 H W"], real: Float[Tensor, "b 1 h w"]) -> Float[Tensor, ""]:
+def r1_penalty(images: Float[Tensor, "b c H W"], real: Float[Tensor, "b 1 h w"]) -> Float[Tensor, ""]:
     """Mean over images of the squared norm of d (sum of an image's logits) / d image (arXiv 1801.04406), with a graph.
 
     ``real`` are the logits of ``images``, which require a gradient.

@@ -34,6 +34,7 @@ class ConvConfig:
     attention         down-sampling factors (pixels a side of a position) with attention after every residual block
     middle_attention  whether attention follows the first of the middle blocks, as in Stable Diffusion's autoencoder
     dropout           share of activations zeroed in every residual block while it trains
+    in_channels       of the images: 3 (RGB), 1 (luminance), or as many as the arrays that a program brings
     recompute         whether residual blocks run again in the backward pass instead of keeping their activations: the
                       same gradients from less memory and a third more time
     """
@@ -49,11 +50,12 @@ class ConvConfig:
     middle_attention: bool = False
     dropout: float = 0.0
     recompute: bool = False
+    in_channels: int = 3
 
     def __post_init__(self) -> None:
         if not self.multipliers or min(self.multipliers) < 1:
             raise ValueError(f"multipliers={self.multipliers}: expected at least one positive integer")
-        for name in ("width", "blocks", "patch", "groups", "latent"):
+        for name in ("width", "blocks", "patch", "groups", "latent", "in_channels"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
         if not log2(self.patch).is_integer():
@@ -84,27 +86,27 @@ class ConvConfig:
 
 
 class Decoded(NamedTuple):
-    """Images (b, 3, H, W), and the input of the last convolution."""
+    """Images (b, c, H, W), and the input of the last convolution."""
 
     images: Tensor
     last: Tensor
 
 
 class Encoder(nn.Module):
-    """Images (b, 3, H, W) -> features (b, 2*latent, H/factor, W/factor)."""
+    """Images (b, c, H, W) -> features (b, 2*latent, H/factor, W/factor)."""
 
     def __init__(self, config: ConvConfig) -> None:
         super().__init__()
         widths = config.widths
         self.patch = config.patch
-        self.conv_in = nn.Conv2d(3 * config.patch**2, widths[0], 3, padding=1)
+        self.conv_in = nn.Conv2d(config.in_channels * config.patch**2, widths[0], 3, padding=1)
         self.down = nn.ModuleList(_Down(config, level) for level in range(len(widths)))
         self.mid_block = nn.ModuleList(_block(config, widths[-1], widths[-1]) for _ in range(config.blocks))
         self.mid_attention = _attention(config, widths[-1], config.middle_attention)
         self.norm_out = make_norm(config.norm, widths[-1], config.groups)
         self.conv_out = nn.Conv2d(widths[-1], 2 * config.latent, 3, padding=1)
 
-    def forward(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b z h w"]:
+    def forward(self, images: Float[Tensor, "b c H W"]) -> Float[Tensor, "b z h w"]:
         x = self.conv_in(_channels_last(F.pixel_unshuffle(images, self.patch)))  # b width H/p W/p
         for level in self.down:
             x = level(x)
@@ -113,7 +115,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Features (b, latent, h, w) -> images (b, 3, h*factor, w*factor); no output activation."""
+    """Features (b, latent, h, w) -> images (b, c, h*factor, w*factor); no output activation."""
 
     def __init__(self, config: ConvConfig) -> None:
         super().__init__()
@@ -125,7 +127,7 @@ class Decoder(nn.Module):
         # up.0 is the finest resolution and the last to run, as in the official files
         self.up = nn.ModuleList(_Up(config, level) for level in range(len(widths)))
         self.norm_out = make_norm(config.norm, widths[0], config.groups)
-        self.conv_out = nn.Conv2d(widths[0], 3 * config.patch**2, 3, padding=1)
+        self.conv_out = nn.Conv2d(widths[0], config.in_channels * config.patch**2, 3, padding=1)
 
     def forward(self, features: Float[Tensor, "b z h w"]) -> Decoded:
         x = self.conv_in(_channels_last(features))  # b widths[-1] h w
@@ -133,9 +135,9 @@ class Decoder(nn.Module):
         for level in reversed(self.up):
             x = level(x)
         last = norm_silu(self.norm_out, x)  # b width H/p W/p
-        return Decoded(F.pixel_shuffle(self.conv_out(last), self.patch), last)  # b 3 H W
+        return Decoded(F.pixel_shuffle(self.conv_out(last), self.patch), last)  # b c H W
 
-    def last_gradient(self, last: Tensor, slope: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "out width 3 3"]:
+    def last_gradient(self, last: Tensor, slope: Float[Tensor, "b c H W"]) -> Float[Tensor, "out width 3 3"]:
         """Gradient at ``conv_out.weight`` of a loss whose gradient at the images is ``slope``, float32.
 
         One convolution in place of a walk through the graph: what balances two losses needs it of each.

@@ -18,14 +18,16 @@ class DiscriminatorConfig:
     layers  convolutions that halve the grid; one more convolution and the one to the logits keep its stride
     width   channels after the first; doubled by each of the next, up to 8 widths
     norm    ``batch`` (official), or ``group``: 32 groups, or the most that divide 32 and the channels
+    channels  of the images
     """
 
     layers: int = 4
     width: int = 64
     norm: Literal["batch", "group"] = "batch"
+    channels: int = 3
 
     def __post_init__(self) -> None:
-        for name in ("layers", "width"):
+        for name in ("layers", "width", "channels"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
         if self.norm not in ("batch", "group"):
@@ -38,13 +40,13 @@ class DiscriminatorConfig:
 
 
 class PatchDiscriminator(nn.Module):
-    """Images (b, 3, H, W) in [-1, 1] -> logits (b, 1, h, w), high where they look real; h = H // 2^layers - 2."""
+    """Images (b, c, H, W) in [-1, 1] -> logits (b, 1, h, w), high where they look real; h = H // 2^layers - 2."""
 
     def __init__(self, config: DiscriminatorConfig) -> None:
         super().__init__()
         self.config = config
         widths = [config.width * min(2**i, 8) for i in range(config.layers + 1)]
-        modules: list[nn.Module] = [nn.Conv2d(3, widths[0], 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
+        modules: list[nn.Module] = [nn.Conv2d(config.channels, widths[0], 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
         for i in range(1, len(widths)):
             stride = 2 if i < config.layers else 1
             # A batch norm takes any bias away again, a group norm only what the channels of a group share.
@@ -61,7 +63,7 @@ class PatchDiscriminator(nn.Module):
             elif isinstance(module, nn.BatchNorm2d | nn.GroupNorm):
                 nn.init.normal_(module.weight, 1.0, 0.02)
 
-    def forward(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b 1 h w"]:
+    def forward(self, images: Float[Tensor, "b c H W"]) -> Float[Tensor, "b 1 h w"]:
         """Logits. Raises ValueError for images below ``config.smallest`` pixels a side."""
         height, width = images.shape[-2:]
         if min(height, width) < self.config.smallest:

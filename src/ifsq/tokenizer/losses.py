@@ -39,14 +39,14 @@ class LossConfig:
 
 
 def reconstruction_loss(
-    images: Float[Tensor, "b 3 H W"],
-    reconstructed: Float[Tensor, "b 3 H W"],
+    images: Float[Tensor, "b c H W"],
+    reconstructed: Float[Tensor, "b c H W"],
     config: LossConfig,
     perceptual: nn.Module | None = None,
 ) -> dict[str, Tensor]:
     """``loss`` = l1 * mean |x - y| + l2 * mean (x - y)^2 + lpips * mean LPIPS, with its parts beside it; in float32.
 
-    perceptual  (b, 3, H, W) twice -> distances (b,); required where ``config.lpips`` is positive
+    perceptual  (b, c, H, W) twice -> distances (b,); required where ``config.lpips`` is positive
     """
     error = reconstructed.float() - images.float()
     l1, l2 = error.abs().mean(), error.square().mean()
@@ -59,7 +59,7 @@ def reconstruction_loss(
 
 
 def tokenizer_loss(
-    images: Float[Tensor, "b 3 H W"],
+    images: Float[Tensor, "b c H W"],
     out: Autoencoded,
     decoder: Decoder,
     config: LossConfig,

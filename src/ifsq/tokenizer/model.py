@@ -161,18 +161,18 @@ class Encoded:
 class Autoencoded:
     """What a forward pass of the `Tokenizer` returns.
 
-    images  (b, 3, H, W), float32
+    images  (b, c, H, W), float32
     losses  auxiliary losses by name, weighted
     last    input of the decoder's last convolution, detached: what `Decoder.last_gradient` takes
     """
 
-    images: Float[Tensor, "b 3 H W"]
+    images: Float[Tensor, "b c H W"]
     losses: dict[str, Tensor]
-    last: Float[Tensor, "b c _ _"]
+    last: Float[Tensor, "b width _ _"]
 
 
 class Tokenizer(nn.Module):
-    """Images (b, 3, H, W) in [-1, 1] <-> codes. H and W are multiples of ``factor``."""
+    """Images (b, c, H, W) in [-1, 1] <-> codes. H and W are multiples of ``factor``."""
 
     quantizer: FSQ | Bottleneck
 
@@ -187,8 +187,8 @@ class Tokenizer(nn.Module):
 
     @property
     def channels(self) -> int:
-        """Of the images, 3 for RGB."""
-        return self.encoder.conv_in.in_channels // self.config.conv.patch**2
+        """Of the images, 3 for RGB and 1 for luminance."""
+        return self.config.conv.in_channels
 
     @property
     def factor(self) -> int:
@@ -196,7 +196,7 @@ class Tokenizer(nn.Module):
         return self.config.conv.factor
 
     def latent(
-        self, images: Float[Tensor, "b 3 H W"], tile: int | None = None, overlap: int | None = None
+        self, images: Float[Tensor, "b c H W"], tile: int | None = None, overlap: int | None = None
     ) -> Float[Tensor, "b d h w"]:
         """Encoder output before the bound, float32, unbounded. Tiles and refusals as in `encode`."""
         check_images(images, self.channels, self.factor)
@@ -204,7 +204,7 @@ class Tokenizer(nn.Module):
             return self._latent(images)
         return tiled(self._latent, images, Tiling.of_pixels(tile, overlap, self.factor), self.factor, 1)
 
-    def encode(self, images: Float[Tensor, "b 3 H W"], tile: int | None = None, overlap: int | None = None) -> Encoded:
+    def encode(self, images: Float[Tensor, "b c H W"], tile: int | None = None, overlap: int | None = None) -> Encoded:
         """Images in [-1, 1] -> codes, indices and digits.
 
         tile     pixels a side of what is encoded at once, a multiple of ``factor``; None: the whole image. Latents are
@@ -223,7 +223,7 @@ class Tokenizer(nn.Module):
 
     def decode(
         self, codes: Float[Tensor, "b d h w"], tile: int | None = None, overlap: int | None = None
-    ) -> Float[Tensor, "b 3 H W"]:
+    ) -> Float[Tensor, "b c H W"]:
         """Codes -> images around [-1, 1], float32, not clamped: that is done where images are written.
 
         Tiles, in pixels of the image, as in `encode`; the images of the tiles are blended. Raises ValueError for
@@ -236,7 +236,7 @@ class Tokenizer(nn.Module):
 
     def decode_indices(
         self, indices: Int[Tensor, "b h w *g"], tile: int | None = None, overlap: int | None = None
-    ) -> Float[Tensor, "b 3 H W"]:
+    ) -> Float[Tensor, "b c H W"]:
         """Indices as `encode` gives them, or with the axis of a single group kept -> images; tiles as in `decode`.
 
         Raises ValueError for floats, other shapes and, on a CPU, outside the codebook.
@@ -250,7 +250,7 @@ class Tokenizer(nn.Module):
             indices = indices.squeeze(-1) if indices.ndim == 4 and groups == 1 else indices
         return self.decode(q.indices_to_codes(indices), tile, overlap)
 
-    def forward(self, images: Float[Tensor, "b 3 H W"]) -> Autoencoded:
+    def forward(self, images: Float[Tensor, "b c H W"]) -> Autoencoded:
         """Reconstruction, with the quantizer's gradient, and what the quantizer adds to the loss; else as `encode`."""
         quantized = self.quantizer(self.latent(images))
         decoded = self._decoded(quantized.codes)
@@ -378,7 +378,7 @@ class Tokenizer(nn.Module):
             return push(Path(folder) / "model", repo_id, private=private)
 
     @torch.no_grad()
-    def reconstruct(self, images: Float[Tensor, "b 3 H W"], tile: int | None = None) -> Float[Tensor, "b 3 H W"]:
+    def reconstruct(self, images: Float[Tensor, "b c H W"], tile: int | None = None) -> Float[Tensor, "b c H W"]:
         """What the codes keep of the images, clamped to [-1, 1]; tiles as in `encode`."""
         return self.decode(self.encode(images, tile).codes, tile).clamp(-1, 1)
 
@@ -392,6 +392,7 @@ def tokenizer_card(tokenizer: Tokenizer, made: Provenance) -> str:
     config, kind = tokenizer.config, tokenizer.kind
     facts = {
         "parameters": f"{sum(p.numel() for p in tokenizer.parameters()):,}",
+        "image channels": str(tokenizer.channels),
         "pixels a side of one code": str(tokenizer.factor),
         "bottleneck": kind,
         "code dimensions": str(tokenizer.quantizer.dim),
@@ -401,7 +402,8 @@ def tokenizer_card(tokenizer: Tokenizer, made: Provenance) -> str:
     use = (
         "import ifsq",
         'tokenizer = ifsq.Tokenizer.from_pretrained(".")  # this folder, or owner/name on the hub',
-        "images = tokenizer.decode(tokenizer.encode(images).codes)  # float (b, 3, H, W) in [-1, 1]",
+        "images = tokenizer.decode(tokenizer.encode(images).codes)  # "
+        f"float (b, {tokenizer.channels}, H, W) in [-1, 1]",
     )
     return model_card(f"Image tokenizer ({kind}, f{tokenizer.factor})", ("image-tokenizer", kind), facts, use, made)
 

@@ -43,7 +43,7 @@ class TokenizerTask(Task):
         self._reconstructed: Tensor | None = None  # by the latest `loss`, for the discriminator's half of the step
         self.adversary: Adversary | None = None
         if loss.adversarial is not None:
-            self.adversary = Adversary(loss.adversarial)
+            self.adversary = Adversary(loss.adversarial, model.channels)
             self.opponent = Opponent(self.adversary, replace(config.optim, lr=loss.adversarial.rate, clip=0.0))
 
     def batches(self, start: int, world: World) -> Generator[ImageBatch, None, None]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ifsq.config import InputError, differences, read_json
+from ifsq.config import InputError, build, differences, read_json, to_dict
 from ifsq.store.files import entries_of, is_free, write_tensors, write_text
 from ifsq.store.folders import whole_folder
 from ifsq.training import checkpoint
@@ -22,8 +22,10 @@ CONFIG = "config.json"
 LAYOUT = ("experiment.train.engine.", "experiment.engine.", "experiment.out ")
 
 
-def check_run(folder: Path, config: dict[str, Any]) -> bool:
+def check_run(folder: Path, config: dict[str, Any], experiment: type | None = None) -> bool:
     """Whether ``folder`` already holds this very run (True) or is free (False).
+
+    experiment  the class of ``config["experiment"]``: options that came after the run was started have their defaults
 
     Where a run lies and how its work is laid out on machines may change, and is not compared. Raises InputError when it
     is a file, holds something else, or holds a run of another configuration.
@@ -36,6 +38,8 @@ def check_run(folder: Path, config: dict[str, Any]) -> bool:
     if not (folder / CONFIG).is_file():
         raise InputError(f"{folder}: is not empty and holds no run of ifsq ({entries[0].name}); choose another folder")
     found = read_config(folder)
+    if found.get("kind") == config["kind"] and experiment is not None and isinstance(found.get("experiment"), dict):
+        found |= {"experiment": to_dict(build(experiment, found["experiment"], str(folder / CONFIG)))}
     if found.get("kind") == config["kind"] and not checkpoint.steps_in(folder / "checkpoints"):
         return found == config  # it stopped before its first checkpoint: there is nothing to lose
     different = [told for told in differences(found, config) if not told.startswith(LAYOUT)]
