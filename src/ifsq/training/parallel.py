@@ -4,7 +4,9 @@ The sharding rule knows no model: every innermost element of a ``ModuleList`` (a
 with the whole.
 """
 
+import inspect
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,12 +16,20 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ifsq.training.distributed import World
 
+# torch 2.13 warns in every process of the older name.
+_KEEP_BUFFERS = next(
+    name
+    for name in ("forward_sync_buffers", "broadcast_buffers")
+    if name in inspect.signature(DistributedDataParallel).parameters
+)
+
 
 def replicate(module: nn.Module, world: World) -> nn.Module:
     """The module with its gradients averaged over the processes; itself where there is one process."""
     if world.size == 1:
         return module
-    return DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
+    options: dict[str, Any] = {_KEEP_BUFFERS: False, "gradient_as_bucket_view": True}
+    return DistributedDataParallel(module, **options)
 
 
 def shard(model: nn.Module, world: World) -> None:
