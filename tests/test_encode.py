@@ -118,28 +118,28 @@ KILLED = """
 import os, signal, sys
 from ifsq.codes import writer
 writer.SHARD = 4
-write, left = writer._write, [int(sys.argv[1])]
+write, left = writer.write_text, [int(sys.argv[1])]
 def write_or_die(path, text):
     if not left[0]:
         os.kill(os.getpid(), signal.SIGKILL)
     left[0] -= 1
     write(path, text)
-writer._write = write_or_die
+writer.write_text = write_or_die
 from ifsq.cli import main
 main(sys.argv[2:])
 """
 
 
 def test_killed_and_continued_gives_the_same_bytes(images, tmp_path, monkeypatch, capsys):
-    """It ends while the third checksum is written: two shards are whole, the third has not its name yet."""
+    """It ends before the third checksum is written: nothing vouches for the third shard yet."""
     monkeypatch.chdir(tmp_path)
     save_tokenizer("tokenizer", KINDS["fsq"])
     command = ["encode", "tokenizer", str(images), "codes", "--size", "16", "--flip"]
     done = subprocess.run([sys.executable, "-c", KILLED, "3", *command], check=False, capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
-    left = {path.name for path in Path(".partial_codes").glob("*.safetensors")}
-    assert left == {"train_00000.safetensors", "train_00001.safetensors", ".writing_train_00002.safetensors"}
-    before = {path.name: path.stat().st_mtime_ns for path in Path(".partial_codes").glob("train*.safetensors")}
+    hidden = Path("codes/.partial_codes")
+    assert {path.stem for path in hidden.glob("*.sha256")} == {"train_00000", "train_00001"}
+    before = {path.name: path.stat().st_mtime_ns for path in hidden.glob("train_0000[01].safetensors")}
     assert main(command) == 0
     assert "codes: goes on with the shards that are there" in capsys.readouterr().err
     assert before == {name: (Path("codes") / name).stat().st_mtime_ns for name in before}
@@ -150,3 +150,99 @@ def test_killed_and_continued_gives_the_same_bytes(images, tmp_path, monkeypatch
 
 def bytes_of(folder):
     return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
+def encode(images, out, *options):
+    return main(["encode", "tokenizer", str(images), str(out), "--size", "16", *options])
+
+
+@pytest.fixture
+def tokenizer(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_tokenizer("tokenizer", KINDS["fsq"])
+
+
+@pytest.mark.parametrize("place", ["empty folder", "link", "dangling link", "working folder", "new volume"])
+def test_a_cache_lies_wherever_it_is_asked_for(place, images, tmp_path, tokenizer, monkeypatch, disk):
+    """What could only fail at the end, after all the work, does not."""
+    out = tmp_path / "codes"
+    if place == "new volume":
+        out = disk(1024)
+        (out / "lost+found").mkdir()
+    elif place == "link":
+        (tmp_path / "elsewhere").mkdir()
+    if "link" in place:
+        out.symlink_to("elsewhere")
+    elif place != "new volume":
+        out.mkdir()
+    if place == "working folder":
+        monkeypatch.chdir(out)
+        assert main(["encode", "../tokenizer", str(images), ".", "--size", "16"]) == 0
+    else:
+        assert encode(images, out) == 0
+    left = sorted(path.name for path in out.iterdir() if path.name != "lost+found")
+    assert left == [
+        "manifest.json",
+        *(f"train_0000{number}.safetensors" for number in range(3)),
+        "val_00000.safetensors",
+    ]
+    assert len(pipeline.CodeCache.open(out).read("train")) == 10
+
+
+def test_where_nothing_can_be_written_is_told_before_the_first_image(images, tokenizer, monkeypatch, disk, capsys):
+    volume = disk(64)
+    subprocess.run(["mount", "-o", "remount,ro", volume], check=True)
+
+    def first_image(*_, **__):
+        raise AssertionError
+
+    monkeypatch.setattr(pipeline, "iterate_once", first_image)
+    for out in (volume, volume / "codes"):
+        assert encode(images, out) == 2
+        assert capsys.readouterr().err.endswith(f"{out}: cannot be written: read-only file system\n")
+
+
+def test_a_full_disk_leaves_no_cache_and_goes_on_later(images, tokenizer, disk, capsys):
+    volume = disk(20)
+    assert encode(images, volume / "codes") == 2
+    told = capsys.readouterr().err
+    assert told.endswith("cannot be written: no space left on device\n")
+    assert "Traceback" not in told
+    assert not (volume / "codes" / "manifest.json").exists()
+    subprocess.run(["mount", "-o", "remount,size=1024k", volume], check=True)
+    assert encode(images, volume / "codes") == 0
+
+
+def test_an_interrupted_encoding_with_other_options_stays(images, tokenizer, tmp_path, capsys):
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, "3", "encode", "tokenizer", str(images), "codes", "--size", "16"], check=False
+    )
+    assert done.returncode == -signal.SIGKILL
+    before = bytes_of("codes/.partial_codes")
+    assert encode(images, "codes", "--flip") == 2
+    assert "(flips None against True); give the same options to go on" in capsys.readouterr().err
+    assert bytes_of("codes/.partial_codes") == before
+    assert encode(images, "codes") == 0
+
+
+def test_a_second_encoding_is_refused_and_the_first_unharmed(images, tokenizer, monkeypatch, capsys):
+    told = []
+    write_shards = writer.write_shards
+
+    def while_writing(*arguments, **options):
+        told.append(encode(images, "codes"))
+        write_shards(*arguments, **options)
+
+    monkeypatch.setattr(writer, "write_shards", while_writing)
+    assert encode(images, "codes") == 0
+    assert told == [2, 2]
+    assert "codes: process" in capsys.readouterr().err
+    assert len(pipeline.CodeCache.open("codes").read("train")) == 10
+
+
+def test_a_refused_encoding_leaves_no_folder(tokenizer, tmp_path, capsys):
+    for number in range(3):
+        (tmp_path / "broken").mkdir(exist_ok=True)
+        (tmp_path / "broken" / f"{number}.png").write_bytes(b"no picture")
+    assert encode(tmp_path / "broken", "codes") == 2
+    assert sorted(os.listdir()) == ["broken", "tokenizer"]

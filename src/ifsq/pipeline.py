@@ -51,7 +51,6 @@ from ifsq.evaluation import (
     class_sheet,
     difference_sheet,
     draw_images,
-    from_first,
     labels_balanced,
     labels_like,
     measure_likelihood,
@@ -73,14 +72,14 @@ from ifsq.metrics import JudgeNet, ProtocolCard, psnr
 from ifsq.metrics.judge import JUDGE_TRAINING, JudgeTask
 from ifsq.pretrained.inception import load_inception
 from ifsq.pretrained.lpips import load_lpips
-from ifsq.store.files import write_text
+from ifsq.store.files import is_free, write_text
 from ifsq.tokenizer.losses import LossConfig
 from ifsq.tokenizer.model import Tokenizer
 from ifsq.tokenizer.tiling import Tiling
 from ifsq.tokenizer.train import TokenizerTask
 from ifsq.training import checkpoint
-from ifsq.training.distributed import World, pick_device, world
-from ifsq.training.folder import CONFIG, check_run, create_run, find_weights, read_config
+from ifsq.training.distributed import World, from_first, pick_device, world
+from ifsq.training.folder import CONFIG, alone_in, check_run, create_run, find_weights, read_config
 from ifsq.training.log import Reporter, Silent
 from ifsq.training.loop import check_batch, fit
 
@@ -147,24 +146,26 @@ def encode(
         layout = tokenizer.layout(*data.sides)
         counts = {split: len(images) for split, images in sources.items()}
         partial = cache_writer.partial_of(out)
-        if here.first and cache_writer.prepare(partial, about):
-            watch.say(f"{out}: goes on with the shards that are there")
-        here.barrier()
-        watch.say(f"data: {describe_images(sources['train'], sources['val'])}")
-        try:
-            for split, images in sources.items():
-                watch.start(f"codes, {split}", 0, len(images))
-                mine = range(here.rank, cache_writer.shards_of(len(images)), here.size)
-                encoder = _encoder(tokenizer, images, layout, flip, _workers_of(run), here, watch)
-                cache_writer.write_shards(partial, split, len(images), encoder, mine, layout)
-                watch.finish({})
-        except InputError:
-            cache_writer.drop_unfinished(partial)
-            raise
-        here.barrier()
-        if here.first:
-            cache_writer.finish(partial, out, layout, sources["train"].classes, counts, about)
-        here.barrier()
+        with alone_in(out, here, watch.say):
+            if from_first(here, lambda: _existing_cache(out, about) is not None):  # another process was at work there
+                return CodeCache.open(out)
+            if from_first(here, lambda: cache_writer.prepare(partial, about)):
+                watch.say(f"{out}: goes on with the shards that are there")
+            watch.say(f"data: {describe_images(sources['train'], sources['val'])}")
+            try:
+                for split, images in sources.items() if not cache_writer.is_complete(partial) else ():
+                    watch.start(f"codes, {split}", 0, len(images))
+                    mine = range(here.rank, cache_writer.shards_of(len(images)), here.size)
+                    encoder = _encoder(tokenizer, images, layout, flip, _workers_of(run), here, watch)
+                    cache_writer.write_shards(partial, split, len(images), encoder, mine, layout, flips=flip)
+                    watch.finish({})
+            except InputError:
+                cache_writer.drop_unfinished(partial)
+                raise
+            here.barrier()
+            if here.first:
+                cache_writer.finish(partial, out, layout, sources["train"].classes, counts, about)
+            here.barrier()
         cache = CodeCache.open(out)
         for line in cache.skipped:
             watch.say(f"left out: {line}")
@@ -458,7 +459,7 @@ def _existing_cache(out: Path, about: dict[str, Any]) -> CodeCache | None:
     """The cache that already lies at ``out`` and says the same; None where the place is free."""
     if out.is_file():
         raise InputError(f"{out}: is a file; expected a folder for the code cache")
-    if not out.is_dir() or not any(out.iterdir()):
+    if is_free(out) or cache_writer.is_complete(cache_writer.partial_of(out)):
         return None
     if not (out / MANIFEST).is_file():
         raise InputError(f"{out}: is not empty and holds no code cache; choose another folder")

@@ -1,15 +1,19 @@
 """The cache: what is written is read, and whatever is damaged is refused."""
 
 import json
+import os
+import re
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from ifsq.codes import writer
 from ifsq.codes.cache import CodeCache
 from ifsq.codes.spec import CodeSpec, LatentSpec
 from ifsq.codes.writer import Part, finish, prepare, write_shards
 from ifsq.config import InputError
+from ifsq.store.files import sha256
 
 SPEC = CodeSpec((17, 300), (2,), "little", "equal", (2, 3))
 
@@ -72,7 +76,8 @@ def test_a_missing_shard_or_split_is_named(written):
 @pytest.mark.parametrize("text", ["{", "{}", '{"format": 7}', "[]"])
 def test_a_folder_that_is_no_cache_is_named(tmp_path, text):
     (tmp_path / "manifest.json").write_text(text)
-    with pytest.raises(InputError, match=r"manifest.json: (is not a manifest|format 7; expected one of \(1, 2\))"):
+    told = r"manifest.json: (is not a manifest|cannot be read as JSON|format 7; expected one of \(1, 2\))"
+    with pytest.raises(InputError, match=told):
         CodeCache.open(tmp_path)
     with pytest.raises(InputError, match="holds no code cache"):
         CodeCache.open(tmp_path / "elsewhere")
@@ -90,6 +95,7 @@ def test_a_cache_of_the_first_format_is_read(written, digits):
 
 
 LATENTS = LatentSpec(3, (2, 4))
+NAMES = tuple(str(number) for number in range(25))
 
 
 @pytest.fixture
@@ -106,7 +112,7 @@ def latents(tmp_path, monkeypatch):
     for split, count in (("train", 25), ("val", 4)):
         write_shards(partial, split, count, encode, range(3 if split == "train" else 1), LATENTS)
     about = {"tokenizer": "t", "flips": True}
-    return values, finish(partial, tmp_path / "latents", LATENTS, ("a",), {"train": 25, "val": 4}, about)
+    return values, finish(partial, tmp_path / "latents", LATENTS, NAMES, {"train": 25, "val": 4}, about)
 
 
 def test_latents_with_flips_and_their_statistics(latents):
@@ -152,7 +158,7 @@ def test_a_writer_goes_on_where_it_was_killed(tmp_path, digits, monkeypatch):
     assert not prepare(partial, {"tokenizer": "t"})
     with pytest.raises(KeyboardInterrupt):
         write_shards(partial, "train", 25, encode, range(3), SPEC)
-    (partial / ".writing_train_00002.safetensors").write_bytes(b"half")
+    (partial / ".partial_train_00002.safetensors_1").write_bytes(b"half")
     assert prepare(partial, {"tokenizer": "t"})
     write_shards(partial, "train", 25, encode, range(3), SPEC)
     assert asked == [0, 10, 20, 20]
@@ -181,38 +187,51 @@ def test_a_shard_that_was_damaged_while_others_were_written_is_written_again(tmp
 
 
 def test_a_writer_killed_at_its_end_goes_on(tmp_path, digits, monkeypatch):
-    partial = tmp_path / "partial"
-    encode = lambda a, b: Part(digits[a:b], torch.zeros(25))  # noqa: E731
-    prepare(partial, {})
-    write_shards(partial, "train", 25, encode, range(1), SPEC)
+    """Some shards have their final names by then, and its notes are gone."""
+    monkeypatch.setattr(writer, "SHARD", 10)
+    partial, out, about = tmp_path / "codes" / ".partial_codes", tmp_path / "codes", {"tokenizer": "t"}
+    labels = torch.zeros(25, dtype=torch.int64)
+    prepare(partial, about)
+    write_shards(partial, "train", 25, lambda a, b: Part(digits[a:b], labels[a:b]), range(3), SPEC)
+    replace = os.replace
 
-    def kill(*_):
-        raise KeyboardInterrupt
+    def kill(source, target):
+        if (out / "train_00000.safetensors").exists():
+            raise KeyboardInterrupt
+        replace(source, target)
 
-    monkeypatch.setattr(writer.shutil, "move", kill)
+    monkeypatch.setattr(os, "replace", kill)
     with pytest.raises(KeyboardInterrupt):
-        finish(partial, tmp_path / "codes", SPEC, ("a",), {"train": 25}, {"tokenizer": "t"})
-    monkeypatch.undo()
-    assert prepare(partial, {})
-    cache = finish(partial, tmp_path / "codes", SPEC, ("a",), {"train": 25}, {"tokenizer": "t"})
+        finish(partial, out, SPEC, ("a",), {"train": 25}, about)
+    monkeypatch.setattr(os, "replace", replace)
+    assert not (out / "manifest.json").exists()
+    with pytest.raises(InputError, match="other options was interrupted there"):
+        prepare(partial, {"tokenizer": "u"})
+    assert prepare(partial, about)
+    assert writer.is_complete(partial)
+    cache = finish(partial, out, SPEC, ("a",), {"train": 25}, about)
     assert torch.equal(cache.read("train").digits.long(), digits)
+    assert not partial.exists()
 
 
 def test_images_that_are_all_unreadable_leave_no_cache(tmp_path):
     prepare(tmp_path / "partial", {})
     none = Part(torch.empty(0, *SPEC.shape), torch.empty(0))
     write_shards(tmp_path / "partial", "train", 25, lambda a, b: none, range(1), SPEC)
-    with pytest.raises(InputError, match="none of the 25 images of 'train' can be read"):
+    with pytest.raises(InputError, match="codes: none of the images of 'train' can be read"):
         finish(tmp_path / "partial", tmp_path / "codes", SPEC, ("a",), {"train": 25}, {"tokenizer": "t"})
     assert not (tmp_path / "codes").exists()
 
 
-def test_shards_of_other_codes_are_not_kept(tmp_path, digits):
-    partial = tmp_path / "partial"
-    prepare(partial, {"tokenizer": "t"})
+def test_shards_of_other_codes_are_neither_used_nor_removed(tmp_path, digits):
+    partial = tmp_path / ".partial_codes"
+    assert not prepare(partial, {"tokenizer": "s"})
+    assert not prepare(partial, {"tokenizer": "t"})  # no shard is lost
     write_shards(partial, "train", 25, lambda a, b: Part(digits[a:b], torch.zeros(25)), range(1), SPEC)
-    assert not prepare(partial, {"tokenizer": "u"})
-    assert [path.name for path in partial.iterdir()] == ["about.json"]
+    before = {path.name: path.read_bytes() for path in partial.iterdir()}
+    with pytest.raises(InputError, match=r"\(tokenizer 't' against 'u'\); give the same options .* or remove .*codes"):
+        prepare(partial, {"tokenizer": "u"})
+    assert {path.name: path.read_bytes() for path in partial.iterdir()} == before
 
 
 def test_a_shard_that_says_something_else_is_refused(written):
@@ -224,3 +243,153 @@ def test_a_shard_that_says_something_else_is_refused(written):
     manifest["spec"]["levels"] = [9, 300]
     with pytest.raises(InputError, match="a digit of dimension 0 is not below its level count"):
         CodeCache(written.folder, manifest).read("train")
+
+
+def test_a_label_that_is_no_class_is_refused(tmp_path, digits):
+    """Three classes have the labels 0, 1 and 2; a generator would take 3 for images of no class."""
+    partial = tmp_path / "partial"
+    prepare(partial, {"tokenizer": "t"})
+    labels = torch.arange(25) % 4
+    write_shards(partial, "train", 25, lambda a, b: Part(digits[a:b], labels[a:b]), range(1), SPEC)
+    cache = finish(partial, tmp_path / "codes", SPEC, ("a", "b", "c"), {"train": 25}, {"tokenizer": "t"})
+    with pytest.raises(InputError, match=r"train_00000.safetensors: label 3: expected 0 to 2"):
+        cache.read("train")
+
+
+def test_latents_that_are_not_finite_are_refused(latents):
+    cache = latents[1]
+    path = cache.folder / "val_00000.safetensors"
+    table = load_file(path)
+    table["latents_flipped"][0, 0, 0, 0] = float("nan")
+    save_file(table, path)
+    manifest = json.loads((cache.folder / "manifest.json").read_text())
+    manifest["splits"]["val"][0]["sha256"] = sha256(path)
+    with pytest.raises(InputError, match=r"val_00000.safetensors: latents_flipped: expected finite numbers"):
+        CodeCache(cache.folder, manifest).read_latents("val")
+
+
+FIRST = ("splits", "train", 0)
+LIES = [
+    *((*FIRST, "count", value) for value in (10**12, 10**30, -1, "10", 10.0, True, None, 9, 0)),
+    *((*FIRST, "file", value) for value in ("/dev/zero", "../codes/train_00000.safetensors", ".", "", "a\0b", 3)),
+    (*FIRST, "file", "train_00001.safetensors"),
+    *((*FIRST, "sha256", value) for value in ("", 0, "0" * 63, ["a"])),
+    *((*FIRST, "skipped", value) for value in ("line", [1], None)),
+    *(("splits", "train", value) for value in ([], {}, None, [None], ["train_00000.safetensors"])),
+    *(("splits", value) for value in ({}, [], None)),
+    *(("spec", "grid", value) for value in ([4], [2, 3, 4], [2, -3], [10**12, 10**12], [2.0, 3], "23", None)),
+    *(("spec", "levels", value) for value in ([], [17], [17, 10**12], [17, 1], ["17", 300], [10**4000], None)),
+    *(("spec", "groups", value) for value in ([1], [3], [0, 2], None)),
+    *(("spec", key, value) for key in ("digit_order", "cells", "scale") for value in ("odd", [], None, -1)),
+    *(("spec", value) for value in ([], None, {}, {"odd": 1})),
+    *(("classes", value) for value in ([], None, "abc", ["a", 1], ["a\nb"], ["\ud800"], [["a"]])),
+    *(("about", value) for value in ({}, None, [], {"tokenizer": 1}, {"tokenizer": "", "flips": "yes"})),
+    *(("about", "data", value) for value in ([], None, 3)),
+    *(("content", value) for value in ("latents", "odd", None, 2)),
+    *(("statistics", value) for value in ([], {"mean": 3}, {"mean": ["a"]}, {"mean": [float("nan")]})),
+    *(("format", value) for value in (0, 3, "2", True, None, 2.5, [2])),
+    ("odd", 1),
+]
+
+
+@pytest.mark.parametrize("lie", LIES, ids=lambda lie: " ".join(str(part)[:20] for part in lie))
+def test_a_manifest_that_says_what_cannot_be_is_refused(written, lie):
+    """Before memory is taken on its word, and with a line that names it."""
+    path = written.folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    place = manifest
+    for key in lie[:-2]:
+        place = place[key]
+    place[lie[-2]] = lie[-1]
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match=str(written.folder)) as caught:
+        CodeCache.open(written.folder).read("train")
+    assert len(str(caught.value)) < 600
+
+
+def test_a_shard_stands_once(written):
+    manifest = json.loads((written.folder / "manifest.json").read_text())
+    for split in ("train", "val"):
+        twice = json.loads(json.dumps(manifest))
+        twice["splits"][split].append(manifest["splits"]["train"][0])
+        with pytest.raises(InputError, match=r"train_00000\.safetensors stands twice"):
+            CodeCache(written.folder, twice)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "link", "device", "endless link"])
+def test_a_shard_is_a_regular_file_in_its_folder(written, tmp_path, kind):
+    path = written.folder / "train_00000.safetensors"
+    content = path.read_bytes()
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "endless link":
+        path.symlink_to(path.name)
+    else:
+        (tmp_path / "elsewhere").write_bytes(content)
+        path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match=r"train_00000.safetensors: (is no|leads out|cannot be read)"):
+        written.read("train")
+
+
+def test_a_manifest_is_a_regular_file(written):
+    path = written.folder / "manifest.json"
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(InputError, match=r"manifest\.json: is no regular file"):
+        CodeCache.open(written.folder)
+
+
+def test_more_than_there_is_memory_for_is_one_line(written, monkeypatch):
+    def full(*_, **__):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(torch, "empty", full)
+    with pytest.raises(InputError, match="codes: 25 images of 'train' are more than there is memory for"):
+        written.read("train")
+
+
+ODD = [b"", b"{", b"[]", b"null", b'"text"', b"{}", b"\xff\xfe", b"[" * 9999, b"1" * 5000, "pipe", "folder", "link"]
+
+
+@pytest.mark.parametrize("content", ODD, ids=lambda content: str(content[:8]))
+@pytest.mark.parametrize("name", ["about.json", "train_00000.sha256", "train_00000.safetensors"])
+def test_a_hidden_folder_of_any_content_is_used_again_or_refused(tmp_path, digits, name, content):
+    partial, about = tmp_path / "codes" / ".partial_codes", {"tokenizer": "t"}
+
+    def write():
+        prepare(partial, about)
+        write_shards(partial, "train", 25, lambda a, b: Part(digits[a:b], torch.zeros(25)), range(1), SPEC)
+
+    write()
+    (partial / name).unlink()
+    if content == "pipe":
+        os.mkfifo(partial / name)
+    elif content == "folder":
+        (partial / name).mkdir()
+    elif content == "link":
+        (partial / name).symlink_to("/dev/zero")
+    else:
+        (partial / name).write_bytes(content)
+    if name == "about.json" or content in ("pipe", "folder", "link"):
+        with pytest.raises(InputError, match=re.escape(f"remove {partial} to begin anew")):
+            write()
+        return
+    write()
+    cache = finish(partial, tmp_path / "codes", SPEC, ("a",), {"train": 25}, about)
+    assert torch.equal(cache.read("train").digits.long(), digits)
+
+
+def test_a_shard_of_another_layout_in_a_hidden_folder_is_written_again(tmp_path, digits):
+    """Its checksum is right."""
+    partial, about = tmp_path / "codes" / ".partial_codes", {"tokenizer": "t"}
+    prepare(partial, about)
+    labels = torch.zeros(25)
+    write_shards(partial, "train", 25, lambda a, b: Part(digits[a:b, :1], labels), range(1), SPEC)
+    write_shards(partial, "train", 25, lambda a, b: Part(digits[a:b], labels), range(1), SPEC)
+    cache = finish(partial, tmp_path / "codes", SPEC, ("a",), {"train": 25}, about)
+    assert torch.equal(cache.read("train").digits.long(), digits)

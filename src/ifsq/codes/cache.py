@@ -7,24 +7,23 @@ or ``latents_flipped``. All generators open the same bytes, so "the same tokens"
 called by ``pipeline`` and ``generators.train``.
 """
 
-import hashlib
-import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int, Integer
-from safetensors import SafetensorError
-from safetensors.torch import load
+from safetensors import safe_open
 from torch import Tensor
 
+from ifsq.codes.manifest import Manifest, ShardEntry, read_manifest
+from ifsq.codes.shard import FLIPPED, LABELS, content_of, read_header, stored_dtype
 from ifsq.codes.spec import CodeSpec, LatentSpec
-from ifsq.config import InputError, digest
+from ifsq.config import InputError, digest, read_json
+from ifsq.store.files import sha256
 
 MANIFEST = "manifest.json"
-FORMATS = (1, 2)  # 1: digits only, without flips
-FLIPPED = "_flipped"
 
 
 @dataclass(frozen=True)
@@ -62,37 +61,24 @@ class CodeCache:
     digest      SHA-256 of the manifest: two generators with the same digest saw the same tokens
     """
 
-    def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, manifest: Any) -> None:
+        where = str(folder / MANIFEST)
+        said: Manifest = read_manifest(manifest, where)
         self.folder = folder
-        latents = manifest.get("content", "digits") == "latents"
-        self.layout = LatentSpec.from_dict(manifest["spec"]) if latents else CodeSpec.from_dict(manifest["spec"])
-        self.classes = tuple(manifest["classes"])
-        self.about: dict[str, Any] = manifest["about"]
-        if "tokenizer" not in self.about:
-            raise KeyError("about.tokenizer")
-        self.statistics: dict[str, list[float]] = manifest.get("statistics", {})
+        self.layout = said.layout(where)
+        self.classes, self.about = said.classes, said.about
+        self.statistics = {name: list(values) for name, values in said.statistics.items()}
         self.digest = digest(manifest)
-        self._splits: dict[str, list[dict[str, Any]]] = manifest["splits"]
-        for entries in self._splits.values():
-            for entry in entries:
-                _ = Path(entry["file"]), int(entry["count"]), str(entry["sha256"])  # raises for a damaged manifest
+        self._splits = said.splits
 
     @classmethod
     def open(cls, folder: str | Path) -> "CodeCache":
         """Read the manifest. Raises InputError when the folder is no cache of a known format."""
         folder = Path(folder)
         path = folder / MANIFEST
-        if not path.is_file():
+        if not path.exists():
             raise InputError(f"{folder}: holds no code cache ({MANIFEST} is missing); write one with ifsq encode")
-        try:
-            manifest = json.loads(path.read_text())
-            if manifest["format"] not in FORMATS:
-                raise InputError(f"{path}: format {manifest['format']}; expected one of {FORMATS}")
-            return cls(folder, manifest)
-        except InputError:
-            raise
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{path}: is not a manifest of a code cache ({error})") from error
+        return cls(folder, read_json(path))
 
     @property
     def spec(self) -> CodeSpec:
@@ -106,63 +92,81 @@ class CodeCache:
 
         Raises InputError for latents, a split that is absent, and a shard that is missing or damaged.
         """
-        spec = self.spec
-        return CodeSet(**self._read(split, "digits", spec.shape, spec.digit_dtype))
+        _ = self.spec
+        return CodeSet(**self._read(split))
 
     def read_latents(self, split: str) -> LatentSet:
         """All latents and labels of a split, every shard checked against its hash. Raises InputError, as `read`."""
         if not isinstance(self.layout, LatentSpec):
             raise InputError(f"{self.folder}: holds digits; expected latents of a continuous tokenizer")
-        return LatentSet(**self._read(split, "latents", self.layout.shape, torch.float16))
+        return LatentSet(**self._read(split))
 
     @property
     def skipped(self) -> list[str]:
         """A line about each image that could not be read when the cache was written."""
-        return [line for entries in self._splits.values() for entry in entries for line in entry.get("skipped", [])]
+        return [line for entries in self._splits.values() for entry in entries for line in entry.skipped]
 
     def count(self, split: str) -> int:
         """Images of a split."""
-        return sum(entry["count"] for entry in self._splits.get(split, []))
+        return sum(entry.count for entry in self._splits.get(split, ()))
 
-    def _read(self, split: str, content: str, shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, Tensor]:
+    def _read(self, split: str) -> dict[str, Tensor]:
         if split not in self._splits:
             raise InputError(f"{self.folder}: has no split {split!r}; expected one of {', '.join(self._splits)}")
-        n, place = self.count(split), 0
-        # One allocation, filled shard by shard: putting shards together at the end would need it all twice.
-        whole = {content: torch.empty(n, *shape, dtype=dtype), "labels": torch.empty(n, dtype=torch.int64)}
-        if self.about.get("flips"):
-            whole["flipped"] = torch.empty(n, *shape, dtype=dtype)
-        for entry in self._splits[split]:
-            shard, path = self._read_shard(entry), self.folder / entry["file"]
-            for name, table in whole.items():
-                stored = shard.get(f"{content}{FLIPPED}" if name == "flipped" else name)
-                expected = (entry["count"], *table.shape[1:])
-                if stored is None or stored.dtype != table.dtype or tuple(stored.shape) != expected:
-                    found = "nothing" if stored is None else f"{stored.dtype} {tuple(stored.shape)}"
-                    raise InputError(f"{path}: {name} is {found}; expected {table.dtype} {expected}")
-                if name in ("digits", "flipped") and isinstance(self.layout, CodeSpec):
-                    _check_digits(path, stored, self.layout)
-                table[place : place + entry["count"]] = stored
-            place += entry["count"]
+        entries, n = self._splits[split], self.count(split)
+        if not n:
+            raise InputError(f"{self.folder}: split {split!r} holds no images; encode again")
+        paths = [self._checked(entry) for entry in entries]
+        content, dtype = content_of(self.layout), stored_dtype(self.layout)
+        names = {content: content, LABELS: LABELS, **({"flipped": content + FLIPPED} if self._flips else {})}
+        try:
+            # One allocation, filled shard by shard: putting shards together at the end would need it all twice.
+            whole = {
+                name: torch.empty(n, dtype=torch.int64)
+                if name == LABELS
+                else torch.empty(n, *self.layout.shape, dtype=dtype)
+                for name in names
+            }
+        except RuntimeError as error:
+            raise InputError(f"{self.folder}: {n} images of {split!r} are more than there is memory for") from error
+        place = 0
+        for path, entry in zip(paths, entries, strict=True):
+            with safe_open(path, "pt") as shard:
+                for name, table in whole.items():
+                    stored = shard.get_tensor(names[name])
+                    self._check_values(path, names[name], stored)
+                    table[place : place + entry.count] = stored
+            place += entry.count
         return whole
 
-    def _read_shard(self, entry: dict[str, Any]) -> dict[str, Tensor]:
-        path = self.folder / entry["file"]
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-        if hashlib.sha256(content).hexdigest() != entry["sha256"]:
+    @property
+    def _flips(self) -> bool:
+        return bool(self.about.get("flips"))
+
+    def _checked(self, entry: ShardEntry) -> Path:
+        """The path of a shard whose bytes and header are those that the manifest names."""
+        path = self.folder / entry.file
+        if Path(os.path.realpath(path)).parent != Path(os.path.realpath(self.folder)):
+            raise InputError(f"{path}: leads out of the cache's folder; expected a file in it")
+        if sha256(path) != entry.sha256:
             raise InputError(f"{path}: is damaged, its SHA-256 is not the one in {MANIFEST}; encode again")
-        try:
-            return load(content)
-        except SafetensorError as error:
-            raise InputError(f"{path}: cannot be read: {error}") from error
+        header = read_header(path, self.layout, self._flips)
+        if header.count != entry.count:
+            raise InputError(f"{path}: holds {header.count} images; expected {entry.count}, the count in {MANIFEST}")
+        return path
 
-
-def _check_digits(path: Path, digits: Tensor, spec: CodeSpec) -> None:
-    if not len(digits):
-        return
-    over = digits.flatten(0, -2).to(torch.int32).amax(dim=0) >= torch.tensor(spec.levels)
-    if bool(over.any()):
-        raise InputError(f"{path}: a digit of dimension {int(over.nonzero()[0])} is not below its level count")
+    def _check_values(self, path: Path, name: str, stored: Tensor) -> None:
+        """Raise InputError for a label that is no class, a digit that is no level and a latent that is not finite."""
+        if not len(stored):
+            return
+        if name == LABELS:
+            if int(stored.min()) < 0 or int(stored.max()) >= len(self.classes):
+                wrong = stored[(stored < 0) | (stored >= len(self.classes))][0]
+                raise InputError(f"{path}: label {int(wrong)}: expected 0 to {len(self.classes) - 1}, a class")
+        elif isinstance(self.layout, CodeSpec):
+            most = stored.flatten(0, -2).to(torch.int32).amax(dim=0)
+            over = most >= torch.tensor(self.layout.levels)
+            if bool(over.any()):
+                raise InputError(f"{path}: a digit of dimension {int(over.nonzero()[0])} is not below its level count")
+        elif not bool(stored.isfinite().all()):
+            raise InputError(f"{path}: {name}: expected finite numbers")

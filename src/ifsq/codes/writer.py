@@ -1,10 +1,10 @@
-"""Writing a cache: shards in a hidden folder beside its place, each whole or not at all, then a manifest and the name.
+"""Writing a cache: shards in a hidden folder inside its place, each whole or not at all, then a manifest and the names.
 
-A writer that was killed goes on: what the hidden folder says of itself decides whether its shards are of these codes.
-Called by ``pipeline``, by every process with its own shards, and by ``interop``.
+Inside, because the place may be a volume, or a link to a folder elsewhere. The manifest gets its name last: until then
+there is no cache. A writer that was killed goes on: what the hidden folder says of itself decides whether its shards
+are of these codes.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -14,17 +14,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from ifsq.codes.cache import FLIPPED, FORMATS, MANIFEST, CodeCache
+from ifsq.codes.cache import MANIFEST, CodeCache
+from ifsq.codes.manifest import FORMATS, read_manifest
+from ifsq.codes.shard import FLIPPED, LABELS, SKIPPED, content_of, read_header
 from ifsq.codes.spec import CodeSpec, LatentSpec
 from ifsq.config import InputError, differences, read_json
+from ifsq.store.files import PARTIAL, sha256, write_tensors, write_text, writing
+from ifsq.store.folders import move_content
 
 SHARD = 8192  # images a shard
 ABOUT = "about.json"
 CHECKSUM = ".sha256"
+_HEX = 64  # characters of a checksum
 
 
 @dataclass(frozen=True)
@@ -46,52 +50,67 @@ EncodeRange = Callable[[int, int], Part]
 
 def partial_of(out: Path) -> Path:
     """The hidden folder in which the cache ``out`` is written."""
-    return out.absolute().with_name(f".partial_{out.absolute().name}")
+    return Path(os.path.realpath(out)) / f"{PARTIAL}codes"
+
+
+def is_complete(partial: Path) -> bool:
+    """Whether all is written, and names alone are missing: a writer that was killed may have given some."""
+    return (partial / MANIFEST).is_file()
 
 
 def prepare(partial: Path, about: dict[str, Any]) -> bool:
-    """Make the hidden folder, or keep it where it holds shards of the very same codes; whether it was kept."""
-    told = partial / ABOUT
-    if told.is_file() and not differences(read_json(told), about):
-        for leftover in partial.glob(".writing_*"):
+    """Make the hidden folder, or keep it where it holds shards of the very same codes; whether it was kept.
+
+    Raises InputError where it holds shards of other codes: they cost somebody's time.
+    """
+    if is_complete(partial) or any(partial.glob("*.safetensors")):
+        _refuse_others(partial, about)
+        for leftover in partial.glob(f"{PARTIAL}*"):
             leftover.unlink()
         return True
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    _write(told, json.dumps(about))
+    with writing(partial.parent):
+        if partial.exists():
+            shutil.rmtree(partial)
+        partial.mkdir(parents=True)
+        write_text(partial / ABOUT, json.dumps(about))
     return False
 
 
 def write_shards(
-    folder: Path, split: str, count: int, encode: EncodeRange, mine: Iterable[int], layout: CodeSpec | LatentSpec
+    folder: Path,
+    split: str,
+    count: int,
+    encode: EncodeRange,
+    mine: Iterable[int],
+    layout: CodeSpec | LatentSpec,
+    *,
+    flips: bool = False,
 ) -> None:
-    """Write this process's shards of a split of ``count`` images into ``folder``; those that are whole stay."""
+    """Write this process's shards of a split of ``count`` images into ``folder``; those that are whole stay.
+
+    flips  whether ``encode`` gives the codes of the mirrored images too
+    """
     for number in mine:
         target = folder / shard_name(split, number)
-        if not _is_whole(target):
+        if not _is_whole(target, layout, flips):
             start = number * SHARD
             save_part(target, encode(start, min(count, start + SHARD)), layout)
 
 
 def save_part(target: Path, part: Part, layout: CodeSpec | LatentSpec) -> None:
-    """One shard and, first, its SHA-256. Raises InputError for latents beyond float16."""
-    name = "latents" if isinstance(layout, LatentSpec) else "digits"
-    table = {name: _stored(part.codes, layout), "labels": part.labels.to(torch.int64).cpu()}
+    """One shard and its SHA-256. Raises InputError for latents beyond float16."""
+    name = content_of(layout)
+    table = {name: _stored(part.codes, layout), LABELS: part.labels.to(torch.int64).cpu()}
     if part.flipped is not None:
         table[name + FLIPPED] = _stored(part.flipped, layout)
-    writing = target.with_name(f".writing_{target.name}")
-    save_file(table, writing, {"skipped": json.dumps(part.skipped)})
-    writing.chmod(0o644)  # safetensors writes for the owner alone
-    with writing.open("rb") as file:
-        os.fsync(file.fileno())
+    write_tensors(target, table, {SKIPPED: json.dumps(part.skipped)})
     # What is written now is what the manifest will vouch for, however long the other shards take.
-    _write(target.with_suffix(CHECKSUM), _sha256(writing))
-    writing.rename(target)
+    write_text(target.with_suffix(CHECKSUM), sha256(target))
 
 
 def drop_unfinished(partial: Path) -> None:
     """Remove the hidden folder unless a shard is done, from which the same command can go on."""
-    if not any(partial.glob("*.safetensors")):
+    if not is_complete(partial) and not any(partial.glob("*.safetensors")):
         shutil.rmtree(partial, ignore_errors=True)
 
 
@@ -108,33 +127,52 @@ def finish(
     counts: dict[str, int],
     about: dict[str, Any],
 ) -> CodeCache:
-    """Write the manifest over the shards in ``partial`` and move the whole to ``target``, which must be free."""
-    splits = {
-        split: [_entry(partial / shard_name(split, number)) for number in range(shards_of(count))]
-        for split, count in counts.items()
-    }
+    """Write the manifest over the shards in ``partial`` and give all their names in ``target``.
+
+    Raises InputError when a split is empty or a shard is not of this layout.
+    """
+    if not is_complete(partial):
+        names = {split: [shard_name(split, n) for n in range(shards_of(count))] for split, count in counts.items()}
+        write_manifest(partial, target, layout, classes, names, about)
+    target.mkdir(parents=True, exist_ok=True)
+    move_content(partial, target, MANIFEST)
+    partial.rmdir()
+    return CodeCache.open(target)
+
+
+def write_manifest(
+    folder: Path,
+    target: Path,
+    layout: CodeSpec | LatentSpec,
+    classes: tuple[str, ...],
+    names: dict[str, list[str]],
+    about: dict[str, Any],
+) -> None:
+    """Write the manifest of the shards in ``folder``, by split, and remove the notes that it replaces.
+
+    target  what to call the cache in a message
+
+    Raises InputError when a split is empty or a shard is not of this layout.
+    """
+    flips = bool(about.get("flips"))
+    splits = {split: [_entry(folder / name, layout, flips) for name in files] for split, files in names.items()}
     for split, entries in splits.items():
         if not sum(entry["count"] for entry in entries):
-            raise InputError(f"{target}: none of the {counts[split]} images of {split!r} can be read")
+            raise InputError(f"{target}: none of the images of {split!r} can be read")
     latents = isinstance(layout, LatentSpec)
     manifest = {
         "kind": "codes",
         "format": FORMATS[-1],
-        "content": "latents" if latents else "digits",
+        "content": content_of(layout),
         "spec": layout.to_dict(),
         "classes": list(classes),
         "about": about,
         "splits": splits,
-        **({"statistics": _statistics([partial / entry["file"] for entry in splits["train"]])} if latents else {}),
+        **({"statistics": _statistics([folder / entry["file"] for entry in splits["train"]])} if latents else {}),
     }
-    if target.is_dir():
-        target.rmdir()  # an empty folder is free
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _write(partial / MANIFEST, json.dumps(manifest, indent=1) + "\n")
-    shutil.move(str(partial), target)
-    for note in (target / ABOUT, *target.glob(f"*{CHECKSUM}")):  # only now: until here it could have been killed
+    write_text(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
+    for note in (folder / ABOUT, *folder.glob(f"*{CHECKSUM}")):  # only now: until here it could have been killed
         note.unlink(missing_ok=True)
-    return CodeCache.open(target)
 
 
 def shard_name(split: str, number: int) -> str:
@@ -151,28 +189,53 @@ def _stored(codes: Tensor, layout: CodeSpec | LatentSpec) -> Tensor:
     return half
 
 
-def _is_whole(target: Path) -> bool:
+def _refuse_others(partial: Path, about: dict[str, Any]) -> None:
+    """Raise InputError unless the shards in ``partial`` are those of an encoding that ``about`` describes."""
+    advice = f"choose another folder, or remove {partial} to begin anew"
+    for entry in partial.iterdir():
+        if entry.is_symlink() or not entry.is_file():
+            raise InputError(f"{entry}: is no regular file; {advice}")
+    try:
+        told = _told(partial)
+    except InputError as error:
+        raise InputError(f"{error}; {advice}") from error
+    different = differences(told, about)
+    if different:
+        raise InputError(
+            f"{partial.parent}: an encoding with other options was interrupted there ({different[0]}); "
+            f"give the same options to go on, {advice}"
+        )
+
+
+def _told(partial: Path) -> dict[str, Any]:
+    """What an interrupted encoding says it is of. Raises InputError when it is missing or damaged."""
+    if is_complete(partial):
+        path = partial / MANIFEST
+        return read_manifest(read_json(path), str(path)).about
+    path = partial / ABOUT
+    told = read_json(path)
+    if not isinstance(told, dict):
+        raise InputError(f"{path}: expected a JSON object")
+    return told
+
+
+def _is_whole(target: Path, layout: CodeSpec | LatentSpec, flips: bool) -> bool:
     recorded = target.with_suffix(CHECKSUM)
-    return target.exists() and recorded.exists() and recorded.read_text() == _sha256(target)
+    if not target.is_file() or not recorded.is_file() or recorded.stat().st_size != _HEX:
+        return False
+    if recorded.read_bytes() != sha256(target).encode():
+        return False
+    try:
+        read_header(target, layout, flips)
+    except InputError:  # then it is written again
+        return False
+    return True
 
 
-def _entry(path: Path) -> dict[str, Any]:
-    with safe_open(path, "pt") as shard:
-        count = shard.get_slice("labels").get_shape()[0]
-        skipped = json.loads(shard.metadata()["skipped"])
-    entry = {"file": path.name, "count": count, "sha256": path.with_suffix(CHECKSUM).read_text()}
-    return entry | ({"skipped": skipped} if skipped else {})
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _write(path: Path, text: str) -> None:
-    writing = path.with_name(f".writing_{path.name}")
-    writing.write_text(text)
-    writing.replace(path)
+def _entry(path: Path, layout: CodeSpec | LatentSpec, flips: bool) -> dict[str, Any]:
+    header = read_header(path, layout, flips)
+    entry = {"file": path.name, "count": header.count, "sha256": path.with_suffix(CHECKSUM).read_text()}
+    return entry | ({"skipped": list(header.skipped)} if header.skipped else {})
 
 
 def _statistics(files: list[Path]) -> dict[str, list[float]]:

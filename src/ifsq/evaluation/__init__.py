@@ -10,7 +10,7 @@ from ifsq.evaluation.generator import (
 )
 from ifsq.evaluation.labels import BALANCED, LIKE_REFERENCE, labels_balanced, labels_like
 from ifsq.evaluation.options import OFFICIAL, TokenizerEvaluation
-from ifsq.evaluation.protocol import AT_ONCE, at_once, from_first, spread
+from ifsq.evaluation.protocol import AT_ONCE, at_once, spread
 from ifsq.evaluation.sheets import (
     SHEET_CLASSES,
     Pairs,
@@ -35,7 +35,6 @@ __all__ = [
     "class_sheet",
     "difference_sheet",
     "draw_images",
-    "from_first",
     "labels_balanced",
     "labels_like",
     "measure_likelihood",

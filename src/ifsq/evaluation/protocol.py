@@ -1,34 +1,13 @@
 """What measurements share: the frame of a card, which images of a source are taken, and how processes agree."""
 
-from collections.abc import Callable
-from typing import TypeVar
-
-from ifsq.config import InputError
 from ifsq.data import ImageSource, sample_order
 from ifsq.data.images import DataConfig
 from ifsq.data.transforms import RESIZE_KERNEL
 from ifsq.metrics import ProtocolCard
 from ifsq.tokenizer.model import Tokenizer
-from ifsq.training.distributed import World
 
 AT_ONCE = 128  # images that pass through a network together
 PIXELS_AT_ONCE = 1 << 20
-Made = TypeVar("Made")
-
-
-def from_first(here: World, make: Callable[[], Made]) -> Made:
-    """What ``make`` returns in the first process, in every process; or what it refuses, so that all end alike."""
-    made: Made | None = None
-    refusal: InputError | None = None
-    if here.first:
-        try:
-            made = make()
-        except InputError as error:
-            refusal = error
-    value, refused = here.gather((made, refusal))[0]
-    if refused is not None:
-        raise refused
-    return value
 
 
 def at_once(height: int, width: int) -> int:

@@ -16,7 +16,7 @@ from ifsq.config import InputError
 from ifsq.data import DataError, ImageBatch, ImageSource, iterate_once, to_float, to_uint8
 from ifsq.data.images import DataConfig, size_text
 from ifsq.evaluation.levels import LevelCounts, LevelUse
-from ifsq.evaluation.protocol import at_once, blank_card, from_first
+from ifsq.evaluation.protocol import at_once, blank_card
 from ifsq.metrics import (
     CodeCounts,
     CodeStatistics,
@@ -37,7 +37,7 @@ from ifsq.pretrained.inception import FIDInception
 from ifsq.pretrained.lpips import LPIPS
 from ifsq.store.weights import weights_digest
 from ifsq.tokenizer.model import Tokenizer
-from ifsq.training.distributed import World
+from ifsq.training.distributed import World, from_first
 from ifsq.training.log import Reporter
 
 FEATURES_AT_ONCE = 32  # images: Inception enlarges each to 299 pixels

@@ -5,7 +5,6 @@ A folder of ``latents_rankRR_shardSSS.safetensors`` (``latents``, ``latents_flip
 """
 
 import pickle
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +16,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ifsq.codes import writer
-from ifsq.codes.cache import CodeCache
+from ifsq.codes.cache import MANIFEST, CodeCache
 from ifsq.codes.spec import LatentSpec
 from ifsq.config import InputError, digest
+from ifsq.store.folders import whole_folder
 from ifsq.training.folder import check_free
 
 PATTERN = "latents_rank*_shard*.safetensors"
@@ -80,15 +80,12 @@ def import_latents(folder: Path, out: Path) -> CodeCache:
     for damaged shards and values beyond float16.
     """
     check_free(out)
-    partial = writer.partial_of(out)
-    try:
-        return _fill(folder, partial, out)
-    except InputError:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+    with whole_folder(out, MANIFEST) as partial:
+        _fill(folder, partial, out)
+    return CodeCache.open(out)
 
 
-def _fill(folder: Path, partial: Path, out: Path) -> CodeCache:
+def _fill(folder: Path, partial: Path, out: Path) -> None:
     mean, std = (value.flatten().tolist() for value in read_statistics(folder))
     about = {
         "tokenizer": "",
@@ -103,7 +100,6 @@ def _fill(folder: Path, partial: Path, out: Path) -> CodeCache:
         d, h, w = shard.latents.shape[1:]
         if layout is None:
             layout = LatentSpec(d, (h, w))
-            writer.prepare(partial, about)
         if layout != LatentSpec(d, (h, w)):
             raise InputError(f"{folder}: latents of {(d, h, w)} beside {(layout.dim, *layout.grid)}; expected alike")
         part = writer.Part(shard.latents, shard.labels, shard.flipped)
@@ -111,7 +107,8 @@ def _fill(folder: Path, partial: Path, out: Path) -> CodeCache:
         shards, classes = shards + 1, max(classes, int(shard.labels.max()) + 1)
     assert layout is not None  # `read_shards` gives one shard at least
     names = tuple(str(k) for k in range(classes))
-    return writer.finish(partial, out, layout, names, {"train": shards * writer.SHARD}, about)
+    files = [writer.shard_name("train", number) for number in range(shards)]
+    writer.write_manifest(partial, out, layout, names, {"train": files}, about)
 
 
 def _read_shard(file: Path) -> LatentShard:

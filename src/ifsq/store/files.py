@@ -95,6 +95,8 @@ def whole_file(path: Path) -> Iterator[Path]:
     """
     place = Path(os.path.realpath(path))
     partial = _beside(place)
+    if place.exists() and not place.is_file():  # a device or a pipe must not become a file
+        raise WriteError(path, "is a folder" if place.is_dir() else "is no regular file")
     with writing(path):
         try:
             partial.touch(exist_ok=False)

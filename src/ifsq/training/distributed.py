@@ -5,16 +5,19 @@ Called by ``loop`` and ``pipeline``. Files are written by the first process only
 
 import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
+from ifsq.config import InputError
+
 PATIENCE = timedelta(hours=4)  # the first process evaluates alone while the others wait
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,21 @@ class World:
         told = torch.tensor(float(flag))  # on the CPU: no device has to finish its queue for the answer
         dist.all_reduce(told, op=dist.ReduceOp.MAX)
         return bool(told)
+
+
+def from_first(here: World, make: Callable[[], Made]) -> Made:
+    """What ``make`` returns in the first process, in every process; or what it refuses, so that all end alike."""
+    made: Made | None = None
+    refusal: InputError | None = None
+    if here.first:
+        try:
+            made = make()
+        except InputError as error:
+            refusal = error
+    value, refused = here.gather((made, refusal))[0]
+    if refused is not None:
+        raise refused
+    return value
 
 
 def first_process() -> bool:

@@ -4,8 +4,9 @@ A folder that is not ours, or that holds another configuration, is refused: noth
 """
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ from typing import Any
 from torch import Tensor
 
 from ifsq.config import InputError, build, differences, read_json, to_dict
-from ifsq.store.files import entries_of, is_free, write_tensors, write_text
+from ifsq.store.files import LOCK, WriteError, entries_of, is_free, reason, write_tensors, write_text
 from ifsq.store.folders import whole_folder
+from ifsq.store.lock import lock
 from ifsq.training import checkpoint
+from ifsq.training.distributed import World, from_first
 from ifsq.training.hub import locate
 
 CONFIG = "config.json"
@@ -65,6 +68,34 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(found, dict) or "kind" not in found:
         raise InputError(f"{path}: is not a run of ifsq; expected a JSON object with a kind")
     return found
+
+
+@contextmanager
+def alone_in(folder: Path, here: World, say: Callable[[str], None]) -> Iterator[None]:
+    """Make the folder where there is none and hold its lock in the first process; it goes again if it stays empty.
+
+    say  as of `lock`
+
+    Raises InputError in every process where another run is at work there.
+    """
+    made: list[Path] = []
+
+    def claim() -> None:
+        try:
+            if not folder.is_dir():
+                Path(os.path.realpath(folder)).mkdir(parents=True)
+                made.append(folder)
+            held.enter_context(lock(folder / LOCK, say))
+        except OSError as error:
+            raise WriteError(folder, reason(error)) from error
+
+    try:
+        with ExitStack() as held:
+            from_first(here, claim)
+            yield
+    finally:
+        if made and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def check_free(out: Path) -> None:

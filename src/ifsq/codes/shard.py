@@ -1,0 +1,67 @@
+"""One safetensors file of a cache: the tensors it holds, told by its header before any memory is taken for them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from ifsq.codes.spec import CodeSpec, LatentSpec
+from ifsq.config import InputError, parse_json
+from ifsq.store.files import reason
+
+FLIPPED = "_flipped"
+LABELS = "labels"
+SKIPPED = "skipped"  # in the metadata: JSON, a line about each image that is missing
+DTYPES = {"U8": torch.uint8, "U16": torch.uint16, "I64": torch.int64, "F16": torch.float16}
+
+
+@dataclass(frozen=True)
+class ShardHeader:
+    """Images of a shard, and a line about each that is missing in it."""
+
+    count: int
+    skipped: tuple[str, ...]
+
+
+def content_of(layout: CodeSpec | LatentSpec) -> str:
+    """Name of the tensor of codes: ``digits`` or ``latents``."""
+    return "latents" if isinstance(layout, LatentSpec) else "digits"
+
+
+def stored_dtype(layout: CodeSpec | LatentSpec) -> torch.dtype:
+    """Of that tensor."""
+    return torch.float16 if isinstance(layout, LatentSpec) else layout.digit_dtype
+
+
+def read_header(path: Path, layout: CodeSpec | LatentSpec, flips: bool) -> ShardHeader:
+    """What a shard says it holds, which is what its size has room for.
+
+    flips  whether it holds the codes of the mirrored images too
+
+    Raises InputError when it is damaged or its tensors are not of this layout.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: {'is no regular file' if path.exists() else 'no such file'}; expected a shard")
+    try:
+        with safe_open(path, "pt") as shard:
+            names = sorted(shard.keys())
+            slices = {name: shard.get_slice(name) for name in names}
+            found = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
+            about = shard.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path}: cannot be read: {reason(error)}") from error
+    count = next(iter(found.get(LABELS, ("", ()))[1]), 0)
+    content = content_of(layout)
+    expected = {LABELS: (torch.int64, (count,)), content: (stored_dtype(layout), (count, *layout.shape))}
+    if flips:
+        expected[content + FLIPPED] = expected[content]
+    for name, (dtype, shape) in expected.items():
+        stored = found.get(name)
+        if stored is None or DTYPES.get(stored[0]) != dtype or stored[1] != shape:
+            what = "nothing" if stored is None else f"{DTYPES.get(stored[0], stored[0])} {stored[1]}"
+            raise InputError(f"{path}: {name} is {what}; expected {dtype} {shape}")
+    skipped = parse_json(about.get(SKIPPED, "[]"), f"{path}: {SKIPPED}")
+    if not isinstance(skipped, list) or not all(isinstance(line, str) for line in skipped):
+        raise InputError(f"{path}: {SKIPPED} in its metadata: expected a list of lines")
+    return ShardHeader(count, tuple(skipped))
