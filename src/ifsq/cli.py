@@ -90,13 +90,20 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = _verb(tokenizer, "eval", "measure a tokenizer on held-out images", _tokenizer_eval)
     evaluate.add_argument("folder", type=Path, metavar="RUN")
     evaluate.add_argument(
-        "--data", default="", metavar="SOURCE", help="folder of images or a bundled source (default: the run's)"
+        "--data", default="", metavar="SOURCE", help="images, as data.source of an experiment (default: the run's)"
     )
-    evaluate.add_argument("--split", choices=("val", "train"), default="val", help="default val")
+    evaluate.add_argument(
+        "--split",
+        default="",
+        metavar="NAME",
+        help="val, train, another of the source, or all (default: val; of other images than the run's their val or"
+        " test, or all where they have no splits)",
+    )
     evaluate.add_argument("--size", type=_size, default=0, metavar="PX", help=_SIZE_HELP)
     evaluate.add_argument(
         "--count", type=int, default=0, metavar="N", help="images, drawn over the split (default: all)"
     )
+    _add_reading(evaluate)
     evaluate.add_argument("--no-judge", action="store_true", help="leave out rFD(judge) and the training of its judge")
     for option, network in (
         ("--lpips", "LPIPS, with these VGG16 weights"),
@@ -115,6 +122,14 @@ def _parser() -> argparse.ArgumentParser:
     encode.add_argument("out", type=Path, metavar="OUT")
     encode.add_argument("--size", type=_size, default=None, metavar="PX", help=_SIZE_HELP)
     encode.add_argument("--flip", action="store_true", help="also the codes of the mirrored images")
+    encode.add_argument(
+        "--split",
+        nargs="+",
+        default=None,
+        metavar="NAME",
+        help="splits of the source, or all of one without splits (default: train val, which generators need)",
+    )
+    _add_reading(encode)
 
     generator = verbs.add_parser("generator", help="train or evaluate a generator").add_subparsers(
         metavar="VERB", required=True
@@ -172,7 +187,7 @@ def _parser() -> argparse.ArgumentParser:
 
     codes = _verb(analyze, "codes", "how a cache uses levels and indices", _analyze_codes)
     codes.add_argument("folder", type=Path, metavar="CACHE", help="code cache")
-    codes.add_argument("--split", choices=("train", "val"), default="train")
+    codes.add_argument("--split", default="train", metavar="NAME", help="default train")
 
     other = verbs.add_parser("import", help="read a checkpoint of another project").add_subparsers(
         metavar="FORMAT", required=True
@@ -241,6 +256,22 @@ def _size(text: str) -> int | tuple[int, int]:
         raise argparse.ArgumentTypeError(f"{text!r}: {expected}") from None
 
 
+def _add_reading(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--broken", choices=("refuse", "skip"), help="what an image that cannot be read does")
+    parser.add_argument("--max-pixels", type=int, metavar="N", help="above which an image is too large")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes that read images (default: as the run's)")
+    parser.add_argument("--val-source", metavar="SOURCE", help="where the images of the split val come from")
+    parser.add_argument("--label-column", metavar="NAME", help="where labels are, if the source does not say it itself")
+
+
+def _reading(options: argparse.Namespace) -> Any:
+    from ifsq.data import Reading
+
+    return Reading(
+        options.val_source, options.label_column, options.broken, options.max_pixels, workers=options.workers
+    )
+
+
 def _demo(options: argparse.Namespace) -> None:
     from ifsq.bench.demo import demo
 
@@ -270,6 +301,7 @@ def _tokenizer_eval(options: argparse.Namespace) -> None:
         judge=not options.no_judge,
         lpips=options.lpips,
         fid=options.fid,
+        reading=_reading(options),
     )
     with Terminal() as terminal:
         cards = pipeline.evaluate_tokenizer(options.folder, options.device, terminal, asked)
@@ -281,9 +313,17 @@ def _encode(options: argparse.Namespace) -> None:
 
     with Terminal() as terminal:
         cache = pipeline.encode(
-            options.folder, options.data, options.out, options.size, options.flip, options.device, terminal
+            options.folder,
+            options.data,
+            options.out,
+            options.size,
+            options.flip,
+            options.device,
+            terminal,
+            options.split or ("train", "val"),
+            _reading(options),
         )
-    _print(f"codes: {cache.folder}, {cache.count('train')} for training and {cache.count('val')} held out")
+    _print(f"codes: {cache.folder}, {', '.join(f'{cache.count(split)} of {split}' for split in cache.splits)}")
 
 
 def _generator_train(options: argparse.Namespace) -> None:

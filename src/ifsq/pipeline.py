@@ -26,19 +26,22 @@ from ifsq.config import InputError, build, differences, to_dict
 from ifsq.data import (
     DataConfig,
     DataError,
+    Reading,
     describe_counts,
     describe_images,
     image_grid,
     iterate_once,
     open_images,
     read_image,
+    split_called,
+    splits_of,
     to_channels,
     to_float,
     to_uint8,
     write_png,
 )
 from ifsq.data.folder import images_below
-from ifsq.data.images import ImageSource, Size, height_width, size_text
+from ifsq.data.images import SPLITS, ImageSource, Size, height_width, size_text
 from ifsq.evaluation import (
     BALANCED,
     LIKE_REFERENCE,
@@ -118,22 +121,27 @@ def encode(
     flip: bool = False,
     device: str = "auto",
     watch: Reporter | None = None,
+    splits: Sequence[str] = SPLITS,
+    reading: Reading | None = None,
 ) -> CodeCache:
-    """Write the codes of both splits of a data source as a cache; a cache that already says the same is returned.
+    """Write the codes of splits of a data source as a cache; a cache that already says the same is returned.
 
     Digits, see `Tokenizer.spec`; float16 latents of kinds ``ae`` and ``kl`` (the mean). Killed and started again it
     goes on.
 
-    run     folder of a tokenizer
-    source  images, as ``data.source`` of an experiment
-    size    pixels a side, or height and width; default: what the tokenizer was trained on
-    flip    store the codes of the mirrored images too
+    run      folder of a tokenizer
+    source   images, as ``data.source`` of an experiment
+    size     pixels a side, or height and width; default: what the tokenizer was trained on
+    flip     store the codes of the mirrored images too
+    splits   names of splits; ``all`` for the whole of a source without any. Generators need ``train`` and ``val``
+    reading  how the images are read; where the source is the run's own, default as there
     """
-    watch = watch or Silent()
+    watch, reading = watch or Silent(), reading or Reading()
     with _join(device) as here:
         tokenizer = Tokenizer.from_pretrained(run).to(here.device)
-        data = _data_of(run, source, size, tokenizer.factor)
-        sources = {split: open_images(data, split, channels=tokenizer.channels) for split in ("train", "val")}
+        data = _data_of(run, source, size, tokenizer.factor, reading)
+        names = dict.fromkeys(split_called(data, name) for name in splits)
+        sources = {name: open_images(data, name, channels=tokenizer.channels) for name in names}
         about = {
             "data": to_dict(data),
             "fingerprints": {split: images.fingerprint for split, images in sources.items()},
@@ -151,12 +159,12 @@ def encode(
                 return CodeCache.open(out)
             if from_first(here, lambda: cache_writer.prepare(partial, about)):
                 watch.say(f"{out}: goes on with the shards that are there")
-            watch.say(f"data: {describe_images(sources['train'], sources['val'])}")
+            watch.say(f"data: {_told(sources)}")
             try:
                 for split, images in sources.items() if not cache_writer.is_complete(partial) else ():
                     watch.start(f"codes, {split}", 0, len(images))
                     mine = range(here.rank, cache_writer.shards_of(len(images)), here.size)
-                    encoder = _encoder(tokenizer, images, layout, flip, _workers_of(run), here, watch)
+                    encoder = _encoder(tokenizer, images, layout, flip, _workers_of(run, reading), here, watch)
                     cache_writer.write_shards(partial, split, len(images), encoder, mine, layout, flips=flip)
                     watch.finish({})
             except InputError:
@@ -164,7 +172,8 @@ def encode(
                 raise
             here.barrier()
             if here.first:
-                cache_writer.finish(partial, out, layout, sources["train"].classes, counts, about)
+                classes = next(iter(sources.values())).classes
+                cache_writer.finish(partial, out, layout, classes, counts, about)
             here.barrier()
         cache = CodeCache.open(out)
         for line in cache.skipped:
@@ -291,18 +300,20 @@ def evaluate_tokenizer(
 
     Writes ``evaluation.json``, ``samples/reconstructions.png`` and ``samples/differences_xN.png``, N being how much
     larger the differences are drawn. Other images than the run's held-out ones add ``_SPLIT_FINGERPRINT`` to the names.
+    Of a source that somebody names and that has no splits, all images are measured; see `TokenizerEvaluation`.
     """
     watch, asked = watch or Silent(), asked or TokenizerEvaluation()
     with _join(device) as here:
         tokenizer = Tokenizer.from_pretrained(run).to(here.device)
         data = _evaluated_data(run, asked, tokenizer.factor)
-        images = open_images(data, asked.split, channels=tokenizer.channels)
+        split = _split_to_measure(run, asked, data)
+        images = open_images(data, split, labels=False, channels=tokenizer.channels)
         asked.check(data.size, len(images))
         drawn = spread(images, asked.count or len(images))
-        name = f"{data.source} {asked.split}{f', {asked.count} drawn' if asked.count else ''}"
+        name = f"{data.source} {split}{f', {asked.count} drawn' if asked.count else ''}"
         judges = _judges(run, asked, data, tokenizer.channels, len(drawn), here, watch)
         measured = measure_tokenizer(
-            tokenizer, images, data, name, sorted(drawn), judges, here, watch, _workers_of(run)
+            tokenizer, images, data, name, sorted(drawn), judges, here, watch, _workers_of(run, asked.reading)
         )
         left_out = [*measured.left_out, *(["rFD(judge): 1 image, needs 2"] if asked.judge and len(drawn) < 2 else [])]
         for line in left_out:
@@ -310,7 +321,7 @@ def evaluate_tokenizer(
         if measured.skipped:
             watch.say(f"skipped: {len(measured.skipped)} images; the first: {measured.skipped[0]}")
         if here.first:
-            suffix = "" if _is_usual(run, asked, data) else f"_{asked.split}_{images.fingerprint[:8]}"
+            suffix = "" if _is_usual(run, asked, split, data) else f"_{split}_{images.fingerprint[:8]}"
             suffix += f"_{asked.count}" if asked.count else ""
             _write_pairs(run, suffix, shown_pairs(tokenizer, images, here.device, drawn))
             more = {
@@ -412,7 +423,7 @@ OWN_IMAGES = ("val_source", "label_column", "broken", "max_pixels", "stream", "b
 """How a run reads the images of its own source, besides their size."""
 
 
-def _data_of(run: Path, source: str, size: Size | None, factor: int) -> DataConfig:
+def _data_of(run: Path, source: str, size: Size | None, factor: int, reading: Reading) -> DataConfig:
     """The data a tokenizer reads from ``source``: in its own size unless told otherwise, without flips."""
     config = read_config(run)
     own = config["experiment"]["data"] if "experiment" in config else {}
@@ -420,7 +431,7 @@ def _data_of(run: Path, source: str, size: Size | None, factor: int) -> DataConf
         raise InputError(f"{run}: is not a training run and has no image size of its own; give --size")
     size = own["size"] if size is None else size
     how = {name: own[name] for name in OWN_IMAGES if name in own} if own.get("source") == source else {}
-    data = build(DataConfig, {"source": source, "size": size, **how}, "encode")
+    data = build(DataConfig, {"source": source, "size": size, **how, **reading.options()}, "encode")
     _check_size(data.size, factor)
     return data
 
@@ -438,19 +449,42 @@ def _evaluated_data(run: Path, asked: TokenizerEvaluation, factor: int) -> DataC
     _check_size(size, factor)
     if asked.source and asked.source != own.source:
         own = DataConfig(asked.source, size, broken=own.broken, max_pixels=own.max_pixels)
-    return replace(own, size=size, flip=False, crop="center")
+    return replace(own, size=size, flip=False, crop="center", **asked.reading.options())
 
 
-def _is_usual(run: Path, asked: TokenizerEvaluation, data: DataConfig) -> bool:
+def _split_to_measure(run: Path, asked: TokenizerEvaluation, data: DataConfig) -> str:
+    """The split that is asked for; by default what is held out, or all of a source that somebody names as a whole."""
+    if asked.split:
+        return split_called(data, asked.split)
+    own = read_config(run).get("experiment", {}).get("data", {}).get("source")
+    if not asked.source or asked.source == own:
+        return "val"
+    splits = splits_of(data)
+    for split in ("val", "test"):
+        if split in splits:
+            return split
+    if splits:
+        raise InputError(f"{data.source}: has the splits {', '.join(splits)}; say with --split which to measure")
+    return "all"
+
+
+def _is_usual(run: Path, asked: TokenizerEvaluation, split: str, data: DataConfig) -> bool:
     """Whether these are all held-out images of a run: what the report speaks of."""
     trained = "experiment" in read_config(run)
-    return (
-        trained and asked.split == "val" and not asked.count and data == _evaluated_data(run, TokenizerEvaluation(), 1)
-    )
+    return trained and split == "val" and not asked.count and data == _evaluated_data(run, TokenizerEvaluation(), 1)
 
 
-def _workers_of(run: Path) -> int:
-    """Processes that read images, as in the training of the run."""
+def _told(sources: dict[str, ImageSource]) -> str:
+    """What will be encoded, in a line."""
+    if tuple(sources) == SPLITS:
+        return describe_images(*sources.values())
+    return ", ".join(f"{len(images)} of {name}" for name, images in sources.items())
+
+
+def _workers_of(run: Path, reading: Reading) -> int:
+    """Processes that read images: as asked, or as in the training of the run."""
+    if reading.workers is not None:
+        return reading.workers
     config = read_config(run)
     return config["experiment"]["train"]["engine"]["workers"] if "experiment" in config else 0
 
@@ -628,17 +662,22 @@ def _shared_judge(run: Path, data: DataConfig, channels: int, here: World, watch
 def _judge(parent: Path, data: DataConfig, channels: int, here: World, watch: Reporter) -> JudgeNet | None:
     """The classifier of these images, trained once, in the first process; None in the others.
 
-    Images of a single class are judged by one of the photographs.
+    Images of a single class, or without any to train on, are judged by one of the photographs.
     """
     if not here.first:
         return None
     alone = World(0, 1, here.device)
-    if len(open_images(data, "train", channels=channels).classes) < 2:
-        watch.say(f"{data.source} has one class: the judge learns bundled:photos instead")
+    splits = splits_of(data)
+    lacks = "" if not splits or "train" in splits else "no training images"
+    if not lacks and len(open_images(data, "train", channels=channels).classes) < 2:
+        lacks = "one class"
+    if lacks:
+        watch.say(f"{data.source} has {lacks}: the judge learns bundled:photos instead")
         height, width = (min(max(side, 16), 256) for side in data.sides)
         data = DataConfig("bundled:photos", (height, width))
     torch.manual_seed(JUDGE_TRAINING.seed)
-    task = JudgeTask(open_images(data, "train", channels=channels), open_images(data, "val", channels=channels))
+    train, val = (open_images(data, name, labels=name == "train", channels=channels) for name in SPLITS)
+    task = JudgeTask(train, val)
     folder = parent / f"judge_{task.source.fingerprint[:8]}"
     _claim(folder, "judge", JUDGE_TRAINING, task.source.fingerprint, alone)
     judge = fit(task, JUDGE_TRAINING, folder, alone, watch, "judge")

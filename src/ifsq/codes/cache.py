@@ -106,6 +106,11 @@ class CodeCache:
         """A line about each image that could not be read when the cache was written."""
         return [line for entries in self._splits.values() for entry in entries for line in entry.skipped]
 
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits."""
+        return tuple(self._splits)
+
     def count(self, split: str) -> int:
         """Images of a split."""
         return sum(entry.count for entry in self._splits.get(split, ()))

@@ -48,7 +48,7 @@ class Manifest:
     classes     names; a label is a position in them
     about       source, size, crop, flip, fingerprints and tokenizer hash
     splits      shards of each
-    statistics  of latents: ``mean`` and ``std`` of every channel
+    statistics  of latents: ``mean`` and ``std`` of every channel, over the training split where there is one
     """
 
     spec: dict[str, Any]
@@ -83,7 +83,7 @@ class Manifest:
         """Of the digits or the latents. Raises InputError naming ``where``."""
         if self.content == "latents":
             latents = build(LatentSpec, self.spec, f"{where}: spec")
-            for name in ("mean", "std"):
+            for name in ("mean", "std") if self.splits.get("train") else ():
                 if len(self.statistics.get(name, ())) != latents.dim:
                     raise InputError(f"{where}: statistics.{name}: expected {latents.dim} numbers, one a channel")
             return latents

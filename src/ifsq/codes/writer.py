@@ -160,6 +160,7 @@ def write_manifest(
         if not sum(entry["count"] for entry in entries):
             raise InputError(f"{target}: none of the images of {split!r} can be read")
     latents = isinstance(layout, LatentSpec)
+    counted = splits.get("train", [])
     manifest = {
         "kind": "codes",
         "format": FORMATS[-1],
@@ -168,7 +169,7 @@ def write_manifest(
         "classes": list(classes),
         "about": about,
         "splits": splits,
-        **({"statistics": _statistics([folder / entry["file"] for entry in splits["train"]])} if latents else {}),
+        **({"statistics": _statistics([folder / entry["file"] for entry in counted])} if latents and counted else {}),
     }
     write_text(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
     for note in (folder / ABOUT, *folder.glob(f"*{CHECKSUM}")):  # only now: until here it could have been killed

@@ -9,7 +9,7 @@ import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -135,6 +135,29 @@ class DataConfig:
     def for_split(self, split: str) -> "DataConfig":
         """The config that a split follows: only training images are augmented."""
         return self if split == "train" else replace(self, flip=False, crop="center")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How images are read that a run was not trained on; what is None stays as it is for the run.
+
+    val_source, label_column, broken, max_pixels  see `DataConfig`
+    workers                                       processes that read ahead
+    """
+
+    val_source: str | None = None
+    label_column: str | None = None
+    broken: str | None = None
+    max_pixels: int | None = None
+    workers: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.workers is not None and self.workers < 0:
+            raise DataError(f"workers {self.workers}: expected at least 0")
+
+    def options(self) -> dict[str, Any]:
+        """The fields of `DataConfig` that are given."""
+        return {key: value for key, value in asdict(self).items() if value is not None and key != "workers"}
 
 
 class ImageSource(ABC):

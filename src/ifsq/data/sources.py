@@ -11,7 +11,7 @@ from ifsq.data.encoded import Catalogue, EncodedImages
 from ifsq.data.images import SPLITS, DataConfig, DataError, ImageSource, check_channels
 from ifsq.data.labels import NO_CLASSES
 from ifsq.data.paths import at_home
-from ifsq.data.splits import ALL, TRAIN, VAL, Part, alone_is_all, find_part, in_order
+from ifsq.data.splits import ALL, TRAIN, VAL, Part, alone_is_all, find_part, in_order, split_of
 from ifsq.data.stream import Stream
 
 MAKERS: dict[str, type[Bundled]] = {"bundled:photos": Photos, "bundled:digits": Digits, "bundled:shapes": Shapes}
@@ -48,6 +48,11 @@ def splits_of(config: DataConfig) -> tuple[str, ...]:
     found = _streams(config.source) if config.stream else _catalogues(config.source, config.label_column)
     given = {TRAIN, VAL} if config.val_source else set()
     return tuple(in_order({*found, *given} - {ALL}))
+
+
+def split_called(config: DataConfig, name: str) -> str:
+    """What `splits_of` calls a split that is given by any of its names: ``val`` for ``validation``."""
+    return name if name in splits_of(config) else split_of(name) or name
 
 
 def describe_images(train: ImageSource, val: ImageSource) -> str:

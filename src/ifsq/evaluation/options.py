@@ -1,9 +1,9 @@
 """What a person asks of an evaluation of a tokenizer. Made by ``cli``, followed by ``pipeline``."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ifsq.config import InputError
-from ifsq.data.images import SPLITS, Size, height_width, size_text
+from ifsq.data.images import Reading, Size, height_width, size_text
 from ifsq.pretrained.lpips import SMALLEST
 
 OFFICIAL = "official"
@@ -13,27 +13,28 @@ OFFICIAL = "official"
 class TokenizerEvaluation:
     """Which images, and which measures beside those that cost nothing.
 
-    source  folder of images or a bundled source; empty: what the tokenizer was trained on
-    split   ``val`` or ``train``; neither is flipped or cropped at random
+    source  images, as ``data.source`` of an experiment; empty: what the tokenizer was trained on
+    split   ``val``, ``train``, any other that the source has, or ``all``; none is flipped or cropped at random. Empty:
+            ``val``; of another source than the tokenizer's its ``val``, else its ``test``, or all of it without splits
     size    pixels a side, or height and width; 0: what the tokenizer was trained on
     count   this many images, drawn over the split, always the same; 0: all of them
     judge   the Fréchet distance on the features of the judge, which is trained beside the run when it is not there yet
     lpips   LPIPS: ``official`` for the published weights, found on this machine or fetched; the path of VGG16 weights
             for these; empty: not measured
     fid     rFID: ``official`` or the path of Inception weights; empty: not measured
+    reading how the images are read
     """
 
     source: str = ""
-    split: str = "val"
+    split: str = ""
     size: Size = 0
     count: int = 0
     judge: bool = True
     lpips: str = ""
     fid: str = ""
+    reading: Reading = field(default_factory=Reading)
 
     def __post_init__(self) -> None:
-        if self.split not in SPLITS:
-            raise InputError(f"split {self.split!r}: expected one of {', '.join(SPLITS)}")
         for name, least in (("size", min(height_width(self.size))), ("count", self.count)):
             if least < 0:
                 raise InputError(f"{name} {least}: expected at least 1")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ifsq.config import InputError
 from ifsq.data import ImageBatch, ImageBatches, ImageSource, StepSampler, iterate_once
+from ifsq.data.labels import NO_LABEL
 from ifsq.training.config import TrainConfig
 from ifsq.training.distributed import World
 from ifsq.training.loop import Task
@@ -109,16 +110,17 @@ class JudgeTask(Task):
 
     @torch.no_grad()
     def validate(self, model: JudgeNet, world: World) -> dict[str, float]:
-        """Share of held-out images told right, of those that could be read."""
+        """Share of held-out images told right, of those that could be read and have a class."""
         device = next(model.parameters()).device
-        right = total = 0
+        right = total = read = 0
         for batch in iterate_once(self.held_out, 128):
             if len(batch.labels):
                 right += int((model.logits(batch.images.to(device)).argmax(dim=1).cpu() == batch.labels).sum())
-                total += len(batch.labels)
-        if not total:
+                total += int((batch.labels != NO_LABEL).sum())
+                read += len(batch.labels)
+        if not read:
             raise InputError(f"held-out images: none of {len(self.held_out)} could be read")
-        return {"accuracy": right / total}
+        return {"accuracy": right / total} if total else {}
 
     def describe(self) -> dict[str, Any]:
         return {"kind": "judge", "num_classes": len(self.source.classes), "data": self.source.fingerprint}
