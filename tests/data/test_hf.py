@@ -1,7 +1,10 @@
 """Data sets of Hugging Face's library, on disk and streamed: pictures, labels, splits, and what is wrong with them."""
 
 import io
+import os
+import socket
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +13,12 @@ import pytest
 from PIL import Image
 
 from ifsq.data import DataConfig, DataError, ImageBatches, ImageSource, StepSampler, open_images, read_image, stream
-from ifsq.data.hf import file_of
+from ifsq.data.hf_files import _own, file_of
 from ifsq.data.labels import NO_LABEL
 
 datasets = pytest.importorskip("datasets")
+pa = pytest.importorskip("pyarrow")
+pq = pytest.importorskip("pyarrow.parquet")
 pytestmark = pytest.mark.filterwarnings("ignore")  # the library's own
 FEATURES = {"image": datasets.Image(), "label": datasets.ClassLabel(names=["dog", "cat"])}
 
@@ -178,9 +183,116 @@ def test_a_broken_picture_names_its_row(tmp_path: Path) -> None:
             opened(f"hf:{tmp_path}/a", streamed=streamed).load(1, 0)
 
 
-def test_a_file_may_have_an_address(tmp_path: Path) -> None:
-    (tmp_path / "x.png").write_bytes(b"bytes")
-    assert file_of("x", {"bytes": None, "path": (tmp_path / "x.png").as_uri()}) == b"bytes"
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Iterator[tuple[dict[str, str], socket.socket]]:
+    """Ways to name a picture that is no part of a data set, and a server that nobody should call."""
+    (tmp_path / "private.png").write_bytes(picture(0))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.1)
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        yield (
+            {
+                "ftp": f"ftp://{address}/x.png",
+                "http": f"http://{address}/x.png",
+                "archive": f"zip://x.png::ftp://{address}/x.zip",
+                "file": (tmp_path / "private.png").as_uri(),
+                "absolute": str(tmp_path / "private.png"),
+                "above": f"{tmp_path}/set/../private.png",
+                "relative": os.path.relpath(tmp_path / "private.png"),
+                "other repository": "hf://datasets/somebody/else@main/x.png",
+            },
+            server,
+        )
+
+
+def write_rows(path: Path, image: list[dict[str, Any]]) -> None:
+    """A table as somebody else would make it; the library's own ``to_parquet`` reads what its rows name."""
+    path.parent.mkdir(exist_ok=True)
+    schema = datasets.Features(FEATURES).arrow_schema
+    pq.write_table(pa.Table.from_pydict({"image": image, "label": [0] * len(image)}, schema=schema), path)
+
+
+KINDS = ("ftp", "http", "archive", "file", "absolute", "above", "relative", "other repository")
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_row_names_nothing_outside_of_its_data_set(
+    tmp_path: Path, elsewhere: tuple[dict[str, str], socket.socket], kind: str, streamed: bool
+) -> None:
+    named, server = elsewhere
+    image = [{"bytes": picture(0), "path": None}, {"bytes": None, "path": named[kind]}]
+    write_rows(tmp_path / "set/train.parquet", image)
+    with pytest.raises(DataError, match=r"set: row 1: names '.*: expected a file of the data set itself") as caught:
+        opened(f"hf:{tmp_path}/set", streamed=streamed, val_source=f"hf:{tmp_path}/set").load(1, 0)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(TimeoutError):
+        server.accept()
+
+
+def test_a_row_may_name_a_file_of_its_own_folder(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set/x.png").write_bytes(picture(5))
+    os.mkfifo(tmp_path / "set/pipe.png")
+    write_rows(tmp_path / "set/train.parquet", [{"bytes": None, "path": str(tmp_path / "set/x.png")}])
+    source = f"hf:{tmp_path}/set"
+    np.testing.assert_array_equal(opened(source, val_source=source).load(0, 0)[0], read_image("x", picture(5)))
+    (tmp_path / "link").symlink_to(tmp_path / "set")
+    for name in (source, f"hf:{tmp_path}/link"):
+        read = file_of("x", {"bytes": None, "path": f"{name.removeprefix('hf:')}/x.png"}, name)
+        assert isinstance(read, Path)
+        assert read.read_bytes() == picture(5)
+    with pytest.raises(DataError, match=r"pipe.png: expected an image, found no regular file"):
+        file_of("x", {"bytes": None, "path": f"{tmp_path}/set/pipe.png"}, source)
+
+
+def test_a_repository_is_its_own_place() -> None:
+    def named(path: str) -> str:
+        return _own("x", path, "hf:owner/name")
+
+    for path in ("hf://datasets/owner/name@main/x.png", "zip://a/x.png::hf://datasets/owner/name@12ab/x.zip"):
+        assert named(path) == path
+    for path in (
+        "hf://datasets/owner/names@main/x.png",
+        "hf://datasets/owner/name@main/../../../other/set/x.png",
+        "http://x::hf://datasets/owner/name@main/x.png",
+        "/etc/hostname",
+    ):
+        with pytest.raises(DataError, match="expected a file of the data set itself"):
+            named(path)
+
+
+@pytest.mark.parametrize("place", ["http://127.0.0.1:9/x.parquet", "../other/*.png"])
+def test_the_card_of_a_folder_names_only_its_own_files(tmp_path: Path, place: str) -> None:
+    for name in ("set/0.png", "other/1.png"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(picture(0))
+    (tmp_path / "set/README.md").write_text(
+        f"---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: {place}\n---\n"
+    )
+    with pytest.raises(DataError, match=r"README.md names the address '|: names '.*: expected a file of the data set"):
+        opened(f"hf:{tmp_path}/set")
+
+
+GUESSED = {
+    "other case": (["Train/a/0.png", "Test/a/1.png"], "takes Test/a/1.png for an image of train"),
+    "a class that is called train": (["train/0.png", "bus/1.png"], "leaves out 1 images, the first bus/1.png"),
+    "a class with test in its name": (["test_tube/0.png", "mug/1.png"], "leaves out 1 images, the first mug/1.png"),
+    "a file with train in its name": (["a/train_0.png", "a/dog.png"], "leaves out 1 images, the first a/dog.png"),
+    "a class of both": (["train/test_tube/0.png", "train/mug/1.png"], "takes train/test_tube/0.png for an image of"),
+}
+
+
+@pytest.mark.parametrize("case", GUESSED)
+@pytest.mark.parametrize("streamed", [False, True])
+def test_splits_that_the_library_guesses_wrong_are_refused(tmp_path: Path, case: str, streamed: bool) -> None:
+    names, message = GUESSED[case]
+    for name in names:
+        (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "set" / name).write_bytes(picture(0))
+    with pytest.raises(DataError, match=rf"{message}.*give {tmp_path}/set without hf:") as caught:
+        opened(f"hf:{tmp_path}/set", streamed=streamed)
+    assert "\n" not in str(caught.value)
 
 
 def test_the_missing_library_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,13 +15,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ifsq.data.encoded import Catalogue
+from ifsq.data.hf_files import check_files, file_of, refuse_addresses
 from ifsq.data.images import DataError
 from ifsq.data.labels import LABEL_COLUMNS, all_or_none, are_numbers, choose_column, label_text, number_classes
 from ifsq.data.paths import at_home
-from ifsq.data.splits import TRAIN, alone_is_all, in_order, split_of
+from ifsq.data.splits import ALL, TRAIN, alone_is_all, in_order, split_of
 
 NONE_OF_THEM = -1
 """What the library's ``ClassLabel`` holds where a row has no label: the test splits of many sets."""
+
+_FAILURES = (OSError, ValueError, RuntimeError, NotImplementedError, ImportError)  # a package of some protocol
 
 
 class Columns(NamedTuple):
@@ -35,7 +38,8 @@ class Columns(NamedTuple):
 class Table(Catalogue):
     """The rows of a data set on disk.
 
-    place         what to call it
+    source        as ``data.source`` says it
+    split         one of its splits
     dataset       a ``datasets.Dataset``
     label_column  as in `DataConfig`
 
@@ -44,10 +48,11 @@ class Table(Catalogue):
 
     recipe = "table 1"
 
-    def __init__(self, place: str, dataset: Any, label_column: str = "") -> None:
+    def __init__(self, source: str, split: str, dataset: Any, label_column: str = "") -> None:
         import pyarrow.compute as pc
 
-        self.place, self.columns = place, find_columns(place, dataset, label_column)
+        place = source if split in (TRAIN, ALL) else f"{source} {split}"
+        self.source, self.place, self.columns = source, place, find_columns(place, dataset, label_column)
         with read_errors(place):
             self.images = undecoded(dataset, self.columns).select_columns([self.columns.image])
             whole = dataset.with_format("arrow")[:]
@@ -69,13 +74,12 @@ class Table(Catalogue):
     def read(self, position: int) -> Path | bytes:
         """See `Catalogue.read`."""
         with read_errors(self.where(position)):
-            return file_of(self.where(position), self.images[position][self.columns.image])
+            return file_of(self.where(position), self.images[position][self.columns.image], self.source)
 
     def _size(self, position: int) -> int:
         """Of an image that the table only names."""
         file = self.read(position)
-        with read_errors(self.where(position)):
-            return len(file) if isinstance(file, bytes) else file.stat().st_size
+        return len(file) if isinstance(file, bytes) else file.stat().st_size
 
 
 def open_splits(source: str, stream: bool = False) -> dict[str, Any]:
@@ -91,6 +95,10 @@ def open_splits(source: str, stream: bool = False) -> dict[str, Any]:
     datasets.disable_progress_bars()
     with read_errors(source):
         saved = any((Path(name) / file).is_file() for file in ("dataset_dict.json", "state.json"))
+        if Path(name).is_dir() and not saved:
+            refuse_addresses(source, Path(name))
+            builder = datasets.load_dataset_builder(name)
+            check_files(source, Path(name), builder.config.data_files or {})
         found = datasets.load_from_disk(name) if saved else datasets.load_dataset(name, streaming=stream)
     splits = dict(found) if isinstance(found, dict) else {TRAIN: found}
     if saved and stream:
@@ -146,20 +154,6 @@ def classes_of(place: str, names: tuple[str, ...]) -> tuple[str, ...]:
     return number_classes(names, place) if are_numbers(names) else names
 
 
-def file_of(where: str, image: Any) -> Path | bytes:
-    """The file of an undecoded image."""
-    if image is None or (image["bytes"] is None and not image["path"]):
-        raise DataError(f"{where}: expected an image, found none")
-    if image["bytes"] is not None:
-        return image["bytes"]
-    if "://" not in image["path"]:
-        return Path(image["path"])
-    import fsspec
-
-    with fsspec.open(image["path"], "rb") as file:
-        return file.read()
-
-
 @contextmanager
 def read_errors(where: str) -> Iterator[None]:
     """What the library raises, as a DataError of one line."""
@@ -170,6 +164,6 @@ def read_errors(where: str) -> Iterator[None]:
         yield
     except DataError:
         raise
-    except (OSError, ValueError, RuntimeError, NotImplementedError, DatasetsError, pyarrow.ArrowException) as error:
+    except (*_FAILURES, DatasetsError, pyarrow.ArrowException) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{where}: cannot be read: {reason}") from error

@@ -83,10 +83,8 @@ def _streams(source: str) -> dict[str, tuple[str, Any]]:
 def _catalogues(source: str, label_column: str) -> dict[str, Callable[[], Catalogue]]:
     """What makes the catalogue of each split; of ``all`` alone for a source without splits."""
     if source.startswith("hf:"):
-        return {
-            split: partial(hf.Table, source if split in (TRAIN, ALL) else f"{source} {split}", rows, label_column)
-            for split, rows in hf.open_splits(source).items()
-        }
+        tables = hf.open_splits(source)
+        return {split: partial(hf.Table, source, split, rows, label_column) for split, rows in tables.items()}
     path = Path(at_home(source))
     if path.suffix.lower() in listed.LISTS and not path.is_dir():
         rows = listed.read_list(path, label_column)

@@ -17,7 +17,8 @@ from jaxtyping import UInt8
 from ifsq.data.decode import DECODING
 from ifsq.data.draws import Draws
 from ifsq.data.encoded import to_shape
-from ifsq.data.hf import Columns, classes_of, file_of, find_columns, label_of, read_errors, undecoded
+from ifsq.data.hf import Columns, classes_of, find_columns, label_of, read_errors, undecoded
+from ifsq.data.hf_files import file_of
 from ifsq.data.images import DataConfig, DataError, ImageSource, fingerprint
 from ifsq.data.labels import NO_CLASSES, NO_LABEL, plain_label
 from ifsq.data.splits import VAL, Part
@@ -68,7 +69,7 @@ class Stream(ImageSource):
         where = f"{self.place}: row {index}"
         with read_errors(where):
             row = self._reading().row(index)
-            file = file_of(where, row[self.columns.image])
+            file = file_of(where, row[self.columns.image], self.place)
         label = 0 if self.classes == NO_CLASSES else self._label(where, row)
         return to_shape(file, where, self.config, self.shape[2], Draws(seed)), label
 
