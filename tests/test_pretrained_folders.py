@@ -1,6 +1,7 @@
 """Model folders: whole or not at all, with a card; fetched from the hub; written from a run."""
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -121,6 +122,70 @@ def test_an_older_save_is_replaced_and_other_files_stay(tmp_path):
     assert (tmp_path / "saved" / "notes.txt").read_text() == "mine"
     with pytest.raises(InputError, match="is a file"):
         tiny().save_pretrained(tmp_path / "saved" / "notes.txt")
+
+
+SAVED = {
+    "tokenizer": lambda folder: tiny().save_pretrained(folder),
+    "generator": lambda folder: save_generator(*tiny_generator(), folder),
+}
+LOADED = {"tokenizer": ifsq.Tokenizer.from_pretrained, "generator": ifsq.Generator.from_pretrained}
+
+
+@pytest.mark.parametrize("kind", SAVED)
+@pytest.mark.parametrize("place", [0.05, 0.5, 0.9999])
+def test_a_flipped_bit_of_a_saved_model_is_found(kind, place, tmp_path):
+    SAVED[kind](tmp_path)
+    file = tmp_path / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    content[int(place * len(content))] ^= 4
+    file.write_bytes(content)
+    with pytest.raises(
+        InputError, match=r"model\.safetensors: is damaged or of another model, its SHA-256 is not"
+    ) as told:
+        LOADED[kind](tmp_path)
+    assert str(told.value).endswith("config.json; fetch or save it again")
+    config = json.loads((tmp_path / "config.json").read_text())
+    for files in ([], None, {}, {"model.safetensors": {}}, "x"):
+        (tmp_path / "config.json").write_text(json.dumps({**config, "files": files}))
+        with pytest.raises(InputError, match="is damaged or of another model"):
+            LOADED[kind](tmp_path)
+
+
+@pytest.mark.parametrize("kind", SAVED)
+def test_a_model_that_was_saved_without_its_sha256_is_read(kind, tmp_path):
+    SAVED[kind](tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["files"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert LOADED[kind](tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({**config, "model": []}))
+    with pytest.raises(InputError, match="describes no model"):
+        LOADED[kind](tmp_path)
+
+
+@pytest.mark.parametrize("kind", SAVED)
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_not_finite_are_refused_by_name(kind, value, tmp_path):
+    SAVED[kind](tmp_path / "good")
+    model = LOADED[kind](tmp_path / "good")
+    name = sorted(model.state_dict())[3]
+    with torch.no_grad():
+        model.state_dict()[name].view(-1)[0] = value
+    if kind == "tokenizer":
+        model.save_pretrained(tmp_path / "bad")
+    else:
+        save_generator(model, tiny_generator()[1], tmp_path / "bad")
+    with pytest.raises(InputError, match=rf"bad: tensor '{re.escape(name)}' holds values that are not finite"):
+        LOADED[kind](tmp_path / "bad")
+
+
+def test_a_model_saved_in_halves_is_read_in_floats(tmp_path):
+    tokenizer = tiny().optimize("bf16")
+    tokenizer.save_pretrained(tmp_path)
+    again = Tokenizer.from_pretrained(tmp_path)
+    assert {value.dtype for value in again.state_dict().values() if value.is_floating_point()} == {torch.float32}
+    for key, value in tokenizer.state_dict().items():
+        assert torch.equal(again.state_dict()[key], value.to(again.state_dict()[key].dtype)), key
 
 
 def cached(cache, model_folder, files=("config.json", "model.safetensors")):
@@ -255,10 +320,10 @@ CARD = {"metric": "PSNR", "values": {"mean": 21.5}, "reference": "bundled:photos
 
 
 def run_of(folder, kind, model, described, experiment, evaluated=7):
-    create_run(folder, {"kind": kind, "experiment": experiment, "data": "x"})
+    create_run(folder, {"kind": kind, "experiment": experiment, "data": "x", "run": "this"})
     halved = {key: value / 2 for key, value in model.state_dict().items()}
     tables = {"model": model.state_dict(), "ema": halved}
-    writer = checkpoint.Writer(folder / "checkpoints", World(0, 1, torch.device("cpu")), keep=1)
+    writer = checkpoint.Writer(folder / "checkpoints", World(0, 1, torch.device("cpu")), keep=1, run="this")
     writer.save(7, tables, {"model": described})
     writer.wait()
     writer.close()

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ifsq.training import checkpoint
+from ifsq.store import checkpoints
 from ifsq.training.log import read_metrics
 
 STEPS = 120
@@ -84,9 +84,9 @@ def finish(process):
 
 
 def end_of(run: Path):
-    step, path = checkpoint.steps_in(run / "checkpoints")[-1]
+    step, path = checkpoints.steps_in(run / "checkpoints")[-1]
     assert step == STEPS
-    return {name: checkpoint.load(path, name) for name in TABLES}
+    return {name: checkpoints.at(path).load(name) for name in TABLES}
 
 
 def assert_same_bits(a, b):

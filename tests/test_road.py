@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 import ifsq
 from ifsq import pipeline
@@ -24,7 +25,7 @@ from ifsq.data.sampler import StepSampler
 from ifsq.evaluation import spread
 from ifsq.generators.pretrained import load_generator, save_generator
 from ifsq.generators.train import GeneratorTask
-from ifsq.training import checkpoint
+from ifsq.store import checkpoints
 from ifsq.training.config import TrainConfig
 from ifsq.training.distributed import World
 from ifsq.training.log import read_metrics
@@ -203,9 +204,9 @@ def test_a_process_killed_while_training_ends_with_the_same_bits(what):
     assert subprocess.run(command, stderr=subprocess.DEVNULL, check=False).returncode == 0
     whole = ["--out", f"whole_{what}", "--train.save_every", "8", "--train.steps", "80"]
     assert main([verb, "train", f"{what}.toml", *whole]) == 0
-    ends = [checkpoint.steps_in(Path(f"{name}_{what}/checkpoints"))[-1][1] for name in ("killed", "whole")]
+    ends = [checkpoints.steps_in(Path(f"{name}_{what}/checkpoints"))[-1][1] for name in ("killed", "whole")]
     for name in ("model", "ema", "optimizer"):
-        cut, unbroken = (checkpoint.load(end, name) for end in ends)
+        cut, unbroken = (checkpoints.at(end).load(name) for end in ends)
         assert all(torch.equal(cut[key], unbroken[key]) for key in unbroken | cut)
 
 
@@ -219,7 +220,7 @@ def test_a_stop_request_to_the_whole_group_saves_also_with_readers():
     os.killpg(process.pid, signal.SIGTERM)
     assert process.wait(timeout=60) == 130, Path("stopped.txt").read_text()
     assert "the same command continues from there" in Path("stopped.txt").read_text()
-    assert len(checkpoint.steps_in(Path("stopped/checkpoints"))) == 1
+    assert len(checkpoints.steps_in(Path("stopped/checkpoints"))) == 1
 
 
 def wait_for(condition, process, seconds=90):
@@ -485,13 +486,13 @@ def test_bad_input_is_one_line_and_nothing_is_written(case, capsys):
     damage("damaged", config="{")
     damage("halfway", config='{"kind": "ar"}', **{"checkpoints/step_3/state": "{"})
     damage("unread", config='{"kind": "ar"}', evaluation="[")
-    damage("shapeless", config='{"kind": "ar"}', **{"checkpoints/step_3/state": "{}"})
+    damage("shapeless", config='{"kind": "ar"}', **{"checkpoints/step_3/state": '{"step": 3}'})
     damage("orphan", config='{"kind": "model", "model": {"kind": "ar"}}')
     damage(
         "unread2",
         config='{"kind": "ar"}',
         evaluation='{"cards": [{}], "step": 3}',
-        **{"checkpoints/step_3/state": "{}"},
+        **{"checkpoints/step_3/state": '{"step": 3}'},
     )
     for folder in ("unread", "unread2"):
         Path(folder, "metrics.jsonl").write_text('{"step": 1, "loss": 1, "seconds": 1}\n')
@@ -500,6 +501,94 @@ def test_bad_input_is_one_line_and_nothing_is_written(case, capsys):
     told = refused(capsys, arguments)
     assert message in told
     assert files_of(".") == before
+
+
+def change_checkpoint(run, change, old=False):
+    """Change the averaged weights of a copy's newest checkpoint; ``old``: as if it had been saved without SHA-256."""
+    step = checkpoints.newest(
+        Path(run) / "checkpoints", json.loads(Path(run, "config.json").read_text())["run"]
+    ).checkpoint
+    table = step.load("ema")
+    name = next(key for key, value in sorted(table.items()) if value.is_floating_point())
+    table[name] = change(table[name])
+    save_file(table, step.folder / "ema.safetensors")
+    if old:
+        kept = {key: value for key, value in step.state.items() if key in ("step", "seconds", "model", "scaler")}
+        (step.folder / "state.json").write_text(json.dumps(kept))
+    return step.folder, name
+
+
+WITH_WEIGHTS = {
+    "tokenizer eval": ("tokenizer", ["tokenizer", "eval", "RUN"]),
+    "encode": ("tokenizer", ["encode", "RUN", "bundled:shapes", "new"]),
+    "reconstruct": ("tokenizer", ["reconstruct", "RUN", "good.png", "--out", "new"]),
+    "export official": ("tokenizer", ["export", "official", "RUN", "--out", "new.ckpt"]),
+    "export pretrained": ("tokenizer", ["export", "pretrained", "RUN", "--out", "new"]),
+    "export a generator": ("ar", ["export", "pretrained", "RUN", "--out", "new"]),
+    "sample ar": ("ar", ["sample", "RUN", "--labels", "0", "--out", "new.png"]),
+    "sample diffusion": ("diffusion", ["sample", "RUN", "--labels", "0", "--out", "new.png"]),
+    "generator eval ar": ("ar", ["generator", "eval", "RUN", "--samples", "20"]),
+    "generator eval diffusion": ("diffusion", ["generator", "eval", "RUN", "--samples", "20"]),
+    "tokenizer train": ("tokenizer", ["tokenizer", "train", "tokenizer.toml", "--out", "RUN"]),
+    "generator train": ("ar", ["generator", "train", "ar.toml", "--out", "RUN"]),
+}
+
+
+def nan(value):
+    return torch.where(torch.arange(value.numel()).view(value.shape) == 1, torch.nan, value)
+
+
+@pytest.mark.parametrize("case", WITH_WEIGHTS)
+def test_no_result_comes_of_weights_that_are_damaged_exchanged_or_not_finite(case, capsys):
+    """Refused by file where the SHA-256 tells, by tensor where there is none: never a picture, a figure or a file."""
+    kind, command = WITH_WEIGHTS[case]
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save("good.png")
+    for copy, change, old, message in (
+        (
+            "flipped",
+            lambda value: value + 1,
+            False,
+            "{folder}/ema.safetensors: is damaged or of another checkpoint, its SHA-256",
+        ),
+        ("not_finite", nan, True, "tensor '{name}' holds values that are not finite"),
+        ("integers", lambda value: value.long(), True, "tensor '{name}' is int64, expected float32"),
+    ):
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(kind, copy)
+        folder, name = change_checkpoint(copy, change, old)
+        before = files_of(".")
+        assert code_of([word.replace("RUN", copy) for word in command]) == 2
+        told = capsys.readouterr().err.splitlines()
+        assert message.format(folder=folder, name=name) in told[-1]
+        remark = f"ifsq: {folder}: was saved before checkpoints kept the SHA-256 of their files; nothing vouches for it"
+        assert (remark in told) == (old and not case.endswith(" train"))
+        assert files_of(".") == before
+
+
+def test_half_a_newest_checkpoint_is_passed_over_and_said_to_be(capsys):
+    shutil.copytree("ar", "half")
+    shutil.copytree("half/checkpoints/step_20", "half/checkpoints/step_25")
+    Path("half/checkpoints/step_25/state.json").unlink()
+    assert main(["sample", "half", "--labels", "0", "--out", "half.png"]) == 0
+    assert (
+        capsys.readouterr().err
+        == "ifsq: half/checkpoints/step_25: is unfinished (state.json is missing); step_20 is used\n"
+    )
+    assert main(["sample", "ar", "--labels", "0", "--out", "whole.png"]) == 0
+    assert Path("half.png").read_bytes() == Path("whole.png").read_bytes()
+
+
+def test_more_steps_on_a_finished_run(capsys):
+    more = ["tokenizer", "train", "tokenizer.toml", "--out", "longer"]
+    assert main(more) == 0
+    assert main([*more, "--train.steps", "32", "--train.keep", "1", "--train.save_every", "4"]) == 0
+    assert (
+        "train.steps=32, 24 until now: from here on the cosine schedule is that of 32 steps" in capsys.readouterr().err
+    )
+    assert [step for step, _ in checkpoints.steps_in(Path("longer/checkpoints"))] == [32]
+    train = json.loads(Path("longer/config.json").read_text())["experiment"]["train"]
+    assert (train["steps"], train["keep"], train["save_every"], train["batch"]) == (32, 1, 4, 8)
+    assert "longer: has 32 steps behind it; expected train.steps of as many, got 24" in refused(capsys, more)
 
 
 def test_a_cache_of_another_tokenizer_is_refused(capsys):

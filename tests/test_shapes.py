@@ -19,9 +19,9 @@ from ifsq.config import to_dict
 from ifsq.data import DataConfig, iterate_once, open_images, to_float, to_uint8
 from ifsq.experiment import load_tokenizer_experiment
 from ifsq.metrics import ProtocolCard, ms_ssim, psnr
+from ifsq.store.checkpoints import at, steps_in
 from ifsq.tokenizer.conv import ConvConfig
 from ifsq.tokenizer.model import TokenizerConfig
-from ifsq.training import checkpoint
 from ifsq.training.log import read_metrics
 
 HEIGHT, WIDTH = 16, 24
@@ -122,7 +122,7 @@ def size_of(picture):
 
 
 def weights_of(run):
-    return checkpoint.load(checkpoint.steps_in(Path(run) / "checkpoints")[-1][1], "model")
+    return at(steps_in(Path(run) / "checkpoints")[-1][1]).load("model")
 
 
 def evaluation_of(run, name="evaluation.json"):

@@ -8,11 +8,13 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ifsq.config import InputError
+from ifsq.config import InputError, Remark
 
 DEMO = "runs/demo"
 BOUNDS = "runs/bounds"
@@ -36,7 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.alone and os.environ.get("WORLD_SIZE", "1") != "1":
             raise InputError(f"{options.verb}: runs in one process; start it without torchrun")
-        options.run(options)
+        with _remarks():
+            options.run(options)
     except InputError as error:
         return _refuse(str(error))
     except OSError as error:  # no room, no permission: the person's to mend
@@ -531,6 +534,25 @@ def _print(line: str) -> None:
 
 def _first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
+
+
+@contextmanager
+def _remarks() -> Iterator[None]:
+    """Print every `Remark` once, in a line of the command's own; other warnings as ever."""
+    told: set[str] = set()
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", Remark)
+        as_ever = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+            if not issubclass(category, Remark):
+                as_ever(message, category, *where, **more)
+            elif str(message) not in told and _first_process():
+                told.add(str(message))
+                print(f"ifsq: {message}", file=sys.stderr)
+
+        warnings.showwarning = show
+        yield
 
 
 def _refuse(message: str) -> int:

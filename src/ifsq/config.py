@@ -27,6 +27,10 @@ class InputError(ValueError):
     """What a person gave cannot be used. The message is one line; the command prints it and exits with 2."""
 
 
+class Remark(UserWarning):
+    """A sentence worth reading about what was given, which is used nevertheless. The command prints it as a line."""
+
+
 def read_toml(path: Path) -> dict[str, Any]:
     """The file's table. Raises InputError when it is missing or no TOML."""
     return _parse(tomllib.loads, _read_text(path, "TOML"), str(path), "TOML")

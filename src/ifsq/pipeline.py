@@ -80,9 +80,8 @@ from ifsq.tokenizer.losses import LossConfig
 from ifsq.tokenizer.model import Tokenizer
 from ifsq.tokenizer.tiling import Tiling
 from ifsq.tokenizer.train import TokenizerTask
-from ifsq.training import checkpoint
 from ifsq.training.distributed import World, from_first, pick_device, world
-from ifsq.training.folder import CONFIG, alone_in, check_run, create_run, find_weights, read_config
+from ifsq.training.folder import CONFIG, alone_in, check_run, create_run, find_weights, newest_step, read_config
 from ifsq.training.log import Reporter, Silent
 from ifsq.training.loop import check_batch, fit
 
@@ -410,10 +409,10 @@ def _claim(folder: Path, kind: str, experiment: Any, data: str, here: World) -> 
     data  SHA-256 of what the run is trained on
     """
     record = {"kind": kind, "experiment": to_dict(experiment), "data": data}
-    mine = check_run(folder, record, type(experiment))
+    agreed = check_run(folder, record, type(experiment))
     here.barrier()
-    if here.first and not mine:
-        create_run(folder, record)
+    if here.first and agreed is not None:
+        create_run(folder, agreed)
     here.barrier()
     if not (folder / CONFIG).is_file():
         raise InputError(f"{folder}: process {here.rank} does not see it; expected a file system that all hosts share")
@@ -701,8 +700,7 @@ def _renamed(card: ProtocolCard, what: str) -> ProtocolCard:
 def _write_evaluation(
     run: Path, cards: list[ProtocolCard], more: dict[str, Any], name: str = "evaluation.json"
 ) -> None:
-    steps = checkpoint.steps_in(run / "checkpoints")  # a saved model has none
-    table = {"step": steps[-1][0] if steps else None, "cards": [card.to_dict() for card in cards], **more}
+    table = {"step": newest_step(run), "cards": [card.to_dict() for card in cards], **more}
     write_text(run / name, json.dumps(table, indent=1) + "\n")
 
 

@@ -12,11 +12,11 @@ from ifsq.config import InputError, build
 from ifsq.data import open_images
 from ifsq.experiment import TokenizerExperiment
 from ifsq.pretrained.lpips import _vgg16_features
+from ifsq.store import checkpoints
 from ifsq.tokenizer.adversarial import AdversarialConfig
 from ifsq.tokenizer.losses import LossConfig
 from ifsq.tokenizer.model import Tokenizer
 from ifsq.tokenizer.train import TokenizerTask
-from ifsq.training import checkpoint
 from ifsq.training.log import read_metrics
 
 TABLE = {
@@ -45,7 +45,7 @@ def vgg16(tmp_path_factory):
 
 
 def newest(run):
-    return checkpoint.steps_in(run / "checkpoints")[-1][1]
+    return checkpoints.steps_in(run / "checkpoints")[-1][1]
 
 
 def losses(run):
@@ -61,8 +61,8 @@ def test_perceptual_weights_are_a_loss_and_no_state(tmp_path, vgg16):
         f"{name}.safetensors" for name in ("model", "ema", "optimizer", "opponent", "opponent_optimizer")
     }
     trained = Tokenizer(experiment(tmp_path).tokenizer)
-    assert checkpoint.load(newest(run), "model").keys() == trained.state_dict().keys()
-    assert not any("lin" in key or "features" in key for key in checkpoint.load(newest(run), "opponent"))
+    assert checkpoints.at(newest(run)).load("model").keys() == trained.state_dict().keys()
+    assert not any("lin" in key or "features" in key for key in checkpoints.at(newest(run)).load("opponent"))
 
 
 def test_the_discriminator_starts_at_its_step_and_is_saved_as_it_is(tmp_path):
@@ -72,15 +72,16 @@ def test_the_discriminator_starts_at_its_step_and_is_saved_as_it_is(tmp_path):
     assert ["adversarial" in row for row in rows] == [False, False, True, True, True, True]
     longer = pipeline.train_tokenizer(experiment(tmp_path / "longer", save_every=1), "cpu")
     for name in ("model", "ema", "opponent", "opponent_optimizer"):
-        a, b = (checkpoint.load(newest(run), name) for run in (whole, longer))
+        a, b = (checkpoints.at(newest(run)).load(name) for run in (whole, longer))
         assert all(torch.equal(a[key], b[key]) for key in a)
 
 
 def test_a_discriminator_that_went_on_would_be_missed(tmp_path):
     """Its weights are needed to go on, not only the tokenizer's."""
     run = pipeline.train_tokenizer(experiment(tmp_path / "run"), "cpu")
-    (newest(run) / "opponent.safetensors").unlink()
-    with pytest.raises(InputError, match=r"opponent\.safetensors: no such file"):
+    file = newest(run) / "opponent.safetensors"
+    file.write_bytes(bytes(reversed(file.read_bytes())))
+    with pytest.raises(InputError, match=r"opponent\.safetensors: is damaged"):
         pipeline.train_tokenizer(experiment(tmp_path / "run"), "cpu")
 
 
@@ -88,10 +89,10 @@ def test_in_turn_each_is_still_while_the_other_moves(tmp_path):
     """The official order: from the start on, odd steps are the discriminator's."""
     loss = {"adversarial": {**TABLE["loss"]["adversarial"], "alternate": True}}
     run = pipeline.train_tokenizer(experiment(tmp_path / "run", loss, save_every=1, keep=9), "cpu")
-    states = dict(checkpoint.steps_in(run / "checkpoints"))
+    states = dict(checkpoints.steps_in(run / "checkpoints"))
 
     def moved(name, before, after):
-        a, b = (checkpoint.load(states[step], name) for step in (before, after))
+        a, b = (checkpoints.at(states[step]).load(name) for step in (before, after))
         return any(not torch.equal(a[key], b[key]) for key in a if "weight" in key)
 
     assert [moved("model", step, step + 1) for step in range(1, 6)] == [True, True, False, True, False]
@@ -103,13 +104,13 @@ def test_in_turn_a_run_goes_on_with_the_same_bits(tmp_path, step):
     """What the discriminator judges is of its own step, not what an earlier one left."""
     loss = {"adversarial": {**TABLE["loss"]["adversarial"], "alternate": True}}
     run = pipeline.train_tokenizer(experiment(tmp_path / "whole", loss, save_every=1, keep=9), "cpu")
-    whole = {name: checkpoint.load(newest(run), name) for name in ("model", "ema", "opponent")}
-    for number, path in checkpoint.steps_in(run / "checkpoints"):
+    whole = {name: checkpoints.at(newest(run)).load(name) for name in ("model", "ema", "opponent")}
+    for number, path in checkpoints.steps_in(run / "checkpoints"):
         if number > step:
             shutil.rmtree(path)
     pipeline.train_tokenizer(experiment(tmp_path / "whole", loss, save_every=1, keep=9), "cpu")
     for name, table in whole.items():
-        again = checkpoint.load(newest(run), name)
+        again = checkpoints.at(newest(run)).load(name)
         assert all(torch.equal(again[key], value) for key, value in table.items()), name
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import threading
 
@@ -11,13 +12,14 @@ import torch
 from torch import nn
 
 from ifsq.config import InputError
-from ifsq.training import checkpoint
+from ifsq.store import checkpoints
 from ifsq.training.config import EngineConfig, TrainConfig
 from ifsq.training.distributed import World, pick_device
 from ifsq.training.ema import EMA
-from ifsq.training.log import MetricsLog, Silent, SkippedLog, read_metrics
+from ifsq.training.log import Silent, read_metrics
 from ifsq.training.loop import Interrupted, Task, fit
 from ifsq.training.optim import OptimConfig, lr_at, make_optimizer
+from ifsq.training.player import Opponent
 
 MEASURED = ("data_wait", "memory_gib")
 HERE = World(0, 1, torch.device("cpu"))
@@ -56,8 +58,8 @@ def config(**changes):
 
 
 def weights(folder):
-    step, path = checkpoint.steps_in(folder / "checkpoints")[-1]
-    return step, {name: checkpoint.load(path, name) for name in ("model", "ema", "optimizer")}
+    step, path = checkpoints.steps_in(folder / "checkpoints")[-1]
+    return step, {name: checkpoints.at(path).load(name) for name in ("model", "ema", "optimizer")}
 
 
 def assert_same(a, b):
@@ -128,26 +130,6 @@ def test_what_was_skipped_is_named_once_for_each_step_also_after_kills(tmp_path,
     assert told == {row: sum(step < row for step in steps) for row in range(log_every, 41, log_every)}
 
 
-def test_skipped_examples_of_all_processes_are_written_in_the_order_of_the_steps(tmp_path):
-    log = SkippedLog(tmp_path / "skipped.txt")
-
-    class Two(World):
-        def gather(self, value):
-            return [value, [(2, "b"), (9, "d")]]
-
-    log.add(2, ("a",))
-    log.add(5, ("c", "c"))
-    log.write(Two(0, 2, torch.device("cpu")))
-    assert (tmp_path / "skipped.txt").read_text() == "2\ta\n2\tb\n5\tc\n5\tc\n9\td\n"
-    assert log.count == 5
-    with (tmp_path / "skipped.txt").open("a") as file:
-        file.write("10\tcut sh")
-    again = SkippedLog(tmp_path / "skipped.txt")
-    again.rewind(5)
-    assert (tmp_path / "skipped.txt").read_text() == "2\ta\n2\tb\n5\tc\n5\tc\n"
-    assert again.count == 4
-
-
 def test_a_run_that_skipped_nothing_says_nothing_of_it(tmp_path):
     fit(Regression(), config(), tmp_path, HERE, Silent(), "run")
     assert not (tmp_path / "skipped.txt").exists()
@@ -182,7 +164,7 @@ def test_a_finished_run_is_left_alone(tmp_path):
 
 def test_keeps_the_newest_checkpoints(tmp_path):
     fit(Regression(), config(keep=2), tmp_path, HERE, Silent(), "run")
-    assert [step for step, _ in checkpoint.steps_in(tmp_path / "checkpoints")] == [30, 40]
+    assert [step for step, _ in checkpoints.steps_in(tmp_path / "checkpoints")] == [30, 40]
     assert not list((tmp_path / "checkpoints").glob(".partial*"))
 
 
@@ -209,12 +191,116 @@ def test_a_batch_must_divide_by_the_processes(tmp_path):
         fit(Regression(), config(), tmp_path, World(0, 3, torch.device("cpu")), Silent(), "run")
 
 
-def test_a_damaged_checkpoint_is_named(tmp_path):
+class Told(Silent):
+    """Keeps what is said."""
+
+    def __init__(self):
+        self.lines = []
+
+    def say(self, line):
+        self.lines.append(line)
+
+
+def test_a_damaged_checkpoint_is_named_with_what_to_do(tmp_path):
     fit(Regression(), config(), tmp_path, HERE, Silent(), "run")
-    path = checkpoint.steps_in(tmp_path / "checkpoints")[-1][1] / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(InputError, match=r"model\.safetensors: cannot be read"):
+    path = tmp_path / "checkpoints" / "step_40"
+    content = bytearray((path / "optimizer.safetensors").read_bytes())
+    content[-3] ^= 1
+    (path / "optimizer.safetensors").write_bytes(content)
+    with pytest.raises(InputError, match=r"optimizer\.safetensors: is damaged .*; remove .*step_40 to use the one"):
         fit(Regression(), config(), tmp_path, HERE, Silent(), "run")
+
+
+@pytest.mark.parametrize("what", ["state.json", "model.safetensors", "all of it"])
+def test_a_run_goes_on_from_the_checkpoint_before_half_a_one(tmp_path, what):
+    """And ends with the bits of one that nothing happened to."""
+    fit(Regression(), config(), tmp_path / "whole", HERE, Silent(), "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    for file in (tmp_path / "cut" / "checkpoints" / "step_40").iterdir():
+        if what in (file.name, "all of it"):
+            file.unlink()
+    told = Told()
+    fit(Regression(), config(), tmp_path / "cut", HERE, told, "cut")
+    assert [line.partition(" (")[0] for line in told.lines] == [
+        f"{tmp_path / 'cut/checkpoints/step_40'}: is unfinished"
+    ]
+    assert_same(weights(tmp_path / "whole")[1], weights(tmp_path / "cut")[1])
+    assert (tmp_path / "cut" / "checkpoints" / "unfinished_step_40").is_dir()
+
+
+def test_a_checkpoint_of_before_goes_on_and_it_is_said(tmp_path):
+    fit(Regression(), config(), tmp_path / "whole", HERE, Silent(), "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "old")
+    shutil.rmtree(tmp_path / "old" / "checkpoints" / "step_40")
+    file = tmp_path / "old" / "checkpoints" / "step_30" / "state.json"
+    state = json.loads(file.read_text())
+    file.write_text(json.dumps({name: state[name] for name in ("step", "seconds", "model", "scaler")}))
+    told = Told()
+    fit(Regression(), config(), tmp_path / "old", HERE, told, "old")
+    assert len(told.lines) == 1
+    assert "step_30: was saved before checkpoints kept the SHA-256 of their files" in told.lines[0]
+    assert_same(weights(tmp_path / "whole")[1], weights(tmp_path / "old")[1])
+
+
+OFTEN = {"keep": 5, "keep_every": 20, "log_every": 3, "save_every": 4, "validate_every": 2}
+
+
+@pytest.mark.parametrize("option", OFTEN)
+def test_how_often_is_saved_and_said_changes_no_weight(tmp_path, option):
+    fit(Regression(), config(), tmp_path / "whole", HERE, Silent(), "whole")
+    with pytest.raises(Killed):
+        fit(Regression(kill_at(25)), config(), tmp_path / "cut", HERE, Silent(), "cut")
+    told = Told()
+    fit(Regression(), config(**{option: OFTEN[option]}), tmp_path / "cut", HERE, told, "cut")
+    assert not told.lines
+    assert_same(weights(tmp_path / "whole")[1], weights(tmp_path / "cut")[1])
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_more_steps_on_a_finished_run(tmp_path, schedule):
+    """Where the learning rate knows nothing of the end, it ends as if it had been planned so."""
+    flat = OptimConfig(schedule=schedule, warmup=5)
+    fit(Regression(), config(steps=20, optim=flat), tmp_path / "longer", HERE, Silent(), "longer")
+    assert weights(tmp_path / "longer")[0] == 20
+    told = Told()
+    fit(Regression(), config(steps=40, optim=flat), tmp_path / "longer", HERE, told, "longer")
+    fit(Regression(), config(steps=40, optim=flat), tmp_path / "whole", HERE, Silent(), "whole")
+    (step, longer), (_, whole) = weights(tmp_path / "longer"), weights(tmp_path / "whole")
+    assert step == 40
+    if schedule == "constant":
+        assert not told.lines
+        assert_same(whole, longer)
+    else:
+        assert told.lines == [
+            "train.steps=40, 20 until now: from here on the cosine schedule is that of 40 steps (lr 0.000631 in place"
+            " of 5e-05); a run of 40 steps from its start ends elsewhere"
+        ]
+        assert not torch.equal(whole["ema"]["0.weight"], longer["ema"]["0.weight"])
+    again = Told()
+    fit(Regression(), config(steps=40, optim=flat), tmp_path / "longer", HERE, again, "longer")
+    assert not again.lines
+
+
+def test_an_opponent_that_has_not_begun_has_no_state(tmp_path):
+    """And one that has begun must have it."""
+
+    class Late(Regression):
+        def __init__(self):
+            super().__init__()
+            self.opponent = Opponent(nn.Linear(1, 1), OptimConfig())
+
+        def turns(self, step):
+            return True, step >= 25
+
+        def opponent_loss(self, opponent, model, batch, step):
+            return {"loss": opponent(batch[:, :1]).square().mean()}
+
+    fit(Late(), config(), tmp_path / "whole", HERE, Silent(), "whole")
+    fit(Late(), config(steps=20), tmp_path / "cut", HERE, Silent(), "cut")
+    found = checkpoints.newest(tmp_path / "cut" / "checkpoints", None).checkpoint
+    assert found.load("opponent_optimizer") == {}
+    fit(Late(), config(steps=30), tmp_path / "cut", HERE, Silent(), "cut")
+    assert checkpoints.newest(tmp_path / "cut" / "checkpoints", None).checkpoint.load("opponent_optimizer")
 
 
 @pytest.mark.parametrize(
@@ -266,17 +352,6 @@ def test_weight_decay_spares_norms_and_biases():
     assert spared["weight_decay"] == 0
 
 
-def test_metrics_survive_a_line_cut_short(tmp_path):
-    log = MetricsLog(tmp_path / "metrics.jsonl")
-    for step in (1, 2, 3):
-        log.write(step, {"loss": step})
-    with log.path.open("a") as file:
-        file.write('{"step": 4, "lo')
-    assert [row["step"] for row in read_metrics(log.path)] == [1, 2, 3]
-    log.rewind(2)
-    assert log.path.read_text().splitlines() == [json.dumps({"step": step, "loss": step}) for step in (1, 2)]
-
-
 def test_devices_that_are_absent_are_named():
     assert pick_device("cpu").type == "cpu"
     with pytest.raises(ValueError, match="device 'tpu': expected auto, cpu, cuda or mps"):
@@ -290,7 +365,7 @@ def test_half_precision_keeps_its_loss_scale(tmp_path):
     """The scale grows and falls with the gradients; it is state like any other."""
     half = config(precision="fp16", steps=20)
     fit(Regression(), half, tmp_path / "whole", HERE, Silent(), "whole")
-    state = checkpoint.load_state(checkpoint.steps_in(tmp_path / "whole" / "checkpoints")[-1][1])
+    state = checkpoints.at(checkpoints.steps_in(tmp_path / "whole" / "checkpoints")[-1][1]).state
     assert state["scaler"]["scale"] > 0
     assert state["scaler"]["_growth_tracker"] > 0
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from ifsq.training import checkpoint
+from ifsq.store import checkpoints
 from ifsq.training.config import EngineConfig, TrainConfig
 from ifsq.training.distributed import world
 from ifsq.training.log import Silent, read_metrics
@@ -101,11 +101,10 @@ def one(folder, config, stop_at=None):
 
 
 def tables(folder):
-    step, path = checkpoint.steps_in(folder / "checkpoints")[-1]
+    step, path = checkpoints.steps_in(folder / "checkpoints")[-1]
     assert step == 12
-    return {
-        name: checkpoint.load(path, name) for name in ("model", "ema", "optimizer", "opponent", "opponent_optimizer")
-    }
+    names = ("model", "ema", "optimizer", "opponent", "opponent_optimizer")
+    return {name: checkpoints.at(path).load(name) for name in names}
 
 
 def assert_same(a, b, **close):
@@ -124,7 +123,7 @@ def pair(tmp_path_factory):
 
 
 def test_two_processes_write_a_checkpoint_in_two_files_of_whole_tensors(pair):
-    files = sorted(path.name for path in checkpoint.steps_in(pair / "checkpoints")[-1][1].glob("model*"))
+    files = sorted(path.name for path in checkpoints.steps_in(pair / "checkpoints")[-1][1].glob("model*"))
     assert files == ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
     shapes = {key: value.shape for key, value in tables(pair)["model"].items()}
     assert shapes == {key: value.shape for key, value in Blocks().state_dict().items()}
@@ -144,7 +143,7 @@ def test_one_process_with_two_parts_ends_with_the_bits_of_two_processes(pair, tm
 
 def test_a_run_goes_on_with_fewer_processes_and_the_same_bits(pair, tmp_path):
     two(tmp_path, CONFIG, stop_at=6)
-    assert checkpoint.steps_in(tmp_path / "checkpoints")[-1][0] == 4
+    assert checkpoints.steps_in(tmp_path / "checkpoints")[-1][0] == 4
     one(tmp_path, replace(CONFIG, engine=EngineConfig(accumulate=2)))
     resumed, whole = tables(tmp_path), tables(pair)
     for name in ("model", "ema", "optimizer"):

@@ -24,9 +24,8 @@ from ifsq.evaluation import SHEET_CLASSES
 from ifsq.metrics.card import ProtocolCard, code_version, compare
 from ifsq.store.files import write_text
 from ifsq.tokenizer.model import QuantizerConfig, rate_of
-from ifsq.training import checkpoint
 from ifsq.training.distributed import first_process
-from ifsq.training.folder import read_config
+from ifsq.training.folder import newest_step, read_config
 from ifsq.training.log import read_metrics
 
 SCALE = 2  # screen pixels a pixel of the small pictures
@@ -106,8 +105,8 @@ def _read(folder: Path) -> Run:
     evaluation = read_json(path)
     if not isinstance(evaluation, dict) or not evaluation.get("cards"):
         raise InputError(f"{path}: holds no protocol cards; evaluate the run again")
-    newest = [step for step, _ in checkpoint.steps_in(folder / "checkpoints")][-1:]
-    if newest != [evaluation.get("step")]:
+    trained = newest_step(folder)
+    if trained is None or trained != evaluation.get("step"):
         raise InputError(f"{folder}: was trained on since it was evaluated; evaluate it again")
     return Run(folder, config["kind"], config, metrics, evaluation)
 

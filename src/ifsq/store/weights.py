@@ -79,10 +79,7 @@ def refuse_infinite(table: Mapping[str, Tensor], where: str) -> None:
             continue
         least, most = value.aminmax()  # either is NaN where any value is; no copy, unlike isfinite
         if not bool(least.isfinite() & most.isfinite()):
-            raise InputError(
-                f"{where}: tensor {key!r} holds values that are not finite; expected weights of a training that did not"
-                " diverge"
-            )
+            raise InputError(f"{where}: tensor {key!r} holds values that are not finite, as where training diverged")
 
 
 def weights_digest(model: nn.Module) -> str:

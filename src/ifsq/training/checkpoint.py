@@ -1,12 +1,13 @@
-"""Checkpoints: ``checkpoints/step_N/`` of safetensors and JSON, written whole or not at all. Called by ``loop``.
+"""Checkpoints: ``checkpoints/step_N/`` of safetensors and JSON, written whole or not at all.
 
 A `Writer` copies the state in memory and writes it in the background, every process its share of the tensors, into a
 hidden folder beside its place; when all have flushed theirs to disk it is renamed. A process killed at any moment
 leaves the old state or the new one. Files hold whole tensors, so any number of processes can go on. Nothing is pickled.
 """
 
+import itertools
 import json
-import re
+import math
 import shutil
 import time
 from collections.abc import Mapping
@@ -18,12 +19,11 @@ import torch
 from torch import Tensor
 
 from ifsq.config import InputError, read_json
-from ifsq.store.files import flush, write_tensors, write_text, writing
-from ifsq.store.weights import like, read_tensors, whole
+from ifsq.store.checkpoints import STATE, Checkpoint, newest, record, sealed, steps_in
+from ifsq.store.files import PARTIAL, flush, write_tensors, write_text, writing
+from ifsq.store.weights import like, refuse_infinite, whole
 from ifsq.training.distributed import World
 
-STEP = re.compile(r"step_(\d+)")
-PART = re.compile(r".+-(\d{5})-of-(\d{5})\.safetensors")
 Tables = Mapping[str, Mapping[str, Tensor]]
 """Tensors by name, by file."""
 
@@ -33,16 +33,27 @@ class Writer:
 
     keep        newest ones that stay
     keep_every  those at multiples of this step stay for good; 0: none
+    run         identity of the run that they are of
+
+    ``checkpoint`` is the newest that was there, None where there was none. Folders after it that are unfinished, as a
+    copy that broke off or a power cut leaves them, are set aside as ``unfinished_step_N``, and ``passed_over`` tells.
+    Raises InputError where it cannot be used, see `newest`.
     """
 
-    def __init__(self, folder: Path, world: World, keep: int, keep_every: int = 0) -> None:
-        self.folder, self.world, self.keep, self.keep_every = folder, world, keep, keep_every
+    def __init__(self, folder: Path, world: World, keep: int, keep_every: int = 0, run: str | None = None) -> None:
+        self.folder, self.world, self.keep, self.keep_every, self.run = folder, world, keep, keep_every, run
+        found = newest(folder, run)
+        self.checkpoint = found.checkpoint
+        self.passed_over = [f"{path}: is unfinished ({lacks}) and was set aside" for path, lacks in found.unfinished]
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[None] | None = None
-        self._saved = max((step for step, _ in steps_in(folder)), default=-1)
+        self._saved = self.checkpoint.step if self.checkpoint is not None else -1
+        world.barrier()  # every process has looked
         if world.first:
-            for leftover in folder.glob(".partial_*"):
+            for leftover in folder.glob(f"{PARTIAL}*"):
                 shutil.rmtree(leftover)
+            for path, _ in found.unfinished:
+                path.rename(_aside(path))
         world.barrier()
 
     def save(self, step: int, tables: Tables, state: dict[str, Any]) -> None:
@@ -56,7 +67,8 @@ class Writer:
         if self.world.first:
             partial.mkdir(parents=True)
         self.world.barrier()
-        self._writing = self._thread.submit(self._write, partial, step, mine, {"step": step, **state})
+        named = {"step": step, "run": self.run, **state}
+        self._writing = self._thread.submit(self._write, partial, step, mine, named)
 
     def check(self) -> None:
         """Raise what went wrong in the background, if anything did."""
@@ -78,9 +90,12 @@ class Writer:
     def _write(self, partial: Path, step: int, mine: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> None:
         try:
             with writing(self.folder / f"step_{step}"):
+                files: dict[str, Any] = {}
                 for name, table in mine.items():
+                    self._refuse_infinite(table, name, step)
                     write_tensors(partial / f"{name}.safetensors", table)
-                (partial / f".written_{self.world.rank}").touch()
+                    files[f"{name}.safetensors"] = record(partial / f"{name}.safetensors")
+                write_text(partial / f".written_{self.world.rank}", json.dumps(files))
                 if self.world.first:
                     self._publish(partial, step, state)
         except (OSError, InputError):
@@ -95,11 +110,21 @@ class Writer:
             if not partial.exists():  # another process could not write and says so
                 return
             time.sleep(0.005)
+        files: dict[str, Any] = {}
         for file in written:
+            files |= read_json(file)
             file.unlink()
-        write_text(partial / "state.json", json.dumps(state, indent=1))
+        write_text(partial / STATE, json.dumps(sealed({**state, "files": files}), indent=1))
         partial.rename(self.folder / f"step_{step}")
         flush(self.folder)
+
+    def _refuse_infinite(self, table: Mapping[str, Tensor], name: str, step: int) -> None:
+        try:
+            refuse_infinite(table, name)
+        except InputError as error:
+            raise InputError(
+                f"{self.folder / f'step_{step}'}: is not saved: {error}; lower train.optim.lr, in a new folder"
+            ) from error
 
     def _retire(self) -> None:
         for old, path in steps_in(self.folder)[: -self.keep]:
@@ -107,6 +132,12 @@ class Writer:
                 going = path.with_name(f".partial_old_{old}")
                 path.rename(going)  # a kill leaves a whole checkpoint or none
                 shutil.rmtree(going)
+
+
+def _aside(path: Path) -> Path:
+    """A free name for what is not whole."""
+    names = (f"unfinished_{path.name}{f'_{number}' if number > 1 else ''}" for number in itertools.count(1))
+    return next(place for name in names if not (place := path.with_name(name)).exists())
 
 
 def _share(tables: Tables, world: World) -> dict[str, dict[str, Tensor]]:
@@ -131,33 +162,6 @@ def _share(tables: Tables, world: World) -> dict[str, dict[str, Tensor]]:
     return mine
 
 
-def steps_in(folder: Path) -> list[tuple[int, Path]]:
-    """Complete checkpoints below ``folder``, oldest first."""
-    if not folder.is_dir():
-        return []
-    found = [(int(match[1]), path) for path in folder.iterdir() if (match := STEP.fullmatch(path.name))]
-    return sorted(found)
-
-
-def load(path: Path, name: str) -> dict[str, Tensor]:
-    """One table of a checkpoint, from its file or the files of several processes.
-
-    Raises InputError when one is missing or damaged.
-    """
-    parts = sorted(file for file in path.glob(f"{name}-*.safetensors") if PART.fullmatch(file.name))
-    if not parts:
-        return read_tensors(path / f"{name}.safetensors")
-    match = PART.fullmatch(parts[0].name)
-    assert match is not None
-    expected = [path / f"{name}-{rank + 1:05d}-of-{match[2]}.safetensors" for rank in range(int(match[2]))]
-    return {key: value for file in expected for key, value in read_tensors(file).items()}
-
-
-def load_state(path: Path) -> dict[str, Any]:
-    """The JSON part of a checkpoint. Raises InputError when it is missing or damaged."""
-    return read_json(path / "state.json")
-
-
 def flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Optimizer state as one flat table: ``<parameter number>.<name>``; hyper-parameters live in the config."""
     state = optimizer.state_dict()["state"]
@@ -165,16 +169,67 @@ def flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def restore_optimizer(optimizer: torch.optim.Optimizer, flat: dict[str, Tensor], where: str) -> None:
-    """Inverse of `flatten_optimizer`. Raises InputError for state that belongs to no parameter."""
+def restore_optimizer(optimizer: torch.optim.Optimizer, flat: Mapping[str, Tensor], where: str, steps: int) -> None:
+    """Inverse of `flatten_optimizer`, for AdamW.
+
+    steps  that it may have made; 0 for none, and then it has no state. Else every parameter has
+
+    Raises InputError naming the first entry that is missing, left over, or not in its parameter's shape and type: a
+    fused optimizer walks them side by side in memory.
+    """
     current = optimizer.state_dict()
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    places: dict[str, Tensor] = {}
+    for number, parameter in enumerate(parameters if steps else ()):
+        places |= {f"{number}.{name}": parameter for name in ("exp_avg", "exp_avg_sq")}
+        places[f"{number}.step"] = torch.zeros(())
+    for key in sorted(places.keys() | flat.keys()):
+        if key not in flat or key not in places:
+            what = "is missing" if key in places else "belongs to no parameter of this model"
+            raise InputError(f"{where}: optimizer state {key!r} {what}")
+        if (found := _form(flat[key])) != (expected := _form(places[key])):
+            raise InputError(f"{where}: optimizer state {key!r} is {found}, expected {expected}")
+        if key.endswith(".step") and not 0 <= float(flat[key]) <= steps:
+            raise InputError(f"{where}: optimizer state {key!r} is {float(flat[key])}, expected 0 to {steps}")
+    refuse_infinite(flat, where)
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in flat.items():
-        number, name = key.split(".", 1)
-        if int(number) >= len(parameters):
-            raise InputError(f"{where}: optimizer state {key!r} belongs to no parameter of this model")
-        parameter = parameters[int(number)]
-        laid = like(value, parameter) if value.shape == parameter.shape else value
-        state.setdefault(int(number), {})[name] = laid
+        owner, _, name = key.partition(".")
+        state.setdefault(int(owner), {})[name] = value if name == "step" else like(value, places[key])
     optimizer.load_state_dict({"state": state, "param_groups": current["param_groups"]})
+
+
+def check_files(found: Checkpoint, world: World) -> None:
+    """Take the SHA-256 of all files of a checkpoint, each in one process. Every process raises the same InputError."""
+    refused = None
+    try:
+        for file in found.files()[world.rank :: world.size]:
+            found.check(file)
+    except InputError as error:
+        refused = str(error)
+    for told in world.gather(refused):
+        if told is not None:
+            raise InputError(told)
+
+
+def number(found: Checkpoint, name: str) -> float:
+    """A number of the state, at least 0. Raises InputError."""
+    value = found.state.get(name)
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < 2**63:
+        raise InputError(f"{found.folder / STATE}: {name}: {value!r}, expected a number from 0 on; {found.advice}")
+    return float(value)
+
+
+def scaler_state(found: Checkpoint, name: str, scaler: torch.amp.GradScaler) -> dict[str, Any]:
+    """The state of a loss scale, with the entries that it has. Raises InputError."""
+    own, given = scaler.state_dict(), found.state.get(name)
+    if not isinstance(given, dict) or given.keys() != own.keys():
+        raise InputError(f"{found.folder / STATE}: {name}: expected {', '.join(own) or 'nothing'}; {found.advice}")
+    for key, value in given.items():
+        if type(value) is not type(own[key]) or not 0 <= value < math.inf:
+            raise InputError(f"{found.folder / STATE}: {name}.{key}: {value!r}, expected as {own[key]}; {found.advice}")
+    return given
+
+
+def _form(value: Tensor) -> str:
+    return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"

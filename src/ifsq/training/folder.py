@@ -1,60 +1,95 @@
-"""A run is a folder, and its ``config.json`` says whose. Called by ``loop``, ``pipeline`` and ``bench``.
+"""A run is a folder, and its ``config.json`` says whose.
 
 A folder that is not ours, or that holds another configuration, is refused: nothing of somebody else's is overwritten.
 """
 
 import json
 import os
+import secrets
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from ifsq.config import InputError, build, differences, read_json, to_dict
+from ifsq.config import InputError, Remark, build, differences, read_json, to_dict
+from ifsq.store.checkpoints import STATE, newest, record, steps_in
 from ifsq.store.files import LOCK, WriteError, entries_of, is_free, reason, write_tensors, write_text
 from ifsq.store.folders import whole_folder
 from ifsq.store.lock import lock
-from ifsq.training import checkpoint
+from ifsq.store.weights import read_tensors
 from ifsq.training.distributed import World, from_first
 from ifsq.training.hub import locate
 
 CONFIG = "config.json"
-LAYOUT = ("experiment.train.engine.", "experiment.engine.", "experiment.out ")
+WEIGHTS = "model.safetensors"
+MAY_CHANGE = ("steps", "log_every", "save_every", "validate_every", "keep", "keep_every")
+"""Options of ``[train]`` that change no weight of the steps behind."""
+FREE = (
+    "experiment.out ",
+    "experiment.engine.",
+    "experiment.train.engine.",
+    *(f"experiment.train.{name} " for name in MAY_CHANGE),
+)
 
 
-def check_run(folder: Path, config: dict[str, Any], experiment: type | None = None) -> bool:
-    """Whether ``folder`` already holds this very run (True) or is free (False).
+def check_run(folder: Path, config: dict[str, Any], experiment: type | None = None) -> dict[str, Any] | None:
+    """What ``config.json`` of ``folder`` has to say before the run begins or goes on; None where it says so already.
 
+    config      kind, experiment and fingerprint of the data; the folder gives the run's identity, ``run``
     experiment  the class of ``config["experiment"]``: options that came after the run was started have their defaults
 
-    Where a run lies and how its work is laid out on machines may change, and is not compared. Raises InputError when it
-    is a file, holds something else, or holds a run of another configuration.
+    Where a run lies, how its work is laid out on machines, how long it is (`MAY_CHANGE`) and how often it logs, saves
+    and validates may change. Raises InputError when ``folder`` is a file, holds something else, a run of another
+    configuration, or one that has gone further than it is now to go.
     """
     if folder.is_file():
         raise InputError(f"{folder}: is a file; expected a folder for the run")
     entries = entries_of(folder) if folder.is_dir() else []
     if not entries:
-        return False
+        return {**config, "run": secrets.token_hex(16)}
     if not (folder / CONFIG).is_file():
         raise InputError(f"{folder}: is not empty and holds no run of ifsq ({entries[0].name}); choose another folder")
     found = read_config(folder)
-    if found.get("kind") == config["kind"] and experiment is not None and isinstance(found.get("experiment"), dict):
-        found |= {"experiment": to_dict(build(experiment, found["experiment"], str(folder / CONFIG)))}
-    if found.get("kind") == config["kind"] and not checkpoint.steps_in(folder / "checkpoints"):
-        return found == config  # it stopped before its first checkpoint: there is nothing to lose
-    different = [told for told in differences(found, config) if not told.startswith(LAYOUT)]
+    identity = {"run": found.get("run", secrets.token_hex(16))}
+    if found["kind"] == config["kind"] and not steps_in(folder / "checkpoints"):
+        agreed = {**config, **identity}  # it stopped before its first checkpoint: there is nothing to lose
+        return None if agreed == found else agreed
+    known = {"experiment": _completed(found, experiment, folder), **identity}
+    different = [told for told in differences({**found, **known}, {**config, **identity}) if not told.startswith(FREE)]
     if different:
         raise InputError(f"{folder}: holds another run ({different[0]}); choose another folder or remove it")
-    return True
+    agreed = {**found, **identity}
+    if train := config["experiment"].get("train"):
+        _refuse_shorter(folder, found.get("run"), train["steps"])
+        kept = found["experiment"].get("train", {})
+        changed = {**kept, **{name: train[name] for name in MAY_CHANGE}}
+        agreed["experiment"] = {**found["experiment"], "train": changed}
+    return None if agreed == found else agreed
 
 
 def create_run(folder: Path, config: dict[str, Any]) -> None:
     """Make the folder with its ``config.json``, written whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / CONFIG, json.dumps(config, indent=1) + "\n")
+
+
+def _completed(found: dict[str, Any], experiment: type | None, folder: Path) -> Any:
+    if experiment is None:
+        return found.get("experiment")
+    return to_dict(build(experiment, found.get("experiment", {}), str(folder / CONFIG)))
+
+
+def _refuse_shorter(folder: Path, run: str | None, steps: int) -> None:
+    checkpoint = newest(folder / "checkpoints", run).checkpoint
+    if checkpoint is not None and checkpoint.step > steps:
+        raise InputError(
+            f"{folder}: has {checkpoint.step} steps behind it; expected train.steps of as many, got {steps}"
+        )
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -65,8 +100,10 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"{folder}: holds no {CONFIG}; expected a run of ifsq")
     found = read_json(path)
-    if not isinstance(found, dict) or "kind" not in found:
+    if not isinstance(found, dict) or not isinstance(found.get("kind"), str):
         raise InputError(f"{path}: is not a run of ifsq; expected a JSON object with a kind")
+    if not isinstance(found.get("experiment", {}), dict):
+        raise InputError(f"{path}: experiment: expected a JSON object")
     return found
 
 
@@ -108,12 +145,12 @@ def check_free(out: Path) -> None:
 def new_folder(out: Path) -> Iterator[Path]:
     """A folder to fill for a saved model; it becomes ``out`` at the end, or goes where something is raised."""
     check_free(out)
-    with whole_folder(out, CONFIG) as partial:
-        yield partial
+    with whole_folder(out, CONFIG) as unfinished:
+        yield unfinished
 
 
 def save_model(folder: Path, described: dict[str, Any], tensors: dict[str, Tensor], card: str) -> None:
-    """Write ``model.safetensors``, the card as ``README.md``, and ``config.json``.
+    """Write ``model.safetensors``, the card as ``README.md``, and ``config.json`` with the SHA-256 of the weights.
 
     A new folder appears whole. In one that is there they take the place of older ones, ``config.json`` last: a save cut
     short there leaves a folder that holds no model, never two halves. Raises InputError for a file or the folder of a
@@ -123,44 +160,64 @@ def save_model(folder: Path, described: dict[str, Any], tensors: dict[str, Tenso
         raise InputError(f"{folder}: is a file; expected a folder for the model")
     if (folder / CONFIG).is_file() and read_config(folder)["kind"] != "model":
         raise InputError(f"{folder}: holds a training run; save the model in another folder")
-    with whole_folder(folder, CONFIG) as partial:
-        write_tensors(partial / "model.safetensors", {name: value.contiguous() for name, value in tensors.items()})
-        write_text(partial / "README.md", card)
-        write_text(partial / CONFIG, json.dumps({"kind": "model", "model": described}, indent=1) + "\n")
+    with whole_folder(folder, CONFIG) as unfinished:
+        write_tensors(unfinished / WEIGHTS, {name: value.contiguous() for name, value in tensors.items()})
+        write_text(unfinished / "README.md", card)
+        config = {"kind": "model", "model": described, "files": {WEIGHTS: record(unfinished / WEIGHTS)}}
+        write_text(unfinished / CONFIG, json.dumps(config, indent=1) + "\n")
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Where a trained model lies: its description, a file of tensors, and the step of a training run."""
+    """A trained model on disk: its description, how its tensors are read, and the step of a training run.
+
+    ``load`` raises InputError where a file is missing, damaged or not the one that was saved.
+    """
 
     described: dict[str, Any]
-    file: Path
+    load: Callable[[], dict[str, Tensor]]
     step: int | None = None
-
-    def load(self) -> dict[str, Tensor]:
-        """The tensors. Raises InputError when the file is missing or damaged."""
-        return checkpoint.load(self.file.parent, self.file.stem)
 
 
 def find_weights(source: str | Path, revision: str | None = None) -> Weights:
-    """The averaged weights of a run's newest checkpoint, or those of a folder that ``save_pretrained`` wrote.
+    """The averaged weights of a run's newest whole checkpoint, or those of a folder that ``save_pretrained`` wrote.
 
     source    a folder, or a repository ``owner/name`` of the hub where no such folder is; see `locate`
     revision  of the repository
 
-    Raises InputError when it holds neither.
+    Warns of checkpoints that are unfinished, and of one whose bytes nothing vouches for. Raises InputError when it
+    holds neither, or what it holds is damaged.
     """
     folder = locate(source, revision)
     config = read_config(folder)
     if config["kind"] == "model":
-        if "model" not in config:
+        if not isinstance(config.get("model"), dict):
             raise InputError(f"{folder / CONFIG}: describes no model; write it with save_pretrained")
-        return Weights(config["model"], folder / "model.safetensors")
-    found = checkpoint.steps_in(folder / "checkpoints")
-    if not found:
+        return Weights(config["model"], partial(_load_saved, folder, config))
+    found = newest(folder / "checkpoints", config.get("run"))
+    checkpoint = found.checkpoint
+    if checkpoint is None:
         raise InputError(f"{folder}: holds no checkpoint yet; train it first")
-    step, newest = found[-1]
-    state = checkpoint.load_state(newest)
-    if not isinstance(state, dict) or "model" not in state:
-        raise InputError(f"{newest / 'state.json'}: describes no model; the checkpoint is damaged")
-    return Weights(state["model"], newest / "ema.safetensors", step)
+    if not isinstance(checkpoint.state.get("model"), dict):
+        raise InputError(f"{checkpoint.folder / STATE}: describes no model; {checkpoint.advice}")
+    for path, lacks in found.unfinished:
+        warnings.warn(f"{path}: is unfinished ({lacks}); {checkpoint.folder.name} is used", Remark, stacklevel=2)
+    if checkpoint.remark:
+        warnings.warn(checkpoint.remark, Remark, stacklevel=2)
+    return Weights(checkpoint.state["model"], partial(checkpoint.load_checked, "ema"), checkpoint.step)
+
+
+def newest_step(run: Path) -> int | None:
+    """Of a run's newest whole checkpoint; None where there is none, as in a saved model. Raises InputError."""
+    found = newest(run / "checkpoints", read_config(run).get("run")).checkpoint
+    return None if found is None else found.step
+
+
+def _load_saved(folder: Path, config: dict[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a saved model; one that was saved before files were vouched for names no SHA-256."""
+    if "files" in config and config["files"] != {WEIGHTS: record(folder / WEIGHTS)}:
+        raise InputError(
+            f"{folder / WEIGHTS}: is damaged or of another model, its SHA-256 is not the one in {CONFIG}; fetch or save"
+            " it again"
+        )
+    return read_tensors(folder / WEIGHTS)

@@ -1,19 +1,20 @@
 """What a run says while it goes: lines of ``metrics.jsonl`` and ``skipped.txt``, and a reporter for whoever watches.
 
-Called by ``loop``. The terminal's progress bar is a `Reporter` too, but it lives in ``cli``, the only room that prints.
+The terminal's progress bar is a `Reporter` too, but it lives in ``cli``, the only room that prints.
 """
 
 import json
 import math
 import resource
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from ifsq.config import InputError
-from ifsq.store.files import append_text, write_text
+from ifsq.config import InputError, parse_json
+from ifsq.store.files import append_text, write_bytes
 from ifsq.training.distributed import World
 
 
@@ -56,10 +57,12 @@ class MetricsLog:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def rewind(self, step: int) -> None:
-        """Drop the lines after ``step``: the run goes on from there and will write them again."""
-        kept = [row for row in read_metrics(self.path) if row["step"] <= step]
-        write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+    def rewind(self, step: int) -> str:
+        """Drop the lines after ``step``: the run goes on from there and will write them again.
+
+        Returns a sentence where there were damaged lines, which are set aside; else nothing. Raises InputError.
+        """
+        return _rewind(self.path, lambda line: _row(line)["step"], step)[1]
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Append one line. Raises InputError where there is no room for it."""
@@ -82,7 +85,7 @@ class SkippedLog:
 
     def add(self, step: int, lines: tuple[str, ...]) -> None:
         """Keep lines about a step (steps count from 1, as in metrics.jsonl) until `write`."""
-        self._waiting += [(step, line) for line in lines]
+        self._waiting += [(step, _printable(line)) for line in lines]
 
     def write(self, world: World) -> None:
         """Append what all processes keep. Every process must call it."""
@@ -92,26 +95,76 @@ class SkippedLog:
         if world.first and told:
             append_text(self.path, "".join(f"{step}\t{line}\n" for step, line in told))
 
-    def rewind(self, step: int) -> None:
-        """Drop the lines after ``step``: the run goes on from there and will write them again."""
-        if not self.path.exists():
-            return
-        text = self.path.read_text(encoding="utf-8")
-        lines = text.split("\n")[:-1]  # a kill may have cut the last one short
-        kept = [f"{line}\n" for line in lines if int(line.partition("\t")[0]) <= step]
-        write_text(self.path, "".join(kept))
-        self.count = len(kept)
+    def rewind(self, step: int) -> str:
+        """As that of `MetricsLog`."""
+        self.count, told = _rewind(self.path, _step_of, step)
+        return told
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """All complete lines of a ``metrics.jsonl``; a last line cut short by a kill is left out."""
+    """All complete lines of a ``metrics.jsonl``; a last line cut short by a kill is left out.
+
+    Raises InputError naming the first line that is damaged.
+    """
+    rows = []
+    for number, line in enumerate(_lines(path), start=1):
+        try:
+            rows.append(_row(line))
+        except ValueError as error:
+            raise InputError(
+                f"{path}: line {number} is damaged ({error}); remove it, or train on, which sets it aside"
+            ) from error
+    return rows
+
+
+def _rewind(path: Path, step_of: Callable[[bytes], int], step: int) -> tuple[int, str]:
+    """Keep the lines up to ``step``; their number, and a sentence about those that have none, which are set aside."""
+    kept, damaged = [], []
+    lines = _lines(path)
+    for line in lines:
+        try:
+            if step_of(line) <= step:
+                kept.append(line)
+        except ValueError:
+            damaged.append(line)
+    aside = path.with_name(f"{path.name}.damaged")
+    if damaged:
+        append_text(aside, b"".join(line + b"\n" for line in damaged).decode(errors="backslashreplace"))
+    if path.exists():
+        write_bytes(path, b"".join(line + b"\n" for line in kept))
+    return len(kept), f"{path}: {len(damaged)} damaged lines are set aside in {aside.name}" if damaged else ""
+
+
+def _lines(path: Path) -> list[bytes]:
+    """The complete lines of a file, which may not be there; a kill may have cut the last one short."""
     if not path.exists():
         return []
-    text = path.read_text()
-    try:
-        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}: a line is no JSON: {error}") from error
+    if not path.is_file():  # a pipe would wait
+        raise InputError(f"{path}: is no regular file; remove it")
+    return path.read_bytes().split(b"\n")[:-1]
+
+
+def _row(line: bytes) -> dict[str, Any]:
+    """A line of ``metrics.jsonl``: figures, or None, at a step. Raises ValueError."""
+    row = parse_json(line.decode(), "the line")
+    if not isinstance(row, dict) or type(row.get("step")) is not int:
+        raise ValueError("it names no step")
+    if not all(value is None or type(value) in (int, float) for value in row.values()):
+        raise ValueError("it holds more than numbers")
+    return row
+
+
+def _step_of(line: bytes) -> int:
+    """Of a line of ``skipped.txt``. Raises ValueError."""
+    step, tab, _ = line.decode().partition("\t")
+    if not tab or not (step.isascii() and step.isdigit()):
+        raise ValueError("it names no step")
+    return int(step)
+
+
+def _printable(line: str) -> str:
+    """In one line of UTF-8, whatever a file is called."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 
 def memory_gib(device: torch.device) -> float:

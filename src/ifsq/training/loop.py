@@ -20,12 +20,15 @@ import torch
 from torch import Tensor, nn
 
 from ifsq.config import InputError
+from ifsq.store.checkpoints import Checkpoint
 from ifsq.store.weights import load_weights
 from ifsq.training import checkpoint, parallel
 from ifsq.training.config import TrainConfig
 from ifsq.training.distributed import World
 from ifsq.training.ema import EMA
+from ifsq.training.folder import CONFIG, read_config
 from ifsq.training.log import MetricsLog, Reporter, SkippedLog, memory_gib
+from ifsq.training.optim import lr_at
 from ifsq.training.player import Opponent, Player
 from ifsq.training.sinks import check_sinks, open_sinks
 
@@ -93,6 +96,8 @@ def fit(task: Task, config: TrainConfig, folder: Path, world: World, watch: Repo
     check_batch(config, world)
     run = _Run(task, config, folder, world)
     watch.start(name, run.step, config.steps)
+    for note in filter(None, run.notes):
+        watch.say(note)
     try:
         with _stop_requests() as stop, closing(task.batches(run.step, world)) as batches:
             while run.step < config.steps:
@@ -142,7 +147,9 @@ class _Run:
         # What is sharded, all processes compute together: each sees the whole of what is held out.
         self.judged_by = replace(world, rank=0, size=1) if sharded else world
         folder.mkdir(parents=True, exist_ok=True)
-        self.writer = checkpoint.Writer(folder / "checkpoints", world, config.keep, config.keep_every)
+        run = read_config(folder).get("run") if (folder / CONFIG).is_file() else None
+        self.writer = checkpoint.Writer(folder / "checkpoints", world, config.keep, config.keep_every, run)
+        self.notes: list[str] = []
         self.log = MetricsLog(folder / "metrics.jsonl")
         self.skipped = SkippedLog(folder / "skipped.txt")
         self.step, self.seconds, self.waited = 0, 0.0, 0.0
@@ -182,7 +189,8 @@ class _Run:
             tables["opponent"] = self.other.module.state_dict()
             tables["opponent_optimizer"] = checkpoint.flatten_optimizer(self.other.optimizer)
             scales["opponent_scaler"] = self.other.scaler.state_dict()
-        state = {"seconds": self.seconds + self._elapsed(), "model": self.task.describe(), **scales}
+        seconds = self.seconds + self._elapsed()
+        state = {"steps": self.config.steps, "seconds": seconds, "model": self.task.describe(), **scales}
         self.writer.save(self.step, tables, state)
 
     def close(self) -> None:
@@ -225,28 +233,38 @@ class _Run:
         return batch
 
     def _restore(self) -> None:
-        found = checkpoint.steps_in(self.folder / "checkpoints")
-        if found:
-            self.step, path = found[-1]
-            where, state = str(path), checkpoint.load_state(path)
-            for name in ("seconds", "scaler", *(("opponent_scaler",) if self.other is not None else ())):
-                if name not in state:
-                    raise InputError(f"{path / 'state.json'}: holds no {name!r}; the checkpoint is damaged")
-            self.seconds = state["seconds"]
-            load_weights(self.ema.model, checkpoint.load(path, "ema"), where)
-            self._restore_player(self.main, path, "model", "optimizer", state["scaler"])
+        """Go on from the newest checkpoint, and drop what the logs say of later steps."""
+        self.notes += self.writer.passed_over
+        found = self.writer.checkpoint
+        if found is not None:
+            checkpoint.check_files(found, self.world)
+            self.step, self.seconds = found.step, checkpoint.number(found, "seconds")
+            load_weights(self.ema.model, found.load("ema"), str(found.folder / "ema"))
+            self._restore_player(self.main, found, ("model", "optimizer", "scaler"), 0)
             if self.other is not None:
-                scale = state["opponent_scaler"]
-                self._restore_player(self.other, path, "opponent", "opponent_optimizer", scale)
+                self._restore_player(self.other, found, ("opponent", "opponent_optimizer", "opponent_scaler"), 1)
+            self.notes += [found.remark, self._new_length(found.state.get("steps"))]
         if self.world.first:
-            self.skipped.rewind(self.step)
-            if self.log.path.exists():
-                self.log.rewind(self.step)
+            self.notes += [self.skipped.rewind(self.step), self.log.rewind(self.step)]
 
-    def _restore_player(self, player: Player, path: Path, weights: str, optimizer: str, scale: dict[str, Any]) -> None:
-        load_weights(player.module, checkpoint.load(path, weights), str(path))
-        checkpoint.restore_optimizer(player.optimizer, checkpoint.load(path, optimizer), str(path))
-        player.scaler.load_state_dict(scale)
+    def _restore_player(self, player: Player, found: Checkpoint, names: tuple[str, str, str], turn: int) -> None:
+        weights, optimizer, scale = names
+        load_weights(player.module, found.load(weights), str(found.folder / weights))
+        moved = any(self.task.turns(step)[turn] for step in range(self.step))
+        where = str(found.folder / optimizer)
+        checkpoint.restore_optimizer(player.optimizer, found.load(optimizer), where, self.step if moved else 0)
+        player.scaler.load_state_dict(checkpoint.scaler_state(found, scale, player.scaler))
+
+    def _new_length(self, planned: Any) -> str:
+        """What it means that a run goes on to another step than it was planned for; nothing where it means nothing."""
+        optim, steps = self.config.optim, self.config.steps
+        if type(planned) is not int or planned == steps or optim.schedule == "constant":
+            return ""
+        was, now = (lr_at(self.step, length, optim) for length in (planned, steps))
+        return (
+            f"train.steps={steps}, {planned} until now: from here on the {optim.schedule} schedule is that of {steps}"
+            f" steps (lr {now:.3g} in place of {was:.3g}); a run of {steps} steps from its start ends elsewhere"
+        )
 
     def _elapsed(self) -> float:
         return time.perf_counter() - self._since[0]

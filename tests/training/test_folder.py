@@ -1,0 +1,127 @@
+"""Whose a folder is, and what may change when a run goes on."""
+
+import json
+from dataclasses import dataclass, field, replace
+
+import pytest
+import torch
+
+from ifsq.config import InputError, to_dict
+from ifsq.training import checkpoint
+from ifsq.training.config import EngineConfig, TrainConfig
+from ifsq.training.distributed import World
+from ifsq.training.folder import MAY_CHANGE, check_run, create_run, newest_step, read_config
+from ifsq.training.optim import OptimConfig
+
+HERE = World(0, 1, torch.device("cpu"))
+
+
+@dataclass(frozen=True)
+class Experiment:
+    out: str
+    width: int = 4
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+PLAIN = Experiment("here")
+
+
+def record(experiment=PLAIN):
+    return {"kind": "tokenizer", "experiment": to_dict(experiment), "data": "x"}
+
+
+def begun(folder, steps=(500, 1000)):
+    """A run with checkpoints at these steps."""
+    agreed = check_run(folder, record())
+    create_run(folder, agreed)
+    writer = checkpoint.Writer(folder / "checkpoints", HERE, keep=9, run=agreed["run"])
+    for step in steps:
+        writer.save(step, {"model": {"w": torch.ones(3)}}, {})
+    writer.wait()
+    writer.close()
+    return agreed
+
+
+def test_every_run_has_an_identity_of_its_own_and_keeps_it(tmp_path):
+    one, two = begun(tmp_path / "one"), begun(tmp_path / "two")
+    assert len({one.pop("run"), two.pop("run")}) == 2
+    assert one == two == record()
+    assert check_run(tmp_path / "one", record()) is None
+    assert newest_step(tmp_path / "one") == 1000
+
+
+@pytest.mark.parametrize("option", MAY_CHANGE)
+def test_what_changes_no_weight_may_change_and_the_config_says_so(tmp_path, option):
+    begun(tmp_path)
+    other = replace(PLAIN, train=replace(PLAIN.train, **{option: 2000}))
+    agreed = check_run(tmp_path, record(other))
+    assert agreed == {**read_config(tmp_path), "experiment": to_dict(other)}
+    create_run(tmp_path, agreed)
+    assert check_run(tmp_path, record(other)) is None
+
+
+def test_the_layout_may_change(tmp_path):
+    begun(tmp_path)
+    moved = replace(PLAIN, out="there", train=replace(PLAIN.train, engine=EngineConfig(accumulate=2)))
+    assert check_run(tmp_path, record(moved)) is None
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (replace(PLAIN, width=5), r"experiment\.width 4 against 5"),
+        (replace(PLAIN, train=TrainConfig(seed=1)), r"experiment\.train\.seed 0 against 1"),
+        (
+            replace(PLAIN, train=TrainConfig(optim=OptimConfig(lr=1.0))),
+            r"experiment\.train\.optim\.lr 0.001 against 1.0",
+        ),
+        (replace(PLAIN, train=TrainConfig(ema=0.5)), r"experiment\.train\.ema 0.999 against 0.5"),
+    ],
+)
+def test_what_changes_weights_is_another_run(tmp_path, other, message):
+    begun(tmp_path)
+    with pytest.raises(InputError, match=rf"holds another run \({message}.*\); choose another folder or remove it"):
+        check_run(tmp_path, record(other))
+    with pytest.raises(InputError, match=r"holds another run \(data 'x' against 'y'\)"):
+        check_run(tmp_path, {**record(), "data": "y"})
+
+
+def test_a_run_cannot_have_gone_further_than_it_is_to_go(tmp_path):
+    begun(tmp_path)
+    shorter = replace(PLAIN, train=TrainConfig(steps=999))
+    with pytest.raises(InputError, match=r"has 1000 steps behind it; expected train\.steps of as many, got 999"):
+        check_run(tmp_path, record(shorter))
+    assert check_run(tmp_path, record(replace(PLAIN, train=TrainConfig(steps=1001)))) is not None
+
+
+def test_before_its_first_checkpoint_all_may_change(tmp_path):
+    begun(tmp_path, steps=())
+    assert check_run(tmp_path, record()) is None
+    agreed = check_run(tmp_path, record(replace(PLAIN, width=9)))
+    assert agreed["experiment"]["width"] == 9
+    assert agreed["run"] == read_config(tmp_path)["run"]
+
+
+def test_options_that_came_later_have_their_defaults_in_an_older_run(tmp_path):
+    begun(tmp_path)
+    old = read_config(tmp_path)
+    del old["run"], old["experiment"]["width"], old["experiment"]["train"]["keep_every"]
+    for step in (500, 1000):
+        (tmp_path / "checkpoints" / f"step_{step}" / "state.json").write_text(f'{{"step": {step}}}')
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    agreed = check_run(tmp_path, record(), Experiment)
+    assert agreed.pop("run")
+    assert agreed == {**old, "experiment": {**old["experiment"], "train": record()["experiment"]["train"]}}
+    with pytest.raises(InputError, match=r"holds another run \(experiment\.width 4 against 5\)"):
+        check_run(tmp_path, record(replace(PLAIN, width=5)), Experiment)
+    for damage in ({**old, "experiment": []}, {**old, "experiment": {"out": 3}}, {**old, "kind": []}, [old]):
+        (tmp_path / "config.json").write_text(json.dumps(damage))
+        with pytest.raises(InputError, match=r"config\.json: "):
+            check_run(tmp_path, record(), Experiment)
+
+
+def test_a_checkpoint_that_cannot_be_used_is_told_before_anything_is_written(tmp_path):
+    begun(tmp_path)
+    (tmp_path / "checkpoints" / "step_1000").rename(tmp_path / "checkpoints" / "step_9000")
+    with pytest.raises(InputError, match="step_9000: was renamed"):
+        check_run(tmp_path, record())
