@@ -5,12 +5,13 @@ ends in one line on stderr and exit code 2; a run that was asked to stop exits w
 """
 
 import argparse
+import io
 import os
 import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,6 +19,7 @@ from ifsq.config import InputError, Remark
 
 DEMO = "runs/demo"
 BOUNDS = "runs/bounds"
+LONGEST = 500  # characters of a line about what went wrong
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,6 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Threads that spin while they wait cost tenfold as soon as anything else needs a core (docs/log.md).
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # not every terminal has every letter of every name
+            stream.reconfigure(errors="backslashreplace")
     parser = _parser()
     options, extra = parser.parse_known_args(arguments)
     if not hasattr(options, "run"):
@@ -43,9 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         return _refuse(str(error))
     except OSError as error:  # no room, no permission: the person's to mend
-        if error.filename is None:
+        if error.errno is None:
             raise
-        return _refuse(f"{error.filename}: {error.strerror}")
+        return _refuse(f"{error.filename or 'the system'}: {error.strerror}")
     except KeyboardInterrupt:
         return _stopped("stopped; the same command starts again")
     except Exception as error:
@@ -361,7 +366,7 @@ def _reconstruct(options: argparse.Namespace) -> None:
     for line in pipeline.reconstruct(
         options.folder, options.images, options.out, options.tile, options.alone, options.device
     ):
-        print(line)  # each process tells of its own images
+        _print(line, everyone=True)  # each process tells of its own images
 
 
 def _report(options: argparse.Namespace) -> None:
@@ -423,7 +428,11 @@ def _export_pretrained(options: argparse.Namespace) -> None:
 
 
 class Terminal:
-    """A `ifsq.training.log.Reporter` on stderr: bars with rate and time left on a terminal, plain lines elsewhere."""
+    """A `ifsq.training.log.Reporter` on stderr: bars with rate and time left on a terminal, plain lines elsewhere.
+
+    Once stderr cannot be written (its disk is full, its reader is gone) nothing more is said there, and the run goes
+    on: what it says is a copy of what its folder holds.
+    """
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -436,7 +445,7 @@ class Terminal:
     def start(self, what: str, done: int, total: int) -> None:
         self._what, self._total, self._started = what, total, time.perf_counter()
         if done:
-            self.console.print(f"{what}: continues at {done} of {total}")
+            self.say(f"{what}: continues at {done} of {total}")
         if self.console.is_terminal:
             self._bar = _progress(self.console)
             self._task = self._bar.add_task(what, completed=done, total=total, facts="")
@@ -447,17 +456,20 @@ class Terminal:
         if self._bar is not None:
             self._bar.update(self._task, completed=done, **({"facts": text} if text else {}))
         elif text:
-            self.console.print(f"{self._what} {done}/{self._total}  {text}")
+            self.say(f"{self._what} {done}/{self._total}  {text}")
 
     def finish(self, facts: dict[str, float]) -> None:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
         text = _facts({name: value for name, value in facts.items() if name.startswith("val/")})
-        self.console.print(f"{self._what}: done in {time.perf_counter() - self._started:.0f} s  {text}".rstrip())
+        self.say(f"{self._what}: done in {time.perf_counter() - self._started:.0f} s  {text}".rstrip())
 
     def say(self, line: str) -> None:
-        self.console.print(line, soft_wrap=True)
+        try:
+            self.console.print(_tidy(line), soft_wrap=True)
+        except OSError:
+            self.console.quiet = True
 
     def __enter__(self) -> "Terminal":
         return self
@@ -497,13 +509,13 @@ def _table(measured: Sequence[Any]) -> None:
     for card in measured:
         values = ", ".join(f"{name} {_number(value)}" for name, value in card.values.items())
         table.add_row(card.metric, values, str(card.n), card.reference)
-    console = Console(highlight=False)
-    console.print(table)
+    with _standard_output():
+        Console(highlight=False, markup=False, emoji=False).print(table)
     for card in measured[:1]:  # all were taken together
         size = size_text(card.size)
-        print(f"{size} px, crop {card.crop}, resize {card.resize_kernel}, {card.dtype}, ifsq {card.code_version}")
+        _print(f"{size} px, crop {card.crop}, resize {card.resize_kernel}, {card.dtype}, ifsq {card.code_version}")
     for features in dict.fromkeys(card.features for card in measured if card.features):
-        print(f"features: {features}")
+        _print(f"features: {features}")
 
 
 def _number(value: float) -> str:
@@ -522,14 +534,40 @@ def _grid(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
         table.add_column(column, justify="right" if numbers else "left")
     for row in rows:
         table.add_row(*row)
-    console = Console(highlight=False)
-    console.print(table)
-    console.print()
+    with _standard_output():
+        console = Console(highlight=False, markup=False, emoji=False)
+        console.print(table)
+        console.print()
 
 
-def _print(line: str) -> None:
-    if _first_process():
-        print(line)
+def _print(line: str, *, everyone: bool = False) -> None:
+    if everyone or _first_process():
+        with _standard_output():
+            print(_tidy(line))
+
+
+@contextmanager
+def _standard_output() -> Iterator[None]:
+    """Print, and know that it is printed. Raises InputError where it cannot be."""
+    try:
+        yield
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where Python will flush what is left
+        raise InputError(f"standard output: cannot be written: {error.strerror}") from error
+
+
+def _tidy(text: str) -> str:
+    """One line without the codes that terminals obey, of which names may be full."""
+    plain = " ".join(text.split())
+    return plain if plain.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in plain)
+
+
+def _tell(text: str) -> None:
+    """A line on stderr, its middle left out where a name makes it long."""
+    line = _tidy(text)
+    with suppress(OSError):  # then nobody is left to tell, but for the exit code
+        print(line if len(line) <= LONGEST else f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}", file=sys.stderr)
 
 
 def _first_process() -> bool:
@@ -549,7 +587,7 @@ def _remarks() -> Iterator[None]:
                 as_ever(message, category, *where, **more)
             elif str(message) not in told and _first_process():
                 told.add(str(message))
-                print(f"ifsq: {message}", file=sys.stderr)
+                _tell(f"ifsq: {message}")
 
         warnings.showwarning = show
         yield
@@ -558,11 +596,11 @@ def _remarks() -> Iterator[None]:
 def _refuse(message: str) -> int:
     # What every process refuses, the first says; what only another one met (its image is broken), that one says.
     prefix = "ifsq" if _first_process() else f"ifsq (process {os.environ['RANK']})"
-    print(f"{prefix}: {' '.join(message.split())}", file=sys.stderr)
+    _tell(f"{prefix}: {message}")
     return 2
 
 
 def _stopped(message: str) -> int:
     if _first_process():
-        print(f"ifsq: {message}", file=sys.stderr)
+        _tell(f"ifsq: {message}")
     return 130
