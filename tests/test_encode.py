@@ -1,6 +1,7 @@
 """Codes of every tokenizer in a cache, as generators see them; an encoding that is killed and goes on."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from ifsq.bench import codes as bench_codes
 from ifsq.cli import main
 from ifsq.codes import writer
 from ifsq.config import InputError
-from ifsq.data import DataConfig, iterate_once, open_images
+from ifsq.data import DataConfig, Reading, iterate_once, open_images
 from ifsq.experiment import GeneratorExperiment, check_cache
 from ifsq.generators.ar import ARConfig
 from ifsq.generators.diffusion import DiTConfig
@@ -130,15 +131,19 @@ main(sys.argv[2:])
 """
 
 
-def test_killed_and_continued_gives_the_same_bytes(images, tmp_path, monkeypatch, capsys):
-    """It ends before the third checksum is written: nothing vouches for the third shard yet."""
+@pytest.mark.parametrize("written", [7, 8, 9])
+def test_killed_and_continued_gives_the_same_bytes(written, images, tmp_path, monkeypatch, capsys):
+    """It ends before the names or a checksum of the third shard are written: nothing vouches for it yet."""
     monkeypatch.chdir(tmp_path)
     save_tokenizer("tokenizer", KINDS["fsq"])
     command = ["encode", "tokenizer", str(images), "codes", "--size", "16", "--flip"]
-    done = subprocess.run([sys.executable, "-c", KILLED, "3", *command], check=False, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(written), *command], check=False, capture_output=True, text=True
+    )
     assert done.returncode == -signal.SIGKILL, done.stderr
     hidden = Path("codes/.partial_codes")
-    assert {path.stem for path in hidden.glob("*.sha256")} == {"train_00000", "train_00001"}
+    vouched = {path.stem for path in hidden.glob("*.sha256")} - {"train_00002.names"}
+    assert vouched == {f"train_0000{number}{end}" for number in (0, 1) for end in ("", ".names")}
     before = {path.name: path.stat().st_mtime_ns for path in hidden.glob("train_0000[01].safetensors")}
     assert main(command) == 0
     assert "codes: goes on with the shards that are there" in capsys.readouterr().err
@@ -146,6 +151,31 @@ def test_killed_and_continued_gives_the_same_bytes(images, tmp_path, monkeypatch
     pipeline.encode(Path("tokenizer"), str(images), Path("once"), 16, flip=True)
     assert bytes_of("codes") == bytes_of("once")
     assert sorted(os.listdir()) == ["codes", "once", "tokenizer"]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_cache_says_what_its_images_are_called(workers, images, tmp_path, monkeypatch):
+    """In the order of their codes, without those that cannot be read; as long as there are names at all."""
+    monkeypatch.chdir(tmp_path)
+    save_tokenizer("tokenizer", KINDS["fsq"])
+    shutil.copytree(images, "copy")
+    source = open_images(DataConfig("copy", 16), "train")
+    Path("copy", source.name(5)).write_bytes(b"broken")
+    reading = Reading(broken="skip", workers=workers)
+    cache = pipeline.encode(Path("tokenizer"), "copy", Path("codes"), 16, reading=reading)
+    names = cache.names("train")
+    assert names == [source.name(index) for index in range(len(source)) if index != 5]
+    assert cache.names("val") == open_images(DataConfig("copy", 16), "val").names
+    tokenizer = Tokenizer.from_pretrained("tokenizer")
+    for name, digits in zip(names, cache.read("train").digits, strict=True):
+        alone = Path("alone", name)
+        alone.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(Path("copy", name), alone)
+        pictures = next(iterate_once(open_images(DataConfig(str(alone.parent), 16), "all"), 1)).images
+        assert torch.equal(tokenizer.encode(pictures).digits[0], digits.long())
+        alone.unlink()
+    bundled = pipeline.encode(Path("tokenizer"), "bundled:shapes", Path("shapes"), 16, splits=["val"])
+    assert bundled.names("val") == [str(index) for index in range(bundled.count("val"))]
 
 
 def bytes_of(folder):
@@ -181,11 +211,8 @@ def test_a_cache_lies_wherever_it_is_asked_for(place, images, tmp_path, tokenize
     else:
         assert encode(images, out) == 0
     left = sorted(path.name for path in out.iterdir() if path.name != "lost+found")
-    assert left == [
-        "manifest.json",
-        *(f"train_0000{number}.safetensors" for number in range(3)),
-        "val_00000.safetensors",
-    ]
+    shards = [*(f"train_0000{number}" for number in range(3)), "val_00000"]
+    assert left == ["manifest.json", *(f"{shard}{end}" for shard in shards for end in (".names.json", ".safetensors"))]
     assert len(pipeline.CodeCache.open(out).read("train")) == 10
 
 

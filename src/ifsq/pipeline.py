@@ -164,7 +164,9 @@ def encode(
                     watch.start(f"codes, {split}", 0, len(images))
                     mine = range(here.rank, cache_writer.shards_of(len(images)), here.size)
                     encoder = _encoder(tokenizer, images, layout, flip, _workers_of(run, reading), here, watch)
-                    cache_writer.write_shards(partial, split, len(images), encoder, mine, layout, flips=flip)
+                    cache_writer.write_shards(
+                        partial, split, len(images), encoder, mine, layout, flips=flip, named=True
+                    )
                     watch.finish({})
             except InputError:
                 cache_writer.drop_unfinished(partial)
@@ -523,17 +525,19 @@ def _encoder(
         nothing = torch.empty(0, *layout.shape, dtype=torch.uint8 if isinstance(layout, CodeSpec) else torch.float32)
         codes, flipped, labels = [nothing], [nothing], [torch.empty(0, dtype=torch.int64)]
         skipped: list[str] = []
+        names: list[str] = []
         once = iterate_once(images, at_once(*images.shape[:2]), workers=workers, indices=range(start, stop))
         with closing(once) as batches:
             for batch in batches:
                 skipped += batch.skipped
+                names += [images.name(index) for index in batch.indices]
                 if len(batch.images):
                     codes.append(codes_of(batch.images))
                     labels.append(batch.labels)
                     flipped += [codes_of(batch.images.flip(-1))] if flip else []
                 watch.advance(start + sum(map(len, labels)) + len(skipped), {})
         mirrored = torch.cat(flipped) if flip else None
-        return cache_writer.Part(torch.cat(codes), torch.cat(labels), mirrored, tuple(skipped))
+        return cache_writer.Part(torch.cat(codes), torch.cat(labels), mirrored, tuple(skipped), tuple(names))
 
     return encode_range
 

@@ -12,7 +12,7 @@ from ifsq.codes import writer
 from ifsq.codes.cache import CodeCache
 from ifsq.codes.spec import CodeSpec, LatentSpec
 from ifsq.codes.writer import Part, finish, prepare, write_shards
-from ifsq.config import InputError
+from ifsq.config import InputError, digest
 from ifsq.store.files import sha256
 
 SPEC = CodeSpec((17, 300), (2,), "little", "equal", (2, 3))
@@ -76,7 +76,7 @@ def test_a_missing_shard_or_split_is_named(written):
 @pytest.mark.parametrize("text", ["{", "{}", '{"format": 7}', "[]"])
 def test_a_folder_that_is_no_cache_is_named(tmp_path, text):
     (tmp_path / "manifest.json").write_text(text)
-    told = r"manifest.json: (is not a manifest|cannot be read as JSON|format 7; expected one of \(1, 2\))"
+    told = r"manifest.json: (is not a manifest|cannot be read as JSON|format 7; expected one of \(1, 2, 3\))"
     with pytest.raises(InputError, match=told):
         CodeCache.open(tmp_path)
     with pytest.raises(InputError, match="holds no code cache"):
@@ -92,6 +92,97 @@ def test_a_cache_of_the_first_format_is_read(written, digits):
     codes = CodeCache.open(written.folder).read("val")
     assert torch.equal(codes.digits.long(), digits)
     assert codes.flipped is None
+
+
+@pytest.fixture
+def named(tmp_path, digits, monkeypatch):
+    """The same codes as `written`, with names."""
+    monkeypatch.setattr(writer, "SHARD", 10)
+    partial = tmp_path / "named_partial"
+    partial.mkdir()
+    labels, names = torch.arange(25) % 3, [f"a/\u00e9 {number}.png" for number in range(25)]
+
+    def encode(a, b):
+        return Part(digits[a:b], labels[a:b], names=tuple(names[a:b]))
+
+    for split in ("train", "val"):
+        write_shards(partial, split, 25, encode, range(3), SPEC, named=True)
+    about = {"tokenizer": "t"}
+    return names, finish(partial, tmp_path / "named", SPEC, ("a", "b", "c"), {"train": 25, "val": 25}, about)
+
+
+def test_names_of_images_lie_beside_their_codes_and_decide_no_token(named, written):
+    names, cache = named
+    assert CodeCache.open(cache.folder).names("train") == names
+    assert cache.digest == written.digest  # of the same codes without names
+    for number in range(3):
+        shard = f"train_0000{number}.safetensors"
+        assert (cache.folder / shard).read_bytes() == (written.folder / shard).read_bytes()
+    with pytest.raises(InputError, match="has no split 'test'; expected one of train, val"):
+        cache.names("test")
+
+
+def test_a_cache_of_the_second_format_has_no_names_and_the_same_digest(written):
+    path = written.folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps(manifest | {"format": 2}))
+    older = CodeCache.open(written.folder)
+    assert older.digest == written.digest == digest(manifest | {"format": 2})
+    assert len(older.read("train")) == 25
+    with pytest.raises(InputError, match="codes: does not say what its images are called; encode again"):
+        older.names("train")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('["b"]', "is damaged, its SHA-256 is not the one in manifest.json"),
+        (None, "names.json: cannot be read"),
+    ],
+)
+def test_names_that_are_damaged_are_refused(named, content, message):
+    _, cache = named
+    path = cache.folder / "val_00001.names.json"
+    path.unlink() if content is None else path.write_text(content)
+    assert len(cache.names("train")) == 25
+    with pytest.raises(InputError, match=message):
+        cache.names("val")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{}", "expected a list of names"),
+        ('["a", 3]', "expected a list of names"),
+        (json.dumps(["a\nb"] * 10), "expected a list of names"),
+        (json.dumps(["a"] * 9), "names 9 images; expected 10, the count in manifest.json"),
+        ("[", "cannot be read as JSON"),
+    ],
+)
+def test_names_that_a_manifest_vouches_for_are_looked_at_too(named, content, message):
+    _, cache = named
+    path = cache.folder / "val_00001.names.json"
+    path.write_text(content)
+    manifest = json.loads((cache.folder / "manifest.json").read_text())
+    manifest["splits"]["val"][1]["names_sha256"] = sha256(path)
+    (cache.folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match=f"val_00001.names.json: {message}"):
+        CodeCache.open(cache.folder).names("val")
+
+
+def test_a_shard_of_an_earlier_version_gets_its_names(digits, tmp_path):
+    folder = tmp_path / "partial"
+    folder.mkdir()
+    write_shards(folder, "train", 3, lambda a, b: Part(digits[a:b], torch.zeros(b - a)), [0], SPEC)
+    calls = []
+
+    def again(a, b):
+        calls.append((a, b))
+        return Part(digits[a:b], torch.zeros(b - a), names=("x", "y", "z"))
+
+    for _ in range(2):
+        write_shards(folder, "train", 3, again, [0], SPEC, named=True)
+    assert calls == [(0, 3)]
 
 
 LATENTS = LatentSpec(3, (2, 4))
@@ -287,7 +378,7 @@ LIES = [
     *(("about", "data", value) for value in ([], None, 3)),
     *(("content", value) for value in ("latents", "odd", None, 2)),
     *(("statistics", value) for value in ([], {"mean": 3}, {"mean": ["a"]}, {"mean": [float("nan")]})),
-    *(("format", value) for value in (0, 3, "2", True, None, 2.5, [2])),
+    *(("format", value) for value in (0, 4, "2", True, None, 2.5, [2])),
     ("odd", 1),
 ]
 

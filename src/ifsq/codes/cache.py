@@ -3,8 +3,8 @@
 A folder of safetensors shards and ``manifest.json``, which names the layout, the classes, the source, the tokenizer's
 hash and every shard's SHA-256. A shard holds ``labels`` int64 (n,) and ``digits`` uint8 or uint16 (n, h, w, d), or of a
 continuous tokenizer ``latents`` float16 (n, d, h, w); with flips also those of the mirrored images, ``digits_flipped``
-or ``latents_flipped``. All generators open the same bytes, so "the same tokens" is one hash. Written by `writer`;
-called by ``pipeline`` and ``generators.train``.
+or ``latents_flipped``. All generators open the same bytes, so "the same tokens" is one hash. Beside each shard lies a
+list in JSON of what its images are called. Written by `writer`.
 """
 
 import os
@@ -17,10 +17,11 @@ from jaxtyping import Float, Int, Integer
 from safetensors import safe_open
 from torch import Tensor
 
-from ifsq.codes.manifest import Manifest, ShardEntry, read_manifest
-from ifsq.codes.shard import FLIPPED, LABELS, content_of, read_header, stored_dtype
+from ifsq.codes.manifest import Manifest, ShardEntry, read_manifest, tokens_digest
+from ifsq.codes.shard import FLIPPED, LABELS, content_of, names_of, read_header, stored_dtype
 from ifsq.codes.spec import CodeSpec, LatentSpec
-from ifsq.config import InputError, digest, read_json
+from ifsq.config import InputError, read_json
+from ifsq.data.paths import is_plain
 from ifsq.store.files import sha256
 
 MANIFEST = "manifest.json"
@@ -58,7 +59,8 @@ class CodeCache:
     about       source, size, crop, flip, fingerprint and tokenizer hash, as written
     skipped     lines about images that are missing
     statistics  of latents: ``mean`` and ``std`` of every channel over the training split; empty for digits
-    digest      SHA-256 of the manifest: two generators with the same digest saw the same tokens
+    digest      SHA-256 of the manifest but for the images' names: two generators with the same digest saw the same
+                tokens of the same source
     """
 
     def __init__(self, folder: Path, manifest: Any) -> None:
@@ -68,7 +70,7 @@ class CodeCache:
         self.layout = said.layout(where)
         self.classes, self.about = said.classes, said.about
         self.statistics = {name: list(values) for name, values in said.statistics.items()}
-        self.digest = digest(manifest)
+        self.digest = tokens_digest(manifest)
         self._splits = said.splits
 
     @classmethod
@@ -101,6 +103,27 @@ class CodeCache:
             raise InputError(f"{self.folder}: holds digits; expected latents of a continuous tokenizer")
         return LatentSet(**self._read(split))
 
+    def names(self, split: str) -> list[str]:
+        """What the images of a split are called, in the order of their codes: a path below the source, a member of a
+        shard; where they have no names, as in bundled sources, their numbers.
+
+        Raises InputError where the split is absent, names are missing, as in a cache of an earlier version, or damaged.
+        """
+        found: list[str] = []
+        for entry in self._entries(split):
+            if not entry.names_sha256:
+                raise InputError(f"{self.folder}: does not say what its images are called; encode again")
+            path = names_of(self._inside(entry.file))
+            if sha256(path) != entry.names_sha256:
+                raise InputError(f"{path}: is damaged, its SHA-256 is not the one in {MANIFEST}; encode again")
+            names = read_json(path)
+            if not isinstance(names, list) or not all(isinstance(name, str) and is_plain(name) for name in names):
+                raise InputError(f"{path}: expected a list of names")
+            if len(names) != entry.count:
+                raise InputError(f"{path}: names {len(names)} images; expected {entry.count}, the count in {MANIFEST}")
+            found += names
+        return found
+
     @property
     def skipped(self) -> list[str]:
         """A line about each image that could not be read when the cache was written."""
@@ -115,10 +138,19 @@ class CodeCache:
         """Images of a split."""
         return sum(entry.count for entry in self._splits.get(split, ()))
 
-    def _read(self, split: str) -> dict[str, Tensor]:
+    def _entries(self, split: str) -> tuple[ShardEntry, ...]:
         if split not in self._splits:
             raise InputError(f"{self.folder}: has no split {split!r}; expected one of {', '.join(self._splits)}")
-        entries, n = self._splits[split], self.count(split)
+        return self._splits[split]
+
+    def _inside(self, file: str) -> Path:
+        path = self.folder / file
+        if Path(os.path.realpath(path)).parent != Path(os.path.realpath(self.folder)):
+            raise InputError(f"{path}: leads out of the cache's folder; expected a file in it")
+        return path
+
+    def _read(self, split: str) -> dict[str, Tensor]:
+        entries, n = self._entries(split), self.count(split)
         if not n:
             raise InputError(f"{self.folder}: split {split!r} holds no images; encode again")
         paths = [self._checked(entry) for entry in entries]
@@ -150,9 +182,7 @@ class CodeCache:
 
     def _checked(self, entry: ShardEntry) -> Path:
         """The path of a shard whose bytes and header are those that the manifest names."""
-        path = self.folder / entry.file
-        if Path(os.path.realpath(path)).parent != Path(os.path.realpath(self.folder)):
-            raise InputError(f"{path}: leads out of the cache's folder; expected a file in it")
+        path = self._inside(entry.file)
         if sha256(path) != entry.sha256:
             raise InputError(f"{path}: is damaged, its SHA-256 is not the one in {MANIFEST}; encode again")
         header = read_header(path, self.layout, self._flips)

@@ -7,10 +7,10 @@ from pathlib import PurePath
 from typing import Any
 
 from ifsq.codes.spec import CodeSpec, LatentSpec
-from ifsq.config import InputError, build
+from ifsq.config import InputError, build, digest
 from ifsq.data.paths import is_plain
 
-FORMATS = (1, 2)  # 1: digits only, without flips
+FORMATS = (1, 2, 3)  # 1: digits only, without flips; 2: no names of the images
 MOST_IMAGES = 2**40
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -19,24 +19,27 @@ SHA256 = re.compile(r"[0-9a-f]{64}")
 class ShardEntry:
     """A shard as the manifest names it.
 
-    file     its name in the cache's folder
-    count    images in it
-    sha256   of its bytes, in hexadecimal
-    skipped  a line about each image that is missing in it
+    file          its name in the cache's folder
+    count         images in it
+    sha256        of its bytes, in hexadecimal
+    skipped       a line about each image that is missing in it
+    names_sha256  of the file beside it that names its images; empty where there is none
     """
 
     file: str
     count: int
     sha256: str
     skipped: tuple[str, ...] = ()
+    names_sha256: str = ""
 
     def __post_init__(self) -> None:
         if self.file != PurePath(self.file).name or not self.file.endswith(".safetensors") or not is_plain(self.file):
             raise ValueError(f"file {self.file!r}: expected the name of a .safetensors file in the cache's folder")
         if not 0 <= self.count <= MOST_IMAGES:
             raise ValueError(f"count {self.count}: expected a number of images")
-        if not SHA256.fullmatch(self.sha256):
-            raise ValueError(f"sha256 {self.sha256[:80]!r}: expected 64 hexadecimal digits")
+        for name, value in (("sha256", self.sha256), ("names_sha256", self.names_sha256)):
+            if not SHA256.fullmatch(value) and (name == "sha256" or value):
+                raise ValueError(f"{name} {value[:80]!r}: expected 64 hexadecimal digits")
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,18 @@ class Manifest:
         except ValueError as error:
             raise InputError(f"{where}: spec: {error}") from error
         return digits
+
+
+def tokens_digest(table: Mapping[str, Any]) -> str:
+    """SHA-256 (hex) of a manifest but for the names of the images, which decide no token.
+
+    A cache of format 3 so has the digest of the same one of format 2, and runs on that go on with it.
+    """
+    splits = {
+        split: [{key: value for key, value in entry.items() if key != "names_sha256"} for entry in entries]
+        for split, entries in table["splits"].items()
+    }
+    return digest({**table, "format": min(table["format"], 2), "splits": splits})
 
 
 def read_manifest(table: Any, where: str) -> Manifest:

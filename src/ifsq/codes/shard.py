@@ -24,6 +24,11 @@ class ShardHeader:
     skipped: tuple[str, ...]
 
 
+def names_of(path: Path) -> Path:
+    """The file beside a shard that names its images, a list in JSON."""
+    return path.with_suffix(".names.json")
+
+
 def content_of(layout: CodeSpec | LatentSpec) -> str:
     """Name of the tensor of codes: ``digits`` or ``latents``."""
     return "latents" if isinstance(layout, LatentSpec) else "digits"

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ifsq.codes.cache import MANIFEST, CodeCache
 from ifsq.codes.manifest import FORMATS, read_manifest
-from ifsq.codes.shard import FLIPPED, LABELS, SKIPPED, content_of, read_header
+from ifsq.codes.shard import FLIPPED, LABELS, SKIPPED, content_of, names_of, read_header
 from ifsq.codes.spec import CodeSpec, LatentSpec
 from ifsq.config import InputError, differences, read_json
 from ifsq.store.files import PARTIAL, sha256, write_tensors, write_text, writing
@@ -36,12 +36,14 @@ class Part:
     """Codes of some images in order: digits or latents, labels (n,), and the codes of the mirrored images.
 
     skipped  a line about each image that is missing among them
+    names    what each image is called; None where that is not known
     """
 
     codes: Tensor
     labels: Tensor
     flipped: Tensor | None = None
     skipped: tuple[str, ...] = ()
+    names: tuple[str, ...] | None = None
 
 
 # The part of the images start..stop-1 of a split; fewer, where some cannot be read and are passed over.
@@ -85,27 +87,33 @@ def write_shards(
     layout: CodeSpec | LatentSpec,
     *,
     flips: bool = False,
+    named: bool = False,
 ) -> None:
     """Write this process's shards of a split of ``count`` images into ``folder``; those that are whole stay.
 
     flips  whether ``encode`` gives the codes of the mirrored images too
+    named  whether it says what the images are called; a shard that an earlier version left without is written again
     """
     for number in mine:
         target = folder / shard_name(split, number)
-        if not _is_whole(target, layout, flips):
+        if not _is_whole(target, layout, flips, named):
             start = number * SHARD
             save_part(target, encode(start, min(count, start + SHARD)), layout)
 
 
 def save_part(target: Path, part: Part, layout: CodeSpec | LatentSpec) -> None:
-    """One shard and its SHA-256. Raises InputError for latents beyond float16."""
+    """One shard, the names of its images and the SHA-256 of both. Raises InputError for latents beyond float16."""
     name = content_of(layout)
     table = {name: _stored(part.codes, layout), LABELS: part.labels.to(torch.int64).cpu()}
     if part.flipped is not None:
         table[name + FLIPPED] = _stored(part.flipped, layout)
+    files = [target]
+    if part.names is not None:
+        files.insert(0, names_of(target))
+        write_text(files[0], json.dumps(part.names, ensure_ascii=False))
     write_tensors(target, table, {SKIPPED: json.dumps(part.skipped)})
-    # What is written now is what the manifest will vouch for, however long the other shards take.
-    write_text(target.with_suffix(CHECKSUM), sha256(target))
+    for file in files:  # what is written now is what the manifest will vouch for, however long the other shards take
+        write_text(file.with_suffix(CHECKSUM), sha256(file))
 
 
 def drop_unfinished(partial: Path) -> None:
@@ -220,11 +228,8 @@ def _told(partial: Path) -> dict[str, Any]:
     return told
 
 
-def _is_whole(target: Path, layout: CodeSpec | LatentSpec, flips: bool) -> bool:
-    recorded = target.with_suffix(CHECKSUM)
-    if not target.is_file() or not recorded.is_file() or recorded.stat().st_size != _HEX:
-        return False
-    if recorded.read_bytes() != sha256(target).encode():
+def _is_whole(target: Path, layout: CodeSpec | LatentSpec, flips: bool, named: bool) -> bool:
+    if not all(_is_as_recorded(file) for file in ([target, names_of(target)] if named else [target])):
         return False
     try:
         read_header(target, layout, flips)
@@ -233,10 +238,22 @@ def _is_whole(target: Path, layout: CodeSpec | LatentSpec, flips: bool) -> bool:
     return True
 
 
+def _is_as_recorded(file: Path) -> bool:
+    recorded = file.with_suffix(CHECKSUM)
+    if not file.is_file() or not recorded.is_file() or recorded.stat().st_size != _HEX:
+        return False
+    return recorded.read_bytes() == sha256(file).encode()
+
+
 def _entry(path: Path, layout: CodeSpec | LatentSpec, flips: bool) -> dict[str, Any]:
     header = read_header(path, layout, flips)
     entry = {"file": path.name, "count": header.count, "sha256": path.with_suffix(CHECKSUM).read_text()}
-    return entry | ({"skipped": list(header.skipped)} if header.skipped else {})
+    named = names_of(path).with_suffix(CHECKSUM)
+    return {
+        **entry,
+        **({"skipped": list(header.skipped)} if header.skipped else {}),
+        **({"names_sha256": named.read_text()} if named.is_file() else {}),
+    }
 
 
 def _statistics(files: list[Path]) -> dict[str, list[float]]:
