@@ -142,11 +142,13 @@ def test_json_that_cannot_be_read_is_one_line(case, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_json_is_read_from_regular_files_alone(tmp_path):
+def test_json_and_toml_are_read_from_regular_files_alone(tmp_path):
     os.mkfifo(tmp_path / "pipe.json")
     for path in (tmp_path / "pipe.json", tmp_path, Path("/dev/zero")):
         with pytest.raises(InputError, match="is no regular file; expected JSON"):
             read_json(path)
+        with pytest.raises(InputError, match="is no regular file; expected TOML"):
+            read_toml(path)
     with pytest.raises(InputError, match="no such file"):
         read_json(tmp_path / "gone.json")
     with pytest.raises(InputError, match="cannot be read as JSON"):

@@ -32,13 +32,13 @@ class Remark(UserWarning):
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The file's table. Raises InputError when it is missing or no TOML."""
+    """The file's table. Raises InputError when it is missing, no TOML or no regular file."""
     return _parse(tomllib.loads, _read_text(path, "TOML"), str(path), "TOML")
 
 
 def read_json(path: Path) -> Any:
     """What a JSON file holds. Raises InputError when it is missing, damaged or no regular file."""
-    return parse_json(_read_text(path, "JSON", regular=True), str(path))
+    return parse_json(_read_text(path, "JSON"), str(path))
 
 
 def parse_json(text: str, where: str) -> Any:
@@ -127,9 +127,9 @@ def differences(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") ->
     return found
 
 
-def _read_text(path: Path, form: str, *, regular: bool = False) -> str:
+def _read_text(path: Path, form: str) -> str:
     try:
-        if regular and not path.is_file() and path.exists():  # a pipe would wait, a device might never end
+        if not path.is_file() and path.exists():  # a pipe would wait, a device might never end
             raise InputError(f"{path}: is no regular file; expected {form}")
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
