@@ -3,6 +3,7 @@
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -42,11 +43,11 @@ def folder(tmp_path_factory):
     return folder
 
 
-def start(folder, *words, **more):
+def start(folder, *words, how=("-m", "ifsq"), environment=None, **more):
     """The command, in a process group of its own."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
     return subprocess.Popen(
-        [sys.executable, "-m", "ifsq", *words], cwd=folder, env=environment, start_new_session=True,
+        [sys.executable, *how, *words], cwd=folder, env=environment, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more,
     )  # fmt: skip
 
@@ -122,3 +123,30 @@ def test_a_killed_worker_ends_other_work(folder, work):
     assert code == 2
     assert said.startswith("ifsq: loading worker ")
     assert not (folder / "codes").exists()
+
+
+def test_a_killed_process_ends_the_other_although_its_workers_outlive_it(folder):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    variables = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    processes = [
+        start(folder, *TRAIN, "pair", environment={**variables, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(2)
+    ]
+    wait_for(lambda: rows(folder / "pair") > 0, processes[0])
+    os.kill(processes[1].pid, signal.SIGKILL)
+    assert end_of(processes[0]) == (2, "ifsq: another process of this run has ended; what it said tells why")
+    assert processes[1].wait() == -signal.SIGKILL
+    processes[1].communicate()
+
+
+def test_processes_of_a_killed_torchrun_stop(folder):
+    how = ("-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", "ifsq")
+    torchrun = start(folder, *TRAIN, "orphans", how=how)
+    wait_for(lambda: rows(folder / "orphans") > 0, torchrun)
+    left = children(torchrun)
+    os.kill(torchrun.pid, signal.SIGKILL)
+    said = torchrun.communicate(timeout=SOON)[1]  # which ends when nobody can write there any more
+    assert len(left) == 2
+    assert said.splitlines()[-1].startswith("ifsq: stopped at step ")

@@ -58,8 +58,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         if isinstance(error, Interrupted):
             return _stopped(str(error))
-        if isinstance(error, RuntimeError) and "Connection closed by peer" in str(error):
-            return _refuse("another process of this run has ended; what it said tells why")
         raise
     return 0
 

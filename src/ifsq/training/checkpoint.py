@@ -109,6 +109,7 @@ class Writer:
         while not all(file.exists() for file in written):
             if not partial.exists():  # another process could not write and says so
                 return
+            self.world.refuse_lost()
             time.sleep(0.005)
         files: dict[str, Any] = {}
         for file in written:

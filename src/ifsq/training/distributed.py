@@ -1,6 +1,6 @@
 """Processes: one without torchrun, many with it. The same code runs in both.
 
-Called by ``loop`` and ``pipeline``. Files are written by the first process only.
+Files are written by the first process only. What becomes of a process when another one is lost: `ifsq.training.watch`.
 """
 
 import gc
@@ -15,23 +15,30 @@ import torch
 import torch.distributed as dist
 
 from ifsq.config import InputError
+from ifsq.training.watch import LostProcessError, Watch, following_torchrun, patience
 
-PATIENCE = timedelta(hours=4)  # the first process evaluates alone while the others wait
+LONGEST = timedelta(days=100)  # of a wait for a process that answers: the first may evaluate alone for hours
 Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
 class World:
-    """This process among all: ``rank`` of ``size``, and its device."""
+    """This process among all: ``rank`` of ``size``, its device, and what it knows of the others."""
 
     rank: int
     size: int
     device: torch.device
+    watch: Watch | None = None
 
     @property
     def first(self) -> bool:
         """Whether this process writes files and prints."""
         return self.rank == 0
+
+    def refuse_lost(self) -> None:
+        """Raise LostProcessError where another process is known to be lost: for who waits for more than a message."""
+        if self.watch is not None and self.watch.lost:
+            raise LostProcessError(self.watch.lost)
 
     def barrier(self) -> None:
         """Wait for every process."""
@@ -84,25 +91,51 @@ def first_process() -> bool:
 
 @contextmanager
 def world(device: str = "auto") -> Iterator[World]:
-    """Join the processes that torchrun started, or stand alone. ``device``: ``auto``, ``cpu``, ``cuda``, ``mps``."""
+    """Join the processes that torchrun started, or stand alone. ``device``: ``auto``, ``cpu``, ``cuda``, ``mps``.
+
+    Raises LostProcessError, in one line, where another process has ended or does not come. Where one stops answering
+    for `ifsq.training.watch.PATIENCE` seconds, this process ends with the line and exit code 2. When torchrun is gone,
+    it gets a SIGTERM.
+    """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     chosen = pick_device(device, int(os.environ.get("LOCAL_RANK", "0")))
-    if size == 1:
-        yield World(0, 1, chosen)
-        return
-    if chosen.type == "cuda":
-        torch.cuda.set_device(chosen)
-    joined = not dist.is_initialized()
-    if joined:
-        backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=PATIENCE)
+    with following_torchrun():
+        if size == 1:
+            yield World(0, 1, chosen)
+        else:
+            with _together(size, chosen) as here:
+                yield here
+
+
+@contextmanager
+def _together(size: int, device: torch.device) -> Iterator[World]:
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    wait = patience()
+    joined = f"the {size} processes of this run"
     try:
-        yield World(dist.get_rank(), size, chosen)
+        store, rank, _ = next(dist.rendezvous("env://", timeout=timedelta(seconds=wait)))
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=LONGEST)
+        watch = Watch(store, rank, size, wait)
+    except ValueError as error:  # a variable of the environment is missing
+        raise InputError(f"WORLD_SIZE={size}: {error}") from error
+    except dist.DistStoreError as error:
+        raise LostProcessError(f"{joined}: not all have come within {wait:.0f} s") from error
+    except RuntimeError as error:
+        raise LostProcessError(f"{joined} cannot be connected: {str(error).splitlines()[0]}") from error
+    try:
+        yield World(rank, size, device, watch)
         dist.barrier()  # nobody leaves while another still talks
+        watch.leave()
+    except RuntimeError as error:  # torch has no type of its own for a connection that broke
+        if told := watch.verdict():
+            raise LostProcessError(told) from error
+        raise
     finally:
-        if joined:
-            gc.collect()  # DistributedDataParallel sits in reference cycles and must go before its process group
-            dist.destroy_process_group()
+        watch.close()
+        gc.collect()  # DistributedDataParallel sits in reference cycles and must go before its process group
+        dist.destroy_process_group()
 
 
 def pick_device(name: str, local_rank: int = 0) -> torch.device:

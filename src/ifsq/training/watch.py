@@ -1,0 +1,158 @@
+"""Whether the other processes of a run are there, and the end of this one where they are not.
+
+A collective operation fails when a process at its other end dies, but waits for one that is stopped or whose host is
+gone as long as for one that works alone for hours. So each process has a thread that meets those of the others every
+second, whatever the processes themselves are doing; and one that torchrun started stops when torchrun is gone.
+"""
+
+import contextlib
+import itertools
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from ifsq.config import InputError
+
+PATIENCE = "IFSQ_PATIENCE"
+"""Environment variable: seconds that a process waits for another that does not answer; default 300."""
+EVERY = 1.0  # seconds between meetings
+SETTLED = 5.0  # seconds until a meeting has shown who is there
+TO_UNWIND = 60.0  # seconds for a process to end by itself when another has
+ENDED = "another process of this run has ended; what it said tells why"
+
+
+class LostProcessError(InputError):
+    """Another process of the run has ended, does not answer, or has never come."""
+
+
+def patience() -> float:
+    """Seconds that a process waits for another that does not answer. Raises InputError."""
+    text = os.environ.get(PATIENCE, "300")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 1 <= seconds <= 1e6:
+        raise InputError(f"{PATIENCE}={text!r}: expected seconds, 1 to 1000000")
+    return seconds
+
+
+class Watch:
+    """A thread that meets those of the other processes; every process makes one at the same point.
+
+    store     where processes leave word for each other
+    patience  seconds without an answer after which this process ends
+
+    Where another process has ended, this one has `TO_UNWIND` seconds to notice and raise; where one does not answer,
+    it can only be waiting. Then the thread ends the process itself: one line and exit code 2.
+    """
+
+    def __init__(self, store: dist.Store, rank: int, size: int, patience: float) -> None:
+        self.store, self.rank, self.size, self.patience = store, rank, size, patience
+        self.lost = ""
+        self._group = dist.new_group(backend="gloo", timeout=timedelta(days=100))
+        self._told, self._leaving, self._left = threading.Event(), threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._meet, daemon=True)
+        self._thread.start()
+
+    def verdict(self) -> str:
+        """What has become of another process, in words; "" where all are there."""
+        self._told.wait(SETTLED)
+        return self.lost
+
+    def leave(self) -> None:
+        """End with a last meeting, in every process at the same point."""
+        self._leaving.set()
+        self._thread.join()
+
+    def close(self) -> None:
+        """End at once."""
+        self._left.set()
+        self._leaving.set()
+        self._thread.join(SETTLED)
+
+    def _meet(self) -> None:
+        leaving = torch.zeros(1)
+        while not self._left.is_set() and not leaving:
+            leaving.fill_(float(self._leaving.is_set()))
+            try:
+                meeting = dist.all_reduce(leaving, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
+            except RuntimeError:
+                self._lose(ENDED, TO_UNWIND)
+                return
+            if not self._is_over(meeting):
+                return
+            self._leaving.wait(EVERY)
+
+    def _is_over(self, meeting: dist.Work) -> bool:
+        """Wait until everybody has come; False where somebody will not, or this process leaves."""
+        for look in itertools.count(1):  # not a clock: it goes on while all processes are stopped together
+            try:
+                meeting.wait(timedelta(seconds=EVERY))
+            except RuntimeError:  # torch raises no other where it has waited long enough
+                if meeting.is_completed():
+                    self._lose(ENDED, TO_UNWIND)
+                    return False
+            else:
+                return True
+            if self._left.is_set():
+                return False
+            if look * EVERY >= self.patience:
+                self._lose(self._who_is_silent(), 0.0)
+                return False
+        return False
+
+    def _lose(self, what: str, wait: float) -> None:
+        self.lost = what
+        self._told.set()
+        if not self._left.wait(wait):
+            # The main thread waits in an operation that no signal and no other thread can end.
+            name = "ifsq" if self.rank == 0 else f"ifsq (process {self.rank})"
+            sys.stderr.write(f"{name}: {what}\n")
+            sys.stderr.flush()
+            os._exit(2)
+
+    def _who_is_silent(self) -> str:
+        """All that still answer leave word in the store, within moments of each other."""
+        silent: list[int] = []
+
+        def ask() -> None:
+            with contextlib.suppress(dist.DistError):
+                self.store.set(f"ifsq/awake/{self.rank}", "")
+                self._left.wait((4 if self.rank == 0 else 2) * EVERY)  # the store may end with the first process
+                silent.extend(rank for rank in range(self.size) if not self.store.check([f"ifsq/awake/{rank}"]))
+
+        asking = threading.Thread(target=ask, daemon=True)
+        asking.start()
+        asking.join(SETTLED)
+        # The store lies with the first process, or with torchrun on its host.
+        who = f"process {silent[0]}" if silent else "process 0" if asking.is_alive() else "another process"
+        return f"{who} of this run has not answered for {self.patience:.0f} s: it is stopped, or its host is gone"
+
+
+@contextmanager
+def following_torchrun() -> Iterator[None]:
+    """Ask this process to stop, as SIGTERM does, once the torchrun that started it is gone: nobody would end it."""
+    if not dist.is_torchelastic_launched():
+        yield
+        return
+    torchrun, left = os.getppid(), threading.Event()
+
+    def follow() -> None:
+        while not left.wait(EVERY):
+            if os.getppid() != torchrun:
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+
+    threading.Thread(target=follow, daemon=True).start()
+    try:
+        yield
+    finally:
+        left.set()
