@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -177,6 +178,72 @@ def test_weights_that_are_not_finite_are_refused_by_name(kind, value, tmp_path):
         save_generator(model, tiny_generator()[1], tmp_path / "bad")
     with pytest.raises(InputError, match=rf"bad: tensor '{re.escape(name)}' holds values that are not finite"):
         LOADED[kind](tmp_path / "bad")
+
+
+HUGE = 10**12
+DESCRIPTIONS = {
+    "tokenizer": {
+        "config": [None, [], {}, {"conv": None}, {"conv": {"width": "8"}}, {"more": 1}],
+        "kind": [None, "ar", 3],
+        "config.conv.width": [HUGE, 2**63, 2**200, 0, -8, 8.5],
+        "config.conv.blocks": [10**9, 2],
+        "config.conv.multipliers": [[1] * 100, [1, HUGE], [2**70], []],
+        "config.conv.patch": [2**40, 2**70, 3],
+        "config.conv.latent": [HUGE, 2**63],
+        "config.conv.in_channels": [HUGE, 2],
+        "config.quantizer": [
+            {"kind": "lfq", "dim": 10**9},
+            {"kind": "lfq", "dim": 5},
+            {"kind": "vq", "codebook_size": 2**31},
+            {"kind": "vq", "codebook_size": 2**30, "dim": 2**30},
+            {"kind": "vq", "codebook_size": HUGE},
+            {"kind": "residual", "levels": [3, 3], "cells": "equal", "stages": 10**9},
+            {"kind": "kl", "dim": 2**63},
+            {"levels": [17] * 3},
+            {"levels": [2**70 + 1] * 4},
+        ],
+    },
+    "generator": {
+        "config": [None, [], {}, {"depth": 1}],
+        "config.depth": [10**9, 2, 0, True],
+        "config.width": [HUGE, 2**63],
+        "config.heads": [3, HUGE],
+        "config.mlp_multiple_of": [HUGE, 2**63],
+        "spec": [None, [], {}],
+        "spec.grid": [[4], [2, 2, 2], [1025, 1024], [10**9, 10**9], [2**62, 2**62], [0, 2], "22"],
+        "spec.levels": [[5, 7], [2**40, 3], [5.5, 5], None],
+        "spec.groups": [[1, 1], []],
+        "spec.cells": ["none", 3],
+        "spec.scale": ["1", 1e400],
+        "origin": [None, {}, {"classes": []}],
+        "origin.classes": [[], ["a"], None, 3, [1, 2, 3]],
+        "origin.tokenizer": [None, 3],
+        "origin.sampling": [None, {"foo": 1}, {"seed": 3}, {"guidance": "2"}, {"top_k": 0.5}, {"guidance": None}],
+    },
+}
+CASES = [
+    (kind, key, value) for kind, table in DESCRIPTIONS.items() for key, values in table.items() for value in values
+]
+
+
+@pytest.mark.parametrize(("kind", "key", "value"), CASES, ids=[f"{k}-{key}-{str(v)[:40]}" for k, key, v in CASES])
+def test_a_description_is_compared_with_the_tensors_before_anything_is_made(kind, key, value, tmp_path):
+    """What it asks for takes neither the memory nor the time that it would take."""
+    SAVED[kind](tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    *inside, last = key.split(".")
+    place = config["model"]
+    for name in inside:
+        place = place[name]
+    place[last] = value
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    before = time.process_time()
+    with pytest.raises(InputError) as caught:
+        LOADED[kind](tmp_path)
+    assert str(caught.value).startswith(str(tmp_path))
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 600
+    assert time.process_time() - before < 5
 
 
 def test_a_model_saved_in_halves_is_read_in_floats(tmp_path):

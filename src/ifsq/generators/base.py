@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from ifsq.codes.spec import CodeSpec
 
+MAX_TOKENS = 2**20  # positions: tables of them are made before a weight is read
+
 
 @dataclass(frozen=True)
 class CodeBatch:
@@ -48,6 +50,10 @@ class Generator(nn.Module, ABC):
         super().__init__()
         if num_classes < 1:
             raise ValueError(f"num_classes={num_classes}: expected at least 1")
+        if spec.tokens > MAX_TOKENS:
+            raise ValueError(
+                f"a grid of {spec.grid[0]} x {spec.grid[1]} codes: expected at most {MAX_TOKENS} positions"
+            )
         if not spec.on_lattice:
             raise ValueError(
                 f"codes of a codebook of {spec.levels[0]}: expected codes on a lattice (fsq, lfq, bsq, ...)"

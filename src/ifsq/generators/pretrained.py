@@ -1,19 +1,19 @@
-"""A generator on disk: its description in JSON, and the way back.
-
-Called by ``pipeline`` and `Generator.from_pretrained`.
-"""
+"""A generator on disk: its description in JSON, and the way back."""
 
 import difflib
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ifsq.codes.spec import CodeSpec
 from ifsq.config import InputError, build, to_dict
 from ifsq.generators.ar import ARConfig, ARGenerator
+from ifsq.generators.base import Generator
 from ifsq.generators.diffusion import DiffusionGenerator, DiTConfig
-from ifsq.store.weights import load_weights, weights_digest
+from ifsq.store.weights import build_with, weights_digest
 from ifsq.training.folder import find_weights, save_model
 from ifsq.training.model_card import UNKNOWN, Provenance, model_card
 
@@ -56,18 +56,46 @@ def describe(model: ARGenerator | DiffusionGenerator, origin: Origin) -> dict[st
 
 def from_description(described: dict[str, Any], where: str) -> tuple[ARGenerator | DiffusionGenerator, Origin]:
     """Inverse of `describe`, with fresh weights. Raises InputError when it describes something else."""
+    make, origin = _read(described, where)
+    try:
+        return make(), origin
+    except ValueError as error:
+        raise InputError(f"{where}: {error}") from error
+
+
+def _read(described: dict[str, Any], where: str) -> tuple[Callable[[], ARGenerator | DiffusionGenerator], Origin]:
+    """How the generator is made, and what it was trained on. Raises InputError."""
     kind = described.get("kind")
     if kind not in ("ar", "diffusion"):
         raise InputError(f"{where}: holds a {kind} model; expected a generator")
-    try:
-        spec = CodeSpec.from_dict(described["spec"])
-        raw = described["origin"]
-        origin = Origin(**{**raw, "classes": tuple(raw["classes"])})
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{where}: its description is damaged ({error!r})") from error
+    for name in ("config", "spec", "origin"):
+        if not isinstance(described.get(name), dict):
+            raise InputError(f"{where}: its description is damaged: {name}: expected a table")
+    spec = build(CodeSpec, described["spec"], f"{where}: spec")
+    origin = build(Origin, described["origin"], f"{where}: origin")
+    cls: type[ARGenerator] | type[DiffusionGenerator]
+    make: Callable[..., ARGenerator | DiffusionGenerator]
     if kind == "ar":
-        return ARGenerator(build(ARConfig, described["config"], where), spec, len(origin.classes)), origin
-    return DiffusionGenerator(build(DiTConfig, described["config"], where), spec, len(origin.classes)), origin
+        cls, make = ARGenerator, partial(ARGenerator, build(ARConfig, described["config"], where))
+    else:
+        cls, make = DiffusionGenerator, partial(DiffusionGenerator, build(DiTConfig, described["config"], where))
+    _check_sampling(origin.sampling, cls, where)
+    return partial(make, spec, len(origin.classes)), origin
+
+
+def _check_sampling(options: dict[str, Any], cls: type[Generator], where: str) -> None:
+    """Raise InputError for what is no option of the kind's ``sample``, or of another type."""
+    parameters = inspect.signature(cls.sample).parameters.values()
+    known = {
+        of.name: of.default for of in parameters if of.kind == of.KEYWORD_ONLY and of.name not in ("seed", "first")
+    }
+    for name, value in options.items():
+        if name not in known:
+            raise InputError(f"{where}: origin.sampling: {name}: unknown option; known: {', '.join(known)}")
+        usual = known[name]
+        like = (int, float) if isinstance(usual, float) else (type(usual),)
+        if usual is not None and type(value) not in like:
+            raise InputError(f"{where}: origin.sampling: {name}: {value!r}, expected as {usual!r}")
 
 
 def load_generator(source: str | Path, revision: str | None = None) -> tuple[ARGenerator | DiffusionGenerator, Origin]:
@@ -77,8 +105,8 @@ def load_generator(source: str | Path, revision: str | None = None) -> tuple[ARG
     revision  of the repository
     """
     found = find_weights(source, revision)
-    model, origin = from_description(found.described, str(source))
-    load_weights(model, found.load(), str(source), halves=found.step is None)
+    make, origin = _read(found.described, str(source))
+    model = build_with(make, found.load(), str(source), halves=found.step is None)
     return model.eval(), origin
 
 

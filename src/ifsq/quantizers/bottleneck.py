@@ -8,6 +8,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+MAX_COUNT = 2**31 - 1  # nobody's codes, channels or stages, and far from what overflows
+
 
 class Bottleneck(nn.Module):
     """A module called on a latent (b, width, h, w), (b, t, width) or any leading shape, floating point.
@@ -76,10 +78,12 @@ def check_finite(x: Tensor, name: str) -> None:
     raise ValueError(f"{name} of shape {tuple(x.shape)} holds {worst}: expected finite values")
 
 
-def check_count(name: str, value: int, least: int = 1) -> int:
-    """The value, or ValueError unless it is an integer of at least so much."""
+def check_count(name: str, value: int, least: int = 1, most: int = MAX_COUNT) -> int:
+    """The value, or ValueError unless it is an integer of at least and at most so much."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ValueError(f"{name}={value!r}: expected an integer of at least {least}")
+    if value > most:
+        raise ValueError(f"{name}={value!r}: expected an integer of at most {most}")
     return value
 
 

@@ -23,6 +23,7 @@ from ifsq.quantizers.digits import (
 )
 from ifsq.quantizers.record import Quantized
 
+MAX_DIM = 2**16  # bits of a code; every one is a level, an entry of a tuple
 MAX_JOINT_BITS = 20  # a distribution over a million codes
 TINY = 1e-30  # below it a probability counts as this in the logarithm: the slope of p*log(p) at 0 is infinite
 
@@ -61,7 +62,7 @@ class LFQ(Bottleneck):
         groups: Sequence[int] | None = None,
         channel_first: bool = False,
     ) -> None:
-        super().__init__(check_count("dim", dim), dim, channel_first)
+        super().__init__(check_count("dim", dim, most=MAX_DIM), dim, channel_first)
         self.levels = (2,) * dim
         self.groups = tuple(groups) if groups is not None else (dim,)
         check_layout(self.levels, self.groups, "little")

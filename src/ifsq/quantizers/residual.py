@@ -8,6 +8,7 @@ Called by ``tokenizer``; imports torch only.
 """
 
 from collections.abc import Sequence
+from math import log2
 
 import torch
 from torch import Tensor
@@ -61,7 +62,7 @@ class ResidualFSQ(Bottleneck):
         self.num_quantizers = check_count("num_quantizers", num_quantizers)
         if cells != "equal":
             raise ValueError(f"cells={cells!r}: expected 'equal', the cells whose stages nest")
-        if max(stage) ** num_quantizers > FINEST:
+        if num_quantizers > log2(FINEST) or max(stage) ** num_quantizers > FINEST:
             raise ValueError(
                 f"num_quantizers={num_quantizers} of {max(stage)} levels: expected at most 2**22 cells a dimension,"
                 f" not {max(stage)}**{num_quantizers}"

@@ -5,18 +5,23 @@ nothing is left out, left over or cast in silence, and no result is computed fro
 """
 
 import hashlib
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from ifsq.config import InputError
 from ifsq.store.files import reason
 
+Model = TypeVar("Model", bound=nn.Module)
 HALVES = (torch.float16, torch.bfloat16)
 """Types whose every value float32 has as well."""
 
@@ -47,6 +52,25 @@ def load_weights(model: nn.Module, table: Mapping[str, Tensor], where: str, *, h
         model.load_state_dict(
             {key: like(value, own[key]) if isinstance(own[key], DTensor) else value for key, value in given.items()}
         )
+
+
+def build_with(make: Callable[[], Model], table: Mapping[str, Tensor], where: str, *, halves: bool = False) -> Model:
+    """The module that ``make`` builds, with the tensors of a table.
+
+    It is built on the meta device first and compared there: a description that asks for other sizes than the tensors
+    have, or for a thousand times as many, takes neither memory nor time. Raises InputError.
+    """
+    try:
+        with torch.device("meta"), _at_most(len(table)):
+            check_weights(make(), table, where, halves=halves)
+    except InputError:
+        raise
+    except (ValueError, TypeError, OverflowError, RuntimeError, MemoryError) as error:
+        why = str(error).partition("\n")[0]
+        raise InputError(f"{where}: its description is of no model that could be these tensors ({why})") from error
+    model = make()
+    load_weights(model, table, where, halves=halves)
+    return model
 
 
 def check_weights(model: nn.Module, table: Mapping[str, Tensor], where: str, *, halves: bool = False) -> None:
@@ -110,6 +134,25 @@ def like(value: Tensor, place: Tensor) -> Tensor:
         moved = value.to(place.device)
         return distribute_tensor(moved, place.device_mesh, place.placements, src_data_rank=None)
     return torch.empty_like(place).copy_(value)
+
+
+@contextmanager
+def _at_most(count: int) -> Iterator[None]:
+    """Raise ValueError when this thread builds modules of more parameters."""
+    thread, made = threading.get_ident(), 0
+
+    def register(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal made
+        if parameter is not None and threading.get_ident() == thread:
+            made += 1
+            if made > count:
+                raise ValueError(f"more than the {count} tensors that are there")
+
+    hook = register_module_parameter_registration_hook(register)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _name(dtype: torch.dtype) -> str:

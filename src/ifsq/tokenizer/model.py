@@ -18,7 +18,7 @@ from ifsq.codes.spec import CODEBOOK, CodeSpec, LatentSpec
 from ifsq.config import InputError, build, to_dict
 from ifsq.quantizers import BSQ, FSQ, KL, LFQ, VQ, Identity, ResidualFSQ
 from ifsq.quantizers.bottleneck import Bottleneck
-from ifsq.store.weights import load_weights, weights_digest
+from ifsq.store.weights import build_with, weights_digest
 from ifsq.tokenizer.blocks import unrounded
 from ifsq.tokenizer.checks import check_codes, check_images, check_indices
 from ifsq.tokenizer.conv import ConvConfig, Decoded, Decoder, Encoder
@@ -87,7 +87,11 @@ class QuantizerConfig:
                     f"{option.name}={getattr(self, option.name)!r} with kind={self.kind!r}: expected options of this"
                     f" kind, {', '.join(KINDS[self.kind])}"
                 )
-        self.make()  # the quantizer knows what it accepts
+        try:
+            with torch.device("meta"):  # the quantizer knows what it accepts; its size is no matter yet
+                self.make()
+        except (RuntimeError, TypeError, OverflowError) as error:  # a size that is no int64
+            raise ValueError(f"kind={self.kind!r}: {str(error).partition(chr(10))[0]}") from error
 
     def make(self) -> FSQ | Bottleneck:
         """The quantizer."""
@@ -345,9 +349,7 @@ class Tokenizer(nn.Module):
     @classmethod
     def from_description(cls, described: dict[str, Any], where: str) -> "Tokenizer":
         """Inverse of `describe`, with fresh weights. Raises InputError when it describes something else."""
-        if described.get("kind") != "tokenizer":
-            raise InputError(f"{where}: holds a {described.get('kind')} model; expected a tokenizer")
-        return cls(build(TokenizerConfig, described["config"], where))
+        return cls(_config_of(described, where))
 
     @classmethod
     def from_pretrained(cls, source: str | Path, revision: str | None = None) -> "Tokenizer":
@@ -360,8 +362,8 @@ class Tokenizer(nn.Module):
         Raises InputError.
         """
         found = find_weights(source, revision)
-        model = cls.from_description(found.described, str(source))
-        load_weights(model, found.load(), str(source), halves=found.step is None)
+        config = _config_of(found.described, str(source))
+        model = build_with(lambda: cls(config), found.load(), str(source), halves=found.step is None)
         return model.eval()
 
     def save_pretrained(self, folder: str | Path, made: Provenance = UNKNOWN) -> None:
@@ -381,6 +383,14 @@ class Tokenizer(nn.Module):
     def reconstruct(self, images: Float[Tensor, "b c H W"], tile: int | None = None) -> Float[Tensor, "b c H W"]:
         """What the codes keep of the images, clamped to [-1, 1]; tiles as in `encode`."""
         return self.decode(self.encode(images, tile).codes, tile).clamp(-1, 1)
+
+
+def _config_of(described: dict[str, Any], where: str) -> TokenizerConfig:
+    if described.get("kind") != "tokenizer":
+        raise InputError(f"{where}: holds a {described.get('kind')} model; expected a tokenizer")
+    if not isinstance(described.get("config"), dict):
+        raise InputError(f"{where}: its description is damaged: config: expected a table")
+    return build(TokenizerConfig, described["config"], where)
 
 
 def _at_least_float(images: Tensor) -> Tensor:
