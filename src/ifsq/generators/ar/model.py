@@ -142,13 +142,15 @@ class ARGenerator(Generator):
         self.check_labels(labels)
         decoding = Decoding(temperature, top_k, top_p, greedy)
         device = self.cls_embedding.embedding_table.weight.device
-        draws = self.spec.tokens * len(self.spec.groups)
-        numbers = iter(uniforms(seed, first, len(labels), draws).to(device).unbind(1))
+        groups = len(self.spec.groups)
+        numbers = list(uniforms(seed, first, len(labels), self.spec.tokens * groups).to(device).unbind(1))
+        numbers.reverse()
         finite: list[Tensor] = []
 
         def choose(logits: Tensor) -> Tensor:
-            finite.append(logits.amax(dim=-1).isfinite().all())  # looked at in the end: a GPU need not wait
-            return draw(logits, decoding, next(numbers))
+            if len(numbers) <= groups:  # the last token sees all before it, so NaN anywhere is NaN there
+                finite.append(logits.amax(dim=-1).isfinite().all())
+            return draw(logits, decoding, numbers.pop())
 
         indices = self.generate(labels, choose, guidance, guidance_interval).unflatten(1, self.spec.grid)
         if not bool(torch.stack(finite).all()):

@@ -58,9 +58,10 @@ def draw(logits: Float[Tensor, "b v"], decoding: Decoding, uniform: Float[Tensor
     # Down from the greatest: under a small temperature the others then fall to -inf, and it stays at 0.
     below = logits - logits.amax(dim=-1, keepdim=True)
     kept = filter_logits(below, decoding.top_k, 1.0)  # before a great temperature makes ties
-    real = torch.finfo(torch.float32)
-    tempered = kept / min(max(decoding.temperature, real.tiny), real.max)
-    probabilities = filter_logits(tempered, 0, decoding.top_p).softmax(dim=-1)
+    if decoding.temperature != 1:
+        real = torch.finfo(torch.float32)
+        kept = kept.div_(min(max(decoding.temperature, real.tiny), real.max))
+    probabilities = filter_logits(kept, 0, decoding.top_p).softmax(dim=-1)
     cumulative = probabilities.cumsum(dim=-1)
     total = cumulative[:, -1:]
     level = torch.minimum(uniform[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
