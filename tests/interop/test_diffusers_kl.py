@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ifsq.cli import main
-from ifsq.interop.diffusers_kl import WEIGHTS
+from ifsq.interop.diffusers_files import WEIGHTS
 from ifsq.tokenizer.model import Tokenizer
 
 TINY = {"block_out_channels": (8, 16, 16), "norm_num_groups": 4, "layers_per_block": 2, "latent_channels": 3}
@@ -103,6 +103,133 @@ def test_what_has_no_place_is_refused_in_one_line(case, tmp_path, capsys):
     assert told.count("\n") == 1
     assert message in told
     assert not (tmp_path / "out").exists()
+
+
+def imported(source, out):
+    assert main(["import", "diffusers", str(source), "--out", str(out)]) == 0
+    return Tokenizer.from_pretrained(out)
+
+
+FORMS = {
+    "half": ({"variant": "fp16"}, 1),
+    "in parts": ({"max_shard_size": "20KB"}, 4),
+    "half in parts": ({"variant": "fp16", "max_shard_size": "20KB"}, 2),
+    "brain half": ({"variant": "bf16"}, 1),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("below", ["", "vae"])
+def test_weights_in_half_precision_and_in_parts_also_below_a_pipeline(form, below, tmp_path):
+    """As diffusers writes them; in half precision the weights are the nearest to what they were."""
+    options, least = FORMS[form]
+    model = theirs(tmp_path / "plain")
+    kind = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(options.get("variant"), torch.float32)
+    folder = tmp_path / "pipeline" / below
+    model.to(kind).save_pretrained(folder, **options)
+    if below:
+        (tmp_path / "pipeline" / "model_index.json").write_text('{"vae": ["diffusers", "AutoencoderKL"]}')
+    assert not (folder / WEIGHTS).exists()
+    assert len(list(folder.glob("*.safetensors"))) >= least
+    found = imported(tmp_path / "pipeline", tmp_path / "out").state_dict()
+    expected = imported(tmp_path / "plain", tmp_path / "whole").state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[key], value.to(kind).float()) for key, value in expected.items())
+
+
+def test_full_precision_is_taken_where_there_are_both(tmp_path):
+    model = theirs(tmp_path / "theirs")
+    expected = imported(tmp_path / "theirs", tmp_path / "whole").digest()
+    model.half().save_pretrained(tmp_path / "theirs", variant="fp16")
+    assert imported(tmp_path / "theirs", tmp_path / "out").digest() == expected
+
+
+INDEXES = {
+    "no map": ({}, "holds no weight_map"),
+    "a list": ([], "holds no weight_map"),
+    "outside": (
+        {"weight_map": {"x": "../theirs/x.safetensors"}},
+        "weight_map: '../theirs/x.safetensors'; expected names",
+    ),
+    "a pickle": ({"weight_map": {"x": "x.bin"}}, "weight_map: 'x.bin'; expected names of .safetensors files beside it"),
+    "a number": ({"weight_map": {"x": 3}}, "weight_map: 3; expected names"),
+    "a part that is gone": ({"weight_map": {"x": "gone.safetensors"}}, "gone.safetensors: no such file"),
+    "a tensor that is gone": (
+        {"weight_map": {"x": "part.safetensors", "y": "part.safetensors"}},
+        "part.safetensors: holds no 'y'; expected what diffusion_pytorch_model.safetensors.index.json says of it",
+    ),
+    "a tensor too many": ({"weight_map": {"x": "part.safetensors"}}, "part.safetensors: holds also 'z'"),
+}
+
+
+@pytest.mark.parametrize("case", INDEXES)
+def test_an_index_that_does_not_fit_is_refused_in_one_line(case, tmp_path, capsys):
+    index, message = INDEXES[case]
+    theirs(tmp_path / "theirs")
+    (tmp_path / "theirs" / WEIGHTS).unlink()
+    (tmp_path / "theirs" / f"{WEIGHTS}.index.json").write_text(json.dumps(index))
+    save_file({"x": torch.zeros(1), "z": torch.zeros(1)}, tmp_path / "theirs" / "part.safetensors")
+    assert main(["import", "diffusers", str(tmp_path / "theirs"), "--out", str(tmp_path / "out")]) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert message in told
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_that_cannot_be_used_are_named(tmp_path, capsys):
+    model = theirs(tmp_path / "theirs")
+    command = ["import", "diffusers", str(tmp_path / "theirs"), "--out", str(tmp_path / "out")]
+    table = load_file(tmp_path / "theirs" / WEIGHTS)
+    table["decoder.conv_in.bias"][0] = float("nan")
+    save_file(table, tmp_path / "theirs" / WEIGHTS)
+    assert main(command) == 2
+    assert "tensor 'decoder.conv_in.bias' holds values that are not finite" in capsys.readouterr().err
+    (tmp_path / "theirs" / WEIGHTS).unlink()
+    assert main(command) == 2
+    assert f"theirs: holds no weights; expected {WEIGHTS}, as save_pretrained of diffusers" in capsys.readouterr().err
+    model.save_pretrained(tmp_path / "theirs", safe_serialization=False)
+    assert main(command) == 2
+    assert "theirs: holds diffusion_pytorch_model.bin alone, a pickle; expected" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("widths", [[8 * 10**12], [8] * 10**4])
+def test_a_config_of_absurd_size_is_refused_at_once(widths, tmp_path, capsys):
+    theirs(tmp_path / "theirs")
+    config = tmp_path / "theirs" / "config.json"
+    blocks = {"down_block_types": None, "up_block_types": None, "block_out_channels": widths}
+    config.write_text(json.dumps({**json.loads(config.read_text()), **blocks}))
+    assert main(["import", "diffusers", str(tmp_path / "theirs"), "--out", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_no_more_is_fetched_from_the_hub_than_is_needed(tmp_path, monkeypatch):
+    """The hub gives of the files that are asked for those that it has."""
+    hub = pytest.importorskip("huggingface_hub")
+    theirs(tmp_path / "hub" / "vae").half().save_pretrained(
+        tmp_path / "hub" / "vae", variant="fp16", max_shard_size="20KB"
+    )
+    (tmp_path / "hub" / "model_index.json").write_text("{}")
+    (tmp_path / "hub" / "vae" / WEIGHTS).unlink()
+    (tmp_path / "hub" / "unet.safetensors").write_bytes(b"")
+    expected = imported(tmp_path / "hub", tmp_path / "here").digest()
+
+    def download(repo_id, *, revision, allow_patterns):
+        assert (repo_id, revision) == ("owner/name", "v1")
+        for name in allow_patterns:
+            if (tmp_path / "hub" / name).is_file():
+                (tmp_path / "fetched" / name).parent.mkdir(parents=True, exist_ok=True)
+                (tmp_path / "fetched" / name).write_bytes((tmp_path / "hub" / name).read_bytes())
+        return str(tmp_path / "fetched")
+
+    monkeypatch.setattr(hub, "snapshot_download", download)
+    out = tmp_path / "out"
+    assert main(["import", "diffusers", "owner/name", "--revision", "v1", "--out", str(out)]) == 0
+    assert Tokenizer.from_pretrained(out).digest() == expected
+    fetched = {
+        str(path.relative_to(tmp_path / "fetched")) for path in (tmp_path / "fetched").rglob("*") if path.is_file()
+    }
+    given = {str(path.relative_to(tmp_path / "hub")) for path in (tmp_path / "hub").rglob("*") if path.is_file()}
+    assert given - fetched == {"unet.safetensors"}
 
 
 def test_missing_and_damaged_files(tmp_path, capsys):

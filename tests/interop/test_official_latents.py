@@ -59,12 +59,52 @@ def shards(tmp_path):
             r"latents of .* beside .*; expected alike",
         ),
         ({"latents": torch.full((2, 3, 4, 4), 1e6)}, "expected values that float16 holds"),
+        ({"latents": torch.full((2, 3, 4, 4), float("nan"))}, "expected values that float16 holds"),
+        (
+            {"latents": torch.zeros(2, 3, 4, 4).long()},
+            "latents of torch.int64 and torch.float32; expected floats of one",
+        ),
+        ({"labels": torch.tensor([0, 2**40])}, "labels of 0 to 1099511627776; expected integers from 0 to 999999"),
+        ({"labels": torch.tensor([0, -1])}, "labels of -1 to 0; expected integers"),
+        ({"labels": torch.zeros(2)}, "labels of torch.float32; expected integers"),
+        ({"labels": torch.zeros(2).bool()}, "labels of torch.bool; expected integers"),
+        (
+            {"labels": torch.zeros(0), "latents": torch.zeros(0, 3, 4, 4), "latents_flip": torch.zeros(0, 3, 4, 4)},
+            "shapes",
+        ),
     ],
 )
 def test_a_shard_that_does_not_fit_is_named(shards, change, message, tmp_path):
     folder, table = shards
     broken = {key: value for key, value in (table | change).items() if value is not None}
     save_file(broken, folder / "latents_rank00_shard001.safetensors")
+    with pytest.raises(InputError, match=message):
+        import_latents(folder, tmp_path / "out")
+    assert {path.name for path in tmp_path.iterdir()} == {"latents"}
+
+
+@pytest.mark.parametrize(
+    ("statistics", "message"),
+    [
+        ([1], "mean is a NoneType; expected floats"),
+        ({"mean": torch.ones(1, 3, 1, 1)}, "std is a NoneType"),
+        ({"mean": 0.0, "std": 1.0}, "mean is a float"),
+        ({"mean": torch.ones(1, 3, 1, 1), "std": torch.ones(3)}, r"std is torch.float32 of \(3,\)"),
+        (
+            {"mean": torch.ones(1, 3, 1, 1), "std": torch.zeros(1, 3, 1, 1)},
+            "std has values that are not finite or, of std",
+        ),
+        (
+            {"mean": torch.full((1, 3, 1, 1), float("nan")), "std": torch.ones(1, 3, 1, 1)},
+            "mean has values that are not",
+        ),
+        ({name: torch.ones(1, 4, 1, 1) for name in ("mean", "std")}, "4 and 4 channels; expected 3 as latents"),
+        ({name: torch.ones(1, 1, 1, 1).expand(1, 10**9, 1, 1) for name in ("mean", "std")}, "mean is torch.float32 of"),
+    ],
+)
+def test_statistics_that_do_not_fit_are_named(shards, statistics, message, tmp_path):
+    folder, _ = shards
+    torch.save(statistics, folder / "latents_stats.pt")
     with pytest.raises(InputError, match=message):
         import_latents(folder, tmp_path / "out")
     assert {path.name for path in tmp_path.iterdir()} == {"latents"}
@@ -78,7 +118,7 @@ def test_what_is_missing_or_damaged_is_named(shards, tmp_path):
     with pytest.raises(InputError, match=r"latents_stats.pt: no such file"):
         import_latents(folder, tmp_path / "out")
     (folder / "latents_stats.pt").write_bytes(b"no archive")
-    with pytest.raises(InputError, match=r"latents_stats.pt: cannot be read as mean and std"):
+    with pytest.raises(InputError, match=r"latents_stats.pt: cannot be read with weights_only=True"):
         read_statistics(folder)
     torch.save({name: torch.ones(1, 3, 1, 1) for name in ("mean", "std")}, folder / "latents_stats.pt")
     (folder / "latents_rank00_shard000.safetensors").write_bytes(json.dumps({}).encode())

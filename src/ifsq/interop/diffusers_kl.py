@@ -1,8 +1,8 @@
-"""Stable Diffusion's autoencoder (``AutoencoderKL`` of diffusers) as a `Tokenizer` of kind ``kl``. Called by ``cli``.
+"""Stable Diffusion's autoencoder (``AutoencoderKL`` of diffusers) as a `Tokenizer` of kind ``kl``.
 
-The folder is diffusers' own: ``config.json`` and ``diffusion_pytorch_model.safetensors``; diffusers itself is not
-needed. Codes are its latents as the encoder gives them. ``scaling_factor`` and ``shift_factor`` belong to its
-generators, which see ``(codes - shift_factor) * scaling_factor``; they stay in ``diffusers.json`` beside the tokenizer.
+The folder is diffusers' own, or the root of a pipeline; diffusers itself is not needed (see ``diffusers_files``). Codes
+are its latents as the encoder gives them. ``scaling_factor`` and ``shift_factor`` belong to its generators, which see
+``(codes - shift_factor) * scaling_factor``; they stay in ``diffusers.json`` beside the tokenizer.
 """
 
 import json
@@ -15,14 +15,13 @@ import torch
 from torch import Tensor
 
 from ifsq.config import InputError, build, read_json
+from ifsq.interop.assemble import assemble
+from ifsq.interop.diffusers_files import fetch, read_parts, weights_in
 from ifsq.store.files import write_text
-from ifsq.store.weights import load_weights, read_tensors
 from ifsq.tokenizer.model import Tokenizer, TokenizerConfig
 from ifsq.training.folder import check_free, new_folder
-from ifsq.training.hub import locate
 from ifsq.training.model_card import Provenance
 
-WEIGHTS = "diffusion_pytorch_model.safetensors"
 ORIGIN = "diffusers.json"
 MIDDLE_BLOCKS = 2  # always, in diffusers
 
@@ -97,13 +96,13 @@ class DiffusersConfig:
 def import_diffusers(source: str, out: Path, revision: str | None = None) -> Tokenizer:
     """Read the autoencoder and save it in the folder ``out``, which appears whole or not at all.
 
-    source    a folder, or a repository ``owner/name`` of the hub where no such folder is
+    source    a folder of it or of a pipeline, or such a repository ``owner/name`` of the hub where no such folder is
     revision  of the repository
 
     Raises InputError when it is no such autoencoder, has options that `Tokenizer` has not, or ``out`` is taken.
     """
     check_free(out)
-    folder = locate(source, revision, ("config.json", WEIGHTS))
+    folder = fetch(source, revision)
     tokenizer, config = read_diffusers(folder)
     note = (
         f"Imported from diffusers' AutoencoderKL `{source}`. Its generators see "
@@ -118,8 +117,9 @@ def import_diffusers(source: str, out: Path, revision: str | None = None) -> Tok
 def read_diffusers(folder: Path) -> tuple[Tokenizer, DiffusersConfig]:
     """The tokenizer of such a folder, float32, on the CPU, in eval mode, and its config. Raises InputError."""
     config = _read_config(folder / "config.json")
-    tokenizer = Tokenizer(_tokenizer_config(config, folder / "config.json"))
-    table = {_own_name(key, config): value for key, value in read_tensors(folder / WEIGHTS).items()}
+    described = _tokenizer_config(config, folder / "config.json")
+    weights = weights_in(folder)
+    table = {_own_name(key, config): value for key, value in read_parts(weights).items()}
     table = {key: _as_linear(key, value) for key, value in table.items()}
     for name, used, width in (
         ("quant_conv", config.use_quant_conv, 2 * config.latent_channels),
@@ -128,8 +128,7 @@ def read_diffusers(folder: Path) -> tuple[Tokenizer, DiffusersConfig]:
         if not used:  # the convolution that changes nothing
             identity = {f"{name}.weight": torch.eye(width)[..., None, None], f"{name}.bias": torch.zeros(width)}
             table = {**identity, **table}
-    load_weights(tokenizer, table, str(folder / WEIGHTS), halves=True)
-    return tokenizer.eval(), config
+    return assemble(described, table, str(weights), str(folder / "config.json")), config
 
 
 def _read_config(path: Path) -> DiffusersConfig:

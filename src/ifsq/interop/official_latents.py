@@ -1,29 +1,31 @@
 """Latents that the official DiT extracted beforehand: read as its data set gives them, and turned into a code cache.
 
 A folder of ``latents_rankRR_shardSSS.safetensors`` (``latents``, ``latents_flip`` (n, d, h, w), ``labels``) and
-``latents_stats.pt`` (``mean``, ``std`` (1, d, 1, 1)). Called by ``cli``.
+``latents_stats.pt`` (``mean``, ``std`` (1, d, 1, 1)).
 """
 
-import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from ifsq.codes import writer
 from ifsq.codes.cache import MANIFEST, CodeCache
 from ifsq.codes.spec import LatentSpec
 from ifsq.config import InputError, digest
+from ifsq.data.labels import MOST_CLASSES
 from ifsq.store.folders import whole_folder
+from ifsq.store.pickles import read_pickle
+from ifsq.store.weights import read_tensors
 from ifsq.training.folder import check_free
 
 PATTERN = "latents_rank*_shard*.safetensors"
 STATISTICS = "latents_stats.pt"
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 @dataclass(frozen=True)
@@ -47,13 +49,8 @@ def read_shards(folder: Path) -> Iterator[LatentShard]:
 def read_statistics(folder: Path) -> tuple[Float[Tensor, "1 d 1 1"], Float[Tensor, "1 d 1 1"]]:
     """Mean and standard deviation of every channel. Raises InputError when they are missing or damaged."""
     path = folder / STATISTICS
-    try:
-        table = torch.load(path, map_location="cpu", weights_only=True)
-        return table["mean"], table["std"]
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; expected the latents' mean and std") from None
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError, pickle.UnpicklingError) as error:
-        raise InputError(f"{path}: cannot be read as mean and std: {str(error).splitlines()[0]}") from error
+    table = read_pickle(path)
+    return _statistic(table, "mean", path), _statistic(table, "std", path)
 
 
 def features(
@@ -99,6 +96,8 @@ def _fill(folder: Path, partial: Path, out: Path) -> None:
     for shard in read_shards(folder):
         d, h, w = shard.latents.shape[1:]
         if layout is None:
+            if len(mean) != d or len(std) != d:
+                raise InputError(f"{folder / STATISTICS}: {len(mean)} and {len(std)} channels; expected {d} as latents")
             layout = LatentSpec(d, (h, w))
         if layout != LatentSpec(d, (h, w)):
             raise InputError(f"{folder}: latents of {(d, h, w)} beside {(layout.dim, *layout.grid)}; expected alike")
@@ -112,19 +111,34 @@ def _fill(folder: Path, partial: Path, out: Path) -> None:
 
 
 def _read_shard(file: Path) -> LatentShard:
-    try:
-        table = load_file(file)
-        latents, flipped, labels = (table[name] for name in ("latents", "latents_flip", "labels"))
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{file}: cannot be read: {error}") from error
-    except KeyError as error:
-        raise InputError(f"{file}: holds no {error.args[0]}; expected latents, latents_flip and labels") from error
-    if labels.is_floating_point() or (labels.numel() and int(labels.min()) < 0):
-        raise InputError(f"{file}: labels of {labels.dtype}, {labels.min():g} at least; expected integers from 0 on")
-    if latents.ndim != 4 or latents.shape != flipped.shape or labels.shape != latents.shape[:1] or not len(labels):
+    table = read_tensors(file)
+    for name in ("latents", "latents_flip", "labels"):
+        if name not in table:
+            raise InputError(f"{file}: holds no {name}; expected latents, latents_flip and labels")
+    latents, flipped, labels = table["latents"], table["latents_flip"], table["labels"]
+    if latents.ndim != 4 or latents.shape != flipped.shape or labels.shape != latents.shape[:1] or not latents.numel():
         shapes = [tuple(value.shape) for value in (latents, flipped, labels)]
         raise InputError(f"{file}: latents, latents_flip, labels of shapes {shapes}; expected (n, d, h, w) twice, (n,)")
+    if not latents.is_floating_point() or flipped.dtype != latents.dtype:
+        raise InputError(f"{file}: latents of {latents.dtype} and {flipped.dtype}; expected floats of one type")
+    least, most = map(int, labels.aminmax()) if labels.dtype in INTEGERS else (-1, -1)
+    if least < 0 or most >= MOST_CLASSES:
+        told = f"{least} to {most}" if labels.dtype in INTEGERS else labels.dtype
+        raise InputError(f"{file}: labels of {told}; expected integers from 0 to {MOST_CLASSES - 1}")
     return LatentShard(latents, flipped, labels)
+
+
+def _statistic(table: Any, name: str, path: Path) -> Float[Tensor, "1 d 1 1"]:
+    value = table.get(name) if isinstance(table, dict) else None
+    told = f"{value.dtype} of {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+    if not isinstance(value, Tensor) or not value.is_floating_point() or value.layout != torch.strided:
+        raise InputError(f"{path}: {name} is {told}; expected floats (1, d, 1, 1)")
+    stored = value.numel() * value.element_size() <= path.stat().st_size  # no view that repeats one number
+    if value.ndim != 4 or value.shape != (1, value.shape[1], 1, 1) or not stored:
+        raise InputError(f"{path}: {name} is {told}; expected floats (1, d, 1, 1)")
+    if not value.isfinite().all() or (name == "std" and not (value > 0).all()):
+        raise InputError(f"{path}: {name} has values that are not finite or, of std, not above 0")
+    return value
 
 
 def _fingerprint(folder: Path) -> str:

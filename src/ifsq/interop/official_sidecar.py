@@ -1,11 +1,12 @@
-"""What an official checkpoint holds beyond the tokenizer, kept beside it: ``official.safetensors`` of its folder.
+"""What an official checkpoint holds beside a tokenizer's weights, kept so that its export is the imported file again.
 
-Its other weights, running statistics, discriminator, optimizers and counters have no place in a `Tokenizer`. With the
-sidecar, export writes the file again as it was. Remove it, and export writes the tokenizer's weights alone.
-Called by ``official_tokenizer``.
+``official.safetensors`` holds every other tensor, and in its header a digest of the weights, the config, and the layout
+of the checkpoint as JSON. A value of the layout is ``{kind: content}``: ``own`` and ``kept`` name a tensor, ``dict``,
+``list`` and ``tuple`` hold more values, ``plain`` is a number, text or nothing.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +14,32 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ifsq.config import InputError
+from ifsq.config import InputError, parse_json
 from ifsq.store.files import write_tensors
 
 SIDECAR = "official.safetensors"
+DEEPEST = 20
+"""Tables and lists inside each other that a checkpoint may have; the official trainer's has six."""
+MOST_VALUES = 100_000
+_UNKNOWN = (torch.complex128, torch.complex32)  # to safetensors
+_PLAIN = (bool, int, float, str, type(None))
 
 
-def write_sidecar(folder: Path, found: Any, config: Any, own: dict[str, Tensor], digest: str) -> None:
+def write_sidecar(folder: Path, found: Any, config: Any, own: dict[str, Tensor], digest: str, size: int) -> None:
     """Keep all of a checkpoint that is not, bit for bit, among the tokenizer's own tensors.
 
     found   the unpickled file: dicts, lists, tuples, numbers, text, tensors
     config  the JSON beside it
     own     the tokenizer's state
     digest  the tokenizer's, by which `read_sidecar` knows that the two still belong together
+    size    bytes of the file, which no more than it can hold is kept of
+
+    Raises InputError for other kinds of values, and for tensors or lists that repeat themselves beyond that size.
     """
-    tensors: dict[str, Tensor] = {}
-    layout = _take(found, own, tensors, "")
-    about = {"digest": digest, "config": json.dumps(config), "layout": json.dumps(layout)}
-    write_tensors(folder / SIDECAR, tensors, about)
+    layout = _Layout(own, size)
+    described = layout.of(found, "", 0)
+    about = {"digest": digest, "config": json.dumps(config), "layout": json.dumps(described)}
+    write_tensors(folder / SIDECAR, layout.tensors, about)
 
 
 def read_sidecar(folder: Path, own: dict[str, Tensor], digest: str) -> tuple[Any, Any] | None:
@@ -45,41 +54,90 @@ def read_sidecar(folder: Path, own: dict[str, Tensor], digest: str) -> tuple[Any
         with safe_open(path, "pt") as file:
             about = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        layout, config = json.loads(about["layout"]), json.loads(about["config"])
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({error!r}); expected what import official wrote") from error
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); expected what import official wrote") from error
+    missing = {"digest", "config", "layout"} - about.keys()
+    if missing:
+        raise InputError(f"{path}: has no {min(missing)}; expected what import official wrote")
     if about["digest"] != digest:
         raise InputError(f"{path}: belongs to other weights than model.safetensors holds now; remove it")
-    return _give(layout, own, tensors), config
+    layout, config = (parse_json(about[name], f"{path}: {name}") for name in ("layout", "config"))
+    if not isinstance(config, dict):
+        raise InputError(f"{path}: config: expected a JSON object, the config of an official tokenizer")
+    return _value(layout, {"own": own, "kept": tensors}, f"{path}: layout"), config
 
 
-def _take(value: Any, own: dict[str, Tensor], tensors: dict[str, Tensor], name: str) -> Any:
-    """JSON of ``value``: each container with its type, each tensor by the name it is kept under."""
-    if isinstance(value, Tensor):
-        for key in (key for key in own if name.endswith(f".{key}")):
-            if value.dtype == own[key].dtype and torch.equal(value, own[key]):
-                return {"own": key}
-        tensors[name] = value.detach().clone(memory_format=torch.contiguous_format)
-        return {"kept": name}
-    if isinstance(value, dict):
-        return {"dict": [[_take(k, own, tensors, ""), _take(v, own, tensors, f"{name}.{k}")] for k, v in value.items()]}
-    if isinstance(value, (list, tuple)):
-        kind = "list" if isinstance(value, list) else "tuple"
-        return {kind: [_take(item, own, tensors, f"{name}.{i}") for i, item in enumerate(value)]}
-    if value is None or isinstance(value, (bool, int, float, str)):
+class _Layout:
+    """Takes a checkpoint apart.
+
+    own      tensors that need not be kept
+    room     bytes that are left for the others
+    tensors  these, by the name of the place where each is met first
+    """
+
+    def __init__(self, own: dict[str, Tensor], room: int) -> None:
+        self.own, self.room, self.left = own, room, MOST_VALUES
+        self.tensors: dict[str, Tensor] = {}
+        self.names: dict[Any, str] = {}
+
+    def of(self, value: Any, name: str, depth: int) -> dict[str, Any]:
+        """JSON of a value; tensors are named by where they are."""
+        self.left -= 1
+        where = name.lstrip(".") or "checkpoint"
+        if self.left < 0 or depth > DEEPEST:
+            told = f"nested more than {DEEPEST} deep" if depth > DEEPEST else f"more than {MOST_VALUES} values"
+            raise InputError(f"{where}: {told}, or it holds itself; expected a checkpoint of the official trainer")
+        if isinstance(value, Tensor):
+            return self._tensor(value, name, where)
+        if isinstance(value, dict):
+            pairs = [[self.of(k, "", depth + 1), self.of(v, f"{name}.{k}", depth + 1)] for k, v in value.items()]
+            return {"dict": pairs}
+        if isinstance(value, (list, tuple)):
+            kind = "list" if isinstance(value, list) else "tuple"
+            return {kind: [self.of(item, f"{name}.{i}", depth + 1) for i, item in enumerate(value)]}
+        if not isinstance(value, _PLAIN) or (isinstance(value, int) and value.bit_length() > 64):
+            told = "number of more than 64 bits" if isinstance(value, int) else type(value).__name__
+            raise InputError(f"{where}: a {told} in the checkpoint; expected tensors and numbers")
         return {"plain": value}
-    raise InputError(f"{name.lstrip('.')}: a {type(value).__name__} in the checkpoint; expected tensors and numbers")
+
+    def _tensor(self, value: Tensor, name: str, where: str) -> dict[str, Any]:
+        if value.layout != torch.strided or value.is_quantized or value.is_meta or value.dtype in _UNKNOWN:
+            raise InputError(f"{where}: a {value.layout} tensor of {value.dtype}; expected plain numbers")
+        for key in (key for key in self.own if name.endswith(f".{key}")):
+            if value.dtype == self.own[key].dtype and torch.equal(value, self.own[key]):
+                return {"own": key}
+        place = value.untyped_storage().data_ptr(), value.storage_offset(), value.shape, value.stride(), value.dtype
+        if place not in self.names:
+            self.room -= value.numel() * value.element_size()
+            if self.room < 0:
+                raise InputError(f"{where}: the checkpoint repeats values beyond its size; expected each tensor once")
+            self.tensors[name] = value.detach().clone(memory_format=torch.contiguous_format)
+            self.names[place] = name
+        return {"kept": self.names[place]}
 
 
-def _give(layout: Any, own: dict[str, Tensor], tensors: dict[str, Tensor]) -> Any:
-    kind, content = next(iter(layout.items()))
-    if kind == "own":
-        return own[content].detach().clone()
-    if kind == "kept":
-        return tensors[content]
-    if kind == "dict":
-        return {_give(key, own, tensors): _give(value, own, tensors) for key, value in content}
-    if kind in ("list", "tuple"):
-        items = [_give(item, own, tensors) for item in content]
+def _value(layout: Any, tables: Mapping[str, Mapping[str, Tensor]], where: str) -> Any:
+    """Put together what `_Layout` took apart. Raises InputError for what it cannot have written."""
+    kind, content = next(iter(layout.items())) if isinstance(layout, dict) and len(layout) == 1 else ("", None)
+    if kind in tables and isinstance(content, str) and content in tables[kind]:
+        value = tables[kind][content]
+        return value.detach().clone() if kind == "own" else value
+    if kind == "plain" and isinstance(content, _PLAIN):
+        return content
+    if kind in ("list", "tuple") and isinstance(content, list):
+        items = [_value(item, tables, where) for item in content]
         return items if kind == "list" else tuple(items)
-    return content
+    if kind == "dict" and isinstance(content, list):
+        if not all(isinstance(pair, list) and len(pair) == 2 for pair in content):
+            raise InputError(f"{where}: a table that is none; expected what import official wrote")
+        pairs = [[_value(part, tables, where) for part in pair] for pair in content]
+        if not all(_is_key(key) for key, _ in pairs):
+            raise InputError(
+                f"{where}: a table with other keys than text and numbers; expected what import official wrote"
+            )
+        return dict(pairs)
+    raise InputError(f"{where}: {kind or type(layout).__name__!r} is no value; expected what import official wrote")
+
+
+def _is_key(value: Any) -> bool:
+    return isinstance(value, _PLAIN) or (isinstance(value, tuple) and all(_is_key(part) for part in value))

@@ -1,10 +1,11 @@
 """The tokenizers of the official repository (FSQ, VAE, VQ), in and out of its trainer's ``.ckpt``.
 
 The file is a pickle, opened with ``weights_only=True`` alone: ``{epoch, current_step, optimizer_state, state_dict:
-{gen_model, dics_model}, ema_state_dict}``; the model's JSON lies beside it. Parameter names are those of `Tokenizer`.
+{gen_model, dics_model}, ema_state_dict}``; the model's JSON lies beside it. Parameter names are those of `Tokenizer`. A
+plain table of these tensors, also as safetensors, is read too.
 Left out on the way in: the running mean and variance of the latent, which only its log reads, and the averages that its
 EMA takes of integer tables (``_basis`` of ``[9]*6`` drifts from 59049 to 59049.59); ``official_sidecar`` keeps them for
-the way out. Called by ``cli``.
+the way out.
 """
 
 import json
@@ -16,15 +17,15 @@ import torch
 from torch import Tensor
 
 from ifsq.config import InputError, read_json
+from ifsq.interop.assemble import assemble
 from ifsq.interop.official_config import official_config, read_official_config
+from ifsq.interop.official_file import find_weights, is_of_the_trainer, read_checkpoint
 from ifsq.interop.official_sidecar import read_sidecar, write_sidecar
 from ifsq.store.files import whole_file, write_text
-from ifsq.store.weights import check_weights
-from ifsq.tokenizer.model import Tokenizer
+from ifsq.tokenizer.model import Tokenizer, TokenizerConfig
 from ifsq.training.folder import check_free, new_folder
 from ifsq.training.model_card import Provenance
 
-PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
 DROPPED = re.compile(r"quantize\.(_levels|_basis|_basis_group_\d+|running_mean|running_var)")
 WRAPPED_NORM = re.compile(r"(norm\w*)\.norm\.(weight|bias)$")  # a layer norm inside a module of its own
 
@@ -32,41 +33,33 @@ WRAPPED_NORM = re.compile(r"(norm\w*)\.norm\.(weight|bias)$")  # a layer norm in
 def read_official(path: Path, config_path: Path, weights: str = "ema") -> Tokenizer:
     """The tokenizer of an official checkpoint, float32, on the CPU, in eval mode.
 
-    weights  ``ema`` (averaged; the official trainer keeps none unless it is asked to) or ``raw``
+    path     a ``.ckpt`` of the trainer; or a state dict of the model alone, by ``torch.save`` or as ``.safetensors``
+    weights  of a ``.ckpt``: ``ema`` (averaged; the official trainer keeps none unless it is asked to) or ``raw``
 
     Raises InputError when a file is damaged, holds another model, no such weights, or tensors that are not those of the
-    config.
+    config or not finite.
     """
+    if weights not in ("ema", "raw"):
+        raise InputError(f"weights {weights!r}: expected 'ema' or 'raw'")
     config = read_official_config(config_path)
-    table = _read_tensors(path, weights)
-    if config.quantizer.kind == "fsq":
-        _check_levels(table, config.quantizer.levels, path, config_path)
-    if config.conv.norm == "layer":
-        table = {WRAPPED_NORM.sub(r"\1.\2", key): value for key, value in table.items()}
-    table = {_own_name(key): value for key, value in table.items() if not DROPPED.fullmatch(key)}
-    try:
-        with torch.device("meta"):  # a config that is wrong by a few zeros asks for no memory
-            model = Tokenizer(config)
-    except (RuntimeError, TypeError, OverflowError) as error:  # by many zeros: a size is no int64
-        raise InputError(
-            f"{config_path}: describes no possible model; expected sizes of an official tokenizer"
-        ) from error
-    check_weights(model, table, f"{path}, read by {config_path}", halves=True)
-    model.to_empty(device="cpu").load_state_dict(table)
-    return model.eval()
+    return _tokenizer(config, read_checkpoint(path), path, config_path, weights)
 
 
 def import_official(path: Path, config_path: Path, weights: str, out: Path) -> Tokenizer:
-    """`read_official`, saved in the folder ``out``, whole or not at all, with all else that the file holds beside it.
+    """`read_official`, saved in the folder ``out``, whole or not at all.
 
-    Raises InputError when ``out`` is taken.
+    All else that a ``.ckpt`` of the trainer holds is kept beside it. Raises InputError when ``out`` is taken.
     """
     check_free(out)
-    tokenizer = read_official(path, config_path, weights)
+    config, found = read_official_config(config_path), read_checkpoint(path)
+    tokenizer = _tokenizer(config, found, path, config_path, weights)
+    whole = is_of_the_trainer(found)
+    averaged = {"ema": ", averaged weights", "raw": ", unaveraged weights"}[weights] if whole else ""
     with new_folder(out) as partial:
-        averaged = {"ema": "averaged", "raw": "unaveraged"}[weights]
-        tokenizer.save_pretrained(partial, Provenance(notes=(f"Imported from {path.name}, {averaged} weights.",)))
-        write_sidecar(partial, _load(path), read_json(config_path), _state(tokenizer), tokenizer.digest())
+        tokenizer.save_pretrained(partial, Provenance(notes=(f"Imported from {path.name}{averaged}.",)))
+        if whole:
+            state, size = _state(tokenizer), path.stat().st_size
+            write_sidecar(partial, found, read_json(config_path), state, tokenizer.digest(), size)
     return tokenizer
 
 
@@ -133,67 +126,19 @@ def _as_saved(tokenizer: Tokenizer) -> dict[str, Any]:
     }
 
 
-def _read_tensors(path: Path, weights: str) -> dict[str, Tensor]:
-    """The table of the weights asked for, without prefixes."""
-    if weights not in ("ema", "raw"):
-        raise InputError(f"weights {weights!r}: expected 'ema' or 'raw'")
-    place = "ema_state_dict" if weights == "ema" else "state_dict.gen_model"
-    found = _load(path)
-    for name in place.split("."):
-        if not isinstance(found, dict) or name not in found:
-            inside = ", ".join(map(str, list(found)[:6])) if isinstance(found, dict) else type(found).__name__
-            raise InputError(
-                f"{path}: holds no {place} (but {inside}); expected a file of the official tokenizer trainer"
-            )
-        found = found[name]
-    if not isinstance(found, dict):
-        raise InputError(f"{path}: {place} is a {type(found).__name__}; expected tensors by name")
-    if not found:
-        other = (
-            "it was trained without EMA; expected tensors, take the raw weights"
-            if weights == "ema"
-            else "expected tensors"
-        )
-        raise InputError(f"{path}: {place} is empty; {other}")
-    table: dict[str, Tensor] = {}
-    for key, value in found.items():
-        if not isinstance(key, str) or not isinstance(value, Tensor) or not value.is_floating_point():
-            raise InputError(f"{path}: {place}: {key!r} is {_describe(value)}; expected a floating-point tensor")
-        bare = _without_prefix(key)
-        if bare in table:
-            raise InputError(f"{path}: {place}: {key!r} stands twice, with and without its prefix; expected it once")
-        table[bare] = value
-    return table
-
-
-def _load(path: Path) -> Any:
-    if not path.is_file():
-        raise InputError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}; expected an official .ckpt")
-    try:
-        # Mapped: the optimizer and the discriminator beside the weights are never read.
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except OSError:
-        raise
-    except Exception as error:  # a damaged or foreign pickle raises whatever it likes
-        told = str(error).strip().partition("\n")[0][:120]
-        raise InputError(
-            f"{path}: cannot be read with weights_only=True ({told}); expected an official .ckpt of tensors"
-        ) from error
+def _tokenizer(config: TokenizerConfig, found: Any, path: Path, config_path: Path, weights: str) -> Tokenizer:
+    table = find_weights(found, weights, path)
+    if config.quantizer.kind == "fsq":
+        _check_levels(table, config.quantizer.levels, path, config_path)
+    if config.conv.norm == "layer":
+        table = {WRAPPED_NORM.sub(r"\1.\2", key): value for key, value in table.items()}
+    table = {_own_name(key): value for key, value in table.items() if not DROPPED.fullmatch(key)}
+    return assemble(config, table, f"{path}, read by {config_path}", str(config_path))
 
 
 def _check_levels(table: dict[str, Tensor], levels: tuple[int, ...], path: Path, config_path: Path) -> None:
     """The averaged weights hold the levels, which no shape tells."""
     key = "quantize._levels"
-    if key in table and tuple(table[key].flatten().round().tolist()) != levels:
-        found = [round(level) for level in table[key].flatten().tolist()]
+    if key in table and tuple(table[key].double().flatten().round().tolist()) != levels:
+        found = [round(level) for level in table[key].double().flatten().tolist()]
         raise InputError(f"{path}: {key!r} is {found}; expected {list(levels)}, the levels in {config_path}")
-
-
-def _without_prefix(key: str) -> str:
-    while key.startswith(PREFIXES):
-        key = key.partition(".")[2]
-    return key
-
-
-def _describe(value: Any) -> str:
-    return f"a tensor of {value.dtype}" if isinstance(value, Tensor) else f"a {type(value).__name__}"

@@ -6,7 +6,6 @@ Called by ``lpips`` and ``inception``. Files are read without pickle's code: saf
 import http.client
 import importlib.util
 import os
-import pickle
 import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from ifsq.config import InputError
 from ifsq.store.files import WriteError, reason, sha256, whole_file
+from ifsq.store.pickles import read_pickle
 from ifsq.store.weights import load_weights, read_tensors
 
 FOLDER = "IFSQ_WEIGHTS"
@@ -69,12 +69,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """The state dict of a ``.safetensors`` or a torch file, on the CPU. Raises InputError where it is none."""
     if path.suffix == ".safetensors":
         return read_tensors(path)
-    try:
-        table = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: cannot be read as weights: {_one_line(error)}") from error
-    except pickle.UnpicklingError as error:
-        raise InputError(f"{path}: cannot be read as weights: {_one_line(error)}") from error
+    table = read_pickle(path)
     if not isinstance(table, Mapping) or not all(
         isinstance(key, str) and isinstance(value, Tensor) for key, value in table.items()
     ):

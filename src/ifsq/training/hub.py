@@ -14,11 +14,17 @@ REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 NEEDED = ("config.json", "model.safetensors")
 
 
-def locate(source: str | Path, revision: str | None = None, files: tuple[str, ...] = NEEDED) -> Path:
+def locate(
+    source: str | Path,
+    revision: str | None = None,
+    files: tuple[str, ...] = NEEDED,
+    optional: tuple[str, ...] = (),
+) -> Path:
     """The folder that ``source`` means: a local one, else the copy of the hub's repository ``owner/name``.
 
     revision  branch, tag or commit on the hub; default: its main branch
     files     what is fetched, all of it needed
+    optional  what is fetched where it is there
 
     A `Path`, or text that is no ``owner/name``, is always local. Raises InputError without the extra, the network, the
     repository or one of the files, and for the revision of a local folder.
@@ -28,7 +34,7 @@ def locate(source: str | Path, revision: str | None = None, files: tuple[str, ..
         if revision is not None:
             raise InputError(f"{source}: revision {revision!r} of a local folder; expected a repository owner/name")
         return folder
-    return _fetch(source, revision, files)
+    return _fetch(source, revision, files, optional)
 
 
 def push(folder: Path, repo_id: str, *, private: bool = False) -> str:
@@ -46,12 +52,12 @@ def push(folder: Path, repo_id: str, *, private: bool = False) -> str:
         raise InputError(f"{repo_id}: cannot be written on the hub: {_first_line(error)}") from error
 
 
-def _fetch(repo_id: str, revision: str | None, files: tuple[str, ...]) -> Path:
+def _fetch(repo_id: str, revision: str | None, files: tuple[str, ...], optional: tuple[str, ...]) -> Path:
     hub = _hub(repo_id)
     errors = hub.errors
     named = repo_id if revision is None else f"{repo_id} at {revision}"
     try:
-        folder = Path(hub.snapshot_download(repo_id, revision=revision, allow_patterns=list(files)))
+        folder = Path(hub.snapshot_download(repo_id, revision=revision, allow_patterns=[*files, *optional]))
     except errors.GatedRepoError as error:
         raise InputError(f"{named}: the hub asks for a login that was granted access; see the repository") from error
     except errors.RepositoryNotFoundError as error:

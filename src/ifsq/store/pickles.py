@@ -1,0 +1,46 @@
+"""What ``torch.save`` wrote, read without code that a pickle may hold, and with the checksums that torch ignores."""
+
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ifsq.config import InputError
+
+
+def read_pickle(path: Path) -> Any:
+    """Tensors, on the CPU, in dicts, lists and plain values.
+
+    They are mapped: what is not used takes no memory, but all is read once for the archive's checksums. Files of torch
+    before 1.6 have none, and are loaded. Raises InputError when the file is missing, damaged, or holds code.
+    """
+    if not path.is_file():
+        told = "is no regular file" if path.exists() else "no such file"
+        raise InputError(f"{path}: {told}; expected a file of torch.save")
+    try:
+        archive = zipfile.is_zipfile(path)
+        if archive:
+            _check_sums(path)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
+    except (InputError, OSError):
+        raise
+    except Exception as error:  # a damaged or foreign pickle raises whatever it likes
+        told = str(error).strip().partition("\n")[0][:120] or type(error).__name__
+        raise InputError(
+            f"{path}: cannot be read with weights_only=True ({told}); expected tensors and plain values"
+        ) from error
+
+
+def _check_sums(path: Path) -> None:
+    """Raise InputError naming the first part whose CRC-32 is not that of its bytes; torch.load looks at none."""
+    with zipfile.ZipFile(path) as archive:
+        if sum(part.file_size for part in archive.infolist()) > path.stat().st_size:
+            raise InputError(f"{path}: is compressed; expected a file as torch.save writes it")
+        try:
+            damaged = archive.testzip()  # a megabyte at a time
+        except (zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+            raise InputError(f"{path}: damaged: {error}") from error
+    if damaged is not None:
+        raise InputError(f"{path}: damaged: the checksum of {damaged} is not that of its bytes; copy it again")
