@@ -16,9 +16,9 @@ import jinja2
 import matplotlib
 import torch
 from matplotlib.figure import Figure
-from PIL import Image
 
 from ifsq.config import InputError, build, read_json
+from ifsq.data.decode import read_image
 from ifsq.data.images import DataConfig, height_width, size_text
 from ifsq.evaluation import SHEET_CLASSES
 from ifsq.metrics.card import ProtocolCard, code_version, compare
@@ -307,8 +307,7 @@ def _png(path: Path) -> str:
 
 
 def _shown_width(path: Path) -> int:
-    with Image.open(path) as picture:
-        return SCALE * picture.width
+    return SCALE * read_image(path).shape[1]
 
 
 def _svg(figure: Figure) -> str:
