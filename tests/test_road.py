@@ -248,6 +248,9 @@ def test_two_processes_write_one_set_of_files_and_the_loss_falls():
         done = subprocess.run([*run, *verb], env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         assert not [line for line in done.stderr.splitlines() if "Warning" in line]  # of torch, once a process
+    assert main(["sample", "ar", "--labels", "1", "2", "--out", "two/alone.png"]) == 0
+    assert Path("two/alone.png").read_bytes() == Path("two/grid.png").read_bytes()
+    Path("two/alone.png").unlink()
     for folder in ("two/tokenizer", "two/ar"):
         losses = [row["loss"] for row in read_metrics(Path(folder) / "metrics.jsonl") if "loss" in row]
         assert len(losses) == 4
