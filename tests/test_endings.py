@@ -1,5 +1,6 @@
 """How the command ends when something goes wrong while it works: one line, the right exit code, soon, nobody left."""
 
+import json
 import os
 import resource
 import signal
@@ -150,3 +151,22 @@ def test_processes_of_a_killed_torchrun_stop(folder):
     said = torchrun.communicate(timeout=SOON)[1]  # which ends when nobody can write there any more
     assert len(left) == 2
     assert said.splitlines()[-1].startswith("ifsq: stopped at step ")
+
+
+def test_two_runs_in_one_folder_and_one_that_is_moved(folder):
+    """The second is refused, the first goes on; and it ends where its folder has another name."""
+    run = folder / "busy"
+    first = start(folder, *TRAIN, run.name)
+    wait_for(lambda: rows(run) > 0, first)
+    code, said = end_of(start(folder, *TRAIN, run.name))
+    assert code == 2
+    assert said.startswith(f"ifsq: busy: process {first.pid} on ")
+    before = rows(run)
+    wait_for(lambda: rows(run) > before, first)
+    run.rename(folder / "moved")
+    code, said = end_of(first)
+    assert code == 2
+    assert "was moved or removed while the run trained there" in said or "cannot be written: no such file" in said
+    assert not run.exists()
+    steps = [json.loads(line)["step"] for line in (folder / "moved/metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(set(steps))

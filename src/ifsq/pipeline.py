@@ -80,8 +80,9 @@ from ifsq.tokenizer.losses import LossConfig
 from ifsq.tokenizer.model import Tokenizer
 from ifsq.tokenizer.tiling import Tiling
 from ifsq.tokenizer.train import TokenizerTask
+from ifsq.training.config import TrainConfig
 from ifsq.training.distributed import World, from_first, pick_device, world
-from ifsq.training.folder import CONFIG, alone_in, check_run, create_run, find_weights, newest_step, read_config
+from ifsq.training.folder import alone_in, claimed, find_weights, newest_step, read_config
 from ifsq.training.log import Reporter, Silent
 from ifsq.training.loop import check_batch, fit
 
@@ -99,16 +100,17 @@ def train_tokenizer(experiment: TokenizerExperiment, device: str = "auto", watch
         )
         check_batch(experiment.train, here)
         judge = _perceptual(experiment.loss, here)
-        _claim(folder, "tokenizer", experiment, train.fingerprint, here)
         watch = watch or Silent()
-        watch.say(f"data: {describe_images(train, val)}")
-        torch.manual_seed(experiment.train.seed)
-        model = Tokenizer(experiment.tokenizer)
-        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        task = TokenizerTask(
-            model, train, experiment.loss, experiment.train, judge, lambda net, at: _held_out(net, at, val)
-        )
-        fit(task, experiment.train, folder, here, watch, "tokenizer")
+        record = {"kind": "tokenizer", "experiment": to_dict(experiment), "data": train.fingerprint}
+        with claimed(folder, record, TokenizerExperiment, here, watch.say) as check:
+            watch.say(f"data: {describe_images(train, val)}")
+            torch.manual_seed(experiment.train.seed)
+            model = Tokenizer(experiment.tokenizer)
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            task = TokenizerTask(
+                model, train, experiment.loss, experiment.train, judge, lambda net, at: _held_out(net, at, val)
+            )
+            fit(task, experiment.train, folder, here, watch, "tokenizer", check)
     return folder
 
 
@@ -194,18 +196,19 @@ def train_generator(experiment: GeneratorExperiment, device: str = "auto", watch
         model = experiment.make(experiment.view(cache.spec), len(cache.classes))
         train, val = cache.read("train"), cache.read("val")
         model.observe(train.digits)
-        _claim(folder, experiment.kind, experiment, cache.digest, here)
         watch = watch or Silent()
-        watch.say(f"codes: {describe_counts(len(train), train.labels.tolist(), cache.classes, len(val))}")
-        origin = Origin(
-            classes=cache.classes,
-            tokenizer=experiment.tokenizer,
-            tokenizer_digest=tokenizer.digest(),
-            codes_digest=cache.digest,
-            sampling=experiment.sampling.options(experiment.kind),
-        )
-        task = GeneratorTask(model, train, val, experiment.train, describe(model, origin))
-        fit(task, experiment.train, folder, here, watch, experiment.kind)
+        record = {"kind": experiment.kind, "experiment": to_dict(experiment), "data": cache.digest}
+        with claimed(folder, record, GeneratorExperiment, here, watch.say) as check:
+            watch.say(f"codes: {describe_counts(len(train), train.labels.tolist(), cache.classes, len(val))}")
+            origin = Origin(
+                classes=cache.classes,
+                tokenizer=experiment.tokenizer,
+                tokenizer_digest=tokenizer.digest(),
+                codes_digest=cache.digest,
+                sampling=experiment.sampling.options(experiment.kind),
+            )
+            task = GeneratorTask(model, train, val, experiment.train, describe(model, origin))
+            fit(task, experiment.train, folder, here, watch, experiment.kind, check)
     return folder
 
 
@@ -403,21 +406,6 @@ def _join(device: str) -> Any:
     except ValueError as error:
         raise InputError(str(error)) from error
     return world(device)
-
-
-def _claim(folder: Path, kind: str, experiment: Any, data: str, here: World) -> None:
-    """Make the folder this run's own, after every process has looked at it.
-
-    data  SHA-256 of what the run is trained on
-    """
-    record = {"kind": kind, "experiment": to_dict(experiment), "data": data}
-    agreed = check_run(folder, record, type(experiment))
-    here.barrier()
-    if here.first and agreed is not None:
-        create_run(folder, agreed)
-    here.barrier()
-    if not (folder / CONFIG).is_file():
-        raise InputError(f"{folder}: process {here.rank} does not see it; expected a file system that all hosts share")
 
 
 OWN_IMAGES = ("val_source", "label_column", "broken", "max_pixels", "stream", "block")
@@ -682,8 +670,9 @@ def _judge(parent: Path, data: DataConfig, channels: int, here: World, watch: Re
     train, val = (open_images(data, name, labels=name == "train", channels=channels) for name in SPLITS)
     task = JudgeTask(train, val)
     folder = parent / f"judge_{task.source.fingerprint[:8]}"
-    _claim(folder, "judge", JUDGE_TRAINING, task.source.fingerprint, alone)
-    judge = fit(task, JUDGE_TRAINING, folder, alone, watch, "judge")
+    record = {"kind": "judge", "experiment": to_dict(JUDGE_TRAINING), "data": task.source.fingerprint}
+    with claimed(folder, record, TrainConfig, alone, watch.say, wait=True) as check:
+        judge = fit(task, JUDGE_TRAINING, folder, alone, watch, "judge", check)
     assert isinstance(judge, JudgeNet)
     return judge.eval()
 

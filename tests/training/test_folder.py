@@ -1,16 +1,18 @@
 """Whose a folder is, and what may change when a run goes on."""
 
 import json
+import threading
 from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
 
 from ifsq.config import InputError, to_dict
+from ifsq.store.lock import BusyError
 from ifsq.training import checkpoint
 from ifsq.training.config import EngineConfig, TrainConfig
 from ifsq.training.distributed import World
-from ifsq.training.folder import MAY_CHANGE, check_run, create_run, newest_step, read_config
+from ifsq.training.folder import MAY_CHANGE, check_run, claimed, create_run, newest_step, read_config
 from ifsq.training.optim import OptimConfig
 
 HERE = World(0, 1, torch.device("cpu"))
@@ -125,3 +127,77 @@ def test_a_checkpoint_that_cannot_be_used_is_told_before_anything_is_written(tmp
     (tmp_path / "checkpoints" / "step_1000").rename(tmp_path / "checkpoints" / "step_9000")
     with pytest.raises(InputError, match="step_9000: was renamed"):
         check_run(tmp_path, record())
+
+
+def claim(folder, say=pytest.fail, experiment=PLAIN, **more):
+    return claimed(folder, record(experiment), Experiment, HERE, say, **more)
+
+
+def content(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("experiment", [PLAIN, replace(PLAIN, width=5), replace(PLAIN, train=TrainConfig(steps=9))])
+def test_a_second_run_in_a_folder_is_refused_before_it_touches_anything(tmp_path, experiment):
+    folder = tmp_path / "run"
+    with claim(folder) as check:
+        before = content(folder)
+        with (
+            pytest.raises(BusyError, match=f"^{folder}: process .* is at work there"),
+            claim(folder, experiment=experiment),
+        ):
+            pass
+        assert content(folder) == before
+        check()
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json"]
+    with claim(folder):
+        assert content(folder)
+
+
+def test_one_that_may_wait_comes_next(tmp_path):
+    began, end = threading.Event(), threading.Event()
+
+    def first():
+        with claim(tmp_path / "run"):
+            began.set()
+            end.wait(60)
+
+    other = threading.Thread(target=first)
+    other.start()
+    assert began.wait(60)
+    told = []
+    with claim(tmp_path / "run", lambda line: (told.append(line), end.set()), wait=True):
+        assert "waits for process" in told[0]
+    other.join()
+
+
+def test_a_folder_that_was_moved_is_not_made_anew(tmp_path):
+    run, moved = tmp_path / "run", tmp_path / "moved"
+    claimed_run = claim(run)
+    check = claimed_run.__enter__()
+    check()
+    run.rename(moved)
+    with pytest.raises(InputError, match=f"^{run}: was moved or removed while the run trained"):
+        check()
+    assert not run.exists()
+    run.mkdir()  # somebody's, by now
+    with pytest.raises(InputError, match="was moved or removed"):
+        claimed_run.__exit__(None, None, None)
+    assert list(run.iterdir()) == []
+    with claim(moved):
+        pass
+
+
+def test_a_config_that_went_is_written_again_and_said(tmp_path):
+    claimed_run = claim(tmp_path)
+    check = claimed_run.__enter__()
+    config = (tmp_path / "config.json").read_bytes()
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(InputError, match=r"config\.json: was removed while the run trained; it is written again"):
+        check()
+    assert (tmp_path / "config.json").read_bytes() == config
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(InputError, match="it is written again"):
+        claimed_run.__exit__(None, None, None)
+    with claim(tmp_path) as check:
+        check()

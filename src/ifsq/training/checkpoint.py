@@ -50,6 +50,7 @@ class Writer:
         self._saved = self.checkpoint.step if self.checkpoint is not None else -1
         world.barrier()  # every process has looked
         if world.first:
+            folder.mkdir(parents=True, exist_ok=True)
             for leftover in folder.glob(f"{PARTIAL}*"):
                 shutil.rmtree(leftover)
             for path, _ in found.unfinished:
@@ -65,7 +66,8 @@ class Writer:
         mine = _share(tables, self.world)
         partial = self.folder / f".partial_step_{step}"
         if self.world.first:
-            partial.mkdir(parents=True)
+            with writing(self.folder / f"step_{step}"):
+                partial.mkdir()  # not its parents: a run that was moved begins nothing where it was
         self.world.barrier()
         named = {"step": step, "run": self.run, **state}
         self._writing = self._thread.submit(self._write, partial, step, mine, named)
@@ -107,8 +109,9 @@ class Writer:
     def _publish(self, partial: Path, step: int, state: dict[str, Any]) -> None:
         written = [partial / f".written_{rank}" for rank in range(self.world.size)]
         while not all(file.exists() for file in written):
-            if not partial.exists():  # another process could not write and says so
-                return
+            if not partial.exists():
+                where = self.folder / f"step_{step}"
+                raise InputError(f"{where}: was removed while it was written, as where another process could not write")
             self.world.refuse_lost()
             time.sleep(0.005)
         files: dict[str, Any] = {}

@@ -108,21 +108,71 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def alone_in(folder: Path, here: World, say: Callable[[str], None]) -> Iterator[None]:
+def claimed(
+    folder: Path, config: dict[str, Any], experiment: type, here: World, say: Callable[[str], None],
+    *, wait: bool = False,
+) -> Iterator[Callable[[], None]]:  # fmt: skip
+    """Make the folder this run's own, once every process has looked at it, for as long as it trains there.
+
+    Gives a check for the first process, which is also made at the end. It raises InputError where the folder is there
+    no more or is another one, and where its ``config.json`` is gone, after writing it again.
+
+    config, experiment  as of `check_run`
+    say, wait           as of `lock`
+
+    Raises InputError in every process: as `check_run`, and where another run is at work there.
+    """
+    check_run(folder, config, experiment)
+    here.barrier()
+    with alone_in(folder, here, say, wait=wait):
+
+        def agree() -> dict[str, Any]:
+            agreed = check_run(folder, config, experiment)  # again: another run may have come before this one
+            if agreed is not None:
+                create_run(folder, agreed)
+            return read_config(folder)
+
+        agreed = from_first(here, agree)
+        if not (folder / CONFIG).is_file():
+            raise InputError(
+                f"{folder}: process {here.rank} does not see it; expected a file system that all hosts share"
+            )
+        place = folder.stat()
+
+        def check() -> None:
+            if not folder.is_dir() or not os.path.samestat(folder.stat(), place):
+                raise InputError(
+                    f"{folder}: was moved or removed while the run trained there; once it is back, or with --out where"
+                    " it is now, the same command goes on from its newest checkpoint"
+                )
+            if not (folder / CONFIG).is_file():
+                create_run(folder, agreed)
+                raise InputError(
+                    f"{folder / CONFIG}: was removed while the run trained; it is written again, and the same command"
+                    " goes on from its newest checkpoint"
+                )
+
+        yield check
+        if here.first:
+            check()
+
+
+@contextmanager
+def alone_in(folder: Path, here: World, say: Callable[[str], None], *, wait: bool = False) -> Iterator[None]:
     """Make the folder where there is none and hold its lock in the first process; it goes again if it stays empty.
 
-    say  as of `lock`
+    say, wait  as of `lock`
 
     Raises InputError in every process where another run is at work there.
     """
-    made: list[Path] = []
+    made: list[os.stat_result] = []
 
     def claim() -> None:
         try:
             if not folder.is_dir():
                 Path(os.path.realpath(folder)).mkdir(parents=True)
-                made.append(folder)
-            held.enter_context(lock(folder / LOCK, say))
+                made.append(folder.stat())
+            held.enter_context(lock(folder / LOCK, say, wait=wait))
         except OSError as error:
             raise WriteError(folder, reason(error)) from error
 
@@ -131,7 +181,7 @@ def alone_in(folder: Path, here: World, say: Callable[[str], None]) -> Iterator[
             from_first(here, claim)
             yield
     finally:
-        if made and not any(folder.iterdir()):
+        if made and folder.is_dir() and os.path.samestat(folder.stat(), made[0]) and not any(folder.iterdir()):
             folder.rmdir()
 
 

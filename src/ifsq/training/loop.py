@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -87,14 +87,19 @@ class Interrupted(Exception):  # noqa: N818 - nothing went wrong
         self.step = step
 
 
-def fit(task: Task, config: TrainConfig, folder: Path, world: World, watch: Reporter, name: str) -> nn.Module:
+def fit(
+    task: Task, config: TrainConfig, folder: Path, world: World, watch: Reporter, name: str,
+    check: Callable[[], None] = lambda: None,
+) -> nn.Module:  # fmt: skip
     """Train until ``config.steps``, going on from the newest checkpoint in ``folder``; returns the averaged model.
+
+    check  made in the first process before anything is written: raises InputError where the folder is no longer ours
 
     Raises InputError when the batch does not divide by the processes or the loss is not finite, Interrupted on SIGINT
     and SIGTERM (after saving).
     """
     check_batch(config, world)
-    run = _Run(task, config, folder, world)
+    run = _Run(task, config, folder, world, check)
     watch.start(name, run.step, config.steps)
     for note in filter(None, run.notes):
         watch.say(note)
@@ -128,8 +133,8 @@ def check_batch(config: TrainConfig, world: World) -> None:
 class _Run:
     """The state of a run between two steps."""
 
-    def __init__(self, task: Task, config: TrainConfig, folder: Path, world: World) -> None:
-        self.task, self.config, self.folder, self.world = task, config, folder, world
+    def __init__(self, task: Task, config: TrainConfig, folder: Path, world: World, check: Callable[[], None]) -> None:
+        self.task, self.config, self.folder, self.world, self.check = task, config, folder, world, check
         model = task.model.to(world.device)
         self.ema = EMA(model, config.ema)
         sharded = config.engine.sharding == "shard" and world.size > 1
@@ -181,6 +186,8 @@ class _Run:
 
     def save(self) -> None:
         """Begin to write a checkpoint."""
+        if self.world.first:
+            self.check()
         self.skipped.write(self.world)
         tables = {"model": self.main.module.state_dict(), "ema": self.ema.model.state_dict()}
         tables["optimizer"] = checkpoint.flatten_optimizer(self.main.optimizer)
@@ -294,6 +301,7 @@ class _Run:
 
     def _tell(self, values: dict[str, float]) -> None:
         if self.world.first:
+            self.check()
             self.log.write(self.step, values)
             for sink in self.sinks:
                 sink.write(self.step, values)
