@@ -207,6 +207,13 @@ def test_pipes_and_devices_are_neither_lists_nor_images(folder: Path) -> None:
             opened(write(folder / "images.txt", f"{name}\n"))
 
 
+@pytest.mark.parametrize("name", ["b/0.png\\n", "b/0\\u001b[31m.png", "b/0\\u2028.png", "b/0\\r.png", ""])
+def test_a_path_that_would_spoil_a_message_is_refused(folder: Path, name: str) -> None:
+    with pytest.raises(DataError, match=r"list.jsonl: line 1: path '.*': expected UTF-8 on one line") as caught:
+        opened(write(folder / "list.jsonl", f'{{"path": "{name}"}}\n'))
+    assert str(caught.value).isprintable()
+
+
 @pytest.mark.parametrize(
     "line",
     [

@@ -294,6 +294,10 @@ def test_a_name_may_have_dots(tmp_path: Path) -> None:
         "a.png=a",
         "2020.01.02/IMG.2.jpg=2020.01.02/IMG.2",
     ]
+    assert named(tmp_path, "photo.png", "photo.1.png", "photo.1.cls", "photo.cls") == [
+        "photo.png=photo",
+        "photo.1.png=photo.1",
+    ]
     people = ["mr.smith.png", "mr.jones.jpg", "st.peter.png"]
     assert named(tmp_path, *people) == [f"{name}=all" for name in people]
 

@@ -1,21 +1,23 @@
 """Names and paths that people and data sets give: said on one line, regular files, and where they may lie."""
 
 import os
+import re
 import stat
 from pathlib import Path
 
 from ifsq.data.images import DataError
 
+_CONTROL = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")  # ends of lines, and what moves a cursor
 _SHOWN = 80  # characters of a value in a message
 
 
 def is_plain(name: str) -> bool:
-    """Whether a name can stand in a message, a fingerprint and a path: UTF-8 on one line, without NUL."""
+    """Whether a name can stand in a message, a fingerprint and a path: UTF-8 on one line, without control codes."""
     try:
         name.encode()
     except UnicodeEncodeError:  # how Python keeps bytes of a name that are no UTF-8
         return False
-    return len(name.splitlines()) == 1 and "\0" not in name
+    return bool(name) and _CONTROL.search(name) is None
 
 
 def shown(value: object) -> str:
