@@ -226,6 +226,20 @@ def test_transparent_pixels_are_white(tmp_path: Path) -> None:
     assert read_image(tmp_path / "x.png").tolist() == [[[255, 255, 255], [200, 0, 0]]]
 
 
+@pytest.mark.parametrize("form", FORMATS)
+def test_half_a_file_of_any_format_is_a_broken_image(form: str) -> None:
+    file = io.BytesIO()
+    Image.fromarray(noise(64, 64)).save(file, form)
+    content = file.getvalue()
+    cuts = [content[: len(content) // 2], content[:20], content[: len(content) * 9 // 10]]
+    if form == "AVIF":
+        cuts.append(content.partition(b"mdat")[0] + b"mdat" + bytes(2000))  # which Pillow tells by a RuntimeError
+    for cut in cuts:
+        with pytest.raises(BrokenImageError, match=r"^image x cannot be read: ") as told:
+            read_image("x", cut)
+        assert "\n" not in str(told.value)
+
+
 def broken(tmp_path: Path) -> dict[str, Path]:
     write_png(noise(64, 64), tmp_path / "whole.png")
     whole = (tmp_path / "whole.png").read_bytes()

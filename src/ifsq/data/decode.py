@@ -22,9 +22,10 @@ from ifsq.data.images import HUGE, BrokenImageError, DataError
 DECODING = "decoding 2"
 """Version, for the fingerprint. The first, which was not named, floored 16 bits to 8."""
 
+# All that Pillow was seen to raise of damaged files; RuntimeError comes of AVIF alone.
 _UNREADABLE = (
     *(OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError),
-    *(struct.error, zlib.error, Image.DecompressionBombError, Image.DecompressionBombWarning),
+    *(RuntimeError, struct.error, zlib.error, Image.DecompressionBombError, Image.DecompressionBombWarning),
 )
 _PNG = b"\x89PNG\r\n\x1a\n"
 # What a build of Pillow may come without: how such files begin, and Pillow's name of the part.
