@@ -568,6 +568,33 @@ def test_no_result_comes_of_weights_that_are_damaged_exchanged_or_not_finite(cas
         assert files_of(".") == before
 
 
+@pytest.mark.parametrize("value", [None, [], {}, "x", {"a": 1}])
+def test_a_config_that_was_changed_is_one_line(value, capsys):
+    """Whatever stands in its experiment; what a verb does not read is no matter to it."""
+    for run, key, command in (
+        ("tokenizer", "experiment", ["encode", "changed", "bundled:shapes", "new"]),
+        ("tokenizer", "data", ["encode", "changed", "bundled:shapes", "new"]),
+        ("tokenizer", "data", ["tokenizer", "eval", "changed", "--no-judge"]),
+        ("tokenizer", "train", ["tokenizer", "eval", "changed", "--no-judge"]),
+        ("tokenizer", "train.engine", ["encode", "changed", "bundled:shapes", "new"]),
+        ("tokenizer", "train", ["tokenizer", "train", "tokenizer.toml", "--out", "changed"]),
+        ("ar", "codes", ["generator", "eval", "changed", "--samples", "20"]),
+        ("ar", "kind", ["generator", "train", "ar.toml", "--out", "changed"]),
+    ):
+        shutil.rmtree("changed", ignore_errors=True)
+        shutil.copytree(run, "changed")
+        config = json.loads(Path("changed/config.json").read_text())
+        *inside, last = key.split(".")
+        place = config if key in ("experiment", "kind") else config["experiment"]
+        for name in inside:
+            place = place[name]
+        place[last] = value
+        Path("changed/config.json").write_text(json.dumps(config))
+        if value == {} and key in ("data", "train", "train.engine") and command[1] != "train":
+            continue  # all of its options have defaults
+        assert "changed" in refused(capsys, command) or (key, value) == ("codes", "x")
+
+
 def test_half_a_newest_checkpoint_is_passed_over_and_said_to_be(capsys):
     shutil.copytree("ar", "half")
     shutil.copytree("half/checkpoints/step_20", "half/checkpoints/step_25")

@@ -80,9 +80,9 @@ from ifsq.tokenizer.losses import LossConfig
 from ifsq.tokenizer.model import Tokenizer
 from ifsq.tokenizer.tiling import Tiling
 from ifsq.tokenizer.train import TokenizerTask
-from ifsq.training.config import TrainConfig
+from ifsq.training.config import EngineConfig, TrainConfig
 from ifsq.training.distributed import World, from_first, pick_device, world
-from ifsq.training.folder import alone_in, claimed, find_weights, newest_step, read_config
+from ifsq.training.folder import CONFIG, alone_in, claimed, find_weights, newest_step, read_config
 from ifsq.training.log import Reporter, Silent
 from ifsq.training.loop import check_batch, fit
 
@@ -361,7 +361,7 @@ def evaluate_generator(
     watch = watch or Silent()
     with _join(device) as here:
         generator, tokenizer, origin = load_pair(run, here)
-        cache = CodeCache.open(_experiment_of(run)["codes"])
+        cache = CodeCache.open(_codes_of(run))
         if cache.digest != origin.codes_digest:
             raise InputError(f"{cache.folder}: holds other codes than {run} was trained on; train in another folder")
         data = build(DataConfig, cache.about["data"], str(cache.folder))
@@ -414,8 +414,8 @@ OWN_IMAGES = ("val_source", "label_column", "broken", "max_pixels", "stream", "b
 
 def _data_of(run: Path, source: str, size: Size | None, factor: int, reading: Reading) -> DataConfig:
     """The data a tokenizer reads from ``source``: in its own size unless told otherwise, without flips."""
-    config = read_config(run)
-    own = config["experiment"]["data"] if "experiment" in config else {}
+    trained = "experiment" in read_config(run)
+    own = to_dict(build(DataConfig, _section(run, "data"), str(run / CONFIG))) if trained else {}
     if size is None and not own:
         raise InputError(f"{run}: is not a training run and has no image size of its own; give --size")
     size = own["size"] if size is None else size
@@ -427,9 +427,8 @@ def _data_of(run: Path, source: str, size: Size | None, factor: int, reading: Re
 
 def _evaluated_data(run: Path, asked: TokenizerEvaluation, factor: int) -> DataConfig:
     """The images that are asked for, by default the run's own; nothing about them is left to chance."""
-    config = read_config(run)
-    if "experiment" in config:
-        own = build(DataConfig, config["experiment"]["data"], str(run))
+    if "experiment" in read_config(run):
+        own = build(DataConfig, _section(run, "data"), str(run / CONFIG))
     elif asked.source and asked.size:
         own = DataConfig(asked.source, asked.size)
     else:
@@ -474,8 +473,9 @@ def _workers_of(run: Path, reading: Reading) -> int:
     """Processes that read images: as asked, or as in the training of the run."""
     if reading.workers is not None:
         return reading.workers
-    config = read_config(run)
-    return config["experiment"]["train"]["engine"]["workers"] if "experiment" in config else 0
+    if "experiment" not in read_config(run):
+        return 0
+    return build(EngineConfig, _section(run, "train", "engine"), str(run / CONFIG)).workers
 
 
 def _existing_cache(out: Path, about: dict[str, Any]) -> CodeCache | None:
@@ -604,11 +604,25 @@ def _distinct_targets(paths: Sequence[Path], out: Path) -> dict[Path, Path]:
     return targets
 
 
-def _experiment_of(run: Path) -> dict[str, Any]:
+def _section(run: Path, *names: str) -> dict[str, Any]:
+    """A table of the experiment of a run. Raises InputError where there is none."""
     config = read_config(run)
     if "experiment" not in config:
         raise InputError(f"{run}: is not a training run; what it was trained on is not known")
-    return config["experiment"]
+    table = config["experiment"]
+    for name in names:
+        table = table.get(name)
+        if not isinstance(table, dict):
+            raise InputError(f"{run / CONFIG}: experiment.{'.'.join(names)}: expected a table")
+    return table
+
+
+def _codes_of(run: Path) -> str:
+    """Where the cache lies that a generator was trained on."""
+    codes = _section(run).get("codes")
+    if not isinstance(codes, str):
+        raise InputError(f"{run / CONFIG}: experiment.codes: {codes!r}; expected a folder")
+    return codes
 
 
 def _judges(
@@ -680,7 +694,7 @@ def _judge(parent: Path, data: DataConfig, channels: int, here: World, watch: Re
 def _untrained(run: Path, codes: CodeSet, here: World) -> Generator:
     """The generator as it was before its first step; ``codes`` are those it is trained on."""
     described = find_weights(run).described
-    torch.manual_seed(_experiment_of(run)["train"]["seed"])
+    torch.manual_seed(build(TrainConfig, _section(run, "train"), str(run / CONFIG)).seed)
     twin, _ = from_description(described, str(run))
     twin.observe(codes.digits)
     return twin.to(here.device).eval()

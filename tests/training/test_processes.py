@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import socket
 from dataclasses import replace
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from ifsq.config import InputError
 from ifsq.store import checkpoints
 from ifsq.training.config import EngineConfig, TrainConfig
 from ifsq.training.distributed import world
@@ -88,11 +90,15 @@ def _process(rank, port, folder, config, stop_at):
         assert torch.equal(theirs[0], theirs[1]), "running statistics drift apart"
 
 
-def two(folder, config, stop_at=None):
+def spawn(process, *given):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.spawn(_process, (port, folder, config, stop_at), nprocs=2)
+    torch.multiprocessing.spawn(process, (port, *given), nprocs=2)
+
+
+def two(folder, config, stop_at=None):
+    spawn(_process, folder, config, stop_at)
 
 
 def one(folder, config, stop_at=None):
@@ -139,6 +145,24 @@ def test_one_process_with_two_parts_ends_with_the_bits_of_two_processes(pair, tm
     weights = {key: value for key, value in alone["opponent"].items() if key not in running}
     assert_same({"opponent": weights}, {"opponent": {key: both["opponent"][key] for key in weights}})
     assert running
+
+
+def _refused(rank, port, folder, file):
+    with pytest.raises(InputError, match=rf"{file}\.safetensors: is damaged or of another checkpoint"):
+        _process(rank, port, folder, CONFIG, None)
+
+
+@pytest.mark.parametrize("file", ["optimizer-00001-of-00002", "ema-00002-of-00002"])
+def test_what_one_process_finds_damaged_all_refuse(pair, tmp_path, file):
+    """Each takes the SHA-256 of its share of the files."""
+    shutil.copytree(pair, tmp_path / "run")
+    path = tmp_path / "run" / "checkpoints" / "step_12" / f"{file}.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-2] ^= 16
+    path.write_bytes(content)
+    spawn(_refused, tmp_path / "run", file)
+    with pytest.raises(InputError, match=rf"{file}\.safetensors: is damaged"):
+        one(tmp_path / "run", replace(CONFIG, engine=EngineConfig(accumulate=2)))
 
 
 def test_a_run_goes_on_with_fewer_processes_and_the_same_bits(pair, tmp_path):
