@@ -1,11 +1,14 @@
 """What happens to images that cannot be used: refused by name, or left out and counted; never replaced."""
 
+import itertools
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from ifsq.cli import main
 from ifsq.data import (
     DataConfig,
     DataError,
@@ -73,14 +76,27 @@ def test_training_leaves_out_what_is_broken_whoever_reads(folder: Path, world: i
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_batch_with_nothing_left_is_refused(folder: Path, workers: int) -> None:
-    source = opened(folder, "skip")
-    batches = ImageBatches(source, StepSampler(10, 1, seed=1), workers=workers)
-    with pytest.raises(
-        DataError, match=r"none of the 1 images of a batch can be used: image .*[237].png cannot be read"
-    ):
-        for _ in zip(range(10), batches, strict=False):
-            pass
+@pytest.mark.parametrize("parts", [1, 2])
+def test_another_image_stands_in_where_nothing_is_left(folder: Path, workers: int, parts: int) -> None:
+    """Parts of one image: that of a broken one is the next in the folder that can be read, and counts nothing."""
+    sampler = StepSampler(10, parts, seed=1, parts=parts)
+    with closing(iter(ImageBatches(opened(folder, "skip"), sampler, workers=workers))) as batches:
+        read = list(itertools.islice(batches, 10))
+    drawn = [index for step in range(10 // parts) for index, _ in sampler.items(step)]
+    assert sorted(drawn) == list(range(10))
+    instead = {2: 4, 3: 4, 7: 8}
+    assert [shades(batch.images) for batch in read] == [[instead.get(index, index)] for index in drawn]
+    assert [batch.indices for batch in read] == [(instead.get(index, index),) for index in drawn]
+    assert [batch.left for batch in read] == [int(index not in BAD) for index in drawn]
+    named = [line.split(".png")[0][-1] for batch in read for line in batch.skipped]
+    assert named == [str(index) for index in drawn if index in BAD]
+
+
+def test_one_that_cannot_be_read_with_all_around_it_is_refused(folder: Path) -> None:
+    for file in (folder / "train/a").iterdir():
+        file.write_bytes(b"broken")
+    with pytest.raises(DataError, match=r"^images around it cannot be used either: image .*png cannot be read: "):
+        next(iter(ImageBatches(opened(folder, "skip"), StepSampler(10, 2, seed=1))))
 
 
 def test_refusing_is_the_default_and_names_the_first(folder: Path) -> None:
@@ -93,3 +109,39 @@ def test_the_policy_is_in_the_fingerprint_only_where_it_chooses(folder: Path) ->
     assert opened(folder, "skip").fingerprint != opened(folder, "refuse").fingerprint
     plain = open_images(DataConfig(source=str(folder), size=16), "train")
     assert opened(folder, "refuse").fingerprint == plain.fingerprint
+
+
+TRAINING = """
+out = "{folder}/run"
+[data]
+source = "{folder}"
+size = 16
+broken = "skip"
+max_pixels = 1000
+[tokenizer.conv]
+width = 8
+multipliers = [1]
+blocks = 1
+patch = 4
+groups = 4
+[tokenizer.quantizer]
+levels = [5, 5]
+bound = "quantile"
+[loss.adversarial]
+start = 2
+layers = 1
+width = 4
+[train]
+steps = 10
+batch = 2
+engine.accumulate = 2
+optim.warmup = 0
+"""
+
+
+def test_training_goes_on_where_a_part_of_a_step_is_one_broken_image(folder: Path) -> None:
+    (folder / "run.toml").write_text(TRAINING.format(folder=folder))
+    assert main(["tokenizer", "train", str(folder / "run.toml"), "--device", "cpu"]) == 0
+    named = [line.partition("image ")[2] for line in (folder / "run/skipped.txt").read_text().splitlines()]
+    assert len(named) == 2 * len(BAD)  # two epochs
+    assert len(set(named)) == len(BAD)

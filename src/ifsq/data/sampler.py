@@ -7,12 +7,12 @@ nothing depends on what was read before, so a run continues at any step.
 
 import functools
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from ifsq.data.draws import mix, mix_range
@@ -20,19 +20,28 @@ from ifsq.data.images import BrokenImageError, DataError, ImageSource
 from ifsq.data.transforms import to_float
 from ifsq.data.workers import Items, Loaded, load_ahead
 
+FURTHER = 100  # images that are tried in the place of one that cannot be read
+
 
 @dataclass(frozen=True)
 class ImageBatch:
     """Images, float32 in [-1, 1], and their labels.
 
-    skipped  what was left out, a line an image with its name and the reason; see `ImageBatches`
-    indices  of the images in their source
+    skipped    what was left out, a line an image with its name and the reason; see `ImageBatches`
+    indices    of the images in their source
+    stands_in  whether these are other images, in the place of a batch with nothing left
     """
 
     images: Float[Tensor, "b c H W"]
     labels: Int[Tensor, "b"]
     skipped: tuple[str, ...] = ()
     indices: tuple[int, ...] = ()
+    stands_in: bool = False
+
+    @property
+    def left(self) -> int:
+        """Images that count."""
+        return 0 if self.stands_in else len(self.labels)
 
 
 def sample_order(seed: int, epoch: int, n: int, block: int = 0) -> Int[np.ndarray, "n"]:
@@ -105,9 +114,10 @@ class ImageBatches:
 
     The iterator owns the workers: close it (``contextlib.closing``) where it is left early. Iterating raises DataError
     in one line when an image cannot be read, also from a worker, and when a worker ends. A source whose ``broken`` is
-    ``skip`` leaves the image out instead: its batch is smaller and names it, every time it is drawn. The mean over that
-    batch is over the images that are left; where processes share a step or a step has parts, each part still has the
-    same weight, so that an image beside a skipped one counts a little more. A batch with nothing left is refused.
+    ``skip`` leaves the image out instead: its batch is smaller and names it, every time it is drawn. Training weighs
+    every image that is left in a step alike, however it lies in parts and processes, and refuses a step with nothing
+    left (`ifsq.training.loop`). Where that is a part of a step alone, another image stands in: processes compute
+    together, so each has to pass something through the model. It counts nothing, but running statistics see it.
     """
 
     def __init__(
@@ -128,12 +138,7 @@ class ImageBatches:
 
     def __iter__(self) -> Generator[ImageBatch, None, None]:
         steps = self.sampler.steps_from(self.start)
-        with closing(_read(self.source, steps, self.workers, self.prefetch, self.device)) as batches:
-            for batch in batches:
-                if not len(batch.labels):
-                    first = batch.skipped[0]
-                    raise DataError(f"none of the {len(batch.skipped)} images of a batch can be used: {first}")
-                yield batch
+        return _read(self.source, steps, self.workers, self.prefetch, self.device, fills=True)
 
 
 def iterate_once(
@@ -152,8 +157,11 @@ def iterate_once(
     return _read(source, [items[at : at + batch] for at in range(0, len(items), batch)], workers)
 
 
-def _load(source: ImageSource, items: Items) -> Loaded:
-    """A batch of a source as bytes: a quarter of what floats would cost between processes. Raises DataError."""
+def _load(source: ImageSource, fills: bool, items: Items) -> Loaded:
+    """A batch of a source as bytes: a quarter of what floats would cost between processes. Raises DataError.
+
+    fills  another image stands in where nothing is left
+    """
     images, labels, skipped, read = [], [], [], []
     for index, seed in items:
         try:
@@ -166,8 +174,25 @@ def _load(source: ImageSource, items: Items) -> Loaded:
             images.append(image)
             labels.append(label)
             read.append(index)
+    stands_in = fills and not images
+    if stands_in:
+        index, image, label = _another(source, *items[-1], skipped[0])
+        images, labels, read = [image], [label], [index]
     stacked = np.stack(images) if images else np.empty((0, *source.shape), dtype=np.uint8)
-    return Loaded(torch.from_numpy(stacked), torch.tensor(labels, dtype=torch.int64), tuple(skipped), tuple(read))
+    told = torch.tensor(labels, dtype=torch.int64)
+    return Loaded(torch.from_numpy(stacked), told, tuple(skipped), tuple(read), stands_in)
+
+
+def _another(source: ImageSource, index: int, seed: int, broken: str) -> tuple[int, UInt8[np.ndarray, "H W c"], int]:
+    """The first image after ``index``, in its block where there are blocks, that can be read; its index and label."""
+    size = source.block or len(source)
+    start = index - index % size
+    size = min(size, len(source) - start)  # the last block may be shorter
+    for further in range(1, min(size, FURTHER)):
+        other = start + (index - start + further) % size
+        with suppress(BrokenImageError):
+            return other, *source.load(other, seed)
+    raise DataError(f"images around it cannot be used either: {broken}")
 
 
 def _read(
@@ -176,10 +201,11 @@ def _read(
     workers: int,
     prefetch: int = 2,
     device: torch.device | None = None,
+    fills: bool = False,
 ) -> Generator[ImageBatch, None, None]:
-    load, pinned = functools.partial(_load, source), device is not None and device.type == "cuda"
+    load, pinned = functools.partial(_load, source, fills), device is not None and device.type == "cuda"
     here = (load(items) for items in batches)
     with closing(load_ahead(load, batches, workers, prefetch, pinned) if workers else here) as loaded:
         for read in loaded:
             images = read.images if device is None else read.images.to(device, non_blocking=True)
-            yield ImageBatch(to_float(images), read.labels, read.skipped, read.indices)
+            yield ImageBatch(to_float(images), read.labels, read.skipped, read.indices, read.stands_in)

@@ -41,14 +41,16 @@ _SIZE = struct.Struct("=Q")
 class Loaded:
     """Images and labels as they come from the source.
 
-    skipped  what was left out, a line an image with its name and the reason
-    indices  of the images in their source
+    skipped    what was left out, a line an image with its name and the reason
+    indices    of the images in their source
+    stands_in  whether these are other images, in the place of a batch with nothing left
     """
 
     images: UInt8[Tensor, "b H W c"]
     labels: Int[Tensor, "b"]
     skipped: tuple[str, ...]
     indices: tuple[int, ...] = ()
+    stands_in: bool = False
 
 
 class WorkerError(DataError):
@@ -199,7 +201,8 @@ def _work(load: Callable[[Items], Loaded], channel: socket.socket, parent: int) 
             except DataError as error:
                 _send(channel, error)
                 continue
-            _send(channel, (tuple(loaded.images.shape), loaded.labels.tolist(), loaded.skipped, loaded.indices))
+            told = loaded.skipped, loaded.indices, loaded.stands_in
+            _send(channel, (tuple(loaded.images.shape), loaded.labels.tolist(), *told))
             channel.sendall(np.ascontiguousarray(loaded.images.numpy()).reshape(-1).data)
 
 

@@ -5,6 +5,7 @@ compare runs of one data set with each other and with nothing else. Trained by `
 """
 
 from collections.abc import Generator
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -100,10 +101,13 @@ class JudgeTask(Task):
         config = JUDGE_TRAINING
         sampler = StepSampler(len(self.source), config.batch, config.seed, rank=world.rank, world=world.size)
         for batch in ImageBatches(self.source, sampler, start=start):
-            yield ImageBatch(batch.images.to(world.device), batch.labels.to(world.device), batch.skipped)
+            yield replace(batch, images=batch.images.to(world.device), labels=batch.labels.to(world.device))
 
     def skipped(self, batch: ImageBatch) -> tuple[str, ...]:
         return batch.skipped
+
+    def left(self, batch: ImageBatch) -> int | None:
+        return batch.left if self.source.broken == "skip" else None
 
     def loss(self, model: JudgeNet, batch: ImageBatch, rng: torch.Generator, step: int) -> dict[str, Tensor]:
         return model.loss(batch.images, batch.labels)

@@ -61,6 +61,9 @@ class TokenizerTask(Task):
     def skipped(self, batch: ImageBatch) -> tuple[str, ...]:
         return batch.skipped
 
+    def left(self, batch: ImageBatch) -> int | None:
+        return batch.left if self.source.broken == "skip" else None
+
     def turns(self, step: int) -> tuple[bool, bool]:
         adversarial = self.weights.adversarial
         if adversarial is None or not adversarial.started(step):

@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -65,6 +65,13 @@ class Task(ABC):
     def skipped(self, batch: Any) -> tuple[str, ...]:
         """A line about each example that is missing in a part of a batch because it could not be read."""
         return ()
+
+    def left(self, batch: Any) -> int | None:
+        """Examples that count in a part of a batch; None where none is ever missing.
+
+        Of a part with 0, others stand in for form's sake: its gradient counts nothing.
+        """
+        return None
 
     def turns(self, step: int) -> tuple[bool, bool]:
         """Whether the model and whether the opponent is trained at this step."""
@@ -160,6 +167,7 @@ class _Run:
         self.step, self.seconds, self.waited = 0, 0.0, 0.0
         self.last: dict[str, float] = {}
         self.losses: dict[str, Tensor] = {}
+        self.share = 1.0  # of this process's examples, in the latest step
         self._restore()
         self.sinks = open_sinks(config.engine.loggers, folder, self.step) if world.first else []
         self._since = (time.perf_counter(), self.step)
@@ -207,28 +215,45 @@ class _Run:
             sink.close()
 
     def _train(self, batches: Iterator[Any]) -> None:
-        """The step's gradients, part by part, and the move."""
+        """The step's gradients, part by part, and the move: along the mean over all examples that are left."""
         main_plays, other_plays = self.task.turns(self.step)
-        parts, added = self.config.engine.accumulate, []
+        parts, added, shares = self.config.engine.accumulate, [], []
+        missing: list[str] = []
         for part in range(parts):
             batch, last = self._next(batches), part == parts - 1
-            self.skipped.add(self.step + 1, self.task.skipped(batch))
+            missing += self.task.skipped(batch)
             rng = _seed_step(self.config.seed, self.step, self.world.rank * parts + part, self.world)
+            left = self.task.left(batch)
+            shares.append(1.0 if left is None else left * self.world.size * parts / self.config.batch)
             losses: dict[str, Tensor] = {}
             if main_plays:
-                losses |= self.main.backward(batch, rng, self.step, last=last)
+                losses |= self.main.backward(batch, rng, self.step, last=last, share=shares[-1])
             if other_plays and self.other is not None:
-                others = self.other.backward(batch, self.step, last=last)
+                others = self.other.backward(batch, self.step, last=last, share=shares[-1])
                 losses |= {f"opponent/{name}": value for name, value in others.items()}
             added.append(losses)
-        mean = {name: torch.stack([losses[name].float() for losses in added]).mean() for name in added[0]}
+        self.skipped.add(self.step + 1, tuple(missing))
+        of_all = self._share_of_all(sum(shares) / parts, missing, left is not None)
+        mean = _mean(added, shares)
         if main_plays:
-            mean["grad_norm"] = self.main.step(self.step)
+            mean["grad_norm"] = self.main.step(self.step, of_all)
             self.ema.update(self.main.module, self.step)
         if other_plays and self.other is not None:
-            mean["opponent/grad_norm"] = self.other.step(self.step)
+            mean["opponent/grad_norm"] = self.other.step(self.step, of_all)
             parallel.average_buffers(self.other.module, self.world)
         self.losses |= mean
+        self.share = sum(shares) / parts
+
+    def _share_of_all(self, own: float, missing: list[str], may_miss: bool) -> float:
+        """Part of the whole step's examples that is left. Raises InputError in every process where none is."""
+        if not may_miss:
+            return 1.0
+        share = float(self.world.mean(torch.tensor(own, dtype=torch.float64)))
+        if not share:
+            raise InputError(
+                f"step {self.step + 1}: none of its {self.config.batch} examples can be used: {missing[0]}"
+            )
+        return share
 
     def _opponent_loss(self, opponent: nn.Module, batch: Any, step: int) -> dict[str, Tensor]:
         return self.task.opponent_loss(opponent, self.main.module, batch, step)
@@ -278,8 +303,9 @@ class _Run:
 
     def _log(self) -> dict[str, float]:
         names = sorted(self.losses)
-        stacked = self.world.mean(torch.stack([self.losses[name].float() for name in names]))
-        values = dict(zip(names, stacked.tolist(), strict=True))
+        told = torch.stack([*(self.losses[name].float() for name in names)])
+        weighed = self.world.mean(torch.cat([told * self.share, told.new_tensor([self.share])]))
+        values = dict(zip(names, (weighed[:-1] / weighed[-1]).tolist(), strict=True))
         self._refuse_infinite(values)
         elapsed, steps = self._elapsed(), self.step - self._since[1]
         self.seconds += elapsed
@@ -327,6 +353,16 @@ class _Run:
         self._tell(values)
         self.last = self.last | values
         self.world.barrier()
+
+
+def _mean(losses: Sequence[dict[str, Tensor]], shares: Sequence[float]) -> dict[str, Tensor]:
+    """Of the losses of some parts, each weighed by what is left in it."""
+    whole = sum(shares)
+    weights = [share / whole if whole else 1 / len(shares) for share in shares]
+    return {
+        name: torch.stack([part[name].float() * w for part, w in zip(losses, weights, strict=True)]).sum()
+        for name in losses[0]
+    }
 
 
 def _seed_step(seed: int, step: int, part: int, world: World) -> torch.Generator:

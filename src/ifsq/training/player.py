@@ -41,22 +41,32 @@ class Player:
         step = _Step(module, loss)
         self.forward = parallel.replicate(step, world) if replicated else step
 
-    def backward(self, *given: Any, last: bool) -> dict[str, Tensor]:
-        """Add a part's gradient; with the ``last`` part the processes share it."""
+    def backward(self, *given: Any, last: bool, share: float = 1.0) -> dict[str, Tensor]:
+        """Add a part's gradient; with the ``last`` part the processes share it.
+
+        share  of the part's examples that is left: how much it counts
+        """
         device, precision = self.world.device.type, self.config.precision
         half = torch.float16 if precision == "fp16" else torch.bfloat16
         self.module.train()
         with self._alone() if not last else nullcontext():
             with torch.autocast(device, half, enabled=precision != "fp32"):
                 losses = self.forward(*given)
-            self.scaler.scale(losses["loss"] / self.config.engine.accumulate).backward()
+            self.scaler.scale(losses["loss"] * share / self.config.engine.accumulate).backward()
         return {name: value.detach() for name, value in losses.items()}
 
-    def step(self, step: int) -> Tensor:
-        """Move the weights; returns the gradient's norm before clipping."""
+    def step(self, step: int, share: float = 1.0) -> Tensor:
+        """Move the weights; returns the gradient's norm before clipping.
+
+        share  of the whole step's examples that is left: the gradient becomes the mean over these
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = lr_at(step, self.config.steps, self.optim)
         self.scaler.unscale_(self.optimizer)
+        if share != 1:
+            for parameter in self.module.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.div_(share)
         norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.optim.clip or math.inf)
         self.scaler.step(self.optimizer)
         self.scaler.update()
