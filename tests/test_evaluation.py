@@ -19,6 +19,7 @@ from ifsq.config import InputError
 from ifsq.data import DataConfig, DataError, ImageBatch, iterate_once, open_images, to_float, to_uint8
 from ifsq.evaluation import Judges, Pairs, difference_sheet, measure_tokenizer, pair_sheet, shown_pairs, spread
 from ifsq.evaluation import tokenizer as measuring
+from ifsq.evaluation.record import Evaluation
 from ifsq.metrics import JudgeNet, ProtocolCard, code_statistics, frechet_distance, ms_ssim, psnr, ssim
 from ifsq.metrics.distribution import INCEPTION_2015
 from ifsq.pretrained.inception import FIDInception
@@ -399,8 +400,7 @@ def test_tiny_images_have_no_lpips(capsys, tmp_path):
 
 def run_with(folder, **changes):
     card = ProtocolCard("FD(judge)", {"distance": 1.0}, "shapes train", "ab", 40, 16, "center", "bicubic", "float32")
-    evaluation = {"cards": [dataclasses.replace(card, **changes).to_dict()]}
-    return report.Run(Path(folder), folder, {}, [], evaluation)
+    return report.Run(Path(folder), folder, {}, [], Evaluation((dataclasses.replace(card, **changes),)))
 
 
 def test_a_report_refuses_figures_that_do_not_compare():
@@ -408,7 +408,3 @@ def test_a_report_refuses_figures_that_do_not_compare():
     for changes, message in (({"n": 50}, "n 40 against 50"), ({"reference_hash": "cd"}, "'ab' against 'cd'")):
         with pytest.raises(InputError, match=f"ar and diffusion: .*{message}.*; evaluate both again"):
             report._refuse_unlike([run_with("ar"), run_with("diffusion", **changes)])
-    old = run_with("ar")
-    del old.evaluation["cards"][0]["crop"]
-    with pytest.raises(InputError, match=r"evaluation.json: protocol card: field 'crop' is missing; evaluate the run"):
-        report._refuse_unlike([old])

@@ -198,7 +198,7 @@ def _refuse_unknown(cls: Any, table: Any, where: str, path: tuple[str, ...]) -> 
             close = difflib.get_close_matches(key, fields, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(fields))}"
             raise InputError(f"{where}: {'.'.join((*path, key))}: unknown key; {hint}")
-        for owner in typing.get_args(fields[key]) or (fields[key],):  # a section may be optional
+        for owner in typing.get_args(fields[key]) if _is_union(fields[key]) else (fields[key],):  # it may be optional
             if dataclasses.is_dataclass(owner):
                 _refuse_unknown(owner, value, where, (*path, key))
 

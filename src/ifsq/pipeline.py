@@ -7,12 +7,11 @@ Every stage joins the processes that torchrun started (or stands alone), checks 
 anything, and can be run again after an interruption. Called by ``cli`` and ``bench``.
 """
 
-import json
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -67,6 +66,7 @@ from ifsq.evaluation import (
     shown_pairs,
     spread,
 )
+from ifsq.evaluation.record import FILE, Evaluation, write_evaluation
 from ifsq.experiment import GeneratorExperiment, TokenizerExperiment, check_cache
 from ifsq.generators.base import Generator
 from ifsq.generators.pretrained import Origin, describe, from_description, load_generator
@@ -75,7 +75,7 @@ from ifsq.metrics import JudgeNet, ProtocolCard, psnr
 from ifsq.metrics.judge import JUDGE_TRAINING, JudgeTask
 from ifsq.pretrained.inception import load_inception
 from ifsq.pretrained.lpips import load_lpips
-from ifsq.store.files import is_free, write_text
+from ifsq.store.files import is_free
 from ifsq.tokenizer.losses import LossConfig
 from ifsq.tokenizer.model import Tokenizer
 from ifsq.tokenizer.tiling import Tiling
@@ -328,13 +328,15 @@ def evaluate_tokenizer(
             suffix = "" if _is_usual(run, asked, split, data) else f"_{split}_{images.fingerprint[:8]}"
             suffix += f"_{asked.count}" if asked.count else ""
             _write_pairs(run, suffix, shown_pairs(tokenizer, images, here.device, drawn))
-            more = {
-                "levels": {name: asdict(use) for name, use in measured.levels.items()},
-                "latent": {"mean": measured.latent_mean, "std": measured.latent_std},
-                "left_out": left_out,
-                "skipped": measured.skipped,
-            }
-            _write_evaluation(run, measured.cards, more, f"evaluation{suffix}.json")
+            held = Evaluation(
+                cards=tuple(measured.cards),
+                step=newest_step(run),
+                levels=measured.levels,
+                latent={"mean": tuple(measured.latent_mean), "std": tuple(measured.latent_std)},
+                left_out=tuple(left_out),
+                skipped=tuple(measured.skipped),
+            )
+            write_evaluation(run / f"evaluation{suffix}.json", held)
         here.barrier()
     return measured.cards
 
@@ -394,8 +396,9 @@ def evaluate_generator(
             write_png(class_sheet(images, labels.numpy(), shown), run / "samples" / "classes.png")
             write_png(real_sheet(real, counts), run / "samples" / "real.png")
             occurring = [origin.classes[label] for label in codes.labels.unique().tolist()]
-            more = {"classes": occurring, "shown": [origin.classes[label] for label in shown]}
-            _write_evaluation(run, cards, more)
+            names = tuple(origin.classes[label] for label in shown)
+            held = Evaluation(tuple(cards), newest_step(run), classes=tuple(occurring), shown=names)
+            write_evaluation(run / FILE, held)
         here.barrier()
     return cards
 
@@ -702,13 +705,6 @@ def _untrained(run: Path, codes: CodeSet, here: World) -> Generator:
 
 def _renamed(card: ProtocolCard, what: str) -> ProtocolCard:
     return replace(card, metric=f"{card.metric}, {what}")
-
-
-def _write_evaluation(
-    run: Path, cards: list[ProtocolCard], more: dict[str, Any], name: str = "evaluation.json"
-) -> None:
-    table = {"step": newest_step(run), "cards": [card.to_dict() for card in cards], **more}
-    write_text(run / name, json.dumps(table, indent=1) + "\n")
 
 
 def _write_pairs(run: Path, suffix: str, pairs: Pairs) -> None:

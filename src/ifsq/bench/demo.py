@@ -10,7 +10,8 @@ from pathlib import Path
 
 from ifsq import pipeline
 from ifsq.bench.report import write_report
-from ifsq.config import InputError, parse_overrides, read_json
+from ifsq.config import InputError, parse_overrides
+from ifsq.evaluation.record import FILE, read_evaluation
 from ifsq.experiment import load_generator_experiment, load_tokenizer_experiment
 from ifsq.generators.pretrained import load_generator
 from ifsq.store.weights import weights_digest
@@ -64,8 +65,8 @@ def experiment_file(name: str) -> Path:
 
 def _measured(run: Path, digest: str) -> bool:
     """Whether the run's evaluation is of these very weights."""
-    path = run / "evaluation.json"
-    if not path.is_file():
+    path = run / FILE
+    if not path.exists():
         return False
-    first = read_json(path)["cards"][0]
-    return digest == (first["generator_hash"] or first["tokenizer_hash"])
+    first = read_evaluation(path).cards[0]
+    return digest == (first.generator_hash or first.tokenizer_hash)

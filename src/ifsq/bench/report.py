@@ -7,6 +7,7 @@ and ``demo``.
 import base64
 import io
 import platform
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,23 +15,28 @@ from typing import Any
 
 import jinja2
 import matplotlib
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from ifsq.config import InputError, build, read_json
-from ifsq.data.decode import read_image
-from ifsq.data.images import DataConfig, height_width, size_text
+from ifsq.config import InputError, build
+from ifsq.data import read_image
+from ifsq.data.images import height_width, size_text
 from ifsq.evaluation import SHEET_CLASSES
+from ifsq.evaluation.record import FILE, Evaluation, read_evaluation
+from ifsq.experiment import TokenizerExperiment
 from ifsq.metrics.card import ProtocolCard, code_version, compare
 from ifsq.store.files import write_text
-from ifsq.tokenizer.model import QuantizerConfig, rate_of
+from ifsq.tokenizer.model import rate_of
 from ifsq.training.distributed import first_process
-from ifsq.training.folder import newest_step, read_config
+from ifsq.training.folder import CONFIG, newest_step, read_config
 from ifsq.training.log import read_metrics
 
 SCALE = 2  # screen pixels a pixel of the small pictures
 GAP = 2  # white pixels around each, as `ifsq.data.image_grid` draws them
 COLOURS = ("#2f6fde", "#d9822b", "#2e9e6b")
+MOST_BARS = 512  # a level each, or the mean of several
+MOST = 2.0**63  # steps and figures that matplotlib can draw
 TITLES = {"tokenizer": "tokenizer", "ar": "autoregressive", "diffusion": "diffusion"}
 
 matplotlib.rcParams.update(
@@ -46,7 +52,7 @@ class Run:
     kind: str
     config: dict[str, Any]
     metrics: list[dict[str, Any]]
-    evaluation: dict[str, Any]
+    evaluation: Evaluation
 
     @property
     def name(self) -> str:
@@ -55,20 +61,25 @@ class Run:
 
     def figure(self, metric: str, value: str) -> float | None:
         """One measured number, or None where it was not measured."""
-        for card in self.evaluation.get("cards", []):
-            if card["metric"] == metric:
-                return card["values"][value]
+        for card in self.evaluation.cards:
+            if card.metric == metric:
+                return card.values.get(value)
         return None
 
     @property
-    def shown(self) -> list[str]:
+    def shown(self) -> tuple[str, ...]:
         """Names of the classes on the sheets of a generator; an older evaluation shows its first ones."""
-        return self.evaluation.get("shown", self.evaluation["classes"][:SHEET_CLASSES])
+        return self.evaluation.shown or self.evaluation.classes[:SHEET_CLASSES]
+
+    def logged(self, name: str) -> list[tuple[int, float]]:
+        """A figure of ``metrics.jsonl`` with its steps, where it was a number that can be drawn."""
+        known = [(row["step"], row[name]) for row in self.metrics if row.get(name) is not None]
+        return [(step, float(value)) for step, value in known if abs(value) < MOST and abs(step) < MOST]
 
     def trained(self) -> str:
         """Steps and minutes of its training."""
-        last = max((row for row in self.metrics if "seconds" in row), key=lambda row: row["step"])
-        return f"{last['step']} steps, {last['seconds'] / 60:.1f} min"
+        step, seconds = max(self.logged("seconds"))
+        return f"{step} steps, {seconds / 60:.1f} min"
 
 
 def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
@@ -96,24 +107,24 @@ def _read(folder: Path) -> Run:
     if config["kind"] not in TITLES:
         raise InputError(f"{folder}: is a {config['kind']}; expected a tokenizer or generator run")
     metrics = read_metrics(folder / "metrics.jsonl")
-    if not any("seconds" in row for row in metrics):
-        raise InputError(f"{folder}: has logged no step yet; train it first")
-    path = folder / "evaluation.json"
-    if not path.is_file():
+    path = folder / FILE
+    if not path.exists():
         verb = "tokenizer" if config["kind"] == "tokenizer" else "generator"
         raise InputError(f"{folder}: is not evaluated yet; run ifsq {verb} eval {folder}")
-    evaluation = read_json(path)
-    if not isinstance(evaluation, dict) or not evaluation.get("cards"):
-        raise InputError(f"{path}: holds no protocol cards; evaluate the run again")
+    run = Run(folder, config["kind"], config, metrics, read_evaluation(path))
+    if not run.logged("seconds"):
+        raise InputError(f"{folder}: has logged no step yet; train it first")
     trained = newest_step(folder)
-    if trained is None or trained != evaluation.get("step"):
+    if trained is None or trained != run.evaluation.step:
         raise InputError(f"{folder}: was trained on since it was evaluated; evaluate it again")
-    return Run(folder, config["kind"], config, metrics, evaluation)
+    if run.kind != "tokenizer" and not run.evaluation.classes:
+        raise InputError(f"{path}: names no classes; evaluate the run again")
+    return run
 
 
 def _refuse_unlike(runs: Sequence[Run]) -> None:
     """Figures that stand beside each other were taken in the same way; how a generator samples is its own."""
-    measured = {run.folder: _cards(run) for run in runs}
+    measured = {run.folder: {card.metric: card for card in run.evaluation.cards} for run in runs}
     first, *others = [run.folder for run in runs if run.kind != "tokenizer"] or [Path()]
     for other in others:
         for metric in [metric for metric in measured[first] if metric in measured[other]]:
@@ -125,15 +136,6 @@ def _refuse_unlike(runs: Sequence[Run]) -> None:
                 )
             except ValueError as error:
                 raise InputError(f"{first} and {other}: {metric}: {error}; evaluate both again") from error
-
-
-def _cards(run: Run) -> dict[str, ProtocolCard]:
-    """Its cards by metric."""
-    try:
-        cards = [ProtocolCard.from_dict(card) for card in run.evaluation["cards"]]
-    except (ValueError, TypeError, AttributeError) as error:
-        raise InputError(f"{run.folder / 'evaluation.json'}: {error}; evaluate the run again") from error
-    return {card.metric: card for card in cards}
 
 
 def _content(runs: Sequence[Run], target: Path) -> dict[str, Any]:
@@ -158,7 +160,7 @@ def _content(runs: Sequence[Run], target: Path) -> dict[str, Any]:
 
 def _subtitle(tokenizers: Sequence[Run], generators: Sequence[Run]) -> str:
     parts = [f"{run.name} trained for {run.trained()}" for run in (*tokenizers, *generators)]
-    same = len(generators) > 1 and len({run.config["data"] for run in generators}) == 1
+    same = len(generators) > 1 and all(run.config.get("data") == generators[0].config.get("data") for run in generators)
     return "; ".join(parts) + (". Both generators read the same cached digits." if same else ".")
 
 
@@ -180,33 +182,31 @@ def _reconstructions(run: Run) -> dict[str, Any] | None:
     picture = run.folder / "samples" / "reconstructions.png"
     if not picture.is_file():
         return None
-    quantizer = build(QuantizerConfig, run.config["experiment"]["tokenizer"]["quantizer"], str(run.folder))
-    data = build(DataConfig, run.config["experiment"]["data"], str(run.folder))
-    rate = ", ".join(f"{name} {value}" for name, value in rate_of(quantizer).items())
+    experiment = build(TokenizerExperiment, run.config.get("experiment", {}), str(run.folder / CONFIG))
+    rate = ", ".join(f"{name} {value}" for name, value in rate_of(experiment.tokenizer.quantizer).items())
+    text = f"Images of {experiment.data.source} at {size_text(experiment.data.size)} px; {rate}."
     mean, deviation = run.figure("PSNR, dB", "mean"), run.figure("PSNR, dB", "std")
-    text = (
-        f"Images of {data.source} at {size_text(data.size)} px; {rate}. PSNR {mean:.2f} dB over all held-out images, "
-        f"standard deviation between images {deviation:.2f} dB."
-    )
-    return {"image": _png(picture), "width": _shown_width(picture), "text": text}
+    if mean is not None and deviation is not None:
+        text += f" PSNR {mean:.2f} dB over all held-out images, standard deviation between images {deviation:.2f} dB."
+    return {**_picture(picture), "text": text}
 
 
 def _panels(generators: Sequence[Run]) -> list[dict[str, Any]]:
     pictures = [("real images", generators[0].folder / "samples" / "real.png")] if generators else []
     pictures += [(run.name, run.folder / "samples" / "classes.png") for run in generators]
-    return [{"title": title, "image": _png(path), "width": _shown_width(path)} for title, path in pictures]
+    return [{"title": title, **_picture(path)} for title, path in pictures]
 
 
 def _samples_text(generators: Sequence[Run]) -> str:
     parts = []
     for run in generators:
-        agreement, chance = run.figure("class agreement", "share"), 1 / len(run.evaluation["classes"])
+        agreement, chance = run.figure("class agreement", "share"), 1 / len(run.evaluation.classes)
         if agreement is None:  # images of a single class
             continue
-        card = run.evaluation["cards"][0]
+        card = run.evaluation.cards[0]
         parts.append(
-            f"A classifier of the real images sees the class that was asked for in {agreement:.0%} of {card['n']} "
-            f"{run.name} samples (chance {chance:.0%}; guidance {card['guidance']}, {card['sampler']})."
+            f"A classifier of the real images sees the class that was asked for in {agreement:.0%} of {card.n} "
+            f"{run.name} samples (chance {chance:.0%}; guidance {card.guidance}, {card.sampler})."
         )
     return " ".join(parts)
 
@@ -214,44 +214,44 @@ def _samples_text(generators: Sequence[Run]) -> str:
 def _row_height(generators: Sequence[Run]) -> int:
     if not generators:
         return 0
-    return SCALE * (height_width(next(iter(_cards(generators[0]).values())).size)[0] + GAP)
+    return SCALE * (height_width(generators[0].evaluation.cards[0].size)[0] + GAP)
 
 
 def _rows(run: Run) -> list[dict[str, Any]]:
     return [
         {
             "run": run.name,
-            "metric": card["metric"],
-            "value": ", ".join(f"{name} {value:.4g}" for name, value in card["values"].items()),
-            "n": card["n"],
-            "on": f"{card['reference']}{_protocol(card)}",
+            "metric": card.metric,
+            "value": ", ".join(f"{name} {value:.4g}" for name, value in card.values.items()),
+            "n": card.n,
+            "on": f"{card.reference}{_protocol(card)}",
         }
-        for card in run.evaluation["cards"]
+        for card in run.evaluation.cards
     ]
 
 
-def _protocol(card: dict[str, Any]) -> str:
+def _protocol(card: ProtocolCard) -> str:
     parts = []
-    if card["sampler"]:
-        parts = [f"guidance {card['guidance']}", card["sampler"], f"{card['function_evaluations']} evaluations"]
-        parts.append(f"seed {card['seed']}")
+    if card.sampler:
+        parts = [f"guidance {card.guidance}", card.sampler, f"{card.function_evaluations} evaluations"]
+        parts.append(f"seed {card.seed}")
     return "".join(f"; {part}" for part in parts)
 
 
 def _levels(run: Run) -> dict[str, str] | None:
-    used = run.evaluation["levels"]
+    used = list(run.evaluation.levels.items())[: len(COLOURS)]
     if not used:  # of other bottlenecks than FSQ
         return None
     figure = Figure(figsize=(9.6, 2.6), layout="constrained")
-    for axis, (name, use), colour in zip(
-        figure.subplots(1, len(used), sharey=True, squeeze=False)[0], used.items(), COLOURS, strict=False
-    ):
-        count = len(use["share"])
-        axis.bar(range(count), use["share"], color=colour, width=0.85)
+    axes = figure.subplots(1, len(used), sharey=True, squeeze=False)[0]
+    for axis, (name, use), colour in zip(axes, used, COLOURS, strict=False):
+        count = len(use.share)
+        bars = [part.mean() for part in np.array_split(use.share, min(count, MOST_BARS))]
+        axis.bar(np.linspace(0, count - 1, len(bars)), bars, color=colour, width=0.85 * count / len(bars))
         axis.axhline(1 / count, color="#888", linewidth=0.8, linestyle="--")
-        axis.set_title(f"{name}: entropy {use['fraction']:.3f} of log2 {count}", fontsize=9)
+        axis.set_title(f"{name}: entropy {use.fraction:.3f} of log2 {count}", fontsize=9, parse_math=False)
         axis.set_xlabel("level")
-    deviations = ", ".join(f"{value:.2f}" for value in run.evaluation["latent"]["std"])
+    deviations = ", ".join(f"{value:.2f}" for value in run.evaluation.latent.get("std", ()))
     text = (
         "The same trained latents through fixed quantizers. The paper's bound makes N(0, 1) even before rounding; "
         "its rounding gives the two end cells half the width, and nothing makes a trained latent N(0, 1): here the "
@@ -262,13 +262,11 @@ def _levels(run: Run) -> dict[str, str] | None:
 
 
 def _curve(run: Run) -> dict[str, str]:
-    rows = [row for row in run.metrics if "loss" in row]
-    held_out = [(row["step"], row["val/loss"]) for row in run.metrics if "val/loss" in row]
+    trained, held_out = run.logged("loss"), run.logged("val/loss")
     figure = Figure(figsize=(5.2, 2.7), layout="constrained")
     axis = figure.subplots()
-    axis.plot(
-        [row["step"] for row in rows], [row["loss"] for row in rows], color=COLOURS[0], linewidth=1.2, label="training"
-    )
+    if trained:
+        axis.plot(*zip(*trained, strict=True), color=COLOURS[0], linewidth=1.2, label="training")
     if held_out:
         axis.plot(
             *zip(*held_out, strict=True), color=COLOURS[1], marker="o", markersize=4, linewidth=1, label="held out"
@@ -282,11 +280,12 @@ def _curve(run: Run) -> dict[str, str]:
 def _commands(runs: Sequence[Run]) -> str:
     lines = []
     for run in runs:
+        folder = shlex.quote(str(run.folder))
         if run.kind == "tokenizer":
-            lines.append(f"ifsq reconstruct {run.folder} your-picture.jpg --out reconstructed")
-            lines.append(f"ifsq encode {run.folder} your-folder codes-of-yours")
+            lines.append(f"ifsq reconstruct {folder} your-picture.jpg --out reconstructed")
+            lines.append(f"ifsq encode {folder} your-folder codes-of-yours")
         else:
-            lines.append(f"ifsq sample {run.folder} --labels 0 1 2 3 --guidance 2 --seed 1 --out {run.kind}.png")
+            lines.append(f"ifsq sample {folder} --labels 0 1 2 3 --guidance 2 --seed 1 --out {run.kind}.png")
     lines.append(
         "ifsq tokenizer train experiments/demo/tokenizer.toml --data.source your-folder --out runs/yours/tokenizer"
     )
@@ -302,12 +301,10 @@ def _machine() -> str:
     return f"ifsq {code_version()}, torch {torch.__version__}, Python {platform.python_version()}, {here}"
 
 
-def _png(path: Path) -> str:
-    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
-
-
-def _shown_width(path: Path) -> int:
-    return SCALE * read_image(path).shape[1]
+def _picture(path: Path) -> dict[str, Any]:
+    """A picture for the page and the width it is shown at. Raises InputError where it is none."""
+    width = SCALE * read_image(path).shape[1]
+    return {"image": f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}", "width": width}
 
 
 def _svg(figure: Figure) -> str:

@@ -26,8 +26,12 @@ class LevelUse:
     fraction  entropy over log2 L, mean over the dimensions: 1 is even use
     """
 
-    share: list[float]
+    share: tuple[float, ...]
     fraction: float
+
+    def __post_init__(self) -> None:
+        if not self.share or not all(0 <= part <= 1 for part in self.share):
+            raise ValueError("share: expected a part of 1 for each level")
 
 
 class LevelCounts:
@@ -66,7 +70,7 @@ class LevelCounts:
         fractions = [entropy_bits(c) / np.log2(L) for c, L in zip(counts, self.levels, strict=True)]
         longest = max(self.levels)
         total = np.stack([np.pad(c, (0, longest - len(c))) for c in counts]).sum(axis=0)
-        return LevelUse((total / total.sum()).tolist(), float(np.mean(fractions)))
+        return LevelUse(tuple((total / total.sum()).tolist()), float(np.mean(fractions)))
 
     def _admits(self, options: dict[str, str]) -> bool:
         """The paper's cells under a symmetric bound need odd level counts."""

@@ -63,15 +63,20 @@ class ProtocolCard:
     def from_dict(cls, raw: Mapping[str, Any]) -> "ProtocolCard":
         """Inverse of `to_dict`; a field that came later than the card plays no part in it, which is its default.
 
-        Raises ValueError naming a field that is unknown, or missing without a default.
+        Raises ValueError, as `check_fields`.
         """
+        cls.check_fields(raw)
+        size = raw["size"]
+        return cls(**{**raw, "size": tuple(size) if isinstance(size, list) else size})
+
+    @classmethod
+    def check_fields(cls, raw: Mapping[str, Any]) -> None:
+        """Raise ValueError naming a field that is unknown, or missing without a default."""
         names = {entry.name for entry in fields(cls)}
         needed = {entry.name for entry in fields(cls) if entry.default is MISSING}  # a version is not guessed
         odd = sorted((raw.keys() - names) | (needed - raw.keys()))
         if odd:
             raise ValueError(f"protocol card: field {odd[0]!r} is {'missing' if odd[0] in names else 'unknown'}")
-        size = raw["size"]
-        return cls(**{**raw, "size": tuple(size) if isinstance(size, list) else size})
 
 
 COMPARED = ("values", "tokenizer_hash", "generator_hash")

@@ -102,8 +102,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     found = read_json(path)
     if not isinstance(found, dict) or not isinstance(found.get("kind"), str):
         raise InputError(f"{path}: is not a run of ifsq; expected a JSON object with a kind")
-    if not isinstance(found.get("experiment", {}), dict):
-        raise InputError(f"{path}: experiment: expected a JSON object")
+    for key, kind in (("experiment", dict), ("run", str), ("data", str)):
+        if not isinstance(found.get(key, kind()), kind):
+            raise InputError(f"{path}: {key}: expected {'a JSON object' if kind is dict else 'text'}")
     return found
 
 
