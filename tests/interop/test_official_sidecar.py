@@ -1,13 +1,17 @@
 """What is kept of an official checkpoint beside the weights: all of it, once, and no more than the file can hold."""
 
 import json
+import random
 
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tests.interop.test_official_tokenizer import refused, saved
+from tests.store.test_pickles import flip
 
+from ifsq.config import InputError
+from ifsq.interop import official_sidecar
 from ifsq.interop.official_sidecar import SIDECAR
 from ifsq.interop.official_tokenizer import export_official, import_official
 from ifsq.tokenizer.model import Tokenizer
@@ -84,6 +88,20 @@ def test_a_sidecar_of_other_weights_is_refused(tmp_path, capsys):
     assert "official.safetensors: cannot be read" in told
 
 
+def test_no_byte_of_it_may_have_changed(tmp_path):
+    path, config = saved(tmp_path)
+    import_official(path, config, "raw", tmp_path / "run")
+    sidecar = tmp_path / "run" / SIDECAR
+    whole, draws, told = sidecar.read_bytes(), random.Random(0), set()
+    for _ in range(40):
+        sidecar.write_bytes(flip(whole, draws.randrange(64, 8 * len(whole))))
+        with pytest.raises(InputError, match=r"official\.safetensors: ") as error:
+            export_official(tmp_path / "run", tmp_path / "out.ckpt")
+        told.add("damaged: its checksum is not that of its content" in str(error.value))
+    assert True in told
+    assert not (tmp_path / "out.ckpt").exists()
+
+
 PLAIN = {"plain": 1}
 DAMAGED = {
     "no digest": ({"digest": None}, "has no digest; expected what import official wrote"),
@@ -123,7 +141,10 @@ def test_a_layout_that_was_not_written_here_is_refused_in_one_line(case, tmp_pat
     sidecar = tmp_path / "run" / SIDECAR
     with safe_open(sidecar, "pt") as file:
         about = file.metadata()
-    kept = {key: value for key, value in {**about, **change}.items() if value is not None}
+    changed = {**about, **change}
+    if None not in changed.values():
+        changed["sum"] = official_sidecar._sum(changed, load_file(sidecar))
+    kept = {key: value for key, value in changed.items() if value is not None}
     save_file(load_file(sidecar), sidecar, kept)
     told = refused(capsys, ["export", "official", tmp_path / "run", "--out", tmp_path / "out.ckpt"])
     assert f"official.safetensors: {message}" in told

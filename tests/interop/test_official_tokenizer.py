@@ -291,6 +291,7 @@ FILES = {
 }  # fmt: skip
 
 CONFIGS = {
+    "no class": ({"_class_name": ["ImageVAE"]}, "_class_name: ['ImageVAE']; expected one of"),
     "class": (
         {"_class_name": "Model"},
         "_class_name: 'Model'; expected one of 'ImageFSQVAEModel', 'ImageVAEModel', 'Im",

@@ -108,7 +108,7 @@ def read_official_config(path: Path) -> TokenizerConfig:
     if not isinstance(found, dict):
         raise InputError(f"{path}: expected a JSON object, the config of an official tokenizer")
     name = found.get("_class_name", next(iter(CLASSES)))
-    if name not in CLASSES:
+    if not isinstance(name, str) or name not in CLASSES:
         written = ", ".join(repr(known) for known in CLASSES if known.endswith("Model"))
         raise InputError(f"{path}: _class_name: {name!r}; expected one of {written}")
     official = build(OfficialConfig, {k: v for k, v in found.items() if not k.startswith("_")}, str(path))

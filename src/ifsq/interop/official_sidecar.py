@@ -1,8 +1,9 @@
 """What an official checkpoint holds beside a tokenizer's weights, kept so that its export is the imported file again.
 
-``official.safetensors`` holds every other tensor, and in its header a digest of the weights, the config, and the layout
-of the checkpoint as JSON. A value of the layout is ``{kind: content}``: ``own`` and ``kept`` name a tensor, ``dict``,
-``list`` and ``tuple`` hold more values, ``plain`` is a number, text or nothing.
+``official.safetensors`` holds every other tensor, and in its header a digest of the weights, the config, the layout of
+the checkpoint as JSON, and a checksum of these three and the tensors. A value of the layout is ``{kind: content}``:
+``own`` and ``kept`` name a tensor, ``dict``, ``list`` and ``tuple`` hold more values, ``plain`` is a number, text or
+nothing.
 """
 
 import json
@@ -15,7 +16,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ifsq.config import InputError, parse_json
+from ifsq.config import digest as plain_digest
 from ifsq.store.files import write_tensors
+from ifsq.store.weights import tensors_digest
 
 SIDECAR = "official.safetensors"
 DEEPEST = 20
@@ -39,6 +42,7 @@ def write_sidecar(folder: Path, found: Any, config: Any, own: dict[str, Tensor],
     layout = _Layout(own, size)
     described = layout.of(found, "", 0)
     about = {"digest": digest, "config": json.dumps(config), "layout": json.dumps(described)}
+    about["sum"] = _sum(about, layout.tensors)
     write_tensors(folder / SIDECAR, layout.tensors, about)
 
 
@@ -56,15 +60,21 @@ def read_sidecar(folder: Path, own: dict[str, Tensor], digest: str) -> tuple[Any
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path}: cannot be read ({error}); expected what import official wrote") from error
-    missing = {"digest", "config", "layout"} - about.keys()
+    missing = {"digest", "config", "layout", "sum"} - about.keys()
     if missing:
         raise InputError(f"{path}: has no {min(missing)}; expected what import official wrote")
     if about["digest"] != digest:
         raise InputError(f"{path}: belongs to other weights than model.safetensors holds now; remove it")
+    if about["sum"] != _sum(about, tensors):
+        raise InputError(f"{path}: damaged: its checksum is not that of its content; import the checkpoint again")
     layout, config = (parse_json(about[name], f"{path}: {name}") for name in ("layout", "config"))
     if not isinstance(config, dict):
         raise InputError(f"{path}: config: expected a JSON object, the config of an official tokenizer")
     return _value(layout, {"own": own, "kept": tensors}, f"{path}: layout"), config
+
+
+def _sum(about: dict[str, str], tensors: dict[str, Tensor]) -> str:
+    return plain_digest([about["digest"], about["config"], about["layout"], tensors_digest(tensors)])
 
 
 class _Layout:

@@ -108,8 +108,13 @@ def refuse_infinite(table: Mapping[str, Tensor], where: str) -> None:
 
 def weights_digest(model: nn.Module) -> str:
     """SHA-256 (hex) over the names, shapes and bytes of all tensors of a model: its identity in manifests and cards."""
+    return tensors_digest(model.state_dict())
+
+
+def tensors_digest(table: Mapping[str, Tensor]) -> str:
+    """SHA-256 (hex) over the names, shapes and bytes of the tensors of a table, whatever their order."""
     sha = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
+    for name, value in sorted(table.items()):
         sha.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         sha.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return sha.hexdigest()
