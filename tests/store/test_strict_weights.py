@@ -77,6 +77,19 @@ def test_halves_that_are_not_finite_and_floats_for_halves_are_refused(dtype):
         load_weights(Small().to(dtype), GOOD, "w", halves=True)
 
 
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_file_that_is_written_over_changes_no_model(device, tmp_path):
+    """As ``cp`` does it, in place."""
+    save_file(GOOD, tmp_path / "w.safetensors")
+    with torch.device(device):
+        model = Small()
+    load_weights(model, read_tensors(tmp_path / "w.safetensors"), "w")
+    size = (tmp_path / "w.safetensors").stat().st_size
+    with (tmp_path / "w.safetensors").open("r+b") as file:
+        file.write(b"\xff" * size)
+    assert all(torch.equal(value, GOOD[key]) for key, value in model.state_dict().items())
+
+
 def test_the_largest_finite_values_pass():
     most = torch.finfo(torch.float32).max
     refuse_infinite({"a": torch.tensor([most, -most, most]), "none": torch.empty(0), "n": torch.tensor(3)}, "w")

@@ -41,13 +41,14 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def load_weights(model: nn.Module, table: Mapping[str, Tensor], where: str, *, halves: bool = False) -> None:
     """Give a module the tensors of a table that `check_weights` lets pass, in the module's types.
 
-    A module on the meta device takes the tensors themselves. Raises InputError.
+    Copies of them, also where the module is on the meta device: what safetensors loads is a view of the file, and
+    changes with it. Raises InputError.
     """
     check_weights(model, table, where, halves=halves)
     own = model.state_dict()
     given = {key: value.to(own[key].dtype) for key, value in table.items()}
     if any(value.is_meta for value in own.values()):
-        model.load_state_dict(given, assign=True)
+        model.load_state_dict({key: value.clone() for key, value in given.items()}, assign=True)
     else:
         model.load_state_dict(
             {key: like(value, own[key]) if isinstance(own[key], DTensor) else value for key, value in given.items()}
