@@ -5,8 +5,18 @@ import pytest
 import torch
 
 from ifsq.codes.spec import CodeSpec
-from ifsq.evaluation import class_sheet, draw_images, generator, labels_balanced, labels_like
+from ifsq.data import DataConfig, DataError, open_images, write_png
+from ifsq.evaluation import (
+    class_sheet,
+    draw_images,
+    generator,
+    labels_balanced,
+    labels_like,
+    real_sheet,
+    reconstructed,
+)
 from ifsq.generators.ar import ARConfig, ARGenerator
+from ifsq.metrics import JudgeNet
 from ifsq.tokenizer.conv import ConvConfig
 from ifsq.tokenizer.model import QuantizerConfig, Tokenizer, TokenizerConfig
 
@@ -78,3 +88,32 @@ def test_a_sheet_has_a_row_for_each_class_that_was_drawn():
     sheet = class_sheet(images, np.array([30, 0, 30, 30, 5, 30, 0]), [0, 30])
     rows = [[sheet[2 + 4 * row, 2 + 4 * column, 0] for column in range(4)] for row in range(2)]
     assert rows == [[1, 6, 255, 255], [0, 2, 3, 5]]
+
+
+def test_a_batch_of_broken_images_alone_ends_no_evaluation(pair, tmp_path, monkeypatch):
+    monkeypatch.setattr(generator, "AT_ONCE", 1)
+    for number in range(4):
+        write_png(np.full((16, 16, 3), 60 * number, np.uint8), tmp_path / f"{number}.png")
+    (tmp_path / "1.png").write_bytes(b"no picture")
+    data = DataConfig(str(tmp_path), 16, broken="skip")
+    images = open_images(data, "all")
+    kept = reconstructed(pair[1], images, 4)
+    assert (len(kept.images), len(kept.labels)) == (3, 3)
+    assert generator.reference(JudgeNet(2), images, data, "pictures").statistics.n == 3
+    for number in (0, 2, 3):
+        (tmp_path / f"{number}.png").write_bytes(b"no picture")
+    with pytest.raises(DataError, match="none of 4 images could be read"):
+        reconstructed(pair[1], open_images(data, "all"), 4)
+
+
+def test_a_sheet_of_real_images_decodes_no_other_classes(tmp_path, monkeypatch):
+    for number in range(9):
+        folder = tmp_path / "abc"[number // 3]
+        folder.mkdir(exist_ok=True)
+        write_png(np.full((16, 16, 3), 20 * number, np.uint8), folder / f"{number}.png")
+    images = open_images(DataConfig(str(tmp_path), 16), "all")
+    seen, load = [], images.load
+    monkeypatch.setattr(images, "load", lambda index, seed: seen.append(index) or load(index, seed))
+    sheet = real_sheet(images, {2: 2})
+    assert seen == [6, 7]
+    assert sheet[2, [2, 20], 0].tolist() == [120, 140]

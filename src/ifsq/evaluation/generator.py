@@ -13,7 +13,7 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from ifsq.codes.cache import CodeSet
-from ifsq.data import ImageSource, iterate_once, to_float, to_uint8
+from ifsq.data import DataError, ImageSource, iterate_once, to_float, to_uint8
 from ifsq.data.images import DataConfig
 from ifsq.evaluation.protocol import AT_ONCE, blank_card, spread
 from ifsq.generators.ar import ARGenerator
@@ -68,12 +68,19 @@ class Kept:
 
 @torch.no_grad()
 def reconstructed(tokenizer: Tokenizer, images: ImageSource, n: int) -> Kept:
-    """``n`` images spread over a source, through the tokenizer: the best that a generator of its codes can do."""
+    """``n`` images spread over a source, through the tokenizer: the best that a generator of its codes can do.
+
+    Fewer where some are skipped. Raises DataError where none can be read.
+    """
     device = next(tokenizer.parameters()).device
     kept, labels = [], []
     for batch in iterate_once(images, AT_ONCE, indices=spread(images, n)):
+        if not len(batch.images):  # none of them could be read
+            continue
         kept.append(to_uint8(tokenizer(batch.images.to(device)).images))
         labels.append(batch.labels)
+    if not kept:
+        raise DataError(f"none of {min(n, len(images))} images could be read")
     return Kept(np.concatenate(kept), torch.cat(labels))
 
 
