@@ -129,7 +129,7 @@ def test_any_split_becomes_codes(capsys):
     )
     assert main(["encode", "tok", "set", "tested", *SIZE, "--split", "testing"]) == 0
     told = capsys.readouterr()
-    assert "data: 6 of test" in told.err
+    assert "data: 6 images in 2 classes of test" in told.err
     assert "codes: tested, 6 of test" in told.out
     cache = CodeCache.open("tested")
     assert (cache.splits, cache.count("test"), cache.classes) == (("test",), 6, ("a", "b"))

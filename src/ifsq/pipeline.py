@@ -28,6 +28,7 @@ from ifsq.data import (
     Reading,
     describe_counts,
     describe_images,
+    describe_splits,
     image_grid,
     iterate_once,
     open_images,
@@ -160,7 +161,8 @@ def encode(
                 return CodeCache.open(out)
             if from_first(here, lambda: cache_writer.prepare(partial, about)):
                 watch.say(f"{out}: goes on with the shards that are there")
-            watch.say(f"data: {_told(sources)}")
+            usual = tuple(sources) == SPLITS
+            watch.say(f"data: {describe_images(*sources.values()) if usual else describe_splits(sources)}")
             try:
                 for split, images in sources.items() if not cache_writer.is_complete(partial) else ():
                     watch.start(f"codes, {split}", 0, len(images))
@@ -463,13 +465,6 @@ def _is_usual(run: Path, asked: TokenizerEvaluation, split: str, data: DataConfi
     """Whether these are all held-out images of a run: what the report speaks of."""
     trained = "experiment" in read_config(run)
     return trained and split == "val" and not asked.count and data == _evaluated_data(run, TokenizerEvaluation(), 1)
-
-
-def _told(sources: dict[str, ImageSource]) -> str:
-    """What will be encoded, in a line."""
-    if tuple(sources) == SPLITS:
-        return describe_images(*sources.values())
-    return ", ".join(f"{len(images)} of {name}" for name, images in sources.items())
 
 
 def _workers_of(run: Path, reading: Reading) -> int:

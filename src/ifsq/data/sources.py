@@ -1,6 +1,6 @@
 """From a config to images: which splits a source has, and the images of one of them."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -60,8 +60,13 @@ def describe_images(train: ImageSource, val: ImageSource) -> str:
     line = describe_counts(len(train), train.labels, train.classes, len(val))
     if train.untouched:
         line += f"; split{'s' if len(train.untouched) > 1 else ''} {', '.join(train.untouched)} left alone"
-    unread = list(dict.fromkeys([*train.unread, *val.unread]))  # of one place, both see the same
-    return line + (f"; not read and left out: {len(unread)}, the first {unread[0]}" if unread else "")
+    return line + _left_out(train, val)
+
+
+def describe_splits(sources: Mapping[str, ImageSource]) -> str:
+    """The same of any splits, by their names: ``64 images in 10 classes of test``."""
+    told = (f"{_counted(len(one), one.labels, one.classes)} of {split}" for split, one in sources.items())
+    return ", ".join(told) + _left_out(*sources.values())
 
 
 def describe_counts(train: int, labels: Iterable[int] | None, classes: Sequence[str], val: int) -> str:
@@ -69,10 +74,19 @@ def describe_counts(train: int, labels: Iterable[int] | None, classes: Sequence[
 
     labels  of the training images; None where they are not known
     """
+    return f"{_counted(train, labels, classes)} to train on, {val} held out"
+
+
+def _counted(images: int, labels: Iterable[int] | None, classes: Sequence[str]) -> str:
     occur = len(classes) if labels is None else len(set(labels))
     held = f"{occur} class{'es' if occur > 1 else ''}{f' of {len(classes)}' if occur < len(classes) else ''}"
     what = "without labels" if tuple(classes) == NO_CLASSES else f"in {held}"
-    return f"{train} image{'s' if train > 1 else ''} {what} to train on, {val} held out"
+    return f"{images} image{'s' if images > 1 else ''} {what}"
+
+
+def _left_out(*sources: ImageSource) -> str:
+    unread = list(dict.fromkeys(name for one in sources for name in one.unread))  # of one place, all see the same
+    return f"; not read and left out: {len(unread)}, the first {unread[0]}" if unread else ""
 
 
 def _streams(source: str) -> dict[str, tuple[str, Any]]:
