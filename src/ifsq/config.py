@@ -158,6 +158,8 @@ def _refuse_deep(value: Any, where: str) -> None:
     for _ in range(DEEPEST):
         inside = [one for one in level if isinstance(one, (dict, list))]
         level = [below for one in inside for below in (one.values() if isinstance(one, dict) else one)]
+        if not level:
+            return
     if any(isinstance(one, (dict, list)) for one in level):
         raise InputError(f"{where}: nested more than {DEEPEST} deep")
 

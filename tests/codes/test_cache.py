@@ -305,6 +305,20 @@ def test_a_writer_killed_at_its_end_goes_on(tmp_path, digits, monkeypatch):
     assert not partial.exists()
 
 
+def test_a_writer_killed_behind_its_manifest_leaves_no_notes(tmp_path, digits):
+    out, about = tmp_path / "codes", {"tokenizer": "t"}
+    partial = out / ".partial_codes"
+    prepare(partial, about)
+    write_shards(partial, "train", 25, lambda a, b: Part(digits[a:b], torch.zeros(b - a, dtype=torch.int64)), [0], SPEC)
+    notes = [path for path in partial.iterdir() if path.suffix != ".safetensors"]
+    kept = {path: path.read_bytes() for path in notes}
+    writer.write_manifest(partial, out, SPEC, ("a",), {"train": ["train_00000.safetensors"]}, about)
+    for path, content in kept.items():  # as if it had not come to remove them
+        path.write_bytes(content)
+    finish(partial, out, SPEC, ("a",), {"train": 25}, about)
+    assert sorted(path.name for path in out.iterdir()) == ["manifest.json", "train_00000.safetensors"]
+
+
 def test_images_that_are_all_unreadable_leave_no_cache(tmp_path):
     prepare(tmp_path / "partial", {})
     none = Part(torch.empty(0, *SPEC.shape), torch.empty(0))

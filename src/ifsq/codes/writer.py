@@ -142,6 +142,7 @@ def finish(
     if not is_complete(partial):
         names = {split: [shard_name(split, n) for n in range(shards_of(count))] for split, count in counts.items()}
         write_manifest(partial, target, layout, classes, names, about)
+    _drop_notes(partial)  # a writer that was killed may have left some beside its manifest
     target.mkdir(parents=True, exist_ok=True)
     move_content(partial, target, MANIFEST)
     partial.rmdir()
@@ -180,7 +181,11 @@ def write_manifest(
         **({"statistics": _statistics([folder / entry["file"] for entry in counted])} if latents and counted else {}),
     }
     write_text(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
-    for note in (folder / ABOUT, *folder.glob(f"*{CHECKSUM}")):  # only now: until here it could have been killed
+    _drop_notes(folder)  # only now: until here it could have been killed
+
+
+def _drop_notes(folder: Path) -> None:
+    for note in (folder / ABOUT, *folder.glob(f"*{CHECKSUM}")):
         note.unlink(missing_ok=True)
 
 

@@ -303,7 +303,7 @@ class _Run:
 
     def _log(self) -> dict[str, float]:
         names = sorted(self.losses)
-        told = torch.stack([*(self.losses[name].float() for name in names)])
+        told = torch.stack([self.losses[name].float() for name in names])
         weighed = self.world.mean(torch.cat([told * self.share, told.new_tensor([self.share])]))
         values = dict(zip(names, (weighed[:-1] / weighed[-1]).tolist(), strict=True))
         self._refuse_infinite(values)
