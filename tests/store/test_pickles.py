@@ -73,6 +73,15 @@ def test_an_archive_that_is_compressed_is_not_unpacked(tmp_path):
         read_pickle(tmp_path / "y.pt")
 
 
+def test_an_archive_that_says_that_it_begins_before_the_file(tmp_path):
+    torch.save(TABLE, tmp_path / "x.pt")
+    whole = (tmp_path / "x.pt").read_bytes()
+    place = whole.rindex(b"PK\6\6") + 48  # where the list of its parts begins
+    (tmp_path / "x.pt").write_bytes(whole[:place] + (2**40).to_bytes(8, "little") + whole[place + 8 :])
+    with pytest.raises(InputError, match=r"x\.pt: cannot be read: invalid argument; expected a file of torch\.save"):
+        read_pickle(tmp_path / "x.pt")
+
+
 class Harmful:
     def __reduce__(self):
         return os.mkdir, ("harmed",)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ifsq.config import InputError
+from ifsq.store.files import reason
 
 
 def read_pickle(path: Path) -> Any:
@@ -24,8 +25,10 @@ def read_pickle(path: Path) -> Any:
         if archive:
             _check_sums(path)
         return torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
-    except (InputError, OSError):
+    except InputError:
         raise
+    except OSError as error:  # of the disk, or of zipfile where an archive says that it begins before the file
+        raise InputError(f"{path}: cannot be read: {reason(error)}; expected a file of torch.save") from error
     except Exception as error:  # a damaged or foreign pickle raises whatever it likes
         told = str(error).strip().partition("\n")[0][:120] or type(error).__name__
         raise InputError(
