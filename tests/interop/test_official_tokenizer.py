@@ -316,7 +316,7 @@ CONFIGS = {
     "groups": ({"factorized_bits": [2, 3]}, "groups=[2, 3]: expected positive sizes"),
     "another shape": ({"hidden_size": 64}, "'decoder.conv_in.bias' has shape (64,), expected (128,)"),
     "absurd shape": ({"hidden_size": 32 * 10**6}, "has shape (64,), expected (64000000,)"),
-    "impossible shape": ({"hidden_size": 2**60}, "describes no possible model"),
+    "impossible shape": ({"hidden_size": 2**60}, "description is of no model that could be these tensors"),
     "another depth": ({"num_res_blocks": 2}, "is missing"),
     "another latent": ({"levels": [17] * 3, "embed_dim": 3}, "expected [17, 17, 17], the levels in"),
 }

@@ -128,7 +128,7 @@ def read_diffusers(folder: Path) -> tuple[Tokenizer, DiffusersConfig]:
         if not used:  # the convolution that changes nothing
             identity = {f"{name}.weight": torch.eye(width)[..., None, None], f"{name}.bias": torch.zeros(width)}
             table = {**identity, **table}
-    return assemble(described, table, str(weights), str(folder / "config.json")), config
+    return assemble(described, table, f"{weights}, read by {folder / 'config.json'}"), config
 
 
 def _read_config(path: Path) -> DiffusersConfig:

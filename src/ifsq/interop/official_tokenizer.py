@@ -133,7 +133,7 @@ def _tokenizer(config: TokenizerConfig, found: Any, path: Path, config_path: Pat
     if config.conv.norm == "layer":
         table = {WRAPPED_NORM.sub(r"\1.\2", key): value for key, value in table.items()}
     table = {_own_name(key): value for key, value in table.items() if not DROPPED.fullmatch(key)}
-    return assemble(config, table, f"{path}, read by {config_path}", str(config_path))
+    return assemble(config, table, f"{path}, read by {config_path}")
 
 
 def _check_levels(table: dict[str, Tensor], levels: tuple[int, ...], path: Path, config_path: Path) -> None:

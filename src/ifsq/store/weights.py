@@ -24,6 +24,8 @@ from ifsq.store.files import reason
 Model = TypeVar("Model", bound=nn.Module)
 HALVES = (torch.float16, torch.bfloat16)
 """Types whose every value float32 has as well."""
+FAR_MORE = 4
+"""Times as many parameters as there are tensors, and no description is followed; below, the first missing is named."""
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -39,16 +41,22 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def load_weights(model: nn.Module, table: Mapping[str, Tensor], where: str, *, halves: bool = False) -> None:
-    """Give a module the tensors of a table that `check_weights` lets pass, in the module's types.
+    """Give a module the tensors of a table, which are its own by name, shape and type, and finite.
+
+    where   what to call the table in a message
+    halves  whether float16 and bfloat16 may stand for float32, whose values they keep
 
     Copies of them, also where the module is on the meta device: what safetensors loads is a view of the file, and
-    changes with it. Raises InputError.
+    changes with it. Raises InputError naming the first tensor that is missing, left over, of another shape or type, or
+    not finite.
     """
-    check_weights(model, table, where, halves=halves)
+    _check_form(model, table, where, halves)
+    refuse_infinite(table, where)
     own = model.state_dict()
-    given = {key: value.to(own[key].dtype) for key, value in table.items()}
-    if any(value.is_meta for value in own.values()):
-        model.load_state_dict({key: value.clone() for key, value in given.items()}, assign=True)
+    assign = any(value.is_meta for value in own.values())
+    given = {key: value.to(own[key].dtype, copy=assign) for key, value in table.items()}
+    if assign:
+        model.load_state_dict(given, assign=True)
     else:
         model.load_state_dict(
             {key: like(value, own[key]) if isinstance(own[key], DTensor) else value for key, value in given.items()}
@@ -62,8 +70,8 @@ def build_with(make: Callable[[], Model], table: Mapping[str, Tensor], where: st
     have, or for a thousand times as many, takes neither memory nor time. Raises InputError.
     """
     try:
-        with torch.device("meta"), _at_most(len(table)):
-            check_weights(make(), table, where, halves=halves)
+        with torch.device("meta"), _at_most(FAR_MORE * len(table)):
+            _check_form(make(), table, where, halves)
     except InputError:
         raise
     except (ValueError, TypeError, OverflowError, RuntimeError, MemoryError) as error:
@@ -74,14 +82,8 @@ def build_with(make: Callable[[], Model], table: Mapping[str, Tensor], where: st
     return model
 
 
-def check_weights(model: nn.Module, table: Mapping[str, Tensor], where: str, *, halves: bool = False) -> None:
-    """Refuse a table that is not, name by name, the model's tensors in shape and type, or holds one that is not finite.
-
-    where   what to call the table in a message
-    halves  whether float16 and bfloat16 may stand for float32, whose values they keep
-
-    Raises InputError naming the first such tensor.
-    """
+def _check_form(model: nn.Module, table: Mapping[str, Tensor], where: str, halves: bool) -> None:
+    """Raise InputError naming the first tensor of a table that is not the model's in name, shape and type."""
     own = model.state_dict()
     for key in sorted(own.keys() | table.keys()):
         if key not in table or key not in own:
@@ -94,7 +96,6 @@ def check_weights(model: nn.Module, table: Mapping[str, Tensor], where: str, *, 
         widened = halves and given.dtype in HALVES and expected.dtype == torch.float32
         if given.dtype != expected.dtype and not widened:
             raise InputError(f"{where}: tensor {key!r} is {_name(given.dtype)}, expected {_name(expected.dtype)}")
-    refuse_infinite(table, where)
 
 
 def refuse_infinite(table: Mapping[str, Tensor], where: str) -> None:
@@ -152,7 +153,7 @@ def _at_most(count: int) -> Iterator[None]:
         if parameter is not None and threading.get_ident() == thread:
             made += 1
             if made > count:
-                raise ValueError(f"more than the {count} tensors that are there")
+                raise ValueError(f"it has more than {count} tensors")
 
     hook = register_module_parameter_registration_hook(register)
     try:
