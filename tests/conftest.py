@@ -5,12 +5,15 @@ import json
 import os
 import subprocess
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from jaxtyping import install_import_hook
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -93,3 +96,75 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[int], P
     yield mount
     for place in mounted:
         subprocess.run(["umount", place], check=True)
+
+
+TRAINING = """
+out = "{out}"
+[train]
+steps = 2
+batch = 4
+log_every = 1
+save_every = 2
+"""
+TOKENIZER = """
+[data]
+source = "pictures"
+size = 16
+[tokenizer.conv]
+width = 8
+multipliers = [1]
+blocks = 1
+patch = 4
+groups = 4
+[tokenizer.quantizer]
+levels = [5, 5]
+"""
+AR = """
+[ar]
+depth = 1
+width = 16
+heads = 2
+mlp_multiple_of = 16
+"""
+
+
+def _quick_judge(patch: pytest.MonkeyPatch) -> None:
+    from ifsq import pipeline  # the import hook must be there before
+    from ifsq.metrics import judge
+
+    quick = replace(judge.JUDGE_TRAINING, steps=2, batch=4, save_every=2)
+    for room in (judge, pipeline):
+        patch.setattr(room, "JUDGE_TRAINING", quick)
+
+
+@pytest.fixture
+def quick_judge(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The judge of the images is trained for two steps, as on the `road`."""
+    _quick_judge(monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def road(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``pictures``, a tokenizer ``tok``, its ``codes`` and a generator ``ar``: trained for two steps and evaluated."""
+    root = tmp_path_factory.mktemp("road")
+    from ifsq.cli import main
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        _quick_judge(patch)
+        for number in range(24):
+            folder = Path("pictures", "ab"[number % 2])
+            folder.mkdir(parents=True, exist_ok=True)
+            pixels = np.full((16, 16, 3), 10 * number, np.uint8)
+            Image.fromarray(pixels).save(folder / f"{number}.png")
+        Path("tok.toml").write_text(TRAINING.format(out="tok") + TOKENIZER)
+        Path("ar.toml").write_text('tokenizer = "tok"\ncodes = "codes"\n' + TRAINING.format(out="ar") + AR)
+        for line in (
+            "tokenizer train tok.toml",
+            "tokenizer eval tok",
+            "encode tok pictures codes",
+            "generator train ar.toml",
+            "generator eval ar --samples 4",
+        ):
+            assert main(line.split()) == 0
+    return root

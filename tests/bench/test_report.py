@@ -7,79 +7,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 
-from ifsq import pipeline
 from ifsq.bench import report
 from ifsq.cli import main
 from ifsq.config import InputError
 from ifsq.evaluation.record import Evaluation, read_evaluation
-from ifsq.metrics import judge
-
-ROAD = """
-out = "{out}"
-[train]
-steps = 2
-batch = 4
-log_every = 1
-save_every = 2
-"""
-TOKENIZER = """
-[data]
-source = "pictures"
-size = 16
-[tokenizer.conv]
-width = 8
-multipliers = [1]
-blocks = 1
-patch = 4
-groups = 4
-[tokenizer.quantizer]
-levels = [5, 5]
-"""
-AR = """
-[ar]
-depth = 1
-width = 16
-heads = 2
-mlp_multiple_of = 16
-"""
-
-
-@pytest.fixture(scope="module")
-def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tokenizer and a generator, trained for two steps and evaluated."""
-    root = tmp_path_factory.mktemp("report")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)
-        quick = judge.JUDGE_TRAINING.__class__(steps=2, batch=4, save_every=2)
-        for room in (judge, pipeline):
-            patch.setattr(room, "JUDGE_TRAINING", quick)
-        for number in range(24):
-            folder = Path("pictures", "ab"[number % 2])
-            folder.mkdir(parents=True, exist_ok=True)
-            pixels = np.full((16, 16, 3), 10 * number, np.uint8)
-            Image.fromarray(pixels).save(folder / f"{number}.png")
-        Path("tok.toml").write_text(ROAD.format(out="tok") + TOKENIZER)
-        Path("ar.toml").write_text('tokenizer = "tok"\ncodes = "codes"\n' + ROAD.format(out="ar") + AR)
-        for line in (
-            "tokenizer train tok.toml",
-            "tokenizer eval tok",
-            "encode tok pictures codes",
-            "generator train ar.toml",
-            "generator eval ar --samples 4",
-        ):
-            assert main(line.split()) == 0
-    return root
 
 
 @pytest.fixture
-def runs(evaluated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def runs(road: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of both."""
     for run in ("tok", "ar"):
-        shutil.copytree(evaluated / run, tmp_path / run)
+        shutil.copytree(road / run, tmp_path / run)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
