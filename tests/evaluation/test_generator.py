@@ -14,6 +14,7 @@ from ifsq.evaluation import (
     labels_like,
     real_sheet,
     reconstructed,
+    shown_pairs,
 )
 from ifsq.generators.ar import ARConfig, ARGenerator
 from ifsq.metrics import JudgeNet
@@ -117,3 +118,21 @@ def test_a_sheet_of_real_images_decodes_no_other_classes(tmp_path, monkeypatch):
     sheet = real_sheet(images, {2: 2})
     assert seen == [6, 7]
     assert sheet[2, [2, 20], 0].tolist() == [120, 140]
+
+
+def test_a_stream_is_read_from_front_to_back(pair, tmp_path, monkeypatch):
+    for number in range(12):
+        write_png(np.full((16, 16, 3), 20 * number, np.uint8), tmp_path / f"{number:02}.png")
+    images = open_images(DataConfig(str(tmp_path), 16), "all")
+    seen, load = [], images.load
+    monkeypatch.setattr(images, "load", lambda index, seed: seen.append(index) or load(index, seed))
+    for block, expected in ((0, [7, 3, 5]), (4, [3, 5, 7])):
+        images.block = block
+        monkeypatch.setattr(generator, "spread", lambda images, n: [7, 3, 5][:n])
+        for read in (
+            lambda: reconstructed(pair[1], images, 3),
+            lambda: shown_pairs(pair[1], images, torch.device("cpu"), [7, 3, 5]),
+        ):
+            seen.clear()
+            read()
+            assert seen == expected

@@ -74,7 +74,8 @@ def reconstructed(tokenizer: Tokenizer, images: ImageSource, n: int) -> Kept:
     """
     device = next(tokenizer.parameters()).device
     kept, labels = [], []
-    for batch in iterate_once(images, AT_ONCE, indices=spread(images, n)):
+    drawn = spread(images, n)
+    for batch in iterate_once(images, AT_ONCE, indices=sorted(drawn) if images.block else drawn):
         if not len(batch.images):  # none of them could be read
             continue
         kept.append(to_uint8(tokenizer(batch.images.to(device)).images))

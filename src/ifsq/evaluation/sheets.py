@@ -27,10 +27,11 @@ class Pairs:
 
 
 def shown_pairs(tokenizer: Tokenizer, images: ImageSource, device: torch.device, indices: Sequence[int]) -> Pairs:
-    """The images at the first ``indices`` that the sheets show, through the tokenizer."""
+    """The images at the first ``indices``, as many as the sheets show, through the tokenizer."""
     originals, again = [], []
     height, width, _ = images.shape
     shown = indices[: SHEET_ROWS * _columns(width)]
+    shown = sorted(shown) if images.block else shown  # a stream passes over all that lies before an image
     for batch in iterate_once(images, at_once(height, width), indices=shown):
         if not len(batch.images):  # none of them could be read
             continue

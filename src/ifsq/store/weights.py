@@ -118,7 +118,7 @@ def tensors_digest(table: Mapping[str, Tensor]) -> str:
     sha = hashlib.sha256()
     for name, value in sorted(table.items()):
         sha.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        sha.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        sha.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return sha.hexdigest()
 
 
