@@ -314,6 +314,10 @@ def test_the_demo_at_toy_size_and_once_more(tmp_path, capsys):
     weights = {path: stamp for path, stamp in files_of(tmp_path).items() if path.suffix == ".safetensors"}
     assert main(command) == 0
     assert {path: stamp for path, stamp in files_of(tmp_path).items() if path.suffix == ".safetensors"} == weights
+    capsys.readouterr()
+    longer = [word if word != "6" else "9" for word in command]
+    assert "has 6 steps behind it, and its codes are in use; expected as many, got 9" in refused(capsys, longer)
+    assert {path: stamp for path, stamp in files_of(tmp_path).items() if path.suffix == ".safetensors"} == weights
     assert "</html>" in (tmp_path / "demo" / "report.html").read_text()
 
 

@@ -16,6 +16,7 @@ from ifsq.experiment import load_generator_experiment, load_tokenizer_experiment
 from ifsq.generators.pretrained import load_generator
 from ifsq.store.weights import weights_digest
 from ifsq.tokenizer.model import Tokenizer
+from ifsq.training.folder import newest_step
 from ifsq.training.log import Reporter
 
 SAMPLES = 1000  # images drawn to measure a generator
@@ -36,6 +37,7 @@ def demo(out: Path, overrides: Sequence[str], device: str, watch: Reporter) -> P
     second = [
         load_generator_experiment(experiment_file(f"demo/{kind}.toml"), overrides) for kind in ("ar", "diffusion")
     ]
+    _refuse_another_length(tokenizer, codes, first.train.steps)
     watch.say(f"1 of 4  a tokenizer of {first.data.source}")
     pipeline.train_tokenizer(replace(first, out=str(tokenizer)), device, watch)
     if not _measured(tokenizer, Tokenizer.from_pretrained(tokenizer).digest()):
@@ -61,6 +63,14 @@ def experiment_file(name: str) -> Path:
     """An experiment that is shipped: inside the installed package, or in the checkout of a development install."""
     installed = Path(str(files("ifsq"))) / "experiments" / name
     return installed if installed.is_file() else Path(__file__).resolve().parents[3] / "experiments" / name
+
+
+def _refuse_another_length(tokenizer: Path, codes: Path, steps: int) -> None:
+    """A tokenizer that goes on has other weights than those whose codes are there."""
+    if codes.exists() and tokenizer.exists() and (done := newest_step(tokenizer)) != steps:
+        raise InputError(
+            f"{tokenizer}: has {done} steps behind it, and its codes are in use; expected as many, got {steps}"
+        )
 
 
 def _measured(run: Path, digest: str) -> bool:
