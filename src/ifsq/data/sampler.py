@@ -203,9 +203,12 @@ def _read(
     device: torch.device | None = None,
     fills: bool = False,
 ) -> Generator[ImageBatch, None, None]:
-    load, pinned = functools.partial(_load, source, fills), device is not None and device.type == "cuda"
+    load = functools.partial(_load, source, fills)
+    gpu = None
+    if device is not None and device.type == "cuda":
+        gpu = torch.cuda.current_device() if device.index is None else device.index
     here = (load(items) for items in batches)
-    with closing(load_ahead(load, batches, workers, prefetch, pinned) if workers else here) as loaded:
+    with closing(load_ahead(load, batches, workers, prefetch, gpu) if workers else here) as loaded:
         for read in loaded:
             images = read.images if device is None else read.images.to(device, non_blocking=True)
             yield ImageBatch(to_float(images), read.labels, read.skipped, read.indices, read.stands_in)

@@ -58,18 +58,22 @@ class WorkerError(DataError):
 
 
 def load_ahead(
-    load: Callable[[Items], Loaded], batches: Iterable[Items], workers: int, prefetch: int = 2, pinned: bool = False
+    load: Callable[[Items], Loaded],
+    batches: Iterable[Items],
+    workers: int,
+    prefetch: int = 2,
+    gpu: int | None = None,
 ) -> Generator[Loaded, None, None]:
     """What ``load`` makes of each of the batches, in their order, loaded ahead by processes.
 
     It owns them: close it (``contextlib.closing``) where it may be left before its end.
 
     prefetch  batches that each worker loads ahead
-    pinned    give images in memory from which a GPU copies without waiting
+    gpu       number of the CUDA device for which images lie in memory that it copies from without waiting
 
     Raises the DataError that ``load`` raises, and WorkerError.
     """
-    team = _start(load, workers, pinned)
+    team = _start(load, workers, gpu)
     end = functools.partial(_end, team)
     atexit.register(end)
     try:
@@ -89,8 +93,8 @@ def load_ahead(
 class _Worker:
     """A process, and a thread that hands it what is asked for and takes what it answers."""
 
-    def __init__(self, load: Callable[[Items], Loaded], pinned: bool) -> None:
-        self.pinned = pinned
+    def __init__(self, load: Callable[[Items], Loaded], gpu: int | None) -> None:
+        self.gpu = gpu
         self.asked: queue.SimpleQueue[Items | None] = queue.SimpleQueue()
         self.answers: queue.SimpleQueue[Loaded | Exception] = queue.SimpleQueue()
         self.socket, theirs = socket.socketpair()
@@ -132,12 +136,14 @@ class _Worker:
 
     def _exchange(self) -> None:
         try:
+            if self.gpu is not None:  # else pinned memory would take some of the first GPU, whichever is this one's
+                torch.cuda.set_device(self.gpu)
             while (items := self.asked.get()) is not None:
                 _send(self.socket, items)
                 answer = _receive(self.socket)
                 if not isinstance(answer, Exception):
                     shape, labels, *others = answer
-                    images = torch.empty(shape, dtype=torch.uint8, pin_memory=self.pinned)
+                    images = torch.empty(shape, dtype=torch.uint8, pin_memory=self.gpu is not None)
                     _fill(self.socket, images.numpy().reshape(-1).data)
                     answer = Loaded(images, torch.tensor(labels, dtype=torch.int64), *others)
                 self.answers.put(answer)
@@ -163,14 +169,14 @@ class _Worker:
         return told
 
 
-def _start(load: Callable[[Items], Loaded], workers: int, pinned: bool) -> list[_Worker]:
+def _start(load: Callable[[Items], Loaded], workers: int, gpu: int | None) -> list[_Worker]:
     team: list[_Worker] = []
     # A stop request reaches the whole process group; workers that died of it would end the run before it saves. They
     # inherit what is blocked, and so are deaf from their first moment on.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
     try:
         for _ in range(workers):
-            team.append(_Worker(load, pinned))
+            team.append(_Worker(load, gpu))
     except OSError as error:
         _end(team)
         raise WorkerError(
