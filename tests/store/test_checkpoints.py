@@ -195,6 +195,16 @@ def test_one_of_before_is_read_and_said_to_be(folder):
     assert not at(folder / "step_10").remark
 
 
+def test_one_of_before_that_lost_its_tensors_says_so_once(tmp_path):
+    place = tmp_path / "step_4"
+    place.mkdir()
+    (place / "state.json").write_text('{"step": 4}')
+    found = newest(tmp_path, None).checkpoint
+    advice = f"there is none before it, remove {place} to begin anew"
+    assert refused(found.files) == f"{place}: holds no tensors; {advice}"
+    assert refused(found.load, "ema") == f"{place / 'ema.safetensors'}: no such file; {advice}"
+
+
 def test_names_that_are_none_are_no_checkpoints(folder):
     for name in ("step_", "step_030", "step_٣", "step_-1", f"step_{DIGITS[:200]}", "step_30.bak", ".partial_step_30"):
         (folder / name).mkdir()

@@ -47,7 +47,8 @@ class Checkpoint:
         names = self.state["files"] if self.vouched else [path.name for path in self.folder.iterdir()]
         found = [match for name in sorted(names) if (match := FILE.fullmatch(name)) and table in ("", match[1])]
         if not found:
-            raise InputError(f"{self.folder / f'{table}.safetensors'}: no such file; {self.advice}")
+            told = f"{self.folder / table}.safetensors: no such file" if table else f"{self.folder}: holds no tensors"
+            raise InputError(f"{told}; {self.advice}")
         if table and found[0][3]:  # of several processes: all that there must be
             return [self.folder / f"{table}-{i + 1:05d}-of-{found[0][3]}.safetensors" for i in range(int(found[0][3]))]
         return [self.folder / match[0] for match in found]
@@ -61,8 +62,9 @@ class Checkpoint:
 
     def load(self, table: str) -> dict[str, Tensor]:
         """Its tensors, unchecked. Raises InputError where a file is missing or cannot be read."""
+        files = self.files(table)
         try:
-            return {key: value for file in self.files(table) for key, value in read_tensors(file).items()}
+            return {key: value for file in files for key, value in read_tensors(file).items()}
         except InputError as error:
             raise InputError(f"{error}; {self.advice}") from error
 
