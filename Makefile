@@ -23,7 +23,7 @@ demo: $(READY)   ## the whole road on bundled pictures; ends with runs/demo/repo
 test: $(READY)   ## the test suite, on both cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal -m 'not gpu and not slow'
 
-slow: $(READY)   ## runs killed at twenty random moments, and two hosts; minutes, two hosts as root
+slow: $(READY)   ## runs killed at random moments, two hosts (as root), all that compiles in three orders; an hour
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow
 
 gpu: $(READY)    ## tests that need a CUDA device

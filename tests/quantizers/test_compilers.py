@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 import ifsq
-from ifsq.quantizers.bounds import BOUNDS
+from ifsq.quantizers.bounds import BOUNDS, make_bound
+from ifsq.quantizers.compilers import materialize
 
 EVERY_LEVEL = list(range(2, 66))
 SETTINGS = {
@@ -25,8 +26,11 @@ SETTINGS = {
 
 
 @pytest.fixture(autouse=True)
-def _fresh_compiler():
-    torch.compiler.reset()
+def _one_process_compiles_all():
+    """Nothing is reset between tests: what a compiler remembers of one module must not spoil the next."""
+    limits = {"recompile_limit": 1000, "accumulated_recompile_limit": 1000, "fail_on_recompile_limit_hit": True}
+    with torch._dynamo.config.patch(limits):
+        yield
 
 
 def quantizer(name: str) -> tuple[ifsq.FSQ, Tensor]:
@@ -131,6 +135,7 @@ BOOKS = {
 @pytest.mark.parametrize("book", BOOKS)
 @pytest.mark.parametrize("cells", ["paper", "symmetric", "equal"])
 def test_round_trip_of_indices(book, cells, how):
+    torch.compiler.reset()  # symbols for the sizes of the books before would make these kernels slow, and test nothing
     options, indices = BOOKS[book]
     q = ifsq.FSQ(**options, cells=cells, bound="tanh").eval()
     if indices is None:
@@ -146,3 +151,18 @@ def test_round_trip_of_indices(book, cells, how):
         elif how == "exported":
             trip = torch.export.export(trip, (indices,)).module()
         assert torch.equal(trip(indices), indices), dtype
+
+
+@pytest.mark.parametrize("alpha", [1.6, 1.702, 2.0, 1e-9, 1 / 3, 12345.678])
+@pytest.mark.parametrize("bound", ["ifsq", "standardized", "learned"])
+def test_a_constant_is_the_number_it_was_given(bound, alpha):
+    assert make_bound(bound, 2, alpha).alpha == alpha
+
+
+def test_materialize_has_the_value_and_the_gradient_of_its_argument():
+    x = torch.randn(3, 4, requires_grad=True)
+    assert materialize(x) is x
+    y = torch.compile(lambda x: materialize(x.mT) * 2, fullgraph=True, backend="aot_eager")(x)
+    y.mul(torch.arange(12.0).view(4, 3)).sum().backward()
+    assert torch.equal(y, 2 * x.mT)
+    assert torch.equal(x.grad, 2 * torch.arange(12.0).view(4, 3).mT)

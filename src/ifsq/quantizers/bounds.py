@@ -21,6 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ifsq.quantizers.compilers import constant, materialize
+
 FIXED = ("tanh", "ifsq", "gaussian", "clamp")
 FITTED = ("standardized", "quantile", "learned")
 BOUNDS = FIXED + FITTED
@@ -98,12 +100,13 @@ class Logistic(Curve):
     """
 
     curve = "logistic"
+    alpha = constant("_alpha")
 
     def __init__(self, alpha: float, name: str = "ifsq") -> None:
         super().__init__()
         if not (math.isfinite(alpha) and alpha > 0):
             raise ValueError(f"alpha={alpha}: the slope of the ifsq bound must be a positive number")
-        self.alpha, self.name = float(alpha), name
+        self.alpha, self.name = alpha, name
 
     def affine(self, ndim: int, axis: int) -> tuple[float | Tensor, float | Tensor]:
         return self.alpha, 0.0
@@ -132,18 +135,22 @@ class Standardized(Curve):
     """
 
     curve, name = "logistic", "standardized"
+    alpha = constant("_alpha")
     mean: Tensor
     variance: Tensor
 
     def __init__(self, channels: int, alpha: float = IFSQ_ALPHA, momentum: float = MOMENTUM) -> None:
         super().__init__()
-        self.channels, self.alpha, self.momentum = channels, float(alpha), momentum
+        self.channels, self.alpha, self.momentum = channels, alpha, momentum
         self.register_buffer("mean", torch.zeros(channels, dtype=torch.float32))
         self.register_buffer("variance", torch.ones(channels, dtype=torch.float32))
 
     def affine(self, ndim: int, axis: int) -> tuple[float | Tensor, float | Tensor]:
-        slope = self.alpha * torch.rsqrt(self.variance.clamp(min=LEAST_DEVIATION**2))
-        return _along(slope, ndim, axis), _along(-self.mean * slope, ndim, axis)
+        mean, variance = self.mean, self.variance
+        if self.training:  # the gradient is of these, which `observe` moves before it is computed
+            mean, variance = materialize(mean), materialize(variance)
+        slope = self.alpha * torch.rsqrt(variance.clamp(min=LEAST_DEVIATION**2))
+        return _along(slope, ndim, axis), _along(-mean * slope, ndim, axis)
 
     @torch.no_grad()
     def observe(self, z: Tensor, axis: int = -1) -> None:
@@ -177,7 +184,8 @@ class Quantile(Bound):
         self.register_buffer("knots", (torch.logit(_probabilities()) / alpha).expand(channels, KNOTS).clone())
 
     def unit(self, z: Tensor, axis: int = -1) -> Tensor:
-        return _unrows(_Piecewise.apply(_rows(z, axis), self.knots), z, axis)
+        knots = materialize(self.knots) if self.training else self.knots  # which `observe` moves
+        return _unrows(_Piecewise.apply(_rows(z, axis), knots), z, axis)
 
     @torch.no_grad()
     def observe(self, z: Tensor, axis: int = -1) -> None:
@@ -199,17 +207,18 @@ class Learned(Bound):
     """
 
     name = "learned"
+    alpha = constant("_alpha")
 
     def __init__(self, channels: int, alpha: float = IFSQ_ALPHA) -> None:
         super().__init__()
-        self.channels, self.alpha = channels, float(alpha)
+        self.channels, self.alpha = channels, alpha
         self.heights = nn.Parameter(torch.zeros(channels, SPLINE_BINS))
         self.slopes = nn.Parameter(torch.full((channels, SPLINE_BINS + 1), math.log(math.expm1(1 - MIN_SLOPE))))
 
     def unit(self, z: Tensor, axis: int = -1) -> Tensor:
         u = torch.sigmoid(_rows(z, axis) * self.alpha)
         dtype = u.dtype
-        heights = MIN_MASS + (1 - SPLINE_BINS * MIN_MASS) * torch.softmax(self.heights.to(dtype), dim=1)
+        heights = materialize(MIN_MASS + (1 - SPLINE_BINS * MIN_MASS) * torch.softmax(self.heights.to(dtype), dim=1))
         slopes = MIN_SLOPE + F.softplus(self.slopes.to(dtype))
         base = F.pad(heights.cumsum(1), (1, 0))[:, :-1]
         scaled = u * SPLINE_BINS

@@ -44,8 +44,12 @@ def lattice(L: float | Tensor, cells: str) -> tuple[float | Tensor, float | Tens
 
 
 def is_power_of_two(x: float | Tensor) -> TypeGuard[float]:
-    """Whether it is one number, and a power of two, by which multiplying and dividing is exact."""
-    return isinstance(x, float) and math.frexp(x)[0] == 0.5
+    """Whether it is one number, and a power of two, by which multiplying and dividing is exact.
+
+    Never under a compiler: there it may be a symbol that stands for other numbers too, and `torch.rsub` with such a
+    number loses its ``alpha``, see `compilers`.
+    """
+    return isinstance(x, float) and not torch.compiler.is_compiling() and math.frexp(x)[0] == 0.5
 
 
 def divide_(x: Tensor, h: float | Tensor) -> Tensor:

@@ -141,7 +141,7 @@ class FSQ(nn.Module):
         self.return_indices, self.validate = return_indices, validate
         self.noise_dropout, self.quantization_dropout = noise_dropout, quantization_dropout
         self._packed = packed_dtype(self.levels)
-        self._uniform = float(self.levels[0]) if len(set(self.levels)) == 1 else None
+        self._uniform = len(set(self.levels)) == 1
         self._indexed = max(self.group_sizes) <= MAX_CODEBOOK
 
         self.dim = dim if dim is not None else width
@@ -324,13 +324,13 @@ class FSQ(nn.Module):
 
     def _steps(self, rows: Tensor, axis: int, channels: int | None = None) -> fused.Steps:
         L: float | Tensor
-        if self._uniform is not None:
-            L = self._uniform
+        if self._uniform:
+            L = float(self.levels[0])  # made here: a compiler takes a module's integers as constants, not its floats
         else:
             shape = [1] * rows.ndim
             shape[axis] = -1
             L = self._level_tensor(rows.device)[:channels].to(rows.dtype).view(shape)
-        return fused.make_steps(L, max(self.levels), self.cells, self.original)
+        return fused.make_steps(self.levels, L, self.cells, self.original)
 
     def _level_tensor(self, device: torch.device) -> Tensor:
         """Level counts of all channels, float32; kept, for a copy to an accelerator waits for it."""
@@ -417,7 +417,7 @@ class FSQ(nn.Module):
             return kept[1], kept[2]
         with torch.inference_mode(False), torch.no_grad():
             L = self._level_tensor(rows.device)
-            steps = fused.make_steps(L, max(self.levels), self.cells, self.original)
+            steps = fused.make_steps(self.levels, L, self.cells, self.original)
             slope, shift = self._affine(L, 0, steps)
             c, h = lattice.lattice(L, self.cells)
             columns = (slope, shift, L, steps.span, steps.offset, c, h, steps.slope)

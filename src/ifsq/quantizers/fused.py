@@ -7,6 +7,7 @@ torch.export and ONNX trace. Called by ``fsq``; imports torch only.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -37,12 +38,16 @@ class Steps(NamedTuple):
         return 2.0 if self.cells != "paper" else self.span / half_width(self.L)
 
 
-def make_steps(L: float | Tensor, largest: int, cells: str, original: bool) -> Steps:
-    """Steps of a cell rule; ``original`` is the first FSQ's form, a little wider and shifted for even levels."""
+def make_steps(levels: Sequence[int], L: float | Tensor, cells: str, original: bool) -> Steps:
+    """Steps of a cell rule for level counts ``levels``; ``L`` is the same as one number or as a tensor.
+
+    ``original`` is the first FSQ's form, a little wider and shifted for even levels.
+    """
     if not original:
-        return Steps(cells, L, L - 1, 0.0, largest)
-    even = 1 - L % 2
-    return Steps(cells, L, (L - 1) * (1 + TANH_EPS), 0.5 * even, largest)
+        return Steps(cells, L, L - 1, 0.0, max(levels))
+    # Of one number the parity is asked of the integer: a compiler may hold the other as a symbol, and has no remainder.
+    even = 1 - L % 2 if isinstance(L, Tensor) else 1.0 - levels[0] % 2
+    return Steps(cells, L, (L - 1) * (1 + TANH_EPS), 0.5 * even, max(levels))
 
 
 def quantize(
