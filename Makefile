@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help setup demo test slow gpu check static format clean
+.PHONY: help setup demo test slow faults gpu check static format clean
 
 help:            ## this list
 	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/  /' | column -t -s'  ' -l2
@@ -25,6 +25,9 @@ test: $(READY)   ## the test suite, on both cores
 
 slow: $(READY)   ## runs killed at random moments, two hosts (as root), all that compiles in three orders; an hour
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow
+
+faults: $(READY) ## every fault tried again: kills, full disks, damaged files; half an hour, as root
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults
 
 gpu: $(READY)    ## tests that need a CUDA device
 	$(BIN)/python -m pytest -q -m gpu
