@@ -90,8 +90,8 @@ def full_disks(
                 filler.unlink()
                 if not wrong and ended.kind not in BAD:
                     after = forked(line.split(), folder)
-                    done_before = ended.kind == "accepted" and "exists" in after.line
-                    wrong = "" if after.kind == "accepted" or done_before else f"with room again: {after.line}"
+                    kept = "exists" in after.line  # what was made whole before is not written over
+                    wrong = "" if after.kind == "accepted" or kept else f"with room again: {after.line}"
                 yield found("A2", f"{line}, {room} bytes left", ended, wrong)
 
 
