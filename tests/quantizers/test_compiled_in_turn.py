@@ -137,7 +137,7 @@ def step(call: Callable[[Tensor], object], module: nn.Module, z: Tensor, seed: i
     module.zero_grad()
     out = call(z)
     values = out.images if isinstance(module, ifsq.Tokenizer) else out.codes
-    weight = torch.randn(values.shape, generator=torch.Generator().manual_seed(seed)).to(values.dtype)
+    weight = torch.randn(values.shape, generator=torch.Generator().manual_seed(seed)).to(values)
     ((values * weight).sum() + sum(out.losses.values())).backward()
     return out, {"input": z.grad} | {k: p.grad for k, p in module.named_parameters() if p.grad is not None}
 
@@ -165,17 +165,17 @@ def compare_gradients(got: dict[str, Tensor], right: dict[str, Tensor], together
     return wrong
 
 
-def compare(name: str, dynamic: bool | None, training: bool) -> list[str]:
+def compare(name: str, dynamic: bool | None, training: bool, device: str = "cpu") -> list[str]:
     """Compile one of the tables and say where it differs from the eager module, and its gradients from float64's."""
     torch.manual_seed(0)
     is_tokenizer = name in TOKENIZERS
     module = ifsq.Tokenizer(TOKENIZERS[name]) if is_tokenizer else QUANTIZERS[name][0]()
-    module.train(training)
+    module.train(training).to(device)
     eager, exact = copy.deepcopy(module), copy.deepcopy(module).double()
     shape = (2, 3, 16, 16) if is_tokenizer else tuple(n or module.width for n in QUANTIZERS[name][1])
     wrong: list[str] = []
     if is_tokenizer:
-        images, (one, other) = torch.rand(shape) * 2 - 1, (copy.deepcopy(module) for _ in range(2))
+        images, (one, other) = torch.rand(shape).to(device) * 2 - 1, (copy.deepcopy(module) for _ in range(2))
         with torch.no_grad():
             got, expected = torch.compile(one.encode, dynamic=dynamic)(images), other.encode(images)
         keys = ("indices", "digits")
@@ -183,12 +183,12 @@ def compare(name: str, dynamic: bool | None, training: bool) -> list[str]:
         if not training:
             return wrong
     elif not training and module.levels is not None:
-        indices = eager(torch.randn(shape)).indices
+        indices = eager(torch.randn(shape).to(device)).indices
         codes = torch.compile(module.indices_to_codes, fullgraph=True, dynamic=dynamic)(indices)
         wrong += ["decoded codes differ"] * (not torch.equal(codes, eager.indices_to_codes(indices)))
     compiled = torch.compile(module, fullgraph=True, dynamic=dynamic)
     for seed in (1, 2):  # the second sees the state that the first has left
-        z = 1.5 * torch.randn(shape, generator=torch.Generator().manual_seed(seed)) + 0.5
+        z = 1.5 * torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(device) + 0.5
         (out, gradients), (expected, _) = step(compiled, module, z, seed), step(eager, eager, z, seed)
         wrong += compare_gradients(gradients, step_in_float64(exact, z, seed), is_tokenizer)
         integers = () if is_tokenizer else ("indices", "packed_digits")
@@ -202,17 +202,18 @@ def compare(name: str, dynamic: bool | None, training: bool) -> list[str]:
     return wrong
 
 
-def run(cases: Iterable[tuple[str, bool]], dynamic: bool | None) -> bool:
+def run(cases: Iterable[tuple[str, bool]], dynamic: bool | None, device: str) -> bool:
     """Compile them in turn; prints a line each. True where all are right."""
     torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = 10_000
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     torch._inductor.config.fallback_random = True  # eager's numbers
+    torch.backends.cudnn.allow_tf32 = False
     torch.set_num_threads(1)
     good = True
     for name, training in cases:
         start = time.perf_counter()
         try:
-            wrong = compare(name, dynamic, training)
+            wrong = compare(name, dynamic, training, device)
         except torch._dynamo.exc.TorchDynamoException as error:
             wrong = [f"{type(error).__name__}: {str(error).splitlines()[0]}"]
         good &= not wrong
@@ -240,6 +241,12 @@ def test_a_few_quantizers():
     in_a_process("--short")
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_every_quantizer_and_tokenizer_on_a_gpu():
+    in_a_process("--device", "cuda")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("dynamic", DYNAMIC)
@@ -251,10 +258,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--order", type=int, default=0, choices=ORDERS)
     parser.add_argument("--dynamic", default="default", choices=DYNAMIC)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--short", action="store_true")
     options = parser.parse_args()
     cases = SHORT.items() if options.short else in_order(options.order)
-    sys.exit(not run(cases, DYNAMIC[options.dynamic]))
+    sys.exit(not run(cases, DYNAMIC[options.dynamic], options.device))
 
 
 if __name__ == "__main__":
