@@ -76,7 +76,7 @@ from ifsq.metrics import JudgeNet, ProtocolCard, psnr
 from ifsq.metrics.judge import JUDGE_TRAINING, JudgeTask
 from ifsq.pretrained.inception import load_inception
 from ifsq.pretrained.lpips import load_lpips
-from ifsq.store.files import is_free
+from ifsq.store.files import is_free, make_folder
 from ifsq.tokenizer.losses import LossConfig
 from ifsq.tokenizer.model import Tokenizer
 from ifsq.tokenizer.tiling import Tiling
@@ -228,7 +228,7 @@ def sample(
         options = origin.sampling | ({} if guidance is None else {"guidance": guidance})
         if here.first:
             images = draw_images(generator, tokenizer, wanted, seed, options)
-            out.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(out.parent)
             write_png(image_grid(images, min(len(labels), 10)), out)
     return out
 
@@ -268,7 +268,7 @@ def _reconstruct_one(tokenizer: Tokenizer, path: Path, target: Path, tile: int |
     height, width = (side - side % tokenizer.factor for side in picture.shape[:2])
     original = to_float(picture[None, :height, :width])
     again = tokenizer.reconstruct(original.to(next(tokenizer.parameters()).device), tile).cpu()
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     shown = to_uint8(again)[0] if alone else image_grid(to_uint8(torch.cat([original, again])), 2)
     write_png(shown, target)
     quality = float(psnr(original, again).mean())
@@ -392,7 +392,7 @@ def evaluate_generator(
             cards.append(
                 _renamed(measure_samples(judge, against, kept.images, kept.labels, floor)[0], "tokenizer alone")
             )
-            (run / "samples").mkdir(exist_ok=True)
+            make_folder(run / "samples")
             shown = labels.unique().tolist()[:SHEET_CLASSES]
             counts = {label: int((codes.labels == label).sum()) for label in shown}
             write_png(class_sheet(images, labels.numpy(), shown), run / "samples" / "classes.png")
@@ -705,10 +705,10 @@ def _renamed(card: ProtocolCard, what: str) -> ProtocolCard:
 def _write_pairs(run: Path, suffix: str, pairs: Pairs) -> None:
     """The sheets of reconstructions and of differences; an older sheet of differences may have had another scale."""
     folder = run / "samples"
-    folder.mkdir(exist_ok=True)
+    make_folder(folder)
     write_png(pair_sheet(pairs), folder / f"reconstructions{suffix}.png")
     drawn = difference_sheet(pairs)
     for older in folder.glob(f"differences_x*{suffix}.png"):
         if older.stem.removesuffix(suffix).removeprefix("differences_x").isdigit():
-            older.unlink()
+            older.unlink(missing_ok=True)  # another evaluation of this run may be at it
     write_png(drawn.sheet, folder / f"differences_x{drawn.scale}{suffix}.png")

@@ -25,7 +25,7 @@ from ifsq.quantizers.analysis import (
     analyze,
 )
 from ifsq.quantizers.cells import CELLS
-from ifsq.store.files import write_bytes, write_text
+from ifsq.store.files import make_folder, write_bytes, write_text
 
 LEVELS = tuple(range(2, 66))
 SHOWN = 17  # the paper's 4 bits, where it is among the levels
@@ -91,7 +91,7 @@ def analyze_bounds(out: Path, levels: Iterable[int] = LEVELS, samples: int = 100
         raise InputError(str(error)) from error
     table, picture = out / "bounds.csv", out / "bounds.png"
     content = draw(analysis, shown)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     write_text(table, to_csv(analysis))
     write_bytes(picture, content)
     return BoundsReport(tables(analysis, shown), verdict(analysis, shown), check(analysis), table, picture)

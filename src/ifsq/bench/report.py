@@ -26,7 +26,7 @@ from ifsq.evaluation import SHEET_CLASSES
 from ifsq.evaluation.record import FILE, Evaluation, read_evaluation
 from ifsq.experiment import TokenizerExperiment
 from ifsq.metrics.card import ProtocolCard, code_version, compare
-from ifsq.store.files import write_text
+from ifsq.store.files import make_folder, write_text
 from ifsq.tokenizer.model import rate_of
 from ifsq.training.distributed import first_process
 from ifsq.training.folder import CONFIG, newest_step, read_config
@@ -97,7 +97,7 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
     )
     page = environment.get_template("report.html.j2").render(_content(runs, target))
     if first_process():
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent)
         write_text(target, page)
     return target
 

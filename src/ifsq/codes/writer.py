@@ -22,7 +22,7 @@ from ifsq.codes.manifest import FORMATS, read_manifest
 from ifsq.codes.shard import FLIPPED, LABELS, SKIPPED, content_of, names_of, read_header
 from ifsq.codes.spec import CodeSpec, LatentSpec
 from ifsq.config import InputError, differences, read_json
-from ifsq.store.files import PARTIAL, sha256, write_tensors, write_text, writing
+from ifsq.store.files import PARTIAL, make_folder, sha256, write_tensors, write_text, writing
 from ifsq.store.folders import move_content
 
 SHARD = 8192  # images a shard
@@ -143,7 +143,7 @@ def finish(
         names = {split: [shard_name(split, n) for n in range(shards_of(count))] for split, count in counts.items()}
         write_manifest(partial, target, layout, classes, names, about)
     _drop_notes(partial)  # a writer that was killed may have left some beside its manifest
-    target.mkdir(parents=True, exist_ok=True)
+    make_folder(target)
     move_content(partial, target, MANIFEST)
     partial.rmdir()
     return CodeCache.open(target)

@@ -21,7 +21,7 @@ from ifsq.interop.assemble import assemble
 from ifsq.interop.official_config import official_config, read_official_config
 from ifsq.interop.official_file import find_weights, is_of_the_trainer, read_checkpoint
 from ifsq.interop.official_sidecar import read_sidecar, write_sidecar
-from ifsq.store.files import whole_file, write_text
+from ifsq.store.files import make_folder, whole_file, write_text
 from ifsq.tokenizer.model import Tokenizer, TokenizerConfig
 from ifsq.training.folder import check_free, new_folder
 from ifsq.training.model_card import Provenance
@@ -85,7 +85,7 @@ def write_official(tokenizer: Tokenizer, path: Path, kept: tuple[Any, Any] | Non
     for file in (path, config_path):
         if file.exists():
             raise InputError(f"{file}: exists; choose another name or remove it")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with whole_file(path) as partial:
         with partial.open("wb") as stream:
             torch.save(saved, stream)

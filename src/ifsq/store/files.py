@@ -53,6 +53,18 @@ def sha256(path: Path) -> str:
         raise InputError(f"{path}: cannot be read: {reason(error)}") from error
 
 
+def make_folder(path: Path) -> bool:
+    """Make a folder with its parents, also where a link leads; whether it was not there. Raises InputError."""
+    place = Path(os.path.realpath(path))
+    if place.is_dir():
+        return False
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WriteError(path, reason(error)) from error
+    return True
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a file of UTF-8, whole or not at all; its folder must exist. Raises InputError."""
     write_bytes(path, text.encode())

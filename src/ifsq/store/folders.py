@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from ifsq.store.files import LOCK, PARTIAL, flush, flush_below, writing
+from ifsq.store.files import LOCK, PARTIAL, flush, flush_below, make_folder, writing
 from ifsq.store.lock import BusyError, lock
 
 
@@ -25,7 +25,7 @@ def whole_folder(out: Path, last: str, say: Callable[[str], None] = warnings.war
     inside = place.is_dir()
     partial = (place if inside else place.parent) / f"{PARTIAL}{place.name}"
     with writing(out):
-        partial.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(partial.parent)
         with _alone(out, place / LOCK if inside else partial.with_name(partial.name + LOCK), say):
             shutil.rmtree(partial, ignore_errors=True)  # what a kill left
             try:

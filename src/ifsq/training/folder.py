@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ifsq.config import InputError, Remark, build, differences, read_json, to_dict
 from ifsq.store.checkpoints import STATE, newest, record, steps_in
-from ifsq.store.files import LOCK, WriteError, entries_of, is_free, reason, write_tensors, write_text
+from ifsq.store.files import LOCK, WriteError, entries_of, is_free, make_folder, reason, write_tensors, write_text
 from ifsq.store.folders import whole_folder
 from ifsq.store.lock import lock
 from ifsq.store.weights import read_tensors
@@ -74,7 +74,7 @@ def check_run(folder: Path, config: dict[str, Any], experiment: type | None = No
 
 def create_run(folder: Path, config: dict[str, Any]) -> None:
     """Make the folder with its ``config.json``, written whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     write_text(folder / CONFIG, json.dumps(config, indent=1) + "\n")
 
 
@@ -170,8 +170,7 @@ def alone_in(folder: Path, here: World, say: Callable[[str], None], *, wait: boo
 
     def claim() -> None:
         try:
-            if not folder.is_dir():
-                Path(os.path.realpath(folder)).mkdir(parents=True)
+            if make_folder(folder):
                 made.append(folder.stat())
             held.enter_context(lock(folder / LOCK, say, wait=wait))
         except OSError as error:
@@ -183,7 +182,7 @@ def alone_in(folder: Path, here: World, say: Callable[[str], None], *, wait: boo
             yield
     finally:
         if made and folder.is_dir() and os.path.samestat(folder.stat(), made[0]) and not any(folder.iterdir()):
-            folder.rmdir()
+            Path(os.path.realpath(folder)).rmdir()  # a link stays
 
 
 def check_free(out: Path) -> None:
