@@ -83,7 +83,7 @@ def test_a_plain_state_dict(form, prefix, tmp_path, capsys):
         torch.save(table if form == "table" else {"state_dict": table, "epoch": 3}, path)
     assert main(["import", "official", str(path), "--config", str(config), "--out", str(tmp_path / "run")]) == 0
     assert Tokenizer.from_pretrained(tmp_path / "run").digest() == tiny().digest()
-    assert "Imported from plain" in (tmp_path / "run" / "README.md").read_text()
+    assert "Imported from `plain" in (tmp_path / "run" / "README.md").read_text()
     assert main(["export", "official", str(tmp_path / "run"), "--out", str(tmp_path / "again.ckpt")]) == 0
     again = torch.load(tmp_path / "again.ckpt", weights_only=True)
     assert again["state_dict"]["gen_model"].keys() == official_tensors(tiny()).keys()

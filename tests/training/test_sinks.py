@@ -1,6 +1,7 @@
 """Figures beside metrics.jsonl: TensorBoard read back, the others by what they are told."""
 
 import sys
+import threading
 from dataclasses import replace
 
 import pytest
@@ -79,3 +80,20 @@ def test_one_that_is_not_installed_is_named(tmp_path, monkeypatch, name):
 def test_a_logger_is_named_once():
     with pytest.raises(ValueError, match="expected each once"):
         EngineConfig(loggers=("wandb", "wandb"))
+
+
+def test_tensorboard_on_a_full_disk_is_one_line(disk, capfd):
+    """Its thread meets it; the next figure says it."""
+    place, before = disk(64), threading.excepthook
+    (board,) = open_sinks(("tensorboard",), place, 0)
+
+    def write():
+        for step in range(10_000):
+            board.write(step, {"loss": 1.0})
+
+    with pytest.raises(InputError, match="tensorboard: cannot be written: no space left on device"):
+        write()
+    with pytest.raises(InputError, match="no space left on device"):
+        board.close()
+    assert capfd.readouterr().err == ""
+    assert threading.excepthook is before

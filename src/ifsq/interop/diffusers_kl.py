@@ -20,7 +20,7 @@ from ifsq.interop.diffusers_files import fetch, read_parts, weights_in
 from ifsq.store.files import write_text
 from ifsq.tokenizer.model import Tokenizer, TokenizerConfig
 from ifsq.training.folder import check_free, new_folder
-from ifsq.training.model_card import Provenance
+from ifsq.training.model_card import Provenance, code_span
 
 ORIGIN = "diffusers.json"
 MIDDLE_BLOCKS = 2  # always, in diffusers
@@ -105,7 +105,7 @@ def import_diffusers(source: str, out: Path, revision: str | None = None) -> Tok
     folder = fetch(source, revision)
     tokenizer, config = read_diffusers(folder)
     note = (
-        f"Imported from diffusers' AutoencoderKL `{source}`. Its generators see "
+        f"Imported from diffusers' AutoencoderKL {code_span(source)}. Its generators see "
         f"`(codes - {config.shift_factor or 0:g}) * {config.scaling_factor:g}`; codes here are not shifted or scaled."
     )
     with new_folder(out) as partial:

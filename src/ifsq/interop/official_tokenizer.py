@@ -24,7 +24,7 @@ from ifsq.interop.official_sidecar import read_sidecar, write_sidecar
 from ifsq.store.files import make_folder, whole_file, write_text
 from ifsq.tokenizer.model import Tokenizer, TokenizerConfig
 from ifsq.training.folder import check_free, new_folder
-from ifsq.training.model_card import Provenance
+from ifsq.training.model_card import Provenance, code_span
 
 DROPPED = re.compile(r"quantize\.(_levels|_basis|_basis_group_\d+|running_mean|running_var)")
 WRAPPED_NORM = re.compile(r"(norm\w*)\.norm\.(weight|bias)$")  # a layer norm inside a module of its own
@@ -56,7 +56,7 @@ def import_official(path: Path, config_path: Path, weights: str, out: Path) -> T
     whole = is_of_the_trainer(found)
     averaged = {"ema": ", averaged weights", "raw": ", unaveraged weights"}[weights] if whole else ""
     with new_folder(out) as partial:
-        tokenizer.save_pretrained(partial, Provenance(notes=(f"Imported from {path.name}{averaged}.",)))
+        tokenizer.save_pretrained(partial, Provenance(notes=(f"Imported from {code_span(path.name)}{averaged}.",)))
         if whole:
             state, size = _state(tokenizer), path.stat().st_size
             write_sidecar(partial, found, read_json(config_path), state, tokenizer.digest(), size)

@@ -5,6 +5,8 @@ Called by ``folder`` and the models' ``save_pretrained``.
 """
 
 import json
+import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +14,8 @@ from typing import Any
 
 from ifsq.config import InputError, read_json
 
+MARKUP = re.compile(r"[\\`*\[\]<>]")
+BACKTICKS = re.compile(r"`+")
 LICENSE = "unknown"  # the hub's word; whose weights they are is not for a program to say
 
 
@@ -40,11 +44,19 @@ def provenance(run: Path, experiment: Mapping[str, Any], steps: int, license: st
     """Of a training run: its data, and its ``evaluation.json`` where that is of the same step. Raises InputError."""
     file = run / "evaluation.json"
     found = read_json(file) if file.is_file() else None
-    if found is not None and (not isinstance(found, dict) or not isinstance(found.get("cards"), list)):
+    if found is not None and (not isinstance(found, dict) or not _are_cards(found.get("cards"))):
         raise InputError(f"{file}: holds no cards; expected what eval wrote, evaluate again")
     current = found if found is not None and found.get("step") == steps else None
     data = experiment.get("data", {}).get("source") if isinstance(experiment.get("data"), dict) else None
-    return Provenance(data or experiment.get("codes"), steps, current, license)
+    source = data or experiment.get("codes")
+    return Provenance(source if isinstance(source, str) else None, steps, current, license)
+
+
+def code_span(text: str) -> str:
+    """Somebody's name for something, in Markdown as it is: on one line, whatever it holds."""
+    fence = "`" * (1 + max(map(len, BACKTICKS.findall(text)), default=0))
+    space = " " if "`" in text else ""
+    return f"{fence}{space}{_one_line(text)}{space}{fence}"
 
 
 def model_card(title: str, tags: Sequence[str], facts: Mapping[str, str], use: Sequence[str], of: Provenance) -> str:
@@ -66,7 +78,7 @@ def model_card(title: str, tags: Sequence[str], facts: Mapping[str, str], use: S
 
 
 def _training(of: Provenance) -> str:
-    known = [f"data `{of.data}`"] if of.data is not None else []
+    known = [f"data {code_span(of.data)}"] if of.data is not None else []
     known += [f"{of.steps} steps"] if of.steps is not None else []
     return f"Known: {', '.join(known)}." if known else "Data and steps are not recorded in this folder."
 
@@ -82,6 +94,28 @@ def _evaluation(cards: Sequence[Mapping[str, Any]]) -> list[str]:
     return _table(("metric", "value", "protocol"), rows)
 
 
+def _are_cards(cards: Any) -> bool:
+    """Whether these are cards in what is shown of them: a metric, and numbers by name."""
+    return isinstance(cards, list) and all(
+        isinstance(card, dict)
+        and isinstance(card.get("metric"), str)
+        and isinstance(card.get("values"), dict)
+        and all(
+            type(value) in (int, float) and not abs(value) > sys.float_info.max for value in card["values"].values()
+        )
+        for card in cards
+    )
+
+
 def _table(head: Sequence[str], rows: Any) -> list[str]:
     cells = [head, ["---"] * len(head), *rows]
-    return [f"| {' | '.join(str(cell).replace('|', '/').replace(chr(10), ' ') for cell in row)} |" for row in cells]
+    return [f"| {' | '.join(_plain(str(cell)) for cell in row)} |" for row in cells]
+
+
+def _plain(text: str) -> str:
+    """Text of a cell on one line, in which nothing is Markdown or HTML."""
+    return MARKUP.sub(r"\\\g<0>", _one_line(text).replace("|", "/"))
+
+
+def _one_line(text: str) -> str:
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(text.split()))

@@ -5,6 +5,7 @@ All three are extras, imported when asked for; none takes a credential from a co
 """
 
 import importlib
+import threading
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -44,7 +45,8 @@ class TensorBoard:
     def __init__(self, folder: Path, step: int) -> None:
         _import("tensorboard", "tensorboard")
         writer = _import("torch.utils.tensorboard", "tensorboard").SummaryWriter
-        self._folder = folder / "tensorboard"
+        self._folder, self._as_ever = folder / "tensorboard", threading.excepthook
+        threading.excepthook = self._leave_to_the_run
         self._writer = writer(str(self._folder), purge_step=step + 1)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
@@ -53,8 +55,16 @@ class TensorBoard:
                 self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
-        with writing(self._folder):
-            self._writer.close()
+        try:
+            with writing(self._folder):
+                self._writer.close()
+        finally:
+            threading.excepthook = self._as_ever
+
+    def _leave_to_the_run(self, told: threading.ExceptHookArgs) -> None:
+        """What its thread meets while it writes, the next figure raises: no traceback is needed beside that."""
+        if not type(told.thread).__module__.startswith("tensorboard."):
+            self._as_ever(told)
 
 
 class WandB:
