@@ -7,6 +7,7 @@ import torch
 
 from ifsq import FSQ
 from ifsq.codes.spec import CODEBOOK, CodeSpec
+from ifsq.config import build
 from ifsq.quantizers import BSQ, LFQ
 
 LAYOUTS = [
@@ -44,7 +45,7 @@ def test_agrees_with_signs(quantizer):
     assert torch.equal(spec.digits_to_codes(out.digits), out.codes)
     assert torch.equal(spec.codes_to_digits(out.codes), out.digits.long())
     assert torch.equal(spec.digits_to_indices(out.digits), out.indices)
-    assert CodeSpec.from_dict(spec.to_dict()) == spec
+    assert build(CodeSpec, spec.to_dict(), "spec") == spec
 
 
 def test_a_scaled_lattice_is_the_lattice_times_its_scale():
@@ -79,7 +80,7 @@ def test_digits_fit_their_bytes():
 
 def test_survives_json_and_names_a_difference():
     spec = CodeSpec((17, 17), (2,), "little", "paper", (8, 8))
-    assert CodeSpec.from_dict(spec.to_dict()) == spec
+    assert build(CodeSpec, spec.to_dict(), "spec") == spec
     assert spec.differs_from(spec) == ""
     other = CodeSpec((17, 17), (2,), "big", "paper", (8, 8))
     assert spec.differs_from(other) == "digit_order little against big"

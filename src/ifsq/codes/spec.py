@@ -108,20 +108,8 @@ class CodeSpec:
         return mixed_radix.indices_to_digits(inner, self.levels, self.groups, self.digit_order)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form, for manifests and checkpoints."""
+        """JSON form, for manifests and checkpoints; `ifsq.config.build` reads it."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
-
-    @classmethod
-    def from_dict(cls, raw: dict[str, Any]) -> "CodeSpec":
-        """Inverse of `to_dict`."""
-        return cls(
-            levels=tuple(raw["levels"]),
-            groups=tuple(raw["groups"]),
-            digit_order=raw["digit_order"],
-            cells=raw["cells"],
-            grid=(raw["grid"][0], raw["grid"][1]),
-            scale=float(raw.get("scale", 1.0)),  # older manifests and checkpoints know no other
-        )
 
     def differs_from(self, other: "CodeSpec") -> str:
         """The first difference in words, or an empty string: for the message of a refused pair."""
@@ -158,8 +146,3 @@ class LatentSpec:
     def to_dict(self) -> dict[str, Any]:
         """JSON form, for manifests."""
         return {"dim": self.dim, "grid": list(self.grid)}
-
-    @classmethod
-    def from_dict(cls, raw: dict[str, Any]) -> "LatentSpec":
-        """Inverse of `to_dict`."""
-        return cls(dim=raw["dim"], grid=(raw["grid"][0], raw["grid"][1]))
