@@ -152,7 +152,16 @@ def test_validation_images_may_lie_elsewhere():
     assert main(["encode", "tok", "some", "codes", *SIZE, "--val-source", "more"]) == 0
     cache = CodeCache.open("codes")
     assert (cache.count("train"), cache.count("val")) == (8, 6)
-    assert measured("some", reading=Reading(val_source="more")) == (6, "some val")
+    assert measured("some", reading=Reading(val_source="more")) == (6, "more val")  # the card names what was measured
+
+
+@pytest.mark.parametrize("nothing", [("--data", ""), ("--split", ""), ("--size", "0")])
+def test_nothing_is_not_taken_for_the_default(nothing, capsys):
+    fill(*(f"{i}.png" for i in range(3)))
+    asked = {"--data": ".", "--size": "16"} | {nothing[0]: nothing[1]}
+    with pytest.raises(SystemExit, match="2"):
+        main(["tokenizer", "eval", "tok", *(word for pair in asked.items() for word in pair)])
+    assert f"argument {nothing[0]}: {nothing[1]!r}: expected" in capsys.readouterr().err
 
 
 def test_labels_may_lie_in_a_column_that_is_named(capsys):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -597,6 +598,12 @@ def test_a_config_that_was_changed_is_one_line(value, capsys):
         if value == {} and key in ("data", "train", "train.engine") and command[1] != "train":
             continue  # all of its options have defaults
         assert "changed" in refused(capsys, command) or (key, value) == ("codes", "x")
+
+
+def test_images_that_have_changed_are_told_before_a_judge_learns_them(capsys, monkeypatch):
+    monkeypatch.setattr(pipeline, "_judge", lambda *_: pytest.fail("a judge was asked for"))
+    monkeypatch.setattr(pipeline, "open_images", lambda *_, **__: SimpleNamespace(fingerprint="of other images"))
+    assert "has changed since codes was written" in refused(capsys, ["generator", "eval", "ar", "--samples", "20"])
 
 
 def test_half_a_newest_checkpoint_is_passed_over_and_said_to_be(capsys):

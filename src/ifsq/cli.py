@@ -96,11 +96,11 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = _verb(tokenizer, "eval", "measure a tokenizer on held-out images", _tokenizer_eval)
     evaluate.add_argument("folder", type=Path, metavar="RUN")
     evaluate.add_argument(
-        "--data", default="", metavar="SOURCE", help="images, as data.source of an experiment (default: the run's)"
+        "--data", type=_named, metavar="SOURCE", help="images, as data.source of an experiment (default: the run's)"
     )
     evaluate.add_argument(
         "--split",
-        default="",
+        type=_named,
         metavar="NAME",
         help="val, train, another of the source, or all (default: val; of other images than the run's their val or"
         " test, or all where they have no splits)",
@@ -254,12 +254,21 @@ _SIZE_HELP = "pixels a side, or HEIGHTxWIDTH as 256x384 (default: the tokenizer'
 def _size(text: str) -> int | tuple[int, int]:
     try:
         if "x" not in text.lower():
-            return int(text)
+            if not (side := int(text)):
+                raise ValueError(text)
+            return side
         height, width = text.lower().split("x")
         return int(height), int(width)
     except ValueError:
         expected = "expected pixels a side as 256, or height and width as 256x384"
         raise argparse.ArgumentTypeError(f"{text!r}: {expected}") from None
+
+
+def _named(text: str) -> str:
+    """What is asked for by name. An unset variable of a shell names nothing, and is no word for the default."""
+    if not text:
+        raise argparse.ArgumentTypeError("'': expected a name")
+    return text
 
 
 def _add_reading(parser: argparse.ArgumentParser) -> None:
@@ -300,8 +309,8 @@ def _tokenizer_eval(options: argparse.Namespace) -> None:
     from ifsq.evaluation import TokenizerEvaluation
 
     asked = TokenizerEvaluation(
-        source=options.data,
-        split=options.split,
+        source=options.data or "",
+        split=options.split or "",
         size=options.size,
         count=options.count,
         judge=not options.no_judge,

@@ -316,7 +316,7 @@ def evaluate_tokenizer(
         images = open_images(data, split, labels=False, channels=tokenizer.channels)
         asked.check(data.size, len(images))
         drawn = spread(images, asked.count or len(images))
-        name = f"{data.source} {split}{f', {asked.count} drawn' if asked.count else ''}"
+        name = f"{_name_of(data, split)}{f', {asked.count} drawn' if asked.count else ''}"
         judges = _judges(run, asked, data, tokenizer.channels, len(drawn), here, watch)
         measured = measure_tokenizer(
             tokenizer, images, data, name, sorted(drawn), judges, here, watch, _workers_of(run, asked.reading)
@@ -369,13 +369,17 @@ def evaluate_generator(
         if cache.digest != origin.codes_digest:
             raise InputError(f"{cache.folder}: holds other codes than {run} was trained on; train in another folder")
         data = build(DataConfig, cache.about["data"], str(cache.folder))
-        judge = _judge(run.parent, data, tokenizer.channels, here, watch)
         cards: list[ProtocolCard] = []
-        if judge is not None:
+        if here.first:
             real = open_images(data, "train", channels=tokenizer.channels)
             if real.fingerprint != cache.about["fingerprints"]["train"]:
-                raise InputError(f"{data.source}: has changed since {cache.folder} was written; encode it again")
-            against = reference(judge, real, data, f"{data.source} train")
+                raise InputError(
+                    f"{data.source}: has changed since {cache.folder} was written, or another build read it otherwise;"
+                    " encode it again"
+                )
+            judge = _judge(run.parent, data, tokenizer.channels, here, watch)
+            assert judge is not None  # this is the first process
+            against = reference(judge, real, data, _name_of(data, "train"))
             codes = cache.read("train")
             labels = (labels_balanced if balanced else labels_like)(codes.labels, samples)
             law = BALANCED if balanced else LIKE_REFERENCE
@@ -383,7 +387,7 @@ def evaluate_generator(
             images = draw_images(generator, tokenizer, labels, seed, origin.sampling)
             cards = measure_samples(judge, against, images, labels, card)
             held_out = cache.about["fingerprints"]["val"]
-            told = replace(card, reference=f"{data.source} val", reference_hash=held_out, function_evaluations=1)
+            told = replace(card, reference=_name_of(data, "val"), reference_hash=held_out, function_evaluations=1)
             cards += measure_likelihood(generator, cache.read("val"), told)
             twin = draw_images(_untrained(run, codes, here), tokenizer, labels, seed, origin.sampling)
             cards.append(_renamed(measure_samples(judge, against, twin, labels, card)[0], "untrained generator"))
@@ -459,6 +463,11 @@ def _split_to_measure(run: Path, asked: TokenizerEvaluation, data: DataConfig) -
     if splits:
         raise InputError(f"{data.source}: has the splits {', '.join(splits)}; say with --split which to measure")
     return "all"
+
+
+def _name_of(data: DataConfig, split: str) -> str:
+    """The source of a split and the split, as cards name them."""
+    return f"{(data.val_source if split == 'val' else '') or data.source} {split}"
 
 
 def _is_usual(run: Path, asked: TokenizerEvaluation, split: str, data: DataConfig) -> bool:

@@ -295,6 +295,16 @@ def test_splits_that_the_library_guesses_wrong_are_refused(tmp_path: Path, case:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_link_to_a_folder_is_the_folder(tmp_path: Path, streamed: bool) -> None:
+    for number in range(3):
+        (tmp_path / f"set/{'ab'[number % 2]}").mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"set/{'ab'[number % 2]}/{number}.png").write_bytes(picture(number))
+    (tmp_path / "link").symlink_to(tmp_path / "set")
+    read = opened(f"hf:{tmp_path}/link", streamed=streamed, val_source=f"hf:{tmp_path}/link")
+    assert (len(read), read.classes) == (3, ("a", "b"))
+
+
 def test_the_missing_library_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     for streamed in (False, True):

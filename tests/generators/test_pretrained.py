@@ -45,3 +45,5 @@ def test_what_is_neither_is_named(wrong):
         origin("cat", "dog", "elk").labels(["0", wrong])
     with pytest.raises(InputError, match="did you mean 'cat'"):
         origin("cat", "dog", "elk").labels(["cta"])
+    with pytest.raises(InputError, match=r"^label 3: expected 0 to 2$"):
+        origin("0", "1", "2").labels([3])

@@ -84,8 +84,10 @@ def test_what_changes_weights_is_another_run(tmp_path, other, message):
     begun(tmp_path)
     with pytest.raises(InputError, match=rf"holds another run \({message}.*\); choose another folder or remove it"):
         check_run(tmp_path, record(other))
-    with pytest.raises(InputError, match=r"holds another run \(data 'x' against 'y'\)"):
+    with pytest.raises(InputError, match=r"holds another run \(its data have changed since, or another build"):
         check_run(tmp_path, {**record(), "data": "y"})
+    with pytest.raises(InputError, match=rf"holds another run \({message}"):
+        check_run(tmp_path, {**record(other), "data": "y"})
 
 
 def test_a_run_cannot_have_gone_further_than_it_is_to_go(tmp_path):

@@ -54,7 +54,7 @@ def check_files(source: str, folder: Path, files: Mapping[Any, Iterable[str]]) -
     of: dict[str, str] = {}  # of an image, relative to the folder
     for split, paths in files.items():
         for path in paths:
-            inside = os.path.relpath(_own(source, path, source), os.path.abspath(folder))
+            inside = _inside(_own(source, path, source), folder)
             if not is_image(inside):
                 continue
             said = {split_within(part) for part in Path(inside).parts[:-1]} - {None}
@@ -63,6 +63,13 @@ def check_files(source: str, folder: Path, files: Mapping[Any, Iterable[str]]) -
                 raise DataError(f"{source}: the library takes {inside} for an image of {split}; {_advice(folder)}")
     if of and (left := [name for name in images_below(folder) if name not in of]):
         raise DataError(f"{source}: the library leaves out {len(left)} images, the first {left[0]}; {_advice(folder)}")
+
+
+def _inside(path: str, folder: Path) -> str:
+    """The path of a file relative to its folder, whose links the library has followed."""
+    followed = os.path.realpath(folder)
+    below = Path(path).is_relative_to(followed)
+    return os.path.relpath(path, followed if below else os.path.abspath(folder))
 
 
 def _advice(folder: Path) -> str:

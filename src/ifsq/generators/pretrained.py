@@ -157,6 +157,9 @@ def _label_of(given: str | int, classes: Sequence[str]) -> int:
             f"label {text}: is the number of the class {classes[int(text)]!r} and the name of class number"
             f" {classes.index(text)}; expected number:{text} or name:{text}"
         )
+    expected = f"label {text}: expected 0 to {len(classes) - 1}"
+    if all(name == str(i) for i, name in enumerate(classes)):
+        raise InputError(expected)
     known = ", ".join(f"{i} {name}" for i, name in enumerate(classes[:12]))
     near = "".join(f"; did you mean {name!r}?" for name in difflib.get_close_matches(text, classes, n=1))
-    raise InputError(f"label {text}: expected 0 to {len(classes) - 1} ({known}), or one of these names{near}")
+    raise InputError(f"{expected} ({known}), or one of these names{near}")

@@ -62,7 +62,9 @@ def check_run(folder: Path, config: dict[str, Any], experiment: type | None = No
     known = {"experiment": _completed(found, experiment, folder), **identity}
     different = [told for told in differences({**found, **known}, {**config, **identity}) if not told.startswith(FREE)]
     if different:
-        raise InputError(f"{folder}: holds another run ({different[0]}); choose another folder or remove it")
+        said = [told for told in different if not told.startswith("data ")]  # fingerprints tell a person nothing
+        why = said[0] if said else "its data have changed since, or another build reads them otherwise"
+        raise InputError(f"{folder}: holds another run ({why}); choose another folder or remove it")
     agreed = {**found, **identity}
     if train := config["experiment"].get("train"):
         _refuse_shorter(folder, found.get("run"), train["steps"])
