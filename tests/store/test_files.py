@@ -77,6 +77,20 @@ def test_files_of_safetensors_have_the_permissions_of_others(tmp_path: Path) -> 
     assert len(modes) == 1
 
 
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+def test_what_is_no_file_does_not_become_one(tmp_path: Path, kind: str) -> None:
+    place = tmp_path / "a"
+    if kind == "pipe":
+        os.mkfifo(place)
+    elif kind == "device":
+        place.symlink_to("/dev/null")
+    else:
+        place.mkdir()
+    with pytest.raises(InputError, match=r"a: cannot be written: is (no regular file|a folder)"):
+        files.write_text(place, "text")
+    assert not place.is_file()
+
+
 def test_two_writers_at_once_each_write_a_whole_file(tmp_path: Path) -> None:
     with files.whole_file(tmp_path / "a") as first, files.whole_file(tmp_path / "a") as second:
         first.write_text("first")
@@ -140,6 +154,24 @@ def test_no_room_at_the_flush_is_told_too(tmp_path: Path, monkeypatch: pytest.Mo
         files.write_text(tmp_path / "a", "new")
     assert (tmp_path / "a").read_text() == "good"
     assert names(tmp_path) == ["a"]
+
+
+def test_a_folder_that_cannot_be_flushed_is_written_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some network file systems know no flush of a folder; of a file all do."""
+    fsync = os.fsync
+
+    def no_folders(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", no_folders)
+    files.write_text(tmp_path / "a", "new")
+    with whole_folder(tmp_path / "b", "last") as partial:
+        (partial / "last").touch()
+    assert names(tmp_path) == ["a", "b"]
 
 
 def test_an_error_of_another_file_keeps_its_name(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ get their name, and the name before the call returns. What the system refuses (n
 `InputError` of one line that names the file.
 """
 
+import errno
 import hashlib
 import os
 import re
@@ -23,6 +24,8 @@ PARTIAL = ".partial_"
 """How the names of unfinished files and folders begin."""
 LOCK = ".lock"
 """The file in a folder by which one process holds it, see `ifsq.store.lock`."""
+UNFLUSHED = (errno.EINVAL, errno.ENOTSUP, errno.EACCES)
+"""What network file systems say that cannot flush a folder, and folders that may be written but not read."""
 NOT_OURS = ("lost+found",)
 """Entries of a volume that has just been made."""
 SYSTEM_ERROR = re.compile(r"\(os error (\d+)\)")
@@ -114,7 +117,8 @@ def whole_file(path: Path) -> Iterator[Path]:
             partial.touch(exist_ok=False)
             mode = partial.stat().st_mode
             yield partial
-            partial.chmod(mode)  # safetensors writes for the owner alone
+            if partial.stat().st_mode != mode:
+                partial.chmod(mode)  # safetensors writes for the owner alone
             flush(partial)
             os.replace(partial, place)
             flush(place.parent)
@@ -164,12 +168,16 @@ def reason(error: Exception) -> str:
 
 
 def flush(path: Path) -> None:
-    """Return when a file's bytes, or a folder's names, are on the disk."""
-    handle = os.open(path, os.O_RDONLY)
+    """Return when a file's bytes, or a folder's names where its file system can do that, are on the disk."""
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        if error.errno not in UNFLUSHED or not path.is_dir():
+            raise
 
 
 def flush_below(folder: Path) -> None:
