@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from ifsq.config import InputError
-from ifsq.training.watch import LostProcessError, Watch, following_torchrun, patience
+from ifsq.training.watch import LostProcessError, Watch, following_torchrun, patience, wait_for_store
 
 LONGEST = timedelta(days=100)  # of a wait for a process that answers: the first may evaluate alone for hours
 Made = TypeVar("Made")
@@ -114,13 +114,14 @@ def _together(size: int, device: torch.device) -> Iterator[World]:
     wait = patience()
     joined = f"the {size} processes of this run"
     try:
+        wait_for_store(wait)
         store, rank, _ = next(dist.rendezvous("env://", timeout=timedelta(seconds=wait)))
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=LONGEST)
         watch = Watch(store, rank, size, wait)
     except ValueError as error:  # a variable of the environment is missing
         raise InputError(f"WORLD_SIZE={size}: {error}") from error
-    except dist.DistStoreError as error:
+    except (dist.DistStoreError, TimeoutError) as error:
         raise LostProcessError(f"{joined}: not all have come within {wait:.0f} s") from error
     except RuntimeError as error:
         raise LostProcessError(f"{joined} cannot be connected: {str(error).splitlines()[0]}") from error

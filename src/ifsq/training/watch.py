@@ -9,8 +9,10 @@ import contextlib
 import itertools
 import os
 import signal
+import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -44,6 +46,25 @@ def patience() -> float:
     return seconds
 
 
+def wait_for_store(seconds: float) -> None:
+    """Return when somebody listens at MASTER_ADDR and MASTER_PORT, for torch writes its stack while it waits.
+
+    Raises TimeoutError. The first process does not wait: it listens, unless torchrun does.
+    """
+    address, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
+    if os.environ.get("RANK", "0") == "0" or not address or not port.isdecimal():
+        return
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            socket.create_connection((address, int(port)), timeout=max(EVERY, end - time.monotonic())).close()
+        except (OSError, OverflowError):
+            time.sleep(EVERY / 10)
+        else:
+            return
+    raise TimeoutError(f"nobody listens at {address}:{port}")
+
+
 class Watch:
     """A thread that meets those of the other processes; every process makes one at the same point.
 
@@ -58,7 +79,8 @@ class Watch:
         self.store, self.rank, self.size, self.patience = store, rank, size, patience
         self.lost = ""
         self._group = dist.new_group(backend="gloo", timeout=timedelta(days=100))
-        self._told, self._leaving, self._left = threading.Event(), threading.Event(), threading.Event()
+        self._told, self._last = threading.Event(), threading.Event()  # somebody is lost; the next meeting is the last
+        self._left, self._awake = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._meet, daemon=True)
         self._thread.start()
 
@@ -69,27 +91,28 @@ class Watch:
 
     def leave(self) -> None:
         """End with a last meeting, in every process at the same point."""
-        self._leaving.set()
+        self._last.set()
+        self._awake.set()
         self._thread.join()
 
     def close(self) -> None:
-        """End at once."""
+        """End at once; the others find this process missing at their next meeting, unless there was a last one."""
         self._left.set()
-        self._leaving.set()
+        self._awake.set()
         self._thread.join(SETTLED)
 
     def _meet(self) -> None:
-        leaving = torch.zeros(1)
-        while not self._left.is_set() and not leaving:
-            leaving.fill_(float(self._leaving.is_set()))
+        last = torch.zeros(1)
+        while not self._left.is_set() and not last:
+            last.fill_(float(self._last.is_set()))
             try:
-                meeting = dist.all_reduce(leaving, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
+                meeting = dist.all_reduce(last, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
             except RuntimeError:
                 self._lose(ENDED, TO_UNWIND)
                 return
             if not self._is_over(meeting):
                 return
-            self._leaving.wait(EVERY)
+            self._awake.wait(EVERY)
 
     def _is_over(self, meeting: dist.Work) -> bool:
         """Wait until everybody has come; False where somebody will not, or this process leaves."""
@@ -112,7 +135,7 @@ class Watch:
     def _lose(self, what: str, wait: float) -> None:
         self.lost = what
         self._told.set()
-        if not self._left.wait(wait):
+        if not self._last.is_set() and not self._left.wait(wait):
             # The main thread waits in an operation that no signal and no other thread can end.
             name = "ifsq" if self.rank == 0 else f"ifsq (process {self.rank})"
             sys.stderr.write(f"{name}: {what}\n")
