@@ -194,9 +194,10 @@ def compare(name: str, dynamic: bool | None, training: bool, device: str = "cpu"
         integers = () if is_tokenizer else ("indices", "packed_digits")
         wrong += [f"{key} differ" for key in integers if not same(getattr(out, key), getattr(expected, key))]
         floats = {"images": (out.images, expected.images)} if is_tokenizer else {"codes": (out.codes, expected.codes)}
-        floats |= {f"loss {key}": (out.losses[key], value) for key, value in expected.losses.items()}
-        state = module.state_dict()
+        losses, state = out.losses, module.state_dict()
+        floats |= {f"loss {key}": (losses[key], value) for key, value in expected.losses.items() if key in losses}
         floats |= {f"state {key}": (state[key], value) for key, value in eager.state_dict().items()}
+        wrong += ["losses differ"] * (losses.keys() != expected.losses.keys())
         off = {key: difference(*pair) for key, pair in floats.items()}
         wrong += [f"{key} off by {value:.1e}" for key, value in off.items() if not value < 1e-5]
     return wrong

@@ -26,13 +26,21 @@ def constant(name: str) -> Any:
     return property(get, keep)
 
 
+def is_exporting() -> bool:
+    """Whether `torch.export` is at work, whose graphs have no training in them.
+
+    The flag behind `torch.compiler.is_exporting()`: torch.compile of torch 2.11 takes the question itself for true.
+    """
+    return torch.compiler._is_exporting_flag
+
+
 def materialize(x: Tensor) -> Tensor:
     """The same tensor; in a compiled graph with gradients a copy, by an operator that a compiler cannot see into.
 
     Neither the copy nor its gradient is then computed twice or fused with anything. Under `torch.export`, which writes
     graphs without a backward pass, there is nothing to keep.
     """
-    if torch.compiler.is_compiling() and not torch.compiler.is_exporting() and torch.is_grad_enabled():
+    if torch.compiler.is_compiling() and not is_exporting() and torch.is_grad_enabled():
         return _copy(x)
     return x
 

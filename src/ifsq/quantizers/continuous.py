@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ifsq.quantizers.bottleneck import Bottleneck, check_count, check_weight
+from ifsq.quantizers.compilers import is_exporting
 from ifsq.quantizers.record import Quantized
 
 LOGVAR = (-30.0, 20.0)  # clamp of the log variance, as in the official code
@@ -73,7 +74,7 @@ class KL(Bottleneck):
     def forward(self, z: Tensor) -> Quantized:
         posterior = self.posterior(z)
         codes = posterior.sample() if self.training else posterior.mean
-        losses = {} if torch.compiler.is_exporting() else {"kl": self.weight * posterior.kl.mean()}
+        losses = {} if is_exporting() else {"kl": self.weight * posterior.kl.mean()}
         return Quantized(codes.to(z.dtype), losses=losses)
 
     def posterior(self, z: Tensor) -> Posterior:

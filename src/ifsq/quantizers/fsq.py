@@ -19,6 +19,7 @@ from ifsq.quantizers import fused
 from ifsq.quantizers.bottleneck import check_count, check_finite
 from ifsq.quantizers.bounds import FIXED, IFSQ_ALPHA, Bound, Clamp, Curve, make_bound
 from ifsq.quantizers.cells import CELLS, codes_to_digits, digits_to_codes, packed_dtype
+from ifsq.quantizers.compilers import is_exporting
 from ifsq.quantizers.digits import (
     MAX_CODEBOOK,
     check_digits,
@@ -191,7 +192,7 @@ class FSQ(nn.Module):
         codes, digits, indices = quantize(rows, axis)
         if self.training:
             codes = self._disturb(codes, rows, axis)
-            if not torch.compiler.is_exporting():
+            if not is_exporting():
                 self.bound.observe(rows, axis)
         codes = self._leave(codes, axis, outer, z.dtype)
         if digits is None:

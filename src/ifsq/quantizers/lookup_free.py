@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ifsq.quantizers.bottleneck import Bottleneck, check_count, check_weight, reads_values
+from ifsq.quantizers.compilers import is_exporting
 from ifsq.quantizers.digits import (
     MAX_CODEBOOK,
     check_indices,
@@ -91,7 +92,7 @@ class LFQ(Bottleneck):
         rows = self._project(latent.movedim(axis, -1))
         digits = (rows >= 0).to(torch.uint8)
         codes = self._values(digits, rows.dtype)
-        losses = {} if torch.compiler.is_exporting() else self._losses(rows, codes)
+        losses = {} if is_exporting() else self._losses(rows, codes)
         codes = codes + (rows - rows.detach())  # straight through; a difference of 0
         indices = digits_to_indices(digits, self.levels, self.groups, "little") if self._indexed else None
         return Quantized(codes.to(z.dtype).movedim(-1, axis), indices, digits, losses)

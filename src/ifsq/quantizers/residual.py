@@ -16,6 +16,7 @@ from torch import Tensor
 from ifsq.quantizers.bottleneck import Bottleneck, check_count, reads_values
 from ifsq.quantizers.bounds import IFSQ_ALPHA, make_bound
 from ifsq.quantizers.cells import codes_to_digits, digits_to_codes, packed_dtype
+from ifsq.quantizers.compilers import is_exporting
 from ifsq.quantizers.digits import (
     MAX_CODEBOOK,
     check_indices,
@@ -86,7 +87,7 @@ class ResidualFSQ(Bottleneck):
         codes = codes + 2 * (unit - unit.detach())  # straight through; a difference of 0
         digits = self._split(cell)
         indices = self._indices(digits) if self.codebook_size <= MAX_CODEBOOK else None
-        if self.training and not torch.compiler.is_exporting():
+        if self.training and not is_exporting():
             self.bound.observe(latent, axis)
         packed = digits.to(packed_dtype(self.levels))
         return Quantized(codes.to(z.dtype).movedim(-1, axis), indices, packed)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ifsq.quantizers.bottleneck import Bottleneck, check_count, check_weight, reads_values
 from ifsq.quantizers.cells import packed_dtype
+from ifsq.quantizers.compilers import is_exporting
 from ifsq.quantizers.digits import check_indices
 from ifsq.quantizers.record import Quantized
 
@@ -94,8 +95,8 @@ class VQ(Bottleneck):
         rows = self._project(latent.movedim(axis, -1))
         indices = self._nearest(rows)
         chosen = self._lookup(indices).to(rows.dtype)
-        losses = {} if torch.compiler.is_exporting() else self._losses(rows, chosen)
-        if self.training and not torch.compiler.is_exporting():
+        losses = {} if is_exporting() else self._losses(rows, chosen)
+        if self.training and not is_exporting():
             self._update(rows.detach().reshape(-1, self.dim), indices.reshape(-1))
         codes = chosen.detach() + (rows - rows.detach())  # a difference of 0: the codes are the codebook's to the bit
         digits = indices.unsqueeze(-1).to(packed_dtype(self.levels))
