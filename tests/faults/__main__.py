@@ -100,7 +100,8 @@ def run(rows: Iterable[str], every: int = 1, jobs: int = 1, short: bool = False)
             else:
                 step = SHORT_EVERY[row] if short else every
                 found += attempt_all(list(islice(cases(row, where, made), step // 2, None, step)), where, jobs)
-            print(f"{row}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+            print(f"{row}: {time.monotonic() - began:.0f} s", file=sys.stderr)
+            print(table([one for one in found if one.row.startswith(row)]), file=sys.stderr, flush=True)
     return found
 
 

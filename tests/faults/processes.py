@@ -8,6 +8,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from tests.faults.cases import Found
@@ -166,10 +167,11 @@ def killed_ranks(world: Path, place: Path, times: int = 6) -> Iterator[Found]:
                 many(folder)
             both = ranks(folder, line)
             if name == "encode":
-                wait_until(lambda folder=folder: (folder / ".partial_out").exists(), both[0])
+                wait_until(lambda folder=folder: (folder / "out").exists(), both[0])
             else:
                 wait_until(moving(folder), both[0])
-            os.kill(both[dead].pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it has ended: the other will not say what is expected of it
+                os.kill(both[dead].pid, signal.SIGKILL)
             ended = both[1 - dead].end(LIMIT)
             both[dead].kill()
             shutil.rmtree(folder)

@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from PIL import Image
@@ -70,7 +70,7 @@ def fill(place: Path, room: int) -> Path:
     """A file that leaves so many bytes of the disk."""
     filler = place / "filler"
     free = shutil.disk_usage(place).free - room
-    with filler.open("wb") as file:
+    with suppress(OSError), filler.open("wb", buffering=0) as file:  # a run may be writing meanwhile
         for start in range(0, free, 1 << 20):
             file.write(bytes(min(1 << 20, free - start)))
     return filler
