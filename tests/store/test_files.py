@@ -4,6 +4,7 @@ import copy
 import errno
 import hashlib
 import os
+import re
 import resource
 import stat
 from collections.abc import Callable, Iterator
@@ -216,3 +217,14 @@ def test_a_new_volume_and_unfinished_files_leave_a_folder_free(tmp_path: Path) -
 def test_an_error_goes_from_process_to_process() -> None:
     error = files.WriteError(Path("a"), FULL)
     assert str(copy.copy(error)) == str(error) == f"a: cannot be written: {FULL}"  # as pickle takes it apart
+
+
+WRITES = re.compile(r"os\.(replace|fsync)|save_file|NamedTemporaryFile|\.write_(text|bytes)\(|open\([^)]*[\"'][wax]")
+
+
+def test_nobody_else_writes(root: Path) -> None:
+    """What is written elsewhere is not whole or not at all, and on a full disk a traceback."""
+    for path in (root / "src" / "ifsq").rglob("*.py"):
+        if path.parent.name != "store":
+            found = [line for line in path.read_text().splitlines() if WRITES.search(line)]
+            assert not [line for line in found if "partial.open(" not in line], path  # of `whole_file`

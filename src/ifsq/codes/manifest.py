@@ -8,7 +8,7 @@ from typing import Any
 
 from ifsq.codes.spec import CodeSpec, LatentSpec
 from ifsq.config import InputError, build, digest
-from ifsq.data.paths import is_plain
+from ifsq.data.paths import is_plain, shown
 
 FORMATS = (1, 2, 3)  # 1: digits only, without flips; 2: no names of the images
 MOST_IMAGES = 2**40
@@ -115,5 +115,5 @@ def read_manifest(table: Any, where: str) -> Manifest:
     if not isinstance(table, Mapping) or "format" not in table:
         raise InputError(f"{where}: is not a manifest of a code cache; expected a JSON object with a format")
     if table["format"] not in FORMATS or isinstance(table["format"], bool):
-        raise InputError(f"{where}: format {table['format']!r}; expected one of {FORMATS}")
+        raise InputError(f"{where}: format {shown(table['format'])}; expected one of {FORMATS}")
     return build(Manifest, table, where)
