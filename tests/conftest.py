@@ -171,8 +171,6 @@ def road(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 BEHIND = (
-    "nothing_is_written[no permission]",
-    "nothing_is_written[two of a kind]",
     "damaged_exchanged_or_not_finite[tokenizer train]",
     "damaged_exchanged_or_not_finite[generator train]",
     "test_what_one_of_three_refuses_ends_all",

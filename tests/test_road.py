@@ -444,7 +444,7 @@ BAD = {
     "damaged config": (["tokenizer", "eval", "damaged"], "config.json: cannot be read as JSON"),
     "damaged state": (["sample", "halfway", "--labels", "0", "--out", "new.png"], "state.json: cannot be read as JSON"),
     "damaged evaluation": (["report", "unread"], "evaluation.json: cannot be read as JSON"),
-    "no permission": (["reconstruct", "tokenizer", "good.png", "--out", "/proc/nothing"], "/proc/nothing: No such file or directory"),
+    "no permission": (["reconstruct", "tokenizer", "good.png", "--out", "/proc/nothing"], "/proc/nothing: cannot be written: no such file or directory"),
     "encode elsewhere": (["encode", "tokenizer", "bundled:shapes", "foreign"], "foreign: is not empty and holds no code cache"),
     "encode something else": (["encode", "tokenizer", "bundled:digits", "codes"], "codes: holds another code cache (data.source 'bundled:shapes' against 'bundled:digits')"),
     "encode size": (["encode", "tokenizer", "bundled:shapes", "new", "--size", "30"], "size 30: expected a multiple of the tokenizer's factor 4"),

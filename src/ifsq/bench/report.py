@@ -87,10 +87,11 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
     target = out or folders[0] / "report.html"
     if target.suffix not in (".html", ".htm"):
         raise InputError(f"{target}: expected a name that ends in .html")
-    runs = [_read(folder) for folder in folders]
-    kinds = [run.kind for run in runs]
+    configs = [read_config(folder) for folder in folders]
+    kinds = [config["kind"] for config in configs]
     if len(set(kinds)) < len(kinds):
         raise InputError(f"{len(kinds)} runs of kinds {', '.join(kinds)}: expected at most one of a kind on a page")
+    runs = [_read(folder, config) for folder, config in zip(folders, configs, strict=True)]
     _refuse_unlike(runs)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("ifsq.bench", "."), autoescape=True, undefined=jinja2.StrictUndefined
@@ -102,8 +103,7 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
     return target
 
 
-def _read(folder: Path) -> Run:
-    config = read_config(folder)
+def _read(folder: Path, config: dict[str, Any]) -> Run:
     if config["kind"] not in TITLES:
         raise InputError(f"{folder}: is a {config['kind']}; expected a tokenizer or generator run")
     metrics = read_metrics(folder / "metrics.jsonl")
