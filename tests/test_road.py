@@ -26,6 +26,7 @@ from ifsq.data.sampler import StepSampler
 from ifsq.evaluation import spread
 from ifsq.generators.pretrained import load_generator, save_generator
 from ifsq.generators.train import GeneratorTask
+from ifsq.metrics import ProtocolCard
 from ifsq.store import checkpoints
 from ifsq.training.config import TrainConfig
 from ifsq.training.distributed import World
@@ -119,7 +120,8 @@ def size_of(picture):
 
 
 def files_of(folder):
-    return {path: path.stat().st_mtime_ns for path in Path(folder).rglob("*")}
+    """When each was written; of folders, which hold a lock for a while, that they are there."""
+    return {path: path.stat().st_mtime_ns if path.is_file() else None for path in Path(folder).rglob("*")}
 
 
 def test_a_run_is_a_folder():
@@ -496,10 +498,11 @@ def test_bad_input_is_one_line_and_nothing_is_written(case, capsys):
     damage("unread", config='{"kind": "ar"}', evaluation="[")
     damage("shapeless", config='{"kind": "ar"}', **{"checkpoints/step_3/state": '{"step": 3}'})
     damage("orphan", config='{"kind": "model", "model": {"kind": "ar"}}')
+    card = ProtocolCard("FD(judge)", {"distance": 1.0}, "images", "0", 2, 16, "center", "bicubic", "float32")
     damage(
         "unread2",
         config='{"kind": "ar"}',
-        evaluation='{"cards": [{}], "step": 3}',
+        evaluation=json.dumps({"cards": [card.to_dict()], "step": 3, "classes": ["a"]}),
         **{"checkpoints/step_3/state": '{"step": 3}'},
     )
     for folder in ("unread", "unread2"):

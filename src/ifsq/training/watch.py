@@ -25,7 +25,7 @@ from ifsq.config import InputError
 PATIENCE = "IFSQ_PATIENCE"
 """Environment variable: seconds that a process waits for another that does not answer; default 300."""
 EVERY = 1.0  # seconds between meetings
-SETTLED = 5.0  # seconds until a meeting has shown who is there
+SETTLED = 5.0  # seconds for what is not to be waited for
 TO_UNWIND = 60.0  # seconds for a process to end by itself when another has
 ENDED = "another process of this run has ended; what it said tells why"
 
@@ -79,15 +79,19 @@ class Watch:
         self.store, self.rank, self.size, self.patience = store, rank, size, patience
         self.lost = ""
         self._group = dist.new_group(backend="gloo", timeout=timedelta(days=100))
-        self._told, self._last = threading.Event(), threading.Event()  # somebody is lost; the next meeting is the last
-        self._left, self._awake = threading.Event(), threading.Event()
+        self._begun = self._met = 0  # meetings
+        self._news = threading.Condition()  # of these, and of somebody lost
+        self._last, self._left, self._awake = threading.Event(), threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._meet, daemon=True)
         self._thread.start()
 
     def verdict(self) -> str:
-        """What has become of another process, in words; "" where all are there."""
-        self._told.wait(SETTLED)
-        return self.lost
+        """What has become of another process, in words; "" once all have come to a meeting that begins from now on."""
+        with self._news:
+            begun = self._begun
+            while not self.lost and self._met <= begun and self._thread.is_alive():
+                self._news.wait(EVERY)
+            return self.lost
 
     def leave(self) -> None:
         """End with a last meeting, in every process at the same point."""
@@ -100,11 +104,14 @@ class Watch:
         self._left.set()
         self._awake.set()
         self._thread.join(SETTLED)
+        if not self._thread.is_alive():
+            dist.destroy_process_group(self._group)  # before the others notice anything else
 
     def _meet(self) -> None:
         last = torch.zeros(1)
         while not self._left.is_set() and not last:
             last.fill_(float(self._last.is_set()))
+            self._begun += 1
             try:
                 meeting = dist.all_reduce(last, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
             except RuntimeError:
@@ -112,6 +119,9 @@ class Watch:
                 return
             if not self._is_over(meeting):
                 return
+            with self._news:
+                self._met = self._begun
+                self._news.notify_all()
             self._awake.wait(EVERY)
 
     def _is_over(self, meeting: dist.Work) -> bool:
@@ -133,8 +143,9 @@ class Watch:
         return False
 
     def _lose(self, what: str, wait: float) -> None:
-        self.lost = what
-        self._told.set()
+        with self._news:
+            self.lost = what
+            self._news.notify_all()
         if not self._last.is_set() and not self._left.wait(wait):
             # The main thread waits in an operation that no signal and no other thread can end.
             name = "ifsq" if self.rank == 0 else f"ifsq (process {self.rank})"
