@@ -28,6 +28,7 @@ install_import_hook(
     "beartype.beartype",
 )
 torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"  # of the commands that tests start: sums are the same bits then
 
 
 @pytest.fixture(scope="session")

@@ -34,6 +34,7 @@ optim.warmup = 2
 engine.workers = 2
 """
 TRAIN = ["tokenizer", "train", "run.toml", "--device", "cpu", "--out"]
+TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", "ifsq")
 SOON = 30  # seconds; without what these tests are about it would be for ever
 
 
@@ -142,9 +143,18 @@ def test_a_killed_process_ends_the_other_although_its_workers_outlive_it(folder)
     processes[1].communicate()
 
 
+def test_processes_that_their_torchrun_tells_to_stop_too_save(folder):
+    """As Ctrl-C in a terminal: each is told twice, and by the other one."""
+    torchrun = start(folder, *TRAIN, "group", how=TORCHRUN)
+    wait_for(lambda: rows(folder / "group") > 0, torchrun)
+    os.killpg(torchrun.pid, signal.SIGINT)
+    said = torchrun.communicate(timeout=SOON)[1].splitlines()
+    assert len([line for line in said if line.startswith("ifsq: stopped at step ")]) == 1, said
+    assert list((folder / "group" / "checkpoints").glob("step_*"))
+
+
 def test_processes_of_a_killed_torchrun_stop(folder):
-    how = ("-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", "ifsq")
-    torchrun = start(folder, *TRAIN, "orphans", how=how)
+    torchrun = start(folder, *TRAIN, "orphans", how=TORCHRUN)
     wait_for(lambda: rows(folder / "orphans") > 0, torchrun)
     left = children(torchrun)
     os.kill(torchrun.pid, signal.SIGKILL)

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import threading
+import time
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 
 from ifsq.config import InputError
 from ifsq.store import checkpoints
+from ifsq.training import loop
 from ifsq.training.config import EngineConfig, TrainConfig
 from ifsq.training.distributed import World, pick_device
 from ifsq.training.ema import EMA
@@ -136,16 +138,62 @@ def test_a_run_that_skipped_nothing_says_nothing_of_it(tmp_path):
     assert not any("skipped" in row for row in read_metrics(tmp_path / "metrics.jsonl"))
 
 
+@pytest.fixture
+def ordinary():
+    """The signals that nobody has caught before: here, they are written down."""
+    came: list[int] = []
+    asks = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, lambda number, _: came.append(number)) for number in asks]
+    yield came
+    for number, handler in zip(asks, before, strict=True):
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("ordinary")
 def test_a_request_to_stop_saves_and_says_so(tmp_path):
     task = Regression(lambda step: os.kill(os.getpid(), signal.SIGINT) if step == 13 else None)
-    before = signal.getsignal(signal.SIGINT)  # ignored where a shell started the tests in the background
     with pytest.raises(Interrupted, match="stopped at step 14; the same command continues"):
         fit(task, config(), tmp_path / "cut", HERE, Silent(), "cut")
     assert weights(tmp_path / "cut")[0] == 14
-    assert signal.getsignal(signal.SIGINT) is before
     fit(Regression(), config(), tmp_path / "cut", HERE, Silent(), "cut")
     fit(Regression(), config(), tmp_path / "whole", HERE, Silent(), "whole")
     assert_same(weights(tmp_path / "whole")[1], weights(tmp_path / "cut")[1])
+
+
+@pytest.mark.parametrize("asked", ["here", "elsewhere"])
+def test_requests_to_stop_are_one_for_a_moment_and_then_act_as_usual(tmp_path, monkeypatch, ordinary, asked):
+    """As of a terminal and torchrun, or of a scheduler that has told another process first."""
+    monkeypatch.setattr(loop, "SAME_REQUEST", 0.2)
+    stop = (lambda step: os.kill(os.getpid(), signal.SIGTERM)) if asked == "here" else (lambda step: None)
+    here = HERE if asked == "here" else AskedElsewhere(0, 1, torch.device("cpu"))
+    with pytest.raises(Interrupted):
+        fit(Regression(stop), config(), tmp_path, here, Silent(), "run")
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert not ordinary
+    time.sleep(0.3)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert ordinary == [signal.SIGTERM]
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert len(ordinary) == 2
+
+
+@pytest.mark.parametrize("how", ["ends", "fails"])
+def test_a_run_that_was_not_asked_to_stop_leaves_signals_as_they_were(tmp_path, ordinary, how):
+    before = signal.getsignal(signal.SIGTERM)
+    if how == "ends":
+        fit(Regression(), config(), tmp_path, HERE, Silent(), "run")
+    else:
+        with pytest.raises(InputError, match="loss is nan"):
+            fit(Regression(), config(optim=OptimConfig(lr=1e30)), tmp_path, HERE, Silent(), "run")
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert not ordinary
+
+
+class AskedElsewhere(World):
+    """Another process of the run has been asked to stop."""
+
+    def any(self, flag):
+        return True
 
 
 def test_runs_outside_the_main_thread(tmp_path):

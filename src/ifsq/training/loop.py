@@ -32,6 +32,9 @@ from ifsq.training.optim import lr_at
 from ifsq.training.player import Opponent, Player
 from ifsq.training.sinks import check_sinks, open_sinks
 
+SAME_REQUEST = 2.0
+"""Seconds: a terminal and torchrun both tell the same process to stop, a scheduler tells one process after another."""
+
 
 class Task(ABC):
     """What is trained.
@@ -374,21 +377,38 @@ def _seed_step(seed: int, step: int, part: int, world: World) -> torch.Generator
 
 @contextmanager
 def _stop_requests() -> Iterator[threading.Event]:
-    """Turn the first SIGINT or SIGTERM into a flag that is looked at between steps; a second one acts as usual."""
-    asked = threading.Event()
+    """Turn the first SIGINT or SIGTERM into a flag that is looked at between steps; a later one acts as usual.
+
+    All that come within `SAME_REQUEST` seconds are one. A run that was interrupted, perhaps because another process was
+    asked, still waits for its own: the handlers stay until a later one has come.
+    """
+    asked, since = threading.Event(), 0.0
     if threading.current_thread() is not threading.main_thread():
         yield asked  # only the main thread may handle signals
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
     def ask(number: int, _: Any) -> None:
-        asked.set()
-        signal.signal(number, before[signal.Signals(number)])
+        nonlocal since
+        if not asked.is_set():
+            since = time.monotonic()
+            asked.set()
+        elif time.monotonic() - since > SAME_REQUEST:
+            restore()
+            signal.raise_signal(number)
 
     for number in before:
         signal.signal(number, ask)
     try:
         yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    except Interrupted:
+        raise
+    except BaseException:
+        restore()
+        raise
+    else:
+        restore()
