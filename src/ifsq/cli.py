@@ -400,7 +400,7 @@ def _analyze_codes(options: argparse.Namespace) -> None:
 
 
 def _import_official(options: argparse.Namespace) -> None:
-    from ifsq.interop.official_tokenizer import import_official
+    from ifsq.interop.official.tokenizer import import_official
 
     import_official(options.checkpoint, options.config, options.weights, options.out)
     _print(f"tokenizer: {options.out}")
@@ -414,14 +414,14 @@ def _import_diffusers(options: argparse.Namespace) -> None:
 
 
 def _import_latents(options: argparse.Namespace) -> None:
-    from ifsq.interop.official_latents import import_latents
+    from ifsq.interop.official.latents import import_latents
 
     cache = import_latents(options.folder, options.out)
     _print(f"codes: {cache.folder}, latents of {cache.count('train')} images and of their mirrors")
 
 
 def _export_official(options: argparse.Namespace) -> None:
-    from ifsq.interop.official_tokenizer import export_official
+    from ifsq.interop.official.tokenizer import export_official
 
     config = export_official(options.folder, options.out)
     _print(f"checkpoint: {options.out}, config: {config}")

@@ -120,7 +120,7 @@ def import_everything() -> None:
     torch.set_num_threads(1)
     import ifsq.bench.demo
     import ifsq.bench.report
-    import ifsq.interop.official_tokenizer
+    import ifsq.interop.official.tokenizer
     import ifsq.pipeline  # noqa: F401
 
 

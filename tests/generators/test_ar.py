@@ -10,8 +10,8 @@ from torch import nn
 
 from ifsq.codes.spec import CodeSpec
 from ifsq.generators.ar import ARConfig, ARGenerator
-from ifsq.generators.ar.official import from_official
 from ifsq.generators.base import CodeBatch
+from ifsq.interop.official.llamagen import from_official
 
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}
 JOINT = CodeSpec((32,), (1,), "little", "equal", (4, 4))

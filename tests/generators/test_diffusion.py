@@ -10,8 +10,8 @@ from torch import nn
 from ifsq.codes.spec import CodeSpec
 from ifsq.generators.base import CodeBatch
 from ifsq.generators.diffusion import DiffusionGenerator, DiTConfig
-from ifsq.generators.diffusion.official import from_official
 from ifsq.generators.diffusion.sample import euler, time_grid
+from ifsq.interop.official.dit import from_official
 
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}
 OFFICIAL = CodeSpec((17,) * 4, (4,), "little", "paper", (4, 4))

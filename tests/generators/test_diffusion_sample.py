@@ -6,9 +6,9 @@ from torch import nn
 
 from ifsq.codes.spec import CodeSpec
 from ifsq.generators.diffusion import DiffusionGenerator, DiTConfig, function_evaluations
-from ifsq.generators.diffusion.official import from_official
 from ifsq.generators.diffusion.sample import SOLVERS, time_grid
 from ifsq.generators.streams import normals
+from ifsq.interop.official.dit import from_official
 
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}
 SPEC = CodeSpec((5, 9), (1, 1), "little", "equal", (4, 2))

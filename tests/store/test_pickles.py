@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ifsq.config import InputError
-from ifsq.interop.official_latents import read_statistics
+from ifsq.interop.official.latents import read_statistics
 from ifsq.pretrained.weights import read_weights
 from ifsq.store.pickles import read_pickle
 

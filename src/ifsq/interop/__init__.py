@@ -1,1 +1,1 @@
-"""Other projects' checkpoints, in and out. Called by ``cli``."""
+"""Other projects' checkpoints, in and out."""

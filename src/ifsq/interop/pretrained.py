@@ -1,4 +1,4 @@
-"""A run's averaged weights as a model folder of their own, with a card. Called by ``cli``."""
+"""A run's averaged weights as a model folder of their own, with a card."""
 
 from pathlib import Path
 

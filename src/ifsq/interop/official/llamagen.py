@@ -1,4 +1,4 @@
-"""The official LlamaGen checkpoint's keys and ours. Called by the tests.
+"""The official LlamaGen checkpoint's keys and ours.
 
 A rename but for the SwiGLU: the official ``w1`` (gate) and ``w3`` (value) are the two halves of our ``w12``.
 """
@@ -7,6 +7,8 @@ import re
 
 import torch
 from torch import Tensor
+
+from ifsq.interop.files import bare_name
 
 _RENAMES = (
     (r"^(\d+)_emb\.", r"tok_embeddings.\1."),
@@ -23,12 +25,13 @@ _DROPPED = (".kv_cache.", "projectors.", "freqs_cis")
 
 def from_official(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Official ``model`` or ``ema`` state dict -> that of `ARGenerator` (a REPA projector and caches are left out)."""
+    plain = {bare_name(key): value for key, value in state.items()}
     ours: dict[str, Tensor] = {}
-    for key, value in state.items():
+    for key, value in plain.items():
         if any(part in key for part in _DROPPED):
             continue
         if key.endswith("feed_forward.w1.weight"):
-            value = torch.cat([value, state[key.replace(".w1.", ".w3.")]])
+            value = torch.cat([value, plain[key.replace(".w1.", ".w3.")]])
             key = key.replace(".w1.", ".w12.")
         elif key.endswith("feed_forward.w3.weight"):
             continue

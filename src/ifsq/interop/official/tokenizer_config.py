@@ -1,4 +1,4 @@
-"""The model's JSON of the official tokenizer trainer, in and out. Called by ``official_tokenizer``."""
+"""The model's JSON of the official tokenizer trainer, in and out."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from ifsq.cli import main
 from ifsq.codes import CodeCache
 from ifsq.config import InputError
-from ifsq.interop.official_latents import features, import_latents, read_shards, read_statistics
+from ifsq.interop.official.latents import features, import_latents, read_shards, read_statistics
 
 
 def test_features_are_those_of_the_official_data_set(golden_folder):

@@ -7,13 +7,13 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tests.interop.test_official_tokenizer import refused, saved
+from tests.interop.official.test_official_tokenizer import refused, saved
 from tests.store.test_pickles import flip
 
 from ifsq.config import InputError
-from ifsq.interop import official_sidecar
-from ifsq.interop.official_sidecar import SIDECAR
-from ifsq.interop.official_tokenizer import export_official, import_official
+from ifsq.interop.official import sidecar as official_sidecar
+from ifsq.interop.official.sidecar import SIDECAR
+from ifsq.interop.official.tokenizer import export_official, import_official
 from ifsq.tokenizer.model import Tokenizer
 
 

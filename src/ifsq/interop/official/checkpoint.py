@@ -1,4 +1,4 @@
-"""Files of tensors as the official trainer writes them, and plain ones: opened, checked and found by bare names."""
+"""Checkpoints of the official trainer: what is in them, and their weights by bare names."""
 
 from pathlib import Path
 from typing import Any
@@ -6,26 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from ifsq.config import InputError
-from ifsq.store.pickles import read_pickle
-from ifsq.store.weights import read_tensors
-
-WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
-"""Parts of a name that ``torch.compile``, FSDP and activation checkpointing put before what they wrap, at any depth."""
-REPLICATED = "module."  # of DistributedDataParallel, around the whole; inside of a name it may be a module's own
-
-
-def read_checkpoint(path: Path) -> Any:
-    """What a file holds: safetensors by their ending, else what ``torch.save`` wrote of tensors and plain values.
-
-    Raises InputError when it is missing, damaged, or holds code.
-    """
-    if path.suffix == ".safetensors":
-        return read_tensors(path)
-    if path.is_dir():
-        raise InputError(
-            f"{path}: is a folder; expected one file (torch.distributed.checkpoint.format_utils makes one of a sharded)"
-        )
-    return read_pickle(path)
+from ifsq.interop.files import bare_name
 
 
 def is_of_the_trainer(found: Any) -> bool:
@@ -56,14 +37,6 @@ def find_weights(found: Any, weights: str, path: Path) -> dict[str, Tensor]:
             raise InputError(f"{where}: {key!r} stands twice, with and without its prefix; expected it once")
         bare[name] = value
     return bare
-
-
-def bare_name(key: str) -> str:
-    """A tensor's name without what wrappers of modules add."""
-    name = ".".join(part for part in key.split(".") if part not in WRAPPERS)
-    while name.startswith(REPLICATED):
-        name = name.removeprefix(REPLICATED)
-    return name
 
 
 def _is_table(value: Any) -> bool:

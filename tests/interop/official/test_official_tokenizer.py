@@ -9,14 +9,14 @@ from safetensors.torch import load_file
 import ifsq
 from ifsq.cli import main
 from ifsq.config import InputError
-from ifsq.interop.official_config import read_official_config
-from ifsq.interop.official_tokenizer import (
+from ifsq.interop.official.tokenizer import (
     export_official,
     import_official,
     official_tensors,
     read_official,
     write_official,
 )
+from ifsq.interop.official.tokenizer_config import read_official_config
 from ifsq.tokenizer.conv import ConvConfig
 from ifsq.tokenizer.model import QuantizerConfig, Tokenizer, TokenizerConfig
 

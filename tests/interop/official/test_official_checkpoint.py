@@ -7,14 +7,14 @@ import random
 import pytest
 import torch
 from safetensors.torch import save_file
-from tests.interop.test_official_tokenizer import refused, saved, tiny
+from tests.interop.official.test_official_tokenizer import refused, saved, tiny
 from tests.store.test_pickles import flip
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from ifsq.cli import main
 from ifsq.config import InputError
-from ifsq.interop.official_file import bare_name
-from ifsq.interop.official_tokenizer import import_official, official_tensors, read_official
+from ifsq.interop.files import bare_name
+from ifsq.interop.official.tokenizer import import_official, official_tensors, read_official
 from ifsq.tokenizer.model import Tokenizer
 
 

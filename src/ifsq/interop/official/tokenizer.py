@@ -4,8 +4,8 @@ The file is a pickle, opened with ``weights_only=True`` alone: ``{epoch, current
 {gen_model, dics_model}, ema_state_dict}``; the model's JSON lies beside it. Parameter names are those of `Tokenizer`. A
 plain table of these tensors, also as safetensors, is read too.
 Left out on the way in: the running mean and variance of the latent, which only its log reads, and the averages that its
-EMA takes of integer tables (``_basis`` of ``[9]*6`` drifts from 59049 to 59049.59); ``official_sidecar`` keeps them for
-the way out.
+EMA takes of integer tables (``_basis`` of ``[9]*6`` drifts from 59049 to 59049.59); `sidecar` keeps them for the way
+out.
 """
 
 import json
@@ -18,9 +18,10 @@ from torch import Tensor
 
 from ifsq.config import InputError, read_json
 from ifsq.interop.assemble import assemble
-from ifsq.interop.official_config import official_config, read_official_config
-from ifsq.interop.official_file import find_weights, is_of_the_trainer, read_checkpoint
-from ifsq.interop.official_sidecar import read_sidecar, write_sidecar
+from ifsq.interop.files import read_checkpoint
+from ifsq.interop.official.checkpoint import find_weights, is_of_the_trainer
+from ifsq.interop.official.sidecar import read_sidecar, write_sidecar
+from ifsq.interop.official.tokenizer_config import official_config, read_official_config
 from ifsq.store.files import make_folder, whole_file, write_text
 from ifsq.tokenizer.model import Tokenizer, TokenizerConfig
 from ifsq.training.folder import check_free, new_folder

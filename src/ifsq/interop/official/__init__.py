@@ -1,0 +1,1 @@
+"""Checkpoints of the official repository, in and out: all of its names stand here."""
