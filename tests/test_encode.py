@@ -21,8 +21,9 @@ from ifsq.data import DataConfig, Reading, iterate_once, open_images
 from ifsq.experiment import GeneratorExperiment, check_cache
 from ifsq.generators.ar import ARConfig
 from ifsq.generators.diffusion import DiTConfig
+from ifsq.tokenizer.bottleneck import QuantizerConfig
 from ifsq.tokenizer.conv import ConvConfig
-from ifsq.tokenizer.model import QuantizerConfig, Tokenizer, TokenizerConfig
+from ifsq.tokenizer.model import Tokenizer, TokenizerConfig
 
 CONV = ConvConfig(width=8, multipliers=(1, 1), blocks=1, patch=2, groups=4)
 KINDS = {

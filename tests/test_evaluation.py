@@ -26,8 +26,9 @@ from ifsq.pretrained.inception import FIDInception
 from ifsq.pretrained.lpips import LPIPS, OFFICIAL_NAME
 from ifsq.quantizers import FSQ
 from ifsq.store.weights import weights_digest
+from ifsq.tokenizer.bottleneck import QuantizerConfig
 from ifsq.tokenizer.conv import ConvConfig
-from ifsq.tokenizer.model import QuantizerConfig, Tokenizer, TokenizerConfig
+from ifsq.tokenizer.model import Tokenizer, TokenizerConfig
 from ifsq.training.distributed import World
 from ifsq.training.log import Silent
 

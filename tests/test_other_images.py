@@ -16,8 +16,9 @@ from ifsq.config import InputError
 from ifsq.data import Reading
 from ifsq.evaluation import TokenizerEvaluation
 from ifsq.metrics import judge
+from ifsq.tokenizer.bottleneck import QuantizerConfig
 from ifsq.tokenizer.conv import ConvConfig
-from ifsq.tokenizer.model import QuantizerConfig, Tokenizer, TokenizerConfig
+from ifsq.tokenizer.model import Tokenizer, TokenizerConfig
 
 SIZE = ("--size", "16")
 

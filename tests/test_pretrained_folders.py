@@ -17,8 +17,9 @@ from ifsq.codes.spec import CodeSpec
 from ifsq.config import InputError, to_dict
 from ifsq.generators.ar import ARConfig, ARGenerator
 from ifsq.generators.pretrained import Origin, describe, load_generator, save_generator
+from ifsq.tokenizer.bottleneck import QuantizerConfig
 from ifsq.tokenizer.conv import ConvConfig
-from ifsq.tokenizer.model import QuantizerConfig, Tokenizer, TokenizerConfig
+from ifsq.tokenizer.model import Tokenizer, TokenizerConfig
 from ifsq.training import checkpoint
 from ifsq.training.distributed import World
 from ifsq.training.folder import create_run

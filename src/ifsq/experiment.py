@@ -39,7 +39,7 @@ class TokenizerExperiment:
             raise ValueError(f"data.size={size}: expected a multiple of the tokenizer's factor {factor}")
         check_channels(self.tokenizer.conv.in_channels)
         quantizer, sharded = self.tokenizer.quantizer, self.train.engine.sharding == "shard"
-        if sharded and quantizer.kind == "vq" and (quantizer.ema or quantizer.revive_after):
+        if sharded and (quantizer.ema or quantizer.revive_after):
             raise ValueError("train.engine.sharding='shard' with a codebook that is written to: expected 'replicate'")
         least = 16 if self.loss.lpips else 1  # four poolings
         if self.loss.adversarial is not None:

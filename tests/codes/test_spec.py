@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from ifsq import FSQ
-from ifsq.codes.spec import CODEBOOK, CodeSpec
+from ifsq.codes.spec import CodeSpec
 from ifsq.config import build
 from ifsq.quantizers import BSQ, LFQ
+from ifsq.quantizers.lattice import CODEBOOK
 
 LAYOUTS = [
     ([17] * 4, [4], "paper"),
@@ -32,7 +33,8 @@ def test_both_views_are_exact(levels, groups, cells):
 def test_agrees_with_the_quantizer():
     q = FSQ([17] * 4, groups=[3, 1], digit_order="big")
     out = q(torch.randn(2, 4, 3, 5))
-    spec = CodeSpec(q.levels, q.groups, "big", "paper", (3, 5))
+    spec = CodeSpec.of(q.lattice, (3, 5))
+    assert spec == CodeSpec((17,) * 4, (3, 1), "big", "paper", (3, 5))
     assert torch.equal(spec.digits_to_codes(out.digits), out.codes)
     assert torch.equal(spec.digits_to_indices(out.digits), out.indices)
 
@@ -41,7 +43,7 @@ def test_agrees_with_the_quantizer():
 def test_agrees_with_signs(quantizer):
     q = quantizer(6, groups=[4, 2], channel_first=True).eval()
     out = q(torch.randn(2, 6, 3, 5))
-    spec = CodeSpec(q.levels, q.groups, "little", "symmetric", (3, 5), q.scale)
+    spec = CodeSpec.of(q.lattice, (3, 5))
     assert torch.equal(spec.digits_to_codes(out.digits), out.codes)
     assert torch.equal(spec.codes_to_digits(out.codes), out.digits.long())
     assert torch.equal(spec.digits_to_indices(out.digits), out.indices)

@@ -18,8 +18,9 @@ from ifsq.evaluation import (
 )
 from ifsq.generators.ar import ARConfig, ARGenerator
 from ifsq.metrics import JudgeNet
+from ifsq.tokenizer.bottleneck import QuantizerConfig
 from ifsq.tokenizer.conv import ConvConfig
-from ifsq.tokenizer.model import QuantizerConfig, Tokenizer, TokenizerConfig
+from ifsq.tokenizer.model import Tokenizer, TokenizerConfig
 
 SPEC = CodeSpec((5, 5), (2,), "little", "paper", (2, 2))
 

@@ -18,8 +18,9 @@ from ifsq.config import InputError
 from ifsq.evaluation.record import read_evaluation
 from ifsq.generators.ar import ARGenerator
 from ifsq.metrics import judge
+from ifsq.tokenizer.bottleneck import QuantizerConfig
 from ifsq.tokenizer.conv import ConvConfig
-from ifsq.tokenizer.model import QuantizerConfig, Tokenizer, TokenizerConfig
+from ifsq.tokenizer.model import Tokenizer, TokenizerConfig
 
 GENERATOR = """
 out = "ar"

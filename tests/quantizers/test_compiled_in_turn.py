@@ -24,8 +24,9 @@ from torch import Tensor, nn
 import ifsq
 from ifsq.quantizers import BSQ, FSQ, KL, LFQ, VQ, ResidualFSQ
 from ifsq.quantizers.bounds import BOUNDS
+from ifsq.tokenizer.bottleneck import QuantizerConfig
 from ifsq.tokenizer.conv import ConvConfig
-from ifsq.tokenizer.model import QuantizerConfig, TokenizerConfig
+from ifsq.tokenizer.model import TokenizerConfig
 
 IMAGE, SEQUENCE = (2, 0, 3, 4), (2, 6, 0)  # shapes of latents; 0 stands for the channels
 

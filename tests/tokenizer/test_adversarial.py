@@ -17,9 +17,10 @@ from ifsq.tokenizer.adversarial import (
     judge,
     r1_penalty,
 )
+from ifsq.tokenizer.bottleneck import QuantizerConfig
 from ifsq.tokenizer.conv import ConvConfig
 from ifsq.tokenizer.losses import LossConfig, tokenizer_loss
-from ifsq.tokenizer.model import QuantizerConfig, Tokenizer, TokenizerConfig
+from ifsq.tokenizer.model import Tokenizer, TokenizerConfig
 
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}
 SMALL = {"layers": 2, "width": 8, "start": 10}

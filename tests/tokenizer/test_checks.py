@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from ifsq.quantizers import FSQ
+from ifsq.tokenizer.bottleneck import QuantizerConfig
 from ifsq.tokenizer.conv import ConvConfig
-from ifsq.tokenizer.model import QuantizerConfig, Tokenizer, TokenizerConfig
+from ifsq.tokenizer.model import Tokenizer, TokenizerConfig
 
 KINDS = {
     "fsq": QuantizerConfig(levels=(5, 5, 5)),

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 
 from ifsq.tokenizer.blocks import AttnBlock, Downsample, ResnetBlock, Upsample
+from ifsq.tokenizer.bottleneck import QuantizerConfig
 from ifsq.tokenizer.conv import ConvConfig, Decoder, Encoder
-from ifsq.tokenizer.model import QuantizerConfig, Tokenizer, TokenizerConfig
+from ifsq.tokenizer.model import Tokenizer, TokenizerConfig
 from ifsq.tokenizer.norms import _GroupNormSilu, make_norm, norm_silu
 
 TINY = ConvConfig(width=8, multipliers=(1, 2), blocks=2, groups=4)

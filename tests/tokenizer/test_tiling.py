@@ -5,8 +5,9 @@ from itertools import pairwise
 import pytest
 import torch
 
+from ifsq.tokenizer.bottleneck import QuantizerConfig
 from ifsq.tokenizer.conv import ConvConfig
-from ifsq.tokenizer.model import QuantizerConfig, Tokenizer, TokenizerConfig
+from ifsq.tokenizer.model import Tokenizer, TokenizerConfig
 from ifsq.tokenizer.tiling import Tiling, tiled
 
 TINY = ConvConfig(width=8, multipliers=(1, 1), blocks=1, groups=4, norm="layer")

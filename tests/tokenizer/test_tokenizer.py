@@ -6,9 +6,10 @@ import torch.nn.functional as F
 
 import ifsq
 from ifsq.config import InputError
+from ifsq.tokenizer.bottleneck import QuantizerConfig
 from ifsq.tokenizer.conv import ConvConfig
 from ifsq.tokenizer.losses import LossConfig, reconstruction_loss
-from ifsq.tokenizer.model import QuantizerConfig, Tokenizer, TokenizerConfig
+from ifsq.tokenizer.model import Tokenizer, TokenizerConfig
 
 
 def test_official_two_level_tokenizer(golden):

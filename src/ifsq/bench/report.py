@@ -27,7 +27,7 @@ from ifsq.evaluation.record import FILE, Evaluation, read_evaluation
 from ifsq.experiment import TokenizerExperiment
 from ifsq.metrics.card import ProtocolCard, code_version, compare
 from ifsq.store.files import make_folder, write_text
-from ifsq.tokenizer.model import rate_of
+from ifsq.tokenizer.bottleneck import rate_of
 from ifsq.training.distributed import first_process
 from ifsq.training.folder import CONFIG, newest_step, read_config
 from ifsq.training.log import read_metrics

@@ -235,14 +235,10 @@ def _lpips_name(lpips: LPIPS) -> str:
 def _layout(tokenizer: Tokenizer, data: DataConfig) -> CodeSpec | None:
     """Levels and groups of what is counted; the lattice plays no part. None where codes are continuous."""
     quantizer, (height, width) = tokenizer.quantizer, data.sides
-    levels = quantizer.levels
-    if levels is None:
+    if quantizer.levels is None or quantizer.groups is None:
         return None
-    if tokenizer.kind == "residual":
-        groups = (quantizer.dim,) * (len(levels) // quantizer.dim)
-    else:
-        groups = getattr(quantizer, "groups", (len(levels),))
-    return CodeSpec(levels, groups, "little", "equal", (height // tokenizer.factor, width // tokenizer.factor))
+    grid = (height // tokenizer.factor, width // tokenizer.factor)
+    return CodeSpec(quantizer.levels, quantizer.groups, "little", "equal", grid)
 
 
 def _result(

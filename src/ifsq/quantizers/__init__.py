@@ -1,10 +1,10 @@
-"""Quantizers: the bottleneck between encoder and decoder. Read record, bounds, cells, digits, fused, fsq, in order."""
+"""Quantizers: the bottleneck between encoder and decoder. Read record, bounds, cells, digits, lattice, fused, fsq."""
 
 from ifsq.quantizers.continuous import KL, Identity
 from ifsq.quantizers.fsq import FSQ
 from ifsq.quantizers.lookup_free import BSQ, LFQ
-from ifsq.quantizers.record import Quantized, Quantizer
+from ifsq.quantizers.record import Quantized
 from ifsq.quantizers.residual import ResidualFSQ
 from ifsq.quantizers.vq import VQ
 
-__all__ = ["BSQ", "FSQ", "KL", "LFQ", "VQ", "Identity", "Quantized", "Quantizer", "ResidualFSQ"]
+__all__ = ["BSQ", "FSQ", "KL", "LFQ", "VQ", "Identity", "Quantized", "ResidualFSQ"]

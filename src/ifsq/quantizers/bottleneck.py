@@ -1,12 +1,11 @@
-"""What the bottlenecks ask of their input: layout, checks and the type of the arithmetic.
-
-Called by ``fsq``, ``vq``, ``lookup_free``, ``continuous`` and ``residual``; imports torch only.
-"""
+"""What all bottlenecks share: the lattice they state, and layout, checks and type of the arithmetic of their input."""
 
 import math
 
 import torch
 from torch import Tensor, nn
+
+from ifsq.quantizers.lattice import Lattice
 
 MAX_COUNT = 2**31 - 1  # nobody's codes, channels or stages, and far from what overflows
 
@@ -16,6 +15,10 @@ class Bottleneck(nn.Module):
 
     channel_first  True: channels on axis 1; False: axis 1 for four and more axes, else last
 
+    It has ``width``, channels of the input; ``dim``, channels of the codes (they differ for KL alone); ``lattice``, on
+    which its codes lie; ``levels`` and ``groups``, of the digits and indices that `forward` returns. The last three are
+    None where codes are continuous.
+
     Computes in float32 (float64 stays) whatever the autocast; codes come in the input's type and layout. Raises
     ValueError on another width or type and, on a CPU outside a compiler, on NaN and infinity: elsewhere reading values
     would stop the queue.
@@ -23,11 +26,16 @@ class Bottleneck(nn.Module):
 
     width: int
     dim: int
+    lattice: Lattice | None = None
     levels: tuple[int, ...] | None = None
+    groups: tuple[int, ...] | None = None
 
     def __init__(self, width: int, dim: int, channel_first: bool) -> None:
         super().__init__()
         self.width, self.dim, self.channel_first = width, dim, channel_first
+
+    def _state(self, lattice: Lattice) -> None:
+        self.lattice, self.levels, self.groups = lattice, lattice.levels, lattice.groups
 
     def indices_to_codes(self, indices: Tensor) -> Tensor:
         """Indices as `forward` gives them -> its codes."""

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ifsq.quantizers import cells as lattice
+from ifsq.quantizers import cells as points
 from ifsq.quantizers import fused
 from ifsq.quantizers.bottleneck import check_count, check_finite
 from ifsq.quantizers.bounds import FIXED, IFSQ_ALPHA, Bound, Clamp, Curve, make_bound
@@ -30,6 +30,7 @@ from ifsq.quantizers.digits import (
     group_sizes,
     indices_to_digits,
 )
+from ifsq.quantizers.lattice import Lattice
 from ifsq.quantizers.record import Quantized
 
 FINEST = 2**22  # levels of a dimension
@@ -163,6 +164,11 @@ class FSQ(nn.Module):
     def width(self) -> int:
         """Channels of the input, as in every quantizer."""
         return self.dim
+
+    @property
+    def lattice(self) -> Lattice:
+        """The lattice of one codebook."""
+        return Lattice(self.levels, self.groups, self.digit_order, self.cells)
 
     @property
     def codebook_dim(self) -> int:
@@ -367,7 +373,7 @@ class FSQ(nn.Module):
         u = self._unit(rows, axis, steps)
         if self.cells != "paper":
             return 2 * u - 1
-        return ((u - 0.5) * steps.span - steps.offset) / lattice.half_width(steps.L)
+        return ((u - 0.5) * steps.span - steps.offset) / points.half_width(steps.L)
 
     def _few_passes(self, rows: Tensor, axis: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Latents -> codes, digits and indices by `fused`."""
@@ -420,7 +426,7 @@ class FSQ(nn.Module):
             L = self._level_tensor(rows.device)
             steps = fused.make_steps(self.levels, L, self.cells, self.original)
             slope, shift = self._affine(L, 0, steps)
-            c, h = lattice.lattice(L, self.cells)
+            c, h = points.lattice(L, self.cells)
             columns = (slope, shift, L, steps.span, steps.offset, c, h, steps.slope)
             table = torch.stack([x.float() if isinstance(x, Tensor) else torch.full_like(L, x) for x in columns], 1)
             if kept is not None and kept[0] == key:
@@ -448,7 +454,7 @@ class FSQ(nn.Module):
         codes, rows = _full(codes), _full(rows)
         steps = self._steps(rows, axis)
         if self.noise_dropout > 0:
-            _, h = lattice.lattice(steps.L, self.cells)
+            _, h = points.lattice(steps.L, self.cells)
             noise = (torch.rand_like(codes) - 0.5) / h
             moved = torch.where(torch.rand_like(codes) < self.noise_dropout, codes + noise, codes).clamp(-1, 1)
             codes = codes + (moved - codes).detach()  # at the ends too

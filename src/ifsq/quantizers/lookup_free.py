@@ -2,7 +2,7 @@
 
 `LFQ` (MAGVIT-v2, arXiv 2310.05737) takes the signs of the latent as it is, `BSQ` (arXiv 2406.07548) those of the latent
 on the unit sphere. The entropies are of the soft assignment ``softmax(-|z - c|^2 / temperature)`` over all 2^d codes c,
-which is a product over the bits: each is a logistic of its own latent. Called by ``tokenizer``; imports torch only.
+which is a product over the bits: each is a logistic of its own latent.
 """
 
 import math
@@ -14,14 +14,8 @@ from torch import Tensor
 
 from ifsq.quantizers.bottleneck import Bottleneck, check_count, check_weight, reads_values
 from ifsq.quantizers.compilers import is_exporting
-from ifsq.quantizers.digits import (
-    MAX_CODEBOOK,
-    check_indices,
-    check_layout,
-    digits_to_indices,
-    group_sizes,
-    indices_to_digits,
-)
+from ifsq.quantizers.digits import check_indices
+from ifsq.quantizers.lattice import Lattice
 from ifsq.quantizers.record import Quantized
 
 MAX_DIM = 2**16  # bits of a code; every one is a level, an entry of a tuple
@@ -49,7 +43,9 @@ class LFQ(Bottleneck):
     the entropy is that of one process. Source: arXiv 2310.05737; the factorised form is arXiv 2406.07548's.
     """
 
+    lattice: Lattice
     levels: tuple[int, ...]
+    groups: tuple[int, ...]
 
     def __init__(
         self,
@@ -64,9 +60,8 @@ class LFQ(Bottleneck):
         channel_first: bool = False,
     ) -> None:
         super().__init__(check_count("dim", dim, most=MAX_DIM), dim, channel_first)
-        self.levels = (2,) * dim
-        self.groups = tuple(groups) if groups is not None else (dim,)
-        check_layout(self.levels, self.groups, "little")
+        groups = tuple(groups) if groups is not None else (dim,)
+        self._state(Lattice((2,) * dim, groups, "little", "symmetric", self.scale))
         self.entropy_weight = check_weight("entropy_weight", entropy_weight)
         self.diversity_gamma = check_weight("diversity_gamma", diversity_gamma)
         self.commitment_weight = check_weight("commitment_weight", commitment_weight)
@@ -75,7 +70,7 @@ class LFQ(Bottleneck):
         if check_count("joint_bits", joint_bits) > MAX_JOINT_BITS:
             raise ValueError(f"joint_bits={joint_bits}: expected at most {MAX_JOINT_BITS}")
         self.temperature, self.joint_bits = float(temperature), joint_bits
-        self._indexed = max(group_sizes(self.levels, self.groups)) <= MAX_CODEBOOK
+        self._indexed = self.lattice.has_indices
 
     @property
     def scale(self) -> float:
@@ -94,7 +89,7 @@ class LFQ(Bottleneck):
         codes = self._values(digits, rows.dtype)
         losses = {} if is_exporting() else self._losses(rows, codes)
         codes = codes + (rows - rows.detach())  # straight through; a difference of 0
-        indices = digits_to_indices(digits, self.levels, self.groups, "little") if self._indexed else None
+        indices = self.lattice.digits_to_indices(digits) if self._indexed else None
         return Quantized(codes.to(z.dtype).movedim(-1, axis), indices, digits, losses)
 
     def indices_to_codes(self, indices: Tensor) -> Tensor:
@@ -104,16 +99,14 @@ class LFQ(Bottleneck):
         """
         if reads_values(indices):
             check_indices(indices, self.levels, self.groups)
-        digits = indices_to_digits(indices, self.levels, self.groups, "little")
-        return self._leave_codes(self._values(digits, torch.float32))
+        return self._leave_codes(self._values(self.lattice.indices_to_digits(indices), torch.float32))
 
     def codes_to_indices(self, codes: Tensor) -> Tensor:
         """Float codes in `forward`'s layout -> int64 indices of their signs.
 
         Raises ValueError where a group has no index.
         """
-        digits = (self._enter_codes(codes) >= 0).to(torch.uint8)
-        return digits_to_indices(digits, self.levels, self.groups, "little")
+        return self.lattice.digits_to_indices((self._enter_codes(codes) >= 0).to(torch.uint8))
 
     def entropies(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Mean entropy of a latent's soft assignment, and entropy of their mean: scalars in nats, 0 to d*log(2)."""

@@ -1,8 +1,8 @@
-"""What every quantizer returns, and the protocol that all of them follow. Imports torch only."""
+"""What every quantizer returns."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,23 +45,6 @@ class Quantized:
 
     def __len__(self) -> int:
         return 2
-
-
-@runtime_checkable
-class Quantizer(Protocol):
-    """A bottleneck: a module called on a latent (b, width, h, w) or (b, t, width) that returns a `Quantized`.
-
-    ``width``   channels of the input; ``dim`` channels of the codes (they differ for KL alone)
-    ``levels``  level count of every digit, or None where there are no digits
-    """
-
-    width: int
-    dim: int
-    levels: tuple[int, ...] | None
-
-    def __call__(self, z: Tensor) -> Quantized: ...
-
-    def indices_to_codes(self, indices: Tensor) -> Tensor: ...
 
 
 def _flatten(record: Quantized) -> tuple[list[Any], None]:

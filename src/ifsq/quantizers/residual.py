@@ -4,7 +4,6 @@ With cells of equal width the stages nest: what a stage of L levels leaves lies 
 point, and scaled up by L that cell is the interval (-1, 1) again, which the next stage cuts into L cells. So m stages
 are one lattice of ``L**m`` cells whose digit is written in base L, the first stage the most significant place; that is
 how it is computed, and no residual loses bits.
-Called by ``tokenizer``; imports torch only.
 """
 
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from ifsq.quantizers.bottleneck import Bottleneck, check_count, reads_values
 from ifsq.quantizers.bounds import IFSQ_ALPHA, make_bound
-from ifsq.quantizers.cells import codes_to_digits, digits_to_codes, packed_dtype
+from ifsq.quantizers.cells import digits_to_codes, packed_dtype
 from ifsq.quantizers.compilers import is_exporting
 from ifsq.quantizers.digits import (
     MAX_CODEBOOK,
@@ -25,6 +24,7 @@ from ifsq.quantizers.digits import (
     group_sizes,
     indices_to_digits,
 )
+from ifsq.quantizers.lattice import Lattice
 from ifsq.quantizers.record import Quantized
 
 FINEST = 2**22  # cells of a dimension that float32 codes keep apart
@@ -44,6 +44,7 @@ class ResidualFSQ(Bottleneck):
     A running bound moves its statistics behind each training batch.
     """
 
+    lattice: Lattice
     levels: tuple[int, ...]
 
     def __init__(
@@ -68,7 +69,10 @@ class ResidualFSQ(Bottleneck):
                 f"num_quantizers={num_quantizers} of {max(stage)} levels: expected at most 2**22 cells a dimension,"
                 f" not {max(stage)}**{num_quantizers}"
             )
-        self.stage_levels, self.levels, self.digit_order = stage, stage * num_quantizers, digit_order
+        # Codes lie on the lattice of all stages joined; digits and indices come stage by stage.
+        self.lattice = Lattice(tuple(L**num_quantizers for L in stage), (1,) * len(stage), digit_order, "equal")
+        self.levels, self.groups = stage * num_quantizers, (len(stage),) * num_quantizers
+        self.stage_levels, self.digit_order = stage, digit_order
         self.bound = make_bound(bound, len(stage), alpha)
 
     @property
@@ -79,11 +83,10 @@ class ResidualFSQ(Bottleneck):
     def forward(self, z: Tensor) -> Quantized:
         latent, axis = self._enter(z)
         unit = self.bound.unit(latent, axis).movedim(axis, -1)
-        finest = [L**self.num_quantizers for L in self.stage_levels]
-        fine = torch.tensor(finest, dtype=torch.int32, device=unit.device)
+        fine = torch.tensor(self.lattice.levels, dtype=torch.int32, device=unit.device)
         cell = (unit.detach() * fine).floor().to(torch.int32)
         cell = torch.minimum(cell.clamp(min=0), fine - 1)
-        codes = digits_to_codes(cell, finest, "equal").to(unit.dtype)
+        codes = self.lattice.digits_to_codes(cell).to(unit.dtype)
         codes = codes + 2 * (unit - unit.detach())  # straight through; a difference of 0
         digits = self._split(cell)
         indices = self._indices(digits) if self.codebook_size <= MAX_CODEBOOK else None
@@ -115,8 +118,7 @@ class ResidualFSQ(Bottleneck):
 
         Raises ValueError where a stage has more than 2**63 codes.
         """
-        finest = [L**self.num_quantizers for L in self.stage_levels]
-        return self._indices(self._split(codes_to_digits(self._enter_codes(codes), finest, "equal")))
+        return self._indices(self._split(self.lattice.codes_to_digits(self._enter_codes(codes))))
 
     def extra_repr(self) -> str:
         return f"levels={list(self.stage_levels)}, num_quantizers={self.num_quantizers}"

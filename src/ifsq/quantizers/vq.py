@@ -1,8 +1,7 @@
 """Vector quantization: a learned codebook, the nearest code, gradient straight through (VQ-VAE, arXiv 1711.00937).
 
 With ``normalize`` codes and latents lie on the unit sphere (ViT-VQGAN, arXiv 2110.04627; LlamaGen, arXiv 2406.06525).
-The codebook's key is ``embedding.weight``, as in taming, LlamaGen and the official code. Called by ``tokenizer``;
-imports torch only.
+The codebook's key is ``embedding.weight``, as in taming, LlamaGen and the official code.
 """
 
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from ifsq.quantizers.bottleneck import Bottleneck, check_count, check_weight, re
 from ifsq.quantizers.cells import packed_dtype
 from ifsq.quantizers.compilers import is_exporting
 from ifsq.quantizers.digits import check_indices
+from ifsq.quantizers.lattice import CODEBOOK, Lattice
 from ifsq.quantizers.record import Quantized
 
 CODES_AT_ONCE = 16384  # of the codebook, in one matrix of distances
@@ -51,6 +51,7 @@ class VQ(Bottleneck):
     """
 
     levels: tuple[int, ...]
+    groups: tuple[int, ...]
     unused: Tensor
     touched: Tensor
     ema_count: Tensor
@@ -70,7 +71,7 @@ class VQ(Bottleneck):
     ) -> None:
         super().__init__(check_count("dim", dim), dim, channel_first)
         self.codebook_size = check_count("codebook_size", codebook_size, 2)
-        self.levels = (codebook_size,)
+        self._state(Lattice((codebook_size,), (1,), "little", CODEBOOK))
         self.commitment_weight = check_weight("commitment_weight", commitment_weight)
         self.codebook_weight = check_weight("codebook_weight", codebook_weight)
         if not 0 <= ema_decay < 1:
@@ -108,7 +109,7 @@ class VQ(Bottleneck):
         Raises ValueError (on a CPU) outside the codebook.
         """
         if reads_values(indices):
-            check_indices(indices, self.levels, (1,))
+            check_indices(indices, self.levels, self.groups)
         return self._leave_codes(self._lookup(indices))
 
     def codes_to_indices(self, codes: Tensor) -> Tensor:

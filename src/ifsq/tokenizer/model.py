@@ -1,142 +1,31 @@
 """The tokenizer: encoder, quantizer, decoder, and its form on disk.
 
 ``Tokenizer.from_pretrained`` is the only way to get a trained one, from a run folder or from a saved one; the hash of
-its weights is its identity in code caches and protocol cards. Called by ``train``, ``pipeline`` and users.
+its weights is its identity in code caches and protocol cards.
 """
 
-from dataclasses import dataclass, field, fields, replace
-from math import log2
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ifsq.codes.spec import CODEBOOK, CodeSpec, LatentSpec
+from ifsq.codes.spec import CodeSpec, LatentSpec
 from ifsq.config import InputError, build, to_dict
-from ifsq.quantizers import BSQ, FSQ, KL, LFQ, VQ, Identity, ResidualFSQ
+from ifsq.quantizers import FSQ
 from ifsq.quantizers.bottleneck import Bottleneck
 from ifsq.store.weights import build_with, weights_digest
 from ifsq.tokenizer.blocks import unrounded
-from ifsq.tokenizer.checks import check_codes, check_images, check_indices
+from ifsq.tokenizer.bottleneck import QuantizerConfig, in_force, rate_of, taken_indices
+from ifsq.tokenizer.checks import check_codes, check_images
 from ifsq.tokenizer.conv import ConvConfig, Decoded, Decoder, Encoder
 from ifsq.tokenizer.tiling import Tiling, tiled
 from ifsq.training.folder import find_weights, save_model
 from ifsq.training.hub import push
 from ifsq.training.model_card import UNKNOWN, Provenance, model_card
-
-# The options of each kind of bottleneck; the others must keep their defaults, or an experiment says what is not done.
-KINDS: dict[str, tuple[str, ...]] = {
-    "fsq": ("levels", "bound", "alpha", "cells", "groups", "digit_order"),
-    "residual": ("levels", "stages", "bound", "alpha", "cells", "digit_order"),
-    "vq": ("dim", "codebook_size", "commitment_weight", "codebook_weight", "normalize", "ema", "revive_after"),
-    "lfq": ("dim", "commitment_weight", "entropy_weight", "groups"),
-    "bsq": ("dim", "commitment_weight", "entropy_weight", "groups"),
-    "kl": ("dim", "kl_weight"),
-    "ae": ("dim",),
-}
-
-
-@dataclass(frozen=True)
-class QuantizerConfig:
-    """The bottleneck; see `ifsq.quantizers`.
-
-    kind               ``fsq``, ``residual`` (FSQ in stages), ``vq``, ``lfq``, ``bsq``, ``kl`` (VAE), ``ae`` (nothing)
-    levels             level count of every dimension (of a stage)
-    bound              ``ifsq``, ``tanh``, ``gaussian``, ``clamp``, ``standardized``, ``quantile`` or ``learned``
-    alpha              slope of the ``ifsq`` bound, and of what the last three start from
-    cells              ``paper``, ``symmetric`` or ``equal``; residual: ``equal``
-    groups             sizes of the index groups; empty for one group
-    digit_order        ``little`` or ``big``
-    stages             of residual FSQ
-    dim                code dimensions of the other kinds
-    codebook_size      codes of ``vq``
-    commitment_weight  of the term that pulls the encoder to the codes
-    codebook_weight    of the term that pulls the codes to the encoder
-    normalize          whether codes and latents of ``vq`` lie on the unit sphere
-    ema                whether the codebook follows moving averages
-    revive_after       training batches after which an unused code is replaced; 0: never
-    entropy_weight     of the entropy loss of ``lfq`` and ``bsq``
-    kl_weight          of the divergence from N(0, 1), a sum over the latent of an image
-    """
-
-    kind: Literal["fsq", "residual", "vq", "lfq", "bsq", "kl", "ae"] = "fsq"
-    levels: tuple[int, ...] = (17, 17, 17, 17)
-    bound: Literal["ifsq", "tanh", "gaussian", "clamp", "standardized", "quantile", "learned"] = "ifsq"
-    alpha: float = 1.6
-    cells: Literal["paper", "symmetric", "equal"] = "paper"
-    groups: tuple[int, ...] = ()
-    digit_order: Literal["little", "big"] = "little"
-    stages: int = 2
-    dim: int = 4
-    codebook_size: int = 16384
-    commitment_weight: float = 0.25
-    codebook_weight: float = 1.0
-    normalize: bool = False
-    ema: bool = False
-    revive_after: int = 0
-    entropy_weight: float = 0.1
-    kl_weight: float = 1e-6
-
-    def __post_init__(self) -> None:
-        for option in fields(self):
-            if option.name not in ("kind", *KINDS[self.kind]) and getattr(self, option.name) != option.default:
-                raise ValueError(
-                    f"{option.name}={getattr(self, option.name)!r} with kind={self.kind!r}: expected options of this"
-                    f" kind, {', '.join(KINDS[self.kind])}"
-                )
-        try:
-            with torch.device("meta"):  # the quantizer knows what it accepts; its size is no matter yet
-                self.make()
-        except (RuntimeError, TypeError, OverflowError) as error:  # a size that is no int64
-            raise ValueError(f"kind={self.kind!r}: {str(error).partition(chr(10))[0]}") from error
-
-    def make(self) -> FSQ | Bottleneck:
-        """The quantizer."""
-        if self.kind == "fsq":
-            return FSQ(
-                self.levels,
-                bound=self.bound,
-                alpha=self.alpha,
-                cells=self.cells,
-                groups=self.groups or None,
-                digit_order=self.digit_order,
-                channel_first=True,
-            )
-        if self.kind == "residual":
-            return ResidualFSQ(
-                self.levels,
-                self.stages,
-                bound=self.bound,
-                alpha=self.alpha,
-                cells=self.cells,
-                digit_order=self.digit_order,
-                channel_first=True,
-            )
-        if self.kind == "vq":
-            return VQ(
-                self.codebook_size,
-                self.dim,
-                commitment_weight=self.commitment_weight,
-                codebook_weight=self.codebook_weight,
-                normalize=self.normalize,
-                ema=self.ema,
-                revive_after=self.revive_after,
-                channel_first=True,
-            )
-        if self.kind == "kl":
-            return KL(self.dim, weight=self.kl_weight, channel_first=True)
-        if self.kind == "ae":
-            return Identity(self.dim, channel_first=True)
-        return {"lfq": LFQ, "bsq": BSQ}[self.kind](
-            self.dim,
-            commitment_weight=self.commitment_weight,
-            entropy_weight=self.entropy_weight,
-            groups=self.groups or None,
-            channel_first=True,
-        )
 
 
 @dataclass(frozen=True)
@@ -245,14 +134,8 @@ class Tokenizer(nn.Module):
 
         Raises ValueError for floats, other shapes and, on a CPU, outside the codebook.
         """
-        q = self.quantizer
-        if isinstance(q, ResidualFSQ):  # whose first stages alone are a coarser image
-            check_indices(indices, range(1, q.num_quantizers + 1))
-        else:
-            groups = len(getattr(q, "groups", (1,)))
-            check_indices(indices, range(groups, groups + 1))
-            indices = indices.squeeze(-1) if indices.ndim == 4 and groups == 1 else indices
-        return self.decode(q.indices_to_codes(indices), tile, overlap)
+        codes = self.quantizer.indices_to_codes(taken_indices(self.quantizer, indices))
+        return self.decode(codes, tile, overlap)
 
     def forward(self, images: Float[Tensor, "b c H W"]) -> Autoencoded:
         """Reconstruction, with the quantizer's gradient, and what the quantizer adds to the loss; else as `encode`."""
@@ -295,7 +178,7 @@ class Tokenizer(nn.Module):
 
     @property
     def kind(self) -> str:
-        """Of the bottleneck."""
+        """Kind of the bottleneck."""
         return self.config.quantizer.kind
 
     def spec(self, height: int, width: int) -> CodeSpec:
@@ -304,29 +187,21 @@ class Tokenizer(nn.Module):
         ``residual``: digits of the whole lattice, its stages joined, one group a dimension; ``vq``: the number of the
         code. Raises InputError for ``ae`` and ``kl``.
         """
-        config, q = self.config.quantizer, self.quantizer
-        grid = (height // self.factor, width // self.factor)
-        if isinstance(q, FSQ):
-            return CodeSpec(config.levels, q.groups, config.digit_order, q.cells, grid)
-        if isinstance(q, LFQ):
-            return CodeSpec(q.levels, q.groups, "little", "symmetric", grid, q.scale)
-        if isinstance(q, ResidualFSQ):
-            finest = tuple(L**q.num_quantizers for L in q.stage_levels)
-            return CodeSpec(finest, (1,) * q.dim, config.digit_order, "equal", grid)
-        if isinstance(q, VQ):
-            return CodeSpec((config.codebook_size,), (1,), "little", CODEBOOK, grid)
-        raise InputError(f"kind={self.kind!r}: its codes are continuous; expected a tokenizer with digits")
+        lattice = self.quantizer.lattice
+        if lattice is None:
+            raise InputError(f"kind={self.kind!r}: its codes are continuous; expected a tokenizer with digits")
+        return CodeSpec.of(lattice, (height // self.factor, width // self.factor))
 
     def digits(self, encoded: Encoded, spec: CodeSpec) -> Int[Tensor, "b h w d"]:
         """The digits of what `encode` returned, in the layout that `spec` gives."""
-        if self.kind == "residual":  # its own are stacked by stage
-            return spec.codes_to_digits(encoded.codes)
         assert encoded.digits is not None  # what has a `CodeSpec` has digits
+        if encoded.digits.shape[-1] != spec.dim:  # a residual quantizer's are stacked by stage
+            return spec.codes_to_digits(encoded.codes)
         return encoded.digits
 
     def layout(self, height: int, width: int) -> CodeSpec | LatentSpec:
         """What a cache of this tokenizer's codes holds: digits, or latents of ``ae`` and ``kl``. Raises InputError."""
-        if self.kind in ("ae", "kl"):
+        if self.quantizer.lattice is None:
             return LatentSpec(self.quantizer.dim, (height // self.factor, width // self.factor))
         spec = self.spec(height, width)
         if max(spec.levels) > 2**16:
@@ -339,11 +214,7 @@ class Tokenizer(nn.Module):
 
     def describe(self) -> dict[str, Any]:
         """JSON from which `from_description` builds the same architecture."""
-        # A calibrated or converted quantizer has another bound than the one that was asked for.
-        config, q = self.config, self.quantizer
-        if isinstance(q, FSQ):
-            bound = replace(config.quantizer, bound=cast(Any, q.bound.name), cells=cast(Any, q.cells))
-            config = replace(config, quantizer=bound)
+        config = replace(self.config, quantizer=in_force(self.config.quantizer, self.quantizer))
         return {"kind": "tokenizer", "config": to_dict(config)}
 
     @classmethod
@@ -416,21 +287,3 @@ def tokenizer_card(tokenizer: Tokenizer, made: Provenance) -> str:
         f"float (b, {tokenizer.channels}, H, W) in [-1, 1]",
     )
     return model_card(f"Image tokenizer ({kind}, f{tokenizer.factor})", ("image-tokenizer", kind), facts, use, made)
-
-
-def rate_of(quantizer: QuantizerConfig) -> dict[str, str]:
-    """Levels or codebook, and bits, in words."""
-    if quantizer.kind in ("kl", "ae"):
-        return {"codes": "continuous"}
-    if quantizer.kind == "vq":
-        return {"codebook": str(quantizer.codebook_size), "bits a position": f"{log2(quantizer.codebook_size):.4g}"}
-    levels = (2,) * quantizer.dim if quantizer.kind in ("lfq", "bsq") else quantizer.levels
-    stages = quantizer.stages if quantizer.kind == "residual" else 1
-    tokens = stages if quantizer.kind == "residual" else len(quantizer.groups) or 1
-    bits = stages * sum(map(log2, levels))
-    return {
-        "levels": " x ".join(map(str, levels)) + (f", {stages} stages" if stages > 1 else ""),
-        "bits a position": f"{bits:.4g}",
-        "tokens a position": str(tokens),
-        **({"bits a token": f"{bits / tokens:.4g}, on average"} if tokens > 1 else {"bits a token": f"{bits:.4g}"}),
-    }

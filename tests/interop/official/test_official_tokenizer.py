@@ -17,8 +17,9 @@ from ifsq.interop.official.tokenizer import (
     write_official,
 )
 from ifsq.interop.official.tokenizer_config import read_official_config
+from ifsq.tokenizer.bottleneck import QuantizerConfig
 from ifsq.tokenizer.conv import ConvConfig
-from ifsq.tokenizer.model import QuantizerConfig, Tokenizer, TokenizerConfig
+from ifsq.tokenizer.model import Tokenizer, TokenizerConfig
 
 CONFIG = {
     "_class_name": "ImageFSQVAEModel",
