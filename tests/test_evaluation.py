@@ -25,6 +25,7 @@ from ifsq.metrics.distribution import INCEPTION_2015
 from ifsq.pretrained.inception import FIDInception
 from ifsq.pretrained.lpips import LPIPS, OFFICIAL_NAME
 from ifsq.quantizers import FSQ
+from ifsq.store.run import Run
 from ifsq.store.weights import weights_digest
 from ifsq.tokenizer.bottleneck import QuantizerConfig
 from ifsq.tokenizer.conv import ConvConfig
@@ -401,7 +402,9 @@ def test_tiny_images_have_no_lpips(capsys, tmp_path):
 
 def run_with(folder, **changes):
     card = ProtocolCard("FD(judge)", {"distance": 1.0}, "shapes train", "ab", 40, 16, "center", "bicubic", "float32")
-    return report.Run(Path(folder), folder, {}, [], Evaluation((dataclasses.replace(card, **changes),)))
+    return report.Reported(
+        Run(Path(folder), folder, {"kind": folder}), [], Evaluation((dataclasses.replace(card, **changes),))
+    )
 
 
 def test_a_report_refuses_figures_that_do_not_compare():

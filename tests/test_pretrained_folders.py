@@ -17,13 +17,13 @@ from ifsq.codes.spec import CodeSpec
 from ifsq.config import InputError, to_dict
 from ifsq.generators.ar import ARConfig, ARGenerator
 from ifsq.generators.pretrained import Origin, describe, load_generator, save_generator
+from ifsq.store.model_card import Provenance
+from ifsq.store.run import Run, write_config
 from ifsq.tokenizer.bottleneck import QuantizerConfig
 from ifsq.tokenizer.conv import ConvConfig
 from ifsq.tokenizer.model import Tokenizer, TokenizerConfig
 from ifsq.training import checkpoint
 from ifsq.training.distributed import World
-from ifsq.training.folder import create_run
-from ifsq.training.model_card import Provenance
 
 yaml = pytest.importorskip("yaml")
 huggingface_hub = pytest.importorskip("huggingface_hub")
@@ -108,7 +108,7 @@ def test_a_save_cut_short_leaves_no_half(tmp_path, monkeypatch):
 
     tiny().save_pretrained(tmp_path / "old")
     before = {path.name: path.read_bytes() for path in (tmp_path / "old").iterdir()}
-    monkeypatch.setattr("ifsq.training.folder.write_text", full)
+    monkeypatch.setattr("ifsq.store.model.write_text", full)
     for name in ("old", "new"):
         with pytest.raises(OSError, match="No space left"):
             tiny(alpha=2.0).save_pretrained(tmp_path / name)
@@ -388,7 +388,7 @@ CARD = {"metric": "PSNR", "values": {"mean": 21.5}, "reference": "bundled:photos
 
 
 def run_of(folder, kind, model, described, experiment, evaluated=7):
-    create_run(folder, {"kind": kind, "experiment": experiment, "data": "x", "run": "this"})
+    write_config(folder, {"kind": kind, "experiment": experiment, "data": "x", "run": "this"})
     halved = {key: value / 2 for key, value in model.state_dict().items()}
     tables = {"model": model.state_dict(), "ema": halved}
     writer = checkpoint.Writer(folder / "checkpoints", World(0, 1, torch.device("cpu")), keep=1, run="this")
@@ -431,7 +431,7 @@ def test_export_of_a_generator_run(tmp_path, capsys):
     model, origin = tiny_generator()
     run = run_of(tmp_path / "run", "ar", model, describe(model, origin), {"codes": "runs/codes"})
     assert main(["export", "pretrained", str(run), "--out", str(tmp_path / "out")]) == 0
-    saved, again = load_generator(tmp_path / "out")
+    saved, again = load_generator(Run.open(tmp_path / "out"))
     assert again == origin
     assert all(torch.equal(value, model.state_dict()[key] / 2) for key, value in saved.state_dict().items())
     assert "data `runs/codes`, 7 steps" in front_matter(tmp_path / "out")[1]

@@ -28,6 +28,7 @@ from ifsq.generators.pretrained import load_generator, save_generator
 from ifsq.generators.train import GeneratorTask
 from ifsq.metrics import ProtocolCard
 from ifsq.store import checkpoints
+from ifsq.store.run import Run
 from ifsq.training.config import TrainConfig
 from ifsq.training.distributed import World
 from ifsq.training.log import read_metrics
@@ -154,7 +155,7 @@ def test_a_cache_of_fewer_options_is_still_the_same(tmp_path):
 
 
 def test_both_generators_read_the_same_digits():
-    digests = {load_generator(run)[1].codes_digest for run in ("ar", "diffusion")}
+    digests = {load_generator(Run.open(run))[1].codes_digest for run in ("ar", "diffusion")}
     assert digests == {CodeCache.open("codes").digest}
 
 
@@ -166,7 +167,7 @@ def test_public_face_of_a_generator(kind, tmp_path):
     assert tokenizer.decode(drawn.codes).shape == (2, 3, 16, 16)
     assert torch.equal(generator.sample(torch.tensor([0, 3]), guidance=2.0, seed=0).codes, drawn.codes)
     assert not torch.equal(generator.sample(torch.tensor([0, 3]), guidance=2.0, seed=1).codes, drawn.codes)
-    model, origin = load_generator(kind)
+    model, origin = load_generator(Run.open(kind))
     save_generator(model, origin, tmp_path / "saved")
     again = ifsq.Generator.from_pretrained(tmp_path / "saved")
     assert torch.equal(again.sample(torch.tensor([0, 3]), guidance=2.0, seed=0).codes, drawn.codes)
@@ -652,7 +653,7 @@ def test_a_cache_of_another_tokenizer_is_refused(capsys):
 
 
 def test_a_generator_whose_tokenizer_changed_is_refused(tmp_path):
-    model, origin = load_generator("ar")
+    model, origin = load_generator(Run.open("ar"))
     save_generator(model, type(origin)(**{**vars(origin), "tokenizer_digest": "0" * 64}), tmp_path / "saved")
     with pytest.raises(InputError, match="was trained behind other weights than tokenizer holds now"):
         pipeline.sample(tmp_path / "saved", [0], None, 0, tmp_path / "x.png")

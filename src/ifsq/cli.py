@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ifsq.config import InputError, Remark
+from ifsq.config import InputError, Interrupted, Remark
 
 DEMO = "runs/demo"
 BOUNDS = "runs/bounds"
@@ -53,12 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _refuse(f"{error.filename or 'the system'}: {error.strerror}")
     except KeyboardInterrupt:
         return _stopped("stopped; the same command starts again")
-    except Exception as error:
-        from ifsq.training.loop import Interrupted
-
-        if isinstance(error, Interrupted):
-            return _stopped(str(error))
-        raise
+    except Interrupted as error:
+        return _stopped(str(error))
     return 0
 
 

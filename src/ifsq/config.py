@@ -27,6 +27,14 @@ class InputError(ValueError):
     """What a person gave cannot be used. The message is one line; the command prints it and exits with 2."""
 
 
+class Interrupted(Exception):  # noqa: N818 - nothing went wrong
+    """The run was asked to stop, and saved itself at ``step``."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"stopped at step {step}; the same command continues from there")
+        self.step = step
+
+
 class Remark(UserWarning):
     """A sentence worth reading about what was given, which is used nevertheless. The command prints it as a line."""
 

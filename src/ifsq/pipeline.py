@@ -4,7 +4,7 @@
     evaluate_tokenizer, evaluate_generator (with a judge), reconstruct
 
 Every stage joins the processes that torchrun started (or stands alone), checks what it is given before it writes
-anything, and can be run again after an interruption. Called by ``cli`` and ``bench``.
+anything, and can be run again after an interruption.
 """
 
 import math
@@ -67,7 +67,7 @@ from ifsq.evaluation import (
     shown_pairs,
     spread,
 )
-from ifsq.evaluation.record import FILE, Evaluation, write_evaluation
+from ifsq.evaluation.record import Evaluation, write_evaluation
 from ifsq.experiment import GeneratorExperiment, TokenizerExperiment, check_cache
 from ifsq.generators.base import Generator
 from ifsq.generators.pretrained import Origin, describe, from_description, load_generator
@@ -77,13 +77,14 @@ from ifsq.metrics.judge import JUDGE_TRAINING, JudgeTask
 from ifsq.pretrained.inception import load_inception
 from ifsq.pretrained.lpips import load_lpips
 from ifsq.store.files import is_free, make_folder
+from ifsq.store.run import CONFIG, Run
 from ifsq.tokenizer.losses import LossConfig
 from ifsq.tokenizer.model import Tokenizer
 from ifsq.tokenizer.tiling import Tiling
 from ifsq.tokenizer.train import TokenizerTask
+from ifsq.training.claim import Claim, alone_in
 from ifsq.training.config import EngineConfig, TrainConfig
 from ifsq.training.distributed import World, from_first, pick_device, world
-from ifsq.training.folder import CONFIG, alone_in, claimed, find_weights, newest_step, read_config
 from ifsq.training.log import Reporter, Silent
 from ifsq.training.loop import check_batch, fit
 
@@ -102,21 +103,19 @@ def train_tokenizer(experiment: TokenizerExperiment, device: str = "auto", watch
         check_batch(experiment.train, here)
         judge = _perceptual(experiment.loss, here)
         watch = watch or Silent()
-        record = {"kind": "tokenizer", "experiment": to_dict(experiment), "data": train.fingerprint}
-        with claimed(folder, record, TokenizerExperiment, here, watch.say) as check:
-            watch.say(f"data: {describe_images(train, val)}")
-            torch.manual_seed(experiment.train.seed)
-            model = Tokenizer(experiment.tokenizer)
-            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-            task = TokenizerTask(
-                model, train, experiment.loss, experiment.train, judge, lambda net, at: _held_out(net, at, val)
-            )
-            fit(task, experiment.train, folder, here, watch, "tokenizer", check)
+        torch.manual_seed(experiment.train.seed)
+        model = Tokenizer(experiment.tokenizer)
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        task = TokenizerTask(
+            model, train, experiment.loss, experiment.train, judge, lambda net, at: _held_out(net, at, val)
+        )
+        claim = Claim(folder, "tokenizer", experiment, train.fingerprint)
+        fit(task, experiment.train, claim, here, watch, notes=[f"data: {describe_images(train, val)}"])
     return folder
 
 
 def encode(
-    run: Path,
+    folder: Path,
     source: str,
     out: Path,
     size: Size | None = None,
@@ -131,7 +130,7 @@ def encode(
     Digits, see `Tokenizer.spec`; float16 latents of kinds ``ae`` and ``kl`` (the mean). Killed and started again it
     goes on.
 
-    run      folder of a tokenizer
+    folder   of a tokenizer
     source   images, as ``data.source`` of an experiment
     size     pixels a side, or height and width; default: what the tokenizer was trained on
     flip     store the codes of the mirrored images too
@@ -140,7 +139,8 @@ def encode(
     """
     watch, reading = watch or Silent(), reading or Reading()
     with _join(device) as here:
-        tokenizer = Tokenizer.from_pretrained(run).to(here.device)
+        run = Run.open(folder)
+        tokenizer = Tokenizer.from_run(run).to(here.device)
         data = _data_of(run, source, size, tokenizer.factor, reading)
         names = dict.fromkeys(split_called(data, name) for name in splits)
         sources = {name: open_images(data, name, channels=tokenizer.channels) for name in names}
@@ -199,23 +199,22 @@ def train_generator(experiment: GeneratorExperiment, device: str = "auto", watch
         train, val = cache.read("train"), cache.read("val")
         model.observe(train.digits)
         watch = watch or Silent()
-        record = {"kind": experiment.kind, "experiment": to_dict(experiment), "data": cache.digest}
-        with claimed(folder, record, GeneratorExperiment, here, watch.say) as check:
-            watch.say(f"codes: {describe_counts(len(train), train.labels.tolist(), cache.classes, len(val))}")
-            origin = Origin(
-                classes=cache.classes,
-                tokenizer=experiment.tokenizer,
-                tokenizer_digest=tokenizer.digest(),
-                codes_digest=cache.digest,
-                sampling=experiment.sampling.options(experiment.kind),
-            )
-            task = GeneratorTask(model, train, val, experiment.train, describe(model, origin))
-            fit(task, experiment.train, folder, here, watch, experiment.kind, check)
+        origin = Origin(
+            classes=cache.classes,
+            tokenizer=experiment.tokenizer,
+            tokenizer_digest=tokenizer.digest(),
+            codes_digest=cache.digest,
+            sampling=experiment.sampling.options(experiment.kind),
+        )
+        task = GeneratorTask(model, train, val, experiment.train, describe(model, origin))
+        counts = describe_counts(len(train), train.labels.tolist(), cache.classes, len(val))
+        claim = Claim(folder, experiment.kind, experiment, cache.digest)
+        fit(task, experiment.train, claim, here, watch, notes=[f"codes: {counts}"])
     return folder
 
 
 def sample(
-    run: Path, labels: Sequence[str | int], guidance: float | None, seed: int, out: Path, device: str = "auto"
+    folder: Path, labels: Sequence[str | int], guidance: float | None, seed: int, out: Path, device: str = "auto"
 ) -> Path:
     """Draw one image for every label, a class's number or name, and write them as one PNG; returns its path."""
     _check_png(out)
@@ -223,7 +222,7 @@ def sample(
     if guidance is not None and not 0 <= guidance < math.inf:
         raise InputError(f"guidance {guidance}: expected a number of at least 0 (1 is none)")
     with _join(device) as here:
-        generator, tokenizer, origin = load_pair(run, here)
+        generator, tokenizer, origin = load_pair(Run.open(folder), here)
         wanted = torch.tensor(origin.labels(labels))
         options = origin.sampling | ({} if guidance is None else {"guidance": guidance})
         if here.first:
@@ -276,7 +275,7 @@ def _reconstruct_one(tokenizer: Tokenizer, path: Path, target: Path, tile: int |
     return f"{target}: {width} x {height} pixels, {quality:.2f} dB{places}"
 
 
-def load_pair(run: Path, here: World) -> tuple[Generator, Tokenizer, Origin]:
+def load_pair(run: Run, here: World) -> tuple[Generator, Tokenizer, Origin]:
     """A generator and the tokenizer it was trained behind, on this process's device.
 
     Raises InputError when that tokenizer is gone or has other weights now.
@@ -284,20 +283,22 @@ def load_pair(run: Path, here: World) -> tuple[Generator, Tokenizer, Origin]:
     generator, origin = load_generator(run)
     # A run that was moved, or is used from elsewhere, has its tokenizer beside it; the digest decides.
     place = Path(origin.tokenizer)
-    place = place if place.exists() else run.parent / place.name
+    place = place if place.exists() else run.folder.parent / place.name
     if not place.exists():
         raise InputError(
-            f"{run}: its tokenizer {origin.tokenizer} ({origin.tokenizer_digest[:12]}) is neither there nor beside it;"
-            f" expected it at {place}"
+            f"{run.name}: its tokenizer {origin.tokenizer} ({origin.tokenizer_digest[:12]}) is neither there nor beside"
+            f" it; expected it at {place}"
         )
     tokenizer = Tokenizer.from_pretrained(place)
     if tokenizer.digest() != origin.tokenizer_digest:
-        raise InputError(f"{run}: was trained behind other weights than {place} holds now; train in another folder")
+        raise InputError(
+            f"{run.name}: was trained behind other weights than {place} holds now; train in another folder"
+        )
     return generator.to(here.device), tokenizer.to(here.device), origin
 
 
 def evaluate_tokenizer(
-    run: Path,
+    folder: Path,
     device: str = "auto",
     watch: Reporter | None = None,
     asked: TokenizerEvaluation | None = None,
@@ -310,7 +311,8 @@ def evaluate_tokenizer(
     """
     watch, asked = watch or Silent(), asked or TokenizerEvaluation()
     with _join(device) as here:
-        tokenizer = Tokenizer.from_pretrained(run).to(here.device)
+        run = Run.open(folder)
+        tokenizer = Tokenizer.from_run(run).to(here.device)
         data = _evaluated_data(run, asked, tokenizer.factor)
         split = _split_to_measure(run, asked, data)
         images = open_images(data, split, labels=False, channels=tokenizer.channels)
@@ -332,19 +334,19 @@ def evaluate_tokenizer(
             _write_pairs(run, suffix, shown_pairs(tokenizer, images, here.device, drawn))
             held = Evaluation(
                 cards=tuple(measured.cards),
-                step=newest_step(run),
+                step=run.step,
                 levels=measured.levels,
                 latent={"mean": tuple(measured.latent_mean), "std": tuple(measured.latent_std)},
                 left_out=tuple(left_out),
                 skipped=tuple(measured.skipped),
             )
-            write_evaluation(run / f"evaluation{suffix}.json", held)
+            write_evaluation(run, held, suffix)
         here.barrier()
     return measured.cards
 
 
 def evaluate_generator(
-    run: Path,
+    folder: Path,
     samples: int,
     seed: int = 0,
     device: str = "auto",
@@ -364,10 +366,11 @@ def evaluate_generator(
         raise InputError(f"samples {samples}: expected at least 2")
     watch = watch or Silent()
     with _join(device) as here:
+        run = Run.open(folder)
         generator, tokenizer, origin = load_pair(run, here)
         cache = CodeCache.open(_codes_of(run))
         if cache.digest != origin.codes_digest:
-            raise InputError(f"{cache.folder}: holds other codes than {run} was trained on; train in another folder")
+            raise InputError(f"{cache.folder}: holds other codes than {folder} was trained on; train in another folder")
         data = build(DataConfig, cache.about["data"], str(cache.folder))
         cards: list[ProtocolCard] = []
         if here.first:
@@ -377,7 +380,7 @@ def evaluate_generator(
                     f"{data.source}: has changed since {cache.folder} was written, or another build read it otherwise;"
                     " encode it again"
                 )
-            judge = _judge(run.parent, data, tokenizer.channels, here, watch)
+            judge = _judge(folder.parent, data, tokenizer.channels, here, watch)
             assert judge is not None  # this is the first process
             against = reference(judge, real, data, _name_of(data, "train"))
             codes = cache.read("train")
@@ -396,15 +399,15 @@ def evaluate_generator(
             cards.append(
                 _renamed(measure_samples(judge, against, kept.images, kept.labels, floor)[0], "tokenizer alone")
             )
-            make_folder(run / "samples")
+            make_folder(folder / "samples")
             shown = labels.unique().tolist()[:SHEET_CLASSES]
             counts = {label: int((codes.labels == label).sum()) for label in shown}
-            write_png(class_sheet(images, labels.numpy(), shown), run / "samples" / "classes.png")
-            write_png(real_sheet(real, counts), run / "samples" / "real.png")
+            write_png(class_sheet(images, labels.numpy(), shown), folder / "samples" / "classes.png")
+            write_png(real_sheet(real, counts), folder / "samples" / "real.png")
             occurring = [origin.classes[label] for label in codes.labels.unique().tolist()]
             names = tuple(origin.classes[label] for label in shown)
-            held = Evaluation(tuple(cards), newest_step(run), classes=tuple(occurring), shown=names)
-            write_evaluation(run / FILE, held)
+            held = Evaluation(tuple(cards), run.step, classes=tuple(occurring), shown=names)
+            write_evaluation(run, held)
         here.barrier()
     return cards
 
@@ -421,12 +424,11 @@ OWN_IMAGES = ("val_source", "label_column", "broken", "max_pixels", "stream", "b
 """How a run reads the images of its own source, besides their size."""
 
 
-def _data_of(run: Path, source: str, size: Size | None, factor: int, reading: Reading) -> DataConfig:
+def _data_of(run: Run, source: str, size: Size | None, factor: int, reading: Reading) -> DataConfig:
     """The data a tokenizer reads from ``source``: in its own size unless told otherwise, without flips."""
-    trained = "experiment" in read_config(run)
-    own = to_dict(build(DataConfig, _section(run, "data"), str(run / CONFIG))) if trained else {}
+    own = to_dict(run.experiment(DataConfig, "data")) if run.trained else {}
     if size is None and not own:
-        raise InputError(f"{run}: is not a training run and has no image size of its own; give --size")
+        raise InputError(f"{run.name}: is not a training run and has no image size of its own; give --size")
     size = own["size"] if size is None else size
     how = {name: own[name] for name in OWN_IMAGES if name in own} if own.get("source") == source else {}
     data = build(DataConfig, {"source": source, "size": size, **how, **reading.options()}, "encode")
@@ -434,14 +436,14 @@ def _data_of(run: Path, source: str, size: Size | None, factor: int, reading: Re
     return data
 
 
-def _evaluated_data(run: Path, asked: TokenizerEvaluation, factor: int) -> DataConfig:
+def _evaluated_data(run: Run, asked: TokenizerEvaluation, factor: int) -> DataConfig:
     """The images that are asked for, by default the run's own; nothing about them is left to chance."""
-    if "experiment" in read_config(run):
-        own = build(DataConfig, _section(run, "data"), str(run / CONFIG))
+    if run.trained:
+        own = run.experiment(DataConfig, "data")
     elif asked.source and asked.size:
         own = DataConfig(asked.source, asked.size)
     else:
-        raise InputError(f"{run}: is not a training run and has no images of its own; give --data and --size")
+        raise InputError(f"{run.name}: is not a training run and has no images of its own; give --data and --size")
     size = asked.size or own.size
     _check_size(size, factor)
     if asked.source and asked.source != own.source:
@@ -449,12 +451,11 @@ def _evaluated_data(run: Path, asked: TokenizerEvaluation, factor: int) -> DataC
     return replace(own, size=size, flip=False, crop="center", **asked.reading.options())
 
 
-def _split_to_measure(run: Path, asked: TokenizerEvaluation, data: DataConfig) -> str:
+def _split_to_measure(run: Run, asked: TokenizerEvaluation, data: DataConfig) -> str:
     """The split that is asked for; by default what is held out, or all of a source that somebody names as a whole."""
     if asked.split:
         return split_called(data, asked.split)
-    own = read_config(run).get("experiment", {}).get("data", {}).get("source")
-    if not asked.source or asked.source == own:
+    if not asked.source or (run.trained and asked.source == run.experiment(DataConfig, "data").source):
         return "val"
     splits = splits_of(data)
     for split in ("val", "test"):
@@ -470,19 +471,16 @@ def _name_of(data: DataConfig, split: str) -> str:
     return f"{(data.val_source if split == 'val' else '') or data.source} {split}"
 
 
-def _is_usual(run: Path, asked: TokenizerEvaluation, split: str, data: DataConfig) -> bool:
+def _is_usual(run: Run, asked: TokenizerEvaluation, split: str, data: DataConfig) -> bool:
     """Whether these are all held-out images of a run: what the report speaks of."""
-    trained = "experiment" in read_config(run)
-    return trained and split == "val" and not asked.count and data == _evaluated_data(run, TokenizerEvaluation(), 1)
+    return run.trained and split == "val" and not asked.count and data == _evaluated_data(run, TokenizerEvaluation(), 1)
 
 
-def _workers_of(run: Path, reading: Reading) -> int:
+def _workers_of(run: Run, reading: Reading) -> int:
     """Processes that read images: as asked, or as in the training of the run."""
     if reading.workers is not None:
         return reading.workers
-    if "experiment" not in read_config(run):
-        return 0
-    return build(EngineConfig, _section(run, "train", "engine"), str(run / CONFIG)).workers
+    return run.experiment(EngineConfig, "train", "engine").workers if run.trained else 0
 
 
 def _existing_cache(out: Path, about: dict[str, Any]) -> CodeCache | None:
@@ -611,29 +609,16 @@ def _distinct_targets(paths: Sequence[Path], out: Path) -> dict[Path, Path]:
     return targets
 
 
-def _section(run: Path, *names: str) -> dict[str, Any]:
-    """A table of the experiment of a run. Raises InputError where there is none."""
-    config = read_config(run)
-    if "experiment" not in config:
-        raise InputError(f"{run}: is not a training run; what it was trained on is not known")
-    table = config["experiment"]
-    for name in names:
-        table = table.get(name)
-        if not isinstance(table, dict):
-            raise InputError(f"{run / CONFIG}: experiment.{'.'.join(names)}: expected a table")
-    return table
-
-
-def _codes_of(run: Path) -> str:
+def _codes_of(run: Run) -> str:
     """Where the cache lies that a generator was trained on."""
-    codes = _section(run).get("codes")
+    codes = run.table().get("codes")
     if not isinstance(codes, str):
-        raise InputError(f"{run / CONFIG}: experiment.codes: {codes!r}; expected a folder")
+        raise InputError(f"{run.folder / CONFIG}: experiment.codes: {codes!r}; expected a folder")
     return codes
 
 
 def _judges(
-    run: Path, asked: TokenizerEvaluation, data: DataConfig, channels: int, count: int, here: World, watch: Reporter
+    run: Run, asked: TokenizerEvaluation, data: DataConfig, channels: int, count: int, here: World, watch: Reporter
 ) -> Judges:
     """The networks that were asked for, in every process. A distance of features needs two images."""
     lpips = inception = judge = None
@@ -657,11 +642,11 @@ def _in_turn(here: World, load: Callable[[], Frozen]) -> Frozen:
     return found[0] if found else load()
 
 
-def _shared_judge(run: Path, data: DataConfig, channels: int, here: World, watch: Reporter) -> JudgeNet:
+def _shared_judge(run: Run, data: DataConfig, channels: int, here: World, watch: Reporter) -> JudgeNet:
     """The judge, in every process, where the first has trained it or found it trained."""
 
     def learned() -> tuple[int, dict[str, Tensor]]:
-        judge = _judge(run.absolute().parent, data, channels, here, watch)
+        judge = _judge(run.folder.absolute().parent, data, channels, here, watch)
         assert judge is not None  # this is the first process
         return judge.num_classes, {key: value.cpu() for key, value in judge.state_dict().items()}
 
@@ -690,19 +675,17 @@ def _judge(parent: Path, data: DataConfig, channels: int, here: World, watch: Re
     torch.manual_seed(JUDGE_TRAINING.seed)
     train, val = (open_images(data, name, labels=name == "train", channels=channels) for name in SPLITS)
     task = JudgeTask(train, val)
-    folder = parent / f"judge_{task.source.fingerprint[:8]}"
-    record = {"kind": "judge", "experiment": to_dict(JUDGE_TRAINING), "data": task.source.fingerprint}
-    with claimed(folder, record, TrainConfig, alone, watch.say, wait=True) as check:
-        judge = fit(task, JUDGE_TRAINING, folder, alone, watch, "judge", check)
+    claim = Claim(parent / f"judge_{task.source.fingerprint[:8]}", "judge", JUDGE_TRAINING, task.source.fingerprint)
+    judge = fit(task, JUDGE_TRAINING, claim, alone, watch, wait=True)
     assert isinstance(judge, JudgeNet)
     return judge.eval()
 
 
-def _untrained(run: Path, codes: CodeSet, here: World) -> Generator:
+def _untrained(run: Run, codes: CodeSet, here: World) -> Generator:
     """The generator as it was before its first step; ``codes`` are those it is trained on."""
-    described = find_weights(run).described
-    torch.manual_seed(build(TrainConfig, _section(run, "train"), str(run / CONFIG)).seed)
-    twin, _ = from_description(described, str(run))
+    described = run.weights().described
+    torch.manual_seed(run.experiment(TrainConfig, "train").seed)
+    twin, _ = from_description(described, run.name)
     twin.observe(codes.digits)
     return twin.to(here.device).eval()
 
@@ -711,9 +694,9 @@ def _renamed(card: ProtocolCard, what: str) -> ProtocolCard:
     return replace(card, metric=f"{card.metric}, {what}")
 
 
-def _write_pairs(run: Path, suffix: str, pairs: Pairs) -> None:
+def _write_pairs(run: Run, suffix: str, pairs: Pairs) -> None:
     """The sheets of reconstructions and of differences; an older sheet of differences may have had another scale."""
-    folder = run / "samples"
+    folder = run.folder / "samples"
     make_folder(folder)
     write_png(pair_sheet(pairs), folder / f"reconstructions{suffix}.png")
     drawn = difference_sheet(pairs)

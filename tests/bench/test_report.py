@@ -13,6 +13,7 @@ from ifsq.bench import report
 from ifsq.cli import main
 from ifsq.config import InputError
 from ifsq.evaluation.record import Evaluation, read_evaluation
+from ifsq.store.run import Run
 
 
 @pytest.fixture
@@ -123,14 +124,14 @@ def test_many_levels_are_drawn_at_once(runs: Path, capsys: pytest.CaptureFixture
 
 def test_a_record_is_read_as_it_was_written(runs: Path) -> None:
     for run in ("tok", "ar"):
-        held = read_evaluation(runs / run / "evaluation.json")
+        held = read_evaluation(Run.open(runs / run))
         assert isinstance(held, Evaluation)
         assert held.step == 2
     table = json.loads((runs / "ar" / "evaluation.json").read_text())
     del table["cards"][0]["crop"]
     (runs / "ar" / "evaluation.json").write_text(json.dumps(table))
     with pytest.raises(InputError, match=r"evaluation.json: protocol card: field 'crop' is missing; evaluate the run"):
-        read_evaluation(runs / "ar" / "evaluation.json")
+        read_evaluation(Run.open(runs / "ar"))
 
 
 def test_folders_are_quoted_in_the_commands(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:

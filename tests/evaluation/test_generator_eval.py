@@ -18,6 +18,7 @@ from ifsq.config import InputError
 from ifsq.evaluation.record import read_evaluation
 from ifsq.generators.ar import ARGenerator
 from ifsq.metrics import judge
+from ifsq.store.run import Run
 from ifsq.tokenizer.bottleneck import QuantizerConfig
 from ifsq.tokenizer.conv import ConvConfig
 from ifsq.tokenizer.model import Tokenizer, TokenizerConfig
@@ -105,9 +106,12 @@ def test_samples_are_of_the_classes_that_occur_and_in_their_proportions(monkeypa
 
 
 def test_generators_asked_for_other_classes_do_not_stand_on_one_page():
-    evaluation = read_evaluation(Path("ar/evaluation.json"))
+    evaluation = read_evaluation(Run.open("ar"))
     first, *rest = evaluation.cards
     other = replace(evaluation, cards=(replace(first, labels=""), *rest))  # of a card that is older than this
-    runs = [report.Run(Path(name), "ar", {}, [], held) for name, held in (("a", evaluation), ("b", other))]
+    runs = [
+        report.Reported(Run(Path(name), name, {"kind": "ar"}), [], held)
+        for name, held in (("a", evaluation), ("b", other))
+    ]
     with pytest.raises(InputError, match=r"a and b: FD.judge.: cards do not compare: labels"):
         report._refuse_unlike(runs)

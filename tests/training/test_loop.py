@@ -7,19 +7,24 @@ import shutil
 import signal
 import threading
 import time
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from torch import nn
 
-from ifsq.config import InputError
+from ifsq.config import InputError, Interrupted
 from ifsq.store import checkpoints
+from ifsq.store.files import LOCK
+from ifsq.store.lock import lock
+from ifsq.store.run import Run
 from ifsq.training import loop
+from ifsq.training.claim import Claim
 from ifsq.training.config import EngineConfig, TrainConfig
 from ifsq.training.distributed import World, pick_device
 from ifsq.training.ema import EMA
 from ifsq.training.log import Silent, read_metrics
-from ifsq.training.loop import Interrupted, Task, fit
+from ifsq.training.loop import Task, fit, train
 from ifsq.training.optim import OptimConfig, lr_at, make_optimizer
 from ifsq.training.player import Opponent
 
@@ -86,12 +91,12 @@ def kill_at(step):
 
 @pytest.mark.parametrize("moments", [[0], [9], [10], [11, 11, 30], [5, 17, 39]])
 def test_a_killed_run_ends_with_the_same_bits(tmp_path, moments):
-    fit(Regression(), config(), tmp_path / "whole", HERE, Silent(), "whole")
+    train(Regression(), config(), tmp_path / "whole", HERE, Silent(), "whole")
 
     for moment in moments:
         with pytest.raises(Killed):
-            fit(Regression(kill_at(moment)), config(), tmp_path / "cut", HERE, Silent(), "cut")
-    model = fit(Regression(), config(), tmp_path / "cut", HERE, Silent(), "cut")
+            train(Regression(kill_at(moment)), config(), tmp_path / "cut", HERE, Silent(), "cut")
+    model = train(Regression(), config(), tmp_path / "cut", HERE, Silent(), "cut")
     step, whole = weights(tmp_path / "whole")
     assert step == 40
     assert_same(whole, weights(tmp_path / "cut")[1])
@@ -123,8 +128,8 @@ class Gappy(Regression):
 def test_what_was_skipped_is_named_once_for_each_step_also_after_kills(tmp_path, moments, log_every):
     for moment in moments:
         with pytest.raises(Killed):
-            fit(Gappy(kill_at(moment)), config(log_every=log_every), tmp_path, HERE, Silent(), "run")
-    fit(Gappy(), config(log_every=log_every), tmp_path, HERE, Silent(), "run")
+            train(Gappy(kill_at(moment)), config(log_every=log_every), tmp_path, HERE, Silent(), "run")
+    train(Gappy(), config(log_every=log_every), tmp_path, HERE, Silent(), "run")
     steps = [step for step in range(40) if step % 7 == 3]
     lines = [f"{step + 1}\timage {step}.png cannot be read: broken" for step in steps]
     assert (tmp_path / "skipped.txt").read_text().splitlines() == lines
@@ -133,7 +138,7 @@ def test_what_was_skipped_is_named_once_for_each_step_also_after_kills(tmp_path,
 
 
 def test_a_run_that_skipped_nothing_says_nothing_of_it(tmp_path):
-    fit(Regression(), config(), tmp_path, HERE, Silent(), "run")
+    train(Regression(), config(), tmp_path, HERE, Silent(), "run")
     assert not (tmp_path / "skipped.txt").exists()
     assert not any("skipped" in row for row in read_metrics(tmp_path / "metrics.jsonl"))
 
@@ -153,10 +158,10 @@ def ordinary():
 def test_a_request_to_stop_saves_and_says_so(tmp_path):
     task = Regression(lambda step: os.kill(os.getpid(), signal.SIGINT) if step == 13 else None)
     with pytest.raises(Interrupted, match="stopped at step 14; the same command continues"):
-        fit(task, config(), tmp_path / "cut", HERE, Silent(), "cut")
+        train(task, config(), tmp_path / "cut", HERE, Silent(), "cut")
     assert weights(tmp_path / "cut")[0] == 14
-    fit(Regression(), config(), tmp_path / "cut", HERE, Silent(), "cut")
-    fit(Regression(), config(), tmp_path / "whole", HERE, Silent(), "whole")
+    train(Regression(), config(), tmp_path / "cut", HERE, Silent(), "cut")
+    train(Regression(), config(), tmp_path / "whole", HERE, Silent(), "whole")
     assert_same(weights(tmp_path / "whole")[1], weights(tmp_path / "cut")[1])
 
 
@@ -167,7 +172,7 @@ def test_requests_to_stop_are_one_for_a_moment_and_then_act_as_usual(tmp_path, m
     stop = (lambda step: os.kill(os.getpid(), signal.SIGTERM)) if asked == "here" else (lambda step: None)
     here = HERE if asked == "here" else AskedElsewhere(0, 1, torch.device("cpu"))
     with pytest.raises(Interrupted):
-        fit(Regression(stop), config(), tmp_path, here, Silent(), "run")
+        train(Regression(stop), config(), tmp_path, here, Silent(), "run")
     os.kill(os.getpid(), signal.SIGTERM)
     assert not ordinary
     time.sleep(0.3)
@@ -181,10 +186,10 @@ def test_requests_to_stop_are_one_for_a_moment_and_then_act_as_usual(tmp_path, m
 def test_a_run_that_was_not_asked_to_stop_leaves_signals_as_they_were(tmp_path, ordinary, how):
     before = signal.getsignal(signal.SIGTERM)
     if how == "ends":
-        fit(Regression(), config(), tmp_path, HERE, Silent(), "run")
+        train(Regression(), config(), tmp_path, HERE, Silent(), "run")
     else:
         with pytest.raises(InputError, match="loss is nan"):
-            fit(Regression(), config(optim=OptimConfig(lr=1e30)), tmp_path, HERE, Silent(), "run")
+            train(Regression(), config(optim=OptimConfig(lr=1e30)), tmp_path, HERE, Silent(), "run")
     assert signal.getsignal(signal.SIGTERM) is before
     assert not ordinary
 
@@ -197,21 +202,21 @@ class AskedElsewhere(World):
 
 
 def test_runs_outside_the_main_thread(tmp_path):
-    thread = threading.Thread(target=fit, args=(Regression(), config(), tmp_path, HERE, Silent(), "thread"))
+    thread = threading.Thread(target=train, args=(Regression(), config(), tmp_path, HERE, Silent(), "thread"))
     thread.start()
     thread.join()
     assert weights(tmp_path)[0] == 40
 
 
 def test_a_finished_run_is_left_alone(tmp_path):
-    fit(Regression(), config(), tmp_path, HERE, Silent(), "run")
+    train(Regression(), config(), tmp_path, HERE, Silent(), "run")
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "checkpoints").rglob("*")}
-    fit(Regression(), config(), tmp_path, HERE, Silent(), "run")
+    train(Regression(), config(), tmp_path, HERE, Silent(), "run")
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "checkpoints").rglob("*")} == before
 
 
 def test_keeps_the_newest_checkpoints(tmp_path):
-    fit(Regression(), config(keep=2), tmp_path, HERE, Silent(), "run")
+    train(Regression(), config(keep=2), tmp_path, HERE, Silent(), "run")
     assert [step for step, _ in checkpoints.steps_in(tmp_path / "checkpoints")] == [30, 40]
     assert not list((tmp_path / "checkpoints").glob(".partial*"))
 
@@ -220,7 +225,7 @@ def test_the_loss_falls_and_the_average_is_used_for_validation(tmp_path):
     seen = []
     task = Regression()
     task.validate = lambda model, world: seen.append(model) or {}
-    ema = fit(task, config(steps=200, optim=OptimConfig(lr=1e-2)), tmp_path, HERE, Silent(), "run")
+    ema = train(task, config(steps=200, optim=OptimConfig(lr=1e-2)), tmp_path, HERE, Silent(), "run")
     losses = [row["loss"] for row in read_metrics(tmp_path / "metrics.jsonl") if "loss" in row]
     assert losses[-1] < 0.3 * losses[0]
     assert seen == [ema]
@@ -231,12 +236,12 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     task = Regression()
     task.loss = lambda model, batch, rng, step: {"loss": model(batch).mean() * math.inf}
     with pytest.raises(InputError, match=r"loss is (nan|inf|-inf) at step 5; lower train.optim.lr \(now 0.001\)"):
-        fit(task, config(), tmp_path, HERE, Silent(), "run")
+        train(task, config(), tmp_path, HERE, Silent(), "run")
 
 
 def test_a_batch_must_divide_by_the_processes(tmp_path):
     with pytest.raises(InputError, match=r"train.batch=8: expected a multiple of the 3 processes"):
-        fit(Regression(), config(), tmp_path, World(0, 3, torch.device("cpu")), Silent(), "run")
+        train(Regression(), config(), tmp_path, World(0, 3, torch.device("cpu")), Silent(), "run")
 
 
 class Told(Silent):
@@ -250,25 +255,25 @@ class Told(Silent):
 
 
 def test_a_damaged_checkpoint_is_named_with_what_to_do(tmp_path):
-    fit(Regression(), config(), tmp_path, HERE, Silent(), "run")
+    train(Regression(), config(), tmp_path, HERE, Silent(), "run")
     path = tmp_path / "checkpoints" / "step_40"
     content = bytearray((path / "optimizer.safetensors").read_bytes())
     content[-3] ^= 1
     (path / "optimizer.safetensors").write_bytes(content)
     with pytest.raises(InputError, match=r"optimizer\.safetensors: is damaged .*; remove .*step_40 to use the one"):
-        fit(Regression(), config(), tmp_path, HERE, Silent(), "run")
+        train(Regression(), config(), tmp_path, HERE, Silent(), "run")
 
 
 @pytest.mark.parametrize("what", ["state.json", "model.safetensors", "all of it"])
 def test_a_run_goes_on_from_the_checkpoint_before_half_a_one(tmp_path, what):
     """And ends with the bits of one that nothing happened to."""
-    fit(Regression(), config(), tmp_path / "whole", HERE, Silent(), "whole")
+    train(Regression(), config(), tmp_path / "whole", HERE, Silent(), "whole")
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
     for file in (tmp_path / "cut" / "checkpoints" / "step_40").iterdir():
         if what in (file.name, "all of it"):
             file.unlink()
     told = Told()
-    fit(Regression(), config(), tmp_path / "cut", HERE, told, "cut")
+    train(Regression(), config(), tmp_path / "cut", HERE, told, "cut")
     assert [line.partition(" (")[0] for line in told.lines] == [
         f"{tmp_path / 'cut/checkpoints/step_40'}: is unfinished"
     ]
@@ -277,14 +282,14 @@ def test_a_run_goes_on_from_the_checkpoint_before_half_a_one(tmp_path, what):
 
 
 def test_a_checkpoint_of_before_goes_on_and_it_is_said(tmp_path):
-    fit(Regression(), config(), tmp_path / "whole", HERE, Silent(), "whole")
+    train(Regression(), config(), tmp_path / "whole", HERE, Silent(), "whole")
     shutil.copytree(tmp_path / "whole", tmp_path / "old")
     shutil.rmtree(tmp_path / "old" / "checkpoints" / "step_40")
     file = tmp_path / "old" / "checkpoints" / "step_30" / "state.json"
     state = json.loads(file.read_text())
     file.write_text(json.dumps({name: state[name] for name in ("step", "seconds", "model", "scaler")}))
     told = Told()
-    fit(Regression(), config(), tmp_path / "old", HERE, told, "old")
+    train(Regression(), config(), tmp_path / "old", HERE, told, "old")
     assert len(told.lines) == 1
     assert "step_30: was saved before checkpoints kept the SHA-256 of their files" in told.lines[0]
     assert_same(weights(tmp_path / "whole")[1], weights(tmp_path / "old")[1])
@@ -295,11 +300,11 @@ OFTEN = {"keep": 5, "keep_every": 20, "log_every": 3, "save_every": 4, "validate
 
 @pytest.mark.parametrize("option", OFTEN)
 def test_how_often_is_saved_and_said_changes_no_weight(tmp_path, option):
-    fit(Regression(), config(), tmp_path / "whole", HERE, Silent(), "whole")
+    train(Regression(), config(), tmp_path / "whole", HERE, Silent(), "whole")
     with pytest.raises(Killed):
-        fit(Regression(kill_at(25)), config(), tmp_path / "cut", HERE, Silent(), "cut")
+        train(Regression(kill_at(25)), config(), tmp_path / "cut", HERE, Silent(), "cut")
     told = Told()
-    fit(Regression(), config(**{option: OFTEN[option]}), tmp_path / "cut", HERE, told, "cut")
+    train(Regression(), config(**{option: OFTEN[option]}), tmp_path / "cut", HERE, told, "cut")
     assert not told.lines
     assert_same(weights(tmp_path / "whole")[1], weights(tmp_path / "cut")[1])
 
@@ -308,11 +313,11 @@ def test_how_often_is_saved_and_said_changes_no_weight(tmp_path, option):
 def test_more_steps_on_a_finished_run(tmp_path, schedule):
     """Where the learning rate knows nothing of the end, it ends as if it had been planned so."""
     flat = OptimConfig(schedule=schedule, warmup=5)
-    fit(Regression(), config(steps=20, optim=flat), tmp_path / "longer", HERE, Silent(), "longer")
+    train(Regression(), config(steps=20, optim=flat), tmp_path / "longer", HERE, Silent(), "longer")
     assert weights(tmp_path / "longer")[0] == 20
     told = Told()
-    fit(Regression(), config(steps=40, optim=flat), tmp_path / "longer", HERE, told, "longer")
-    fit(Regression(), config(steps=40, optim=flat), tmp_path / "whole", HERE, Silent(), "whole")
+    train(Regression(), config(steps=40, optim=flat), tmp_path / "longer", HERE, told, "longer")
+    train(Regression(), config(steps=40, optim=flat), tmp_path / "whole", HERE, Silent(), "whole")
     (step, longer), (_, whole) = weights(tmp_path / "longer"), weights(tmp_path / "whole")
     assert step == 40
     if schedule == "constant":
@@ -325,7 +330,7 @@ def test_more_steps_on_a_finished_run(tmp_path, schedule):
         ]
         assert not torch.equal(whole["ema"]["0.weight"], longer["ema"]["0.weight"])
     again = Told()
-    fit(Regression(), config(steps=40, optim=flat), tmp_path / "longer", HERE, again, "longer")
+    train(Regression(), config(steps=40, optim=flat), tmp_path / "longer", HERE, again, "longer")
     assert not again.lines
 
 
@@ -343,11 +348,11 @@ def test_an_opponent_that_has_not_begun_has_no_state(tmp_path):
         def opponent_loss(self, opponent, model, batch, step):
             return {"loss": opponent(batch[:, :1]).square().mean()}
 
-    fit(Late(), config(), tmp_path / "whole", HERE, Silent(), "whole")
-    fit(Late(), config(steps=20), tmp_path / "cut", HERE, Silent(), "cut")
+    train(Late(), config(), tmp_path / "whole", HERE, Silent(), "whole")
+    train(Late(), config(steps=20), tmp_path / "cut", HERE, Silent(), "cut")
     found = checkpoints.newest(tmp_path / "cut" / "checkpoints", None).checkpoint
     assert found.load("opponent_optimizer") == {}
-    fit(Late(), config(steps=30), tmp_path / "cut", HERE, Silent(), "cut")
+    train(Late(), config(steps=30), tmp_path / "cut", HERE, Silent(), "cut")
     assert checkpoints.newest(tmp_path / "cut" / "checkpoints", None).checkpoint.load("opponent_optimizer")
 
 
@@ -412,7 +417,7 @@ def test_devices_that_are_absent_are_named():
 def test_half_precision_keeps_its_loss_scale(tmp_path):
     """The scale grows and falls with the gradients; it is state like any other."""
     half = config(precision="fp16", steps=20)
-    fit(Regression(), half, tmp_path / "whole", HERE, Silent(), "whole")
+    train(Regression(), half, tmp_path / "whole", HERE, Silent(), "whole")
     state = checkpoints.at(checkpoints.steps_in(tmp_path / "whole" / "checkpoints")[-1][1]).state
     assert state["scaler"]["scale"] > 0
     assert state["scaler"]["_growth_tracker"] > 0
@@ -422,8 +427,8 @@ def test_half_precision_keeps_its_loss_scale(tmp_path):
             raise Killed
 
     with pytest.raises(Killed):
-        fit(Regression(kill), half, tmp_path / "cut", HERE, Silent(), "cut")
-    fit(Regression(), half, tmp_path / "cut", HERE, Silent(), "cut")
+        train(Regression(kill), half, tmp_path / "cut", HERE, Silent(), "cut")
+    train(Regression(), half, tmp_path / "cut", HERE, Silent(), "cut")
     assert_same(weights(tmp_path / "whole")[1], weights(tmp_path / "cut")[1])
     losses = [row["loss"] for row in read_metrics(tmp_path / "whole" / "metrics.jsonl") if "loss" in row]
     assert losses[-1] < losses[0]
@@ -448,12 +453,12 @@ def test_parts_add_up_to_the_batch(tmp_path):
 
     for parts in (1, 4):
         engine = EngineConfig(accumulate=parts)
-        fit(Plain(parts), config(engine=engine), tmp_path / str(parts), HERE, Silent(), "run")
+        train(Plain(parts), config(engine=engine), tmp_path / str(parts), HERE, Silent(), "run")
     whole, pieces = (weights(tmp_path / str(parts))[1]["model"] for parts in (1, 4))
     for key, value in whole.items():
         torch.testing.assert_close(pieces[key], value, atol=1e-5, rtol=1e-4)
     with pytest.raises(InputError, match=r"train.batch=8: expected a multiple of the 1 processes times accumulate=3"):
-        fit(Plain(1), config(engine=EngineConfig(accumulate=3)), tmp_path / "3", HERE, Silent(), "run")
+        train(Plain(1), config(engine=EngineConfig(accumulate=3)), tmp_path / "3", HERE, Silent(), "run")
 
 
 def test_the_compiled_parts_are_those_the_task_names(tmp_path, monkeypatch):
@@ -461,7 +466,29 @@ def test_the_compiled_parts_are_those_the_task_names(tmp_path, monkeypatch):
     monkeypatch.setattr(nn.Module, "compile", lambda self: asked.append(self))
     task = Regression()
     task.compiled = lambda: [task.model[0]]
-    fit(task, config(steps=1), tmp_path / "no", HERE, Silent(), "run")
+    train(task, config(steps=1), tmp_path / "no", HERE, Silent(), "run")
     assert not asked
-    fit(task, config(steps=1, engine=EngineConfig(compile=True)), tmp_path / "yes", HERE, Silent(), "run")
+    train(task, config(steps=1, engine=EngineConfig(compile=True)), tmp_path / "yes", HERE, Silent(), "run")
     assert asked == [task.model[0]]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    train: TrainConfig
+
+
+def test_a_run_claims_its_folder_before_it_says_or_writes_anything(tmp_path):
+    folder, told = tmp_path / "run", Told()
+    claim = Claim(folder, "regression", Experiment(config()), "of these data")
+    fit(Regression(), config(), claim, HERE, told, notes=["data: 8 rows"])
+    run = Run.open(folder)
+    assert (run.kind, run.data, run.step) == ("regression", "of these data", 40)
+    assert run.experiment(Experiment) == claim.experiment
+    assert run.newest.checkpoint.state["run"] == run.config["run"]
+    assert told.lines[0] == "data: 8 rows"
+    with pytest.raises(InputError, match="holds another run"):
+        fit(Regression(), config(), replace(claim, kind="other"), HERE, told, notes=["never said"])
+    assert "never said" not in told.lines
+    with lock(folder / LOCK, pytest.fail), pytest.raises(InputError, match="is at work there"):
+        fit(Regression(), config(), claim, HERE, told, notes=["never said"])
+    assert "never said" not in told.lines

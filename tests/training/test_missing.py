@@ -12,7 +12,7 @@ from ifsq.store import checkpoints
 from ifsq.training.config import EngineConfig, TrainConfig
 from ifsq.training.distributed import World
 from ifsq.training.log import Silent, read_metrics
-from ifsq.training.loop import Task, fit
+from ifsq.training.loop import Task, train
 from ifsq.training.optim import OptimConfig
 from ifsq.training.player import Opponent
 
@@ -65,10 +65,10 @@ class Lossy(Task):
         return {"kind": "lossy"}
 
 
-def train(folder, parts, missing=MISSING, here=HERE):
+def trained(folder, parts, missing=MISSING, here=HERE):
     task = Lossy(missing)
     task.parts = parts
-    fit(task, replace(CONFIG, engine=EngineConfig(accumulate=parts)), folder, here, Silent(), "lossy")
+    train(task, replace(CONFIG, engine=EngineConfig(accumulate=parts)), folder, here, Silent(), "lossy")
 
 
 def tables(folder):
@@ -85,8 +85,8 @@ def losses(folder):
 
 @pytest.mark.parametrize("parts", [2, 4, 8])
 def test_parts_are_no_more_than_the_order_of_a_sum(tmp_path, parts):
-    train(tmp_path / "whole", 1)
-    train(tmp_path / "parts", parts)
+    trained(tmp_path / "whole", 1)
+    trained(tmp_path / "parts", parts)
     torch.testing.assert_close(tables(tmp_path / "parts"), tables(tmp_path / "whole"), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(losses(tmp_path / "parts"), losses(tmp_path / "whole"), atol=0, rtol=1e-4)
     skipped = [(tmp_path / name / "skipped.txt").read_text() for name in ("whole", "parts")]
@@ -104,15 +104,15 @@ def test_the_mean_is_over_what_is_left(tmp_path):
     task.parts = 4
     optim = replace(CONFIG.optim, clip=0.0, betas=(0.9, 0.999))
     config = replace(CONFIG, steps=1, optim=optim, engine=EngineConfig(accumulate=4))
-    fit(task, config, tmp_path, HERE, Silent(), "lossy")
+    train(task, config, tmp_path, HERE, Silent(), "lossy")
     momentum = checkpoints.at(tmp_path / "checkpoints/step_1").load("optimizer")["0.exp_avg"]
     torch.testing.assert_close(momentum / 0.1, expected)
 
 
 def test_two_processes_end_with_the_bits_of_one_with_twice_the_parts(tmp_path):
-    train(tmp_path / "one", 2)
+    trained(tmp_path / "one", 2)
     (tmp_path / "said").mkdir()
-    codes, said = run(tmp_path / "said", lambda here: train(tmp_path / "two", 1, here=here))
+    codes, said = run(tmp_path / "said", lambda here: trained(tmp_path / "two", 1, here=here))
     assert codes == [0, 0], said
     torch.testing.assert_close(tables(tmp_path / "one"), tables(tmp_path / "two"), atol=0, rtol=0)
     torch.testing.assert_close(losses(tmp_path / "one"), losses(tmp_path / "two"), atol=0, rtol=1e-5)
@@ -125,11 +125,11 @@ REFUSED = "step 3: none of its 8 examples can be used: row "
 @pytest.mark.parametrize("parts", [1, 4])
 def test_a_step_with_nothing_left_is_refused(tmp_path, parts):
     with pytest.raises(InputError, match=f"^{REFUSED}0$"):
-        train(tmp_path, parts, NOTHING)
+        trained(tmp_path, parts, NOTHING)
 
 
 def test_what_is_refused_is_refused_in_every_process(tmp_path):
     (tmp_path / "said").mkdir()
-    codes, said = run(tmp_path / "said", lambda here: train(tmp_path / "two", 2, NOTHING, here))
+    codes, said = run(tmp_path / "said", lambda here: trained(tmp_path / "two", 2, NOTHING, here))
     assert codes == [2, 2]
     assert said == [f"InputError: {REFUSED}{row}\n" for row in (0, 4)]

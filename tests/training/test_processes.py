@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from ifsq.config import InputError
+from ifsq.config import InputError, Interrupted
 from ifsq.store import checkpoints
 from ifsq.training.config import EngineConfig, TrainConfig
 from ifsq.training.distributed import world
 from ifsq.training.log import Silent, read_metrics
-from ifsq.training.loop import Interrupted, Opponent, Task, fit
+from ifsq.training.loop import Opponent, Task, train
 from ifsq.training.optim import OptimConfig
 
 BATCH = 8
@@ -84,7 +84,7 @@ def _process(rank, port, folder, config, stop_at):
     with world("cpu") as here:
         task = Game(config.engine.accumulate, stop_at)
         with contextlib.suppress(Interrupted):
-            fit(task, config, folder, here, Silent(), "two")
+            train(task, config, folder, here, Silent(), "two")
         running = torch.cat([b.reshape(-1) for b in task.opponent.module.buffers() if b.is_floating_point()])
         theirs = here.gather(running)
         assert torch.equal(theirs[0], theirs[1]), "running statistics drift apart"
@@ -103,7 +103,7 @@ def two(folder, config, stop_at=None):
 
 def one(folder, config, stop_at=None):
     with world("cpu") as here, contextlib.suppress(Interrupted):
-        fit(Game(config.engine.accumulate, stop_at), config, folder, here, Silent(), "one")
+        train(Game(config.engine.accumulate, stop_at), config, folder, here, Silent(), "one")
 
 
 def tables(folder):

@@ -11,7 +11,7 @@ from tests.training.test_loop import HERE, Killed, Regression, config
 from ifsq.config import InputError
 from ifsq.training.config import EngineConfig
 from ifsq.training.log import Silent, read_metrics
-from ifsq.training.loop import fit
+from ifsq.training.loop import train
 from ifsq.training.sinks import open_sinks
 
 
@@ -22,8 +22,8 @@ def test_tensorboard_shows_what_metrics_say_also_after_a_kill(tmp_path):
 
     logged = replace(config(), engine=EngineConfig(loggers=("tensorboard",)))
     with pytest.raises(Killed):
-        fit(Regression(kill), logged, tmp_path, HERE, Silent(), "run")
-    fit(Regression(), logged, tmp_path, HERE, Silent(), "run")
+        train(Regression(kill), logged, tmp_path, HERE, Silent(), "run")
+    train(Regression(), logged, tmp_path, HERE, Silent(), "run")
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     rows = [row for row in read_metrics(tmp_path / "metrics.jsonl") if "loss" in row]
@@ -55,7 +55,7 @@ def test_the_others_are_told_the_same(tmp_path, monkeypatch, name):
     recorder = Recorder()
     monkeypatch.setitem(sys.modules, name, recorder)
     logged = replace(config(steps=5), engine=EngineConfig(loggers=(name,)))
-    fit(Regression(), logged, tmp_path / "a" / "run", HERE, Silent(), "run")
+    train(Regression(), logged, tmp_path / "a" / "run", HERE, Silent(), "run")
     opened, (step, values), (last, held_out), end = recorder.told
     assert opened["project"] == "ifsq"
     assert opened["name"].startswith("a")

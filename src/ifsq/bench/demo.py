@@ -1,6 +1,6 @@
 """``ifsq demo``: every stage of `ifsq.pipeline` in order, on the bundled photographs, and the report at the end.
 
-Each stage knows what is already done, so the same command continues wherever it was interrupted. Called by ``cli``.
+Each stage knows what is already done, so the same command continues wherever it was interrupted.
 """
 
 from collections.abc import Sequence
@@ -11,12 +11,12 @@ from pathlib import Path
 from ifsq import pipeline
 from ifsq.bench.report import write_report
 from ifsq.config import InputError, parse_overrides
-from ifsq.evaluation.record import FILE, read_evaluation
+from ifsq.evaluation.record import read_evaluation
 from ifsq.experiment import load_generator_experiment, load_tokenizer_experiment
 from ifsq.generators.pretrained import load_generator
+from ifsq.store.run import Run
 from ifsq.store.weights import weights_digest
 from ifsq.tokenizer.model import Tokenizer
-from ifsq.training.folder import newest_step
 from ifsq.training.log import Reporter
 
 SAMPLES = 1000  # images drawn to measure a generator
@@ -40,7 +40,8 @@ def demo(out: Path, overrides: Sequence[str], device: str, watch: Reporter) -> P
     _refuse_another_length(tokenizer, codes, first.train.steps)
     watch.say(f"1 of 4  a tokenizer of {first.data.source}")
     pipeline.train_tokenizer(replace(first, out=str(tokenizer)), device, watch)
-    if not _measured(tokenizer, Tokenizer.from_pretrained(tokenizer).digest()):
+    trained = Run.open(tokenizer)
+    if not _measured(trained, Tokenizer.from_run(trained).digest()):
         pipeline.evaluate_tokenizer(tokenizer, device, watch)
     watch.say("2 of 4  its codes, once for both generators")
     pipeline.encode(tokenizer, first.data.source, codes, device=device, watch=watch)
@@ -50,7 +51,8 @@ def demo(out: Path, overrides: Sequence[str], device: str, watch: Reporter) -> P
         watch.say(f"{number} of 4  {TITLES[experiment.kind]}")
         experiment = replace(experiment, out=str(run), tokenizer=str(tokenizer), codes=str(codes))
         pipeline.train_generator(experiment, device, watch)
-        if not _measured(run, weights_digest(load_generator(run)[0])):
+        trained = Run.open(run)
+        if not _measured(trained, weights_digest(load_generator(trained)[0])):
             pipeline.evaluate_generator(run, SAMPLES, 0, device, watch)
         runs.append(run)
     return write_report([tokenizer, *runs], out / "report.html")
@@ -67,16 +69,16 @@ def experiment_file(name: str) -> Path:
 
 def _refuse_another_length(tokenizer: Path, codes: Path, steps: int) -> None:
     """A tokenizer that goes on has other weights than those whose codes are there."""
-    if codes.exists() and tokenizer.exists() and (done := newest_step(tokenizer)) != steps:
+    if codes.exists() and tokenizer.exists() and (done := Run.open(tokenizer).step) != steps:
         raise InputError(
             f"{tokenizer}: has {done} steps behind it, and its codes are in use; expected as many, got {steps}"
         )
 
 
-def _measured(run: Path, digest: str) -> bool:
+def _measured(run: Run, digest: str) -> bool:
     """Whether the run's evaluation is of these very weights."""
-    path = run / FILE
-    if not path.exists():
+    held = read_evaluation(run)
+    if held is None:
         return False
-    first = read_evaluation(path).cards[0]
+    first = held.cards[0]
     return digest == (first.generator_hash or first.tokenizer_hash)

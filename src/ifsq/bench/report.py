@@ -1,7 +1,6 @@
 """The report: one self-contained page about a tokenizer and its generators, read from their run folders alone.
 
-Nothing is computed here but pictures: figures come from ``metrics.jsonl`` and ``evaluation.json``. Called by ``cli``
-and ``demo``.
+Nothing is computed here but pictures: figures come from ``metrics.jsonl`` and ``evaluation.json``.
 """
 
 import base64
@@ -19,17 +18,17 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from ifsq.config import InputError, build
+from ifsq.config import InputError
 from ifsq.data import read_image
 from ifsq.data.images import height_width, size_text
 from ifsq.evaluation import SHEET_CLASSES
-from ifsq.evaluation.record import FILE, Evaluation, read_evaluation
+from ifsq.evaluation.record import Evaluation, read_evaluation
 from ifsq.experiment import TokenizerExperiment
 from ifsq.metrics.card import ProtocolCard, code_version, compare
 from ifsq.store.files import make_folder, write_text
+from ifsq.store.run import EVALUATION, Run
 from ifsq.tokenizer.bottleneck import rate_of
 from ifsq.training.distributed import first_process
-from ifsq.training.folder import CONFIG, newest_step, read_config
 from ifsq.training.log import read_metrics
 
 SCALE = 2  # screen pixels a pixel of the small pictures
@@ -45,14 +44,22 @@ matplotlib.rcParams.update(
 
 
 @dataclass(frozen=True)
-class Run:
-    """A run folder, read."""
+class Reported:
+    """A run that the page speaks of: what was logged of its training and what was measured."""
 
-    folder: Path
-    kind: str
-    config: dict[str, Any]
+    run: Run
     metrics: list[dict[str, Any]]
     evaluation: Evaluation
+
+    @property
+    def folder(self) -> Path:
+        """Of the run."""
+        return self.run.folder
+
+    @property
+    def kind(self) -> str:
+        """``tokenizer`` or a kind of generator."""
+        return self.run.kind
 
     @property
     def name(self) -> str:
@@ -87,11 +94,11 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
     target = out or folders[0] / "report.html"
     if target.suffix not in (".html", ".htm"):
         raise InputError(f"{target}: expected a name that ends in .html")
-    configs = [read_config(folder) for folder in folders]
-    kinds = [config["kind"] for config in configs]
+    opened = [Run.open(folder) for folder in folders]
+    kinds = [run.kind for run in opened]
     if len(set(kinds)) < len(kinds):
         raise InputError(f"{len(kinds)} runs of kinds {', '.join(kinds)}: expected at most one of a kind on a page")
-    runs = [_read(folder, config) for folder, config in zip(folders, configs, strict=True)]
+    runs = [_read(run) for run in opened]
     _refuse_unlike(runs)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("ifsq.bench", "."), autoescape=True, undefined=jinja2.StrictUndefined
@@ -103,26 +110,26 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
     return target
 
 
-def _read(folder: Path, config: dict[str, Any]) -> Run:
-    if config["kind"] not in TITLES:
-        raise InputError(f"{folder}: is a {config['kind']}; expected a tokenizer or generator run")
+def _read(run: Run) -> Reported:
+    folder = run.folder
+    if run.kind not in TITLES:
+        raise InputError(f"{folder}: is a {run.kind}; expected a tokenizer or generator run")
     metrics = read_metrics(folder / "metrics.jsonl")
-    path = folder / FILE
-    if not path.exists():
-        verb = "tokenizer" if config["kind"] == "tokenizer" else "generator"
+    evaluation = read_evaluation(run)
+    if evaluation is None:
+        verb = "tokenizer" if run.kind == "tokenizer" else "generator"
         raise InputError(f"{folder}: is not evaluated yet; run ifsq {verb} eval {folder}")
-    run = Run(folder, config["kind"], config, metrics, read_evaluation(path))
-    if not run.logged("seconds"):
+    reported = Reported(run, metrics, evaluation)
+    if not reported.logged("seconds"):
         raise InputError(f"{folder}: has logged no step yet; train it first")
-    trained = newest_step(folder)
-    if trained is None or trained != run.evaluation.step:
+    if run.step is None or run.step != evaluation.step:
         raise InputError(f"{folder}: was trained on since it was evaluated; evaluate it again")
-    if run.kind != "tokenizer" and not run.evaluation.classes:
-        raise InputError(f"{path}: names no classes; evaluate the run again")
-    return run
+    if run.kind != "tokenizer" and not evaluation.classes:
+        raise InputError(f"{folder / EVALUATION}: names no classes; evaluate the run again")
+    return reported
 
 
-def _refuse_unlike(runs: Sequence[Run]) -> None:
+def _refuse_unlike(runs: Sequence[Reported]) -> None:
     """Figures that stand beside each other were taken in the same way; how a generator samples is its own."""
     measured = {run.folder: {card.metric: card for card in run.evaluation.cards} for run in runs}
     first, *others = [run.folder for run in runs if run.kind != "tokenizer"] or [Path()]
@@ -138,7 +145,7 @@ def _refuse_unlike(runs: Sequence[Run]) -> None:
                 raise InputError(f"{first} and {other}: {metric}: {error}; evaluate both again") from error
 
 
-def _content(runs: Sequence[Run], target: Path) -> dict[str, Any]:
+def _content(runs: Sequence[Reported], target: Path) -> dict[str, Any]:
     tokenizers = [run for run in runs if run.kind == "tokenizer"]
     generators = [run for run in runs if run.kind != "tokenizer"]
     return {
@@ -158,13 +165,13 @@ def _content(runs: Sequence[Run], target: Path) -> dict[str, Any]:
     }
 
 
-def _subtitle(tokenizers: Sequence[Run], generators: Sequence[Run]) -> str:
+def _subtitle(tokenizers: Sequence[Reported], generators: Sequence[Reported]) -> str:
     parts = [f"{run.name} trained for {run.trained()}" for run in (*tokenizers, *generators)]
-    same = len(generators) > 1 and all(run.config.get("data") == generators[0].config.get("data") for run in generators)
+    same = len(generators) > 1 and len({run.run.data for run in generators}) == 1
     return "; ".join(parts) + (". Both generators read the same cached digits." if same else ".")
 
 
-def _facts(run: Run) -> list[dict[str, str]]:
+def _facts(run: Reported) -> list[dict[str, str]]:
     facts = []
     for metric, value, form, label in (
         ("PSNR, dB", "mean", "{:.2f} dB", "held-out PSNR"),
@@ -178,11 +185,11 @@ def _facts(run: Run) -> list[dict[str, str]]:
     return facts
 
 
-def _reconstructions(run: Run) -> dict[str, Any] | None:
+def _reconstructions(run: Reported) -> dict[str, Any] | None:
     picture = run.folder / "samples" / "reconstructions.png"
     if not picture.is_file():
         return None
-    experiment = build(TokenizerExperiment, run.config.get("experiment", {}), str(run.folder / CONFIG))
+    experiment = run.run.experiment(TokenizerExperiment)
     rate = ", ".join(f"{name} {value}" for name, value in rate_of(experiment.tokenizer.quantizer).items())
     text = f"Images of {experiment.data.source} at {size_text(experiment.data.size)} px; {rate}."
     mean, deviation = run.figure("PSNR, dB", "mean"), run.figure("PSNR, dB", "std")
@@ -191,13 +198,13 @@ def _reconstructions(run: Run) -> dict[str, Any] | None:
     return {**_picture(picture), "text": text}
 
 
-def _panels(generators: Sequence[Run]) -> list[dict[str, Any]]:
+def _panels(generators: Sequence[Reported]) -> list[dict[str, Any]]:
     pictures = [("real images", generators[0].folder / "samples" / "real.png")] if generators else []
     pictures += [(run.name, run.folder / "samples" / "classes.png") for run in generators]
     return [{"title": title, **_picture(path)} for title, path in pictures]
 
 
-def _samples_text(generators: Sequence[Run]) -> str:
+def _samples_text(generators: Sequence[Reported]) -> str:
     parts = []
     for run in generators:
         agreement, chance = run.figure("class agreement", "share"), 1 / len(run.evaluation.classes)
@@ -211,13 +218,13 @@ def _samples_text(generators: Sequence[Run]) -> str:
     return " ".join(parts)
 
 
-def _row_height(generators: Sequence[Run]) -> int:
+def _row_height(generators: Sequence[Reported]) -> int:
     if not generators:
         return 0
     return SCALE * (height_width(generators[0].evaluation.cards[0].size)[0] + GAP)
 
 
-def _rows(run: Run) -> list[dict[str, Any]]:
+def _rows(run: Reported) -> list[dict[str, Any]]:
     return [
         {
             "run": run.name,
@@ -238,7 +245,7 @@ def _protocol(card: ProtocolCard) -> str:
     return "".join(f"; {part}" for part in parts)
 
 
-def _levels(run: Run) -> dict[str, str] | None:
+def _levels(run: Reported) -> dict[str, str] | None:
     used = list(run.evaluation.levels.items())[: len(COLOURS)]
     if not used:  # of other bottlenecks than FSQ
         return None
@@ -261,7 +268,7 @@ def _levels(run: Run) -> dict[str, str] | None:
     return {"image": _svg(figure), "text": text, "caption": caption}
 
 
-def _curve(run: Run) -> dict[str, str]:
+def _curve(run: Reported) -> dict[str, str]:
     trained, held_out = run.logged("loss"), run.logged("val/loss")
     figure = Figure(figsize=(5.2, 2.7), layout="constrained")
     axis = figure.subplots()
@@ -277,7 +284,7 @@ def _curve(run: Run) -> dict[str, str]:
     return {"image": _svg(figure), "title": f"loss of the {run.name} run"}
 
 
-def _commands(runs: Sequence[Run]) -> str:
+def _commands(runs: Sequence[Reported]) -> str:
     lines = []
     for run in runs:
         folder = shlex.quote(str(run.folder))

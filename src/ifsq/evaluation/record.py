@@ -1,15 +1,11 @@
 """``evaluation.json``: what was measured of a run, written whole and read strictly."""
 
-import json
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 
-from ifsq.config import InputError, build, read_json
+from ifsq.config import InputError, build
 from ifsq.evaluation.levels import LevelUse
 from ifsq.metrics.card import ProtocolCard
-from ifsq.store.files import write_text
-
-FILE = "evaluation.json"
+from ifsq.store.run import EVALUATION, Run
 
 
 @dataclass(frozen=True)
@@ -40,19 +36,17 @@ class Evaluation:
             raise ValueError("cards []: expected at least one protocol card")
 
 
-def write_evaluation(path: Path, evaluation: Evaluation) -> None:
-    """Write the file. Raises InputError."""
-    table = asdict(evaluation) | {"cards": [card.to_dict() for card in evaluation.cards]}
-    write_text(path, json.dumps(table, indent=1) + "\n")
+def write_evaluation(run: Run, evaluation: Evaluation, suffix: str = "") -> None:
+    """Write the file, or ``evaluation<suffix>.json`` of other images than the usual ones. Raises InputError."""
+    run.write_evaluation(asdict(evaluation) | {"cards": [card.to_dict() for card in evaluation.cards]}, suffix)
 
 
-def read_evaluation(path: Path) -> Evaluation:
-    """Read it. Raises InputError naming what is missing, unknown or of another type."""
-    table = read_json(path)
-    cards = table.get("cards") if isinstance(table, dict) else None
-    if not isinstance(cards, list) or not cards:
-        raise InputError(f"{path}: holds no protocol cards; evaluate the run again")
-    for card in cards:
+def read_evaluation(run: Run) -> Evaluation | None:
+    """Read it; None where there is none. Raises InputError naming what is missing, unknown or of another type."""
+    path, table = run.folder / EVALUATION, run.evaluation()
+    if table is None:
+        return None
+    for card in table["cards"]:
         if not isinstance(card, dict):
             raise InputError(f"{path}: cards: {str(card)[:80]!r}: expected a JSON object; evaluate the run again")
         try:

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int, Integer
 from torch import Tensor, nn
 
 from ifsq.codes.spec import CodeSpec
+from ifsq.store.run import Run
 
 MAX_TOKENS = 2**20  # positions: tables of them are made before a weight is read
 
@@ -94,7 +95,7 @@ class Generator(nn.Module, ABC):
         """
         from ifsq.generators.pretrained import load_generator  # both kinds are built on this file
 
-        return load_generator(source, revision)[0]
+        return load_generator(Run.open(source, revision))[0]
 
     def check_labels(self, labels: Int[Tensor, "b"]) -> None:
         """Raise ValueError naming the first label that is not a class."""

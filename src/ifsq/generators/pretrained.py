@@ -13,9 +13,10 @@ from ifsq.config import InputError, build, to_dict
 from ifsq.generators.ar import ARConfig, ARGenerator
 from ifsq.generators.base import Generator
 from ifsq.generators.diffusion import DiffusionGenerator, DiTConfig
+from ifsq.store.model import save_model
+from ifsq.store.model_card import UNKNOWN, Provenance, model_card
+from ifsq.store.run import Run
 from ifsq.store.weights import build_with, weights_digest
-from ifsq.training.folder import find_weights, save_model
-from ifsq.training.model_card import UNKNOWN, Provenance, model_card
 
 
 @dataclass(frozen=True)
@@ -98,15 +99,11 @@ def _check_sampling(options: dict[str, Any], cls: type[Generator], where: str) -
             raise InputError(f"{where}: origin.sampling: {name}: {value!r}, expected as {usual!r}")
 
 
-def load_generator(source: str | Path, revision: str | None = None) -> tuple[ARGenerator | DiffusionGenerator, Origin]:
-    """The generator of a run (averaged weights of its newest checkpoint) or of a saved model, in eval mode.
-
-    source    a folder, or a repository ``owner/name`` of the hub where no such folder is
-    revision  of the repository
-    """
-    found = find_weights(source, revision)
-    make, origin = _read(found.described, str(source))
-    model = build_with(make, found.load(), str(source), halves=found.step is None)
+def load_generator(run: Run) -> tuple[ARGenerator | DiffusionGenerator, Origin]:
+    """The generator of a run (averaged weights of its newest checkpoint) or of a saved model, in eval mode."""
+    found = run.weights()
+    make, origin = _read(found.described, run.name)
+    model = build_with(make, found.load(), run.name, halves=found.step is None)
     return model.eval(), origin
 
 

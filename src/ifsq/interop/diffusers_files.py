@@ -9,8 +9,8 @@ from pathlib import Path
 from torch import Tensor
 
 from ifsq.config import InputError, read_json
+from ifsq.store.hub import locate
 from ifsq.store.weights import read_tensors
-from ifsq.training.hub import locate
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 PICKLE = "diffusion_pytorch_model.bin"

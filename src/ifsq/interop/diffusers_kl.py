@@ -17,10 +17,10 @@ from torch import Tensor
 from ifsq.config import InputError, build, read_json
 from ifsq.interop.assemble import assemble
 from ifsq.interop.diffusers_files import fetch, read_parts, weights_in
-from ifsq.store.files import write_text
+from ifsq.store.files import check_free, write_text
+from ifsq.store.model import new_folder
+from ifsq.store.model_card import Provenance, code_span
 from ifsq.tokenizer.model import Tokenizer, TokenizerConfig
-from ifsq.training.folder import check_free, new_folder
-from ifsq.training.model_card import Provenance, code_span
 
 ORIGIN = "diffusers.json"
 MIDDLE_BLOCKS = 2  # always, in diffusers
@@ -116,7 +116,7 @@ def import_diffusers(source: str, out: Path, revision: str | None = None) -> Tok
 
 def read_diffusers(folder: Path) -> tuple[Tokenizer, DiffusersConfig]:
     """The tokenizer of such a folder, float32, on the CPU, in eval mode, and its config. Raises InputError."""
-    config = _read_config(folder / "config.json")
+    config = _read_options(folder / "config.json")
     described = _tokenizer_config(config, folder / "config.json")
     weights = weights_in(folder)
     table = {_own_name(key, config): value for key, value in read_parts(weights).items()}
@@ -131,7 +131,7 @@ def read_diffusers(folder: Path) -> tuple[Tokenizer, DiffusersConfig]:
     return assemble(described, table, f"{weights}, read by {folder / 'config.json'}"), config
 
 
-def _read_config(path: Path) -> DiffusersConfig:
+def _read_options(path: Path) -> DiffusersConfig:
     found = read_json(path)
     if not isinstance(found, dict) or found.get("_class_name") != "AutoencoderKL":
         name = found.get("_class_name") if isinstance(found, dict) else type(found).__name__

@@ -4,30 +4,33 @@ from pathlib import Path
 
 from ifsq.config import InputError
 from ifsq.generators.pretrained import load_generator, save_generator
+from ifsq.store.files import check_free
+from ifsq.store.model import new_folder
+from ifsq.store.model_card import LICENSE, provenance
+from ifsq.store.run import Run
 from ifsq.tokenizer.model import Tokenizer
-from ifsq.training.folder import check_free, find_weights, new_folder, read_config
-from ifsq.training.model_card import LICENSE, provenance
 
 
-def export_pretrained(run: Path, out: Path, license: str = LICENSE) -> None:
+def export_pretrained(source: Path, out: Path, license: str = LICENSE) -> None:
     """Write the newest checkpoint's averaged weights of a tokenizer or generator run, and what is known of them.
 
+    source   folder of the run
     out      a new folder; it appears whole or not at all
     license  of the weights, an identifier of the hub
 
-    Raises InputError when ``out`` is taken and when ``run`` is no training run of one of these.
+    Raises InputError when ``out`` is taken and when ``source`` is no training run of one of these.
     """
     check_free(out)
-    config = read_config(run)
-    found = find_weights(run)
-    if found.step is None or "experiment" not in config:
-        raise InputError(f"{run}: is not a training run; expected one, a saved model is such a folder already")
-    made = provenance(run, config["experiment"], found.step, license)
-    if config["kind"] not in ("tokenizer", "ar", "diffusion"):
-        raise InputError(f"{run}: holds a {config['kind']} run; expected a tokenizer or a generator")
+    run = Run.open(source)
+    step = run.weights().step
+    if step is None or not run.trained:
+        raise InputError(f"{source}: is not a training run; expected one, a saved model is such a folder already")
+    made = provenance(run, step, license)
+    if run.kind not in ("tokenizer", "ar", "diffusion"):
+        raise InputError(f"{source}: holds a {run.kind} run; expected a tokenizer or a generator")
     with new_folder(out) as partial:
-        if config["kind"] == "tokenizer":
-            Tokenizer.from_pretrained(run).save_pretrained(partial, made)
+        if run.kind == "tokenizer":
+            Tokenizer.from_run(run).save_pretrained(partial, made)
         else:
             model, origin = load_generator(run)
             save_generator(model, origin, partial, made)

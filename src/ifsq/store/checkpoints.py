@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from ifsq.config import InputError, digest, read_json
-from ifsq.store.files import sha256
+from ifsq.store.files import record
 from ifsq.store.weights import read_tensors
 
 STATE = "state.json"
@@ -133,11 +133,6 @@ def steps_in(folder: Path) -> list[tuple[int, Path]]:
     if not folder.is_dir():
         return []
     return sorted((int(match[1]), path) for path in folder.iterdir() if (match := STEP.fullmatch(path.name)))
-
-
-def record(file: Path) -> dict[str, Any]:
-    """What vouches for a file: its size in bytes and its SHA-256. Raises InputError."""
-    return {"sha256": sha256(file), "bytes": file.stat().st_size}
 
 
 def sealed(state: Mapping[str, Any]) -> dict[str, Any]:

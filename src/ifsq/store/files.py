@@ -13,6 +13,7 @@ import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -54,6 +55,11 @@ def sha256(path: Path) -> str:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {reason(error)}") from error
+
+
+def record(path: Path) -> dict[str, Any]:
+    """What vouches for a file: its size in bytes and its SHA-256. Raises InputError."""
+    return {"sha256": sha256(path), "bytes": path.stat().st_size}
 
 
 def make_folder(path: Path) -> bool:
@@ -134,6 +140,12 @@ def is_free(folder: Path) -> bool:
 def entries_of(folder: Path) -> list[Path]:
     """What a folder holds besides unfinished files, its lock and what a new volume holds."""
     return sorted(e for e in folder.iterdir() if not e.name.startswith(PARTIAL) and e.name not in (LOCK, *NOT_OURS))
+
+
+def check_free(out: Path) -> None:
+    """Raise InputError when ``out`` is a file or a folder that holds anything."""
+    if not is_free(out):
+        raise InputError(f"{out}: exists; expected a new folder")
 
 
 @contextmanager

@@ -17,15 +17,16 @@ from ifsq.codes.spec import CodeSpec, LatentSpec
 from ifsq.config import InputError, build, to_dict
 from ifsq.quantizers import FSQ
 from ifsq.quantizers.bottleneck import Bottleneck
+from ifsq.store.hub import push
+from ifsq.store.model import save_model
+from ifsq.store.model_card import UNKNOWN, Provenance, model_card
+from ifsq.store.run import Run
 from ifsq.store.weights import build_with, weights_digest
 from ifsq.tokenizer.blocks import unrounded
 from ifsq.tokenizer.bottleneck import QuantizerConfig, in_force, rate_of, taken_indices
 from ifsq.tokenizer.checks import check_codes, check_images
 from ifsq.tokenizer.conv import ConvConfig, Decoded, Decoder, Encoder
 from ifsq.tokenizer.tiling import Tiling, tiled
-from ifsq.training.folder import find_weights, save_model
-from ifsq.training.hub import push
-from ifsq.training.model_card import UNKNOWN, Provenance, model_card
 
 
 @dataclass(frozen=True)
@@ -232,9 +233,14 @@ class Tokenizer(nn.Module):
 
         Raises InputError.
         """
-        found = find_weights(source, revision)
-        config = _config_of(found.described, str(source))
-        model = build_with(lambda: cls(config), found.load(), str(source), halves=found.step is None)
+        return cls.from_run(Run.open(source, revision))
+
+    @classmethod
+    def from_run(cls, run: Run) -> "Tokenizer":
+        """`from_pretrained` of what is opened already."""
+        found = run.weights()
+        config = _config_of(found.described, run.name)
+        model = build_with(lambda: cls(config), found.load(), run.name, halves=found.step is None)
         return model.eval()
 
     def save_pretrained(self, folder: str | Path, made: Provenance = UNKNOWN) -> None:

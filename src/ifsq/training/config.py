@@ -1,7 +1,7 @@
 """How long and how a model is trained: what every model shares. Read from an experiment's ``[train]``.
 
 `EngineConfig` says only how the work is laid out on machines: it may change when a run goes on, as may
-`ifsq.training.folder.MAY_CHANGE`; the rest may not.
+`ifsq.training.claim.MAY_CHANGE`; the rest may not.
 """
 
 from dataclasses import dataclass, field

@@ -19,14 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ifsq.config import InputError
+from ifsq.config import InputError, Interrupted
 from ifsq.store.checkpoints import Checkpoint
 from ifsq.store.weights import load_weights
 from ifsq.training import checkpoint, parallel
+from ifsq.training.claim import Claim, claimed
 from ifsq.training.config import TrainConfig
 from ifsq.training.distributed import World
 from ifsq.training.ema import EMA
-from ifsq.training.folder import CONFIG, read_config
 from ifsq.training.log import MetricsLog, Reporter, SkippedLog, memory_gib
 from ifsq.training.optim import lr_at
 from ifsq.training.player import Opponent, Player
@@ -89,46 +89,57 @@ class Task(ABC):
         return ()
 
 
-class Interrupted(Exception):  # noqa: N818 - nothing went wrong
-    """The run was asked to stop, and saved itself at ``step``."""
-
-    def __init__(self, step: int) -> None:
-        super().__init__(f"stopped at step {step}; the same command continues from there")
-        self.step = step
-
-
 def fit(
-    task: Task, config: TrainConfig, folder: Path, world: World, watch: Reporter, name: str,
-    check: Callable[[], None] = lambda: None,
+    task: Task, config: TrainConfig, claim: Claim, world: World, reporter: Reporter,
+    *, notes: Iterable[str] = (), wait: bool = False,
+) -> nn.Module:  # fmt: skip
+    """Claim the run's folder and train there until ``config.steps``; returns the averaged model.
+
+    notes  said once the folder is the run's own
+    wait   for another process that is at work in the folder; else it is refused
+
+    Raises InputError as `claimed` and `train`, Interrupted as `train`.
+    """
+    with claimed(claim, world, reporter.say, wait=wait) as ours:
+        for note in notes:
+            reporter.say(note)
+        return train(task, config, claim.folder, world, reporter, claim.kind, ours.config["run"], ours.check)
+
+
+def train(
+    task: Task, config: TrainConfig, folder: Path, world: World, reporter: Reporter, name: str,
+    run: str | None = None, check: Callable[[], None] = lambda: None,
 ) -> nn.Module:  # fmt: skip
     """Train until ``config.steps``, going on from the newest checkpoint in ``folder``; returns the averaged model.
 
+    name   what the reporter calls the training
+    run    identity of the run that the checkpoints are of
     check  made in the first process before anything is written: raises InputError where the folder is no longer ours
 
     Raises InputError when the batch does not divide by the processes or the loss is not finite, Interrupted on SIGINT
     and SIGTERM (after saving).
     """
     check_batch(config, world)
-    run = _Run(task, config, folder, world, check)
-    watch.start(name, run.step, config.steps)
-    for note in filter(None, run.notes):
-        watch.say(note)
+    training = _Training(task, config, folder, world, run, check)
+    reporter.start(name, training.step, config.steps)
+    for note in filter(None, training.notes):
+        reporter.say(note)
     try:
-        with _stop_requests() as stop, closing(task.batches(run.step, world)) as batches:
-            while run.step < config.steps:
-                values = run.advance(batches)
-                watch.advance(run.step, values)
+        with _stop_requests() as stop, closing(task.batches(training.step, world)) as batches:
+            while training.step < config.steps:
+                values = training.advance(batches)
+                reporter.advance(training.step, values)
                 if world.any(stop.is_set()):
-                    run.save()
-                    run.writer.wait()
-                    raise Interrupted(run.step)
-        run.writer.wait()
+                    training.save()
+                    training.writer.wait()
+                    raise Interrupted(training.step)
+        training.writer.wait()
     finally:
-        run.close()
-    if run.skipped.count:
-        watch.say(f"{name}: {run.skipped.count} times an example could not be read; {run.skipped.path} names them")
-    watch.finish(run.last)
-    return run.ema.model
+        training.close()
+    if missing := training.skipped.count:
+        reporter.say(f"{name}: {missing} times an example could not be read; {training.skipped.path} names them")
+    reporter.finish(training.last)
+    return training.ema.model
 
 
 def check_batch(config: TrainConfig, world: World) -> None:
@@ -140,10 +151,12 @@ def check_batch(config: TrainConfig, world: World) -> None:
         raise InputError(f"train.batch={config.batch}: expected a multiple of {whom}")
 
 
-class _Run:
-    """The state of a run between two steps."""
+class _Training:
+    """The state of a training between two steps."""
 
-    def __init__(self, task: Task, config: TrainConfig, folder: Path, world: World, check: Callable[[], None]) -> None:
+    def __init__(
+        self, task: Task, config: TrainConfig, folder: Path, world: World, run: str | None, check: Callable[[], None]
+    ) -> None:
         self.task, self.config, self.folder, self.world, self.check = task, config, folder, world, check
         model = task.model.to(world.device)
         self.ema = EMA(model, config.ema)
@@ -162,7 +175,6 @@ class _Run:
         # What is sharded, all processes compute together: each sees the whole of what is held out.
         self.judged_by = replace(world, rank=0, size=1) if sharded else world
         folder.mkdir(parents=True, exist_ok=True)
-        run = read_config(folder).get("run") if (folder / CONFIG).is_file() else None
         self.writer = checkpoint.Writer(folder / "checkpoints", world, config.keep, config.keep_every, run)
         self.notes: list[str] = []
         self.log = MetricsLog(folder / "metrics.jsonl")

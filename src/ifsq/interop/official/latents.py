@@ -18,10 +18,10 @@ from ifsq.codes.cache import MANIFEST, CodeCache
 from ifsq.codes.spec import LatentSpec
 from ifsq.config import InputError, digest
 from ifsq.data.labels import MOST_CLASSES
+from ifsq.store.files import check_free
 from ifsq.store.folders import whole_folder
 from ifsq.store.pickles import read_pickle
 from ifsq.store.weights import read_tensors
-from ifsq.training.folder import check_free
 
 PATTERN = "latents_rank*_shard*.safetensors"
 STATISTICS = "latents_stats.pt"

@@ -22,10 +22,10 @@ from ifsq.interop.files import read_checkpoint
 from ifsq.interop.official.checkpoint import find_weights, is_of_the_trainer
 from ifsq.interop.official.sidecar import read_sidecar, write_sidecar
 from ifsq.interop.official.tokenizer_config import official_config, read_official_config
-from ifsq.store.files import make_folder, whole_file, write_text
+from ifsq.store.files import check_free, make_folder, whole_file, write_text
+from ifsq.store.model import new_folder
+from ifsq.store.model_card import Provenance, code_span
 from ifsq.tokenizer.model import Tokenizer, TokenizerConfig
-from ifsq.training.folder import check_free, new_folder
-from ifsq.training.model_card import Provenance, code_span
 
 DROPPED = re.compile(r"quantize\.(_levels|_basis|_basis_group_\d+|running_mean|running_var)")
 WRAPPED_NORM = re.compile(r"(norm\w*)\.norm\.(weight|bias)$")  # a layer norm inside a module of its own

@@ -3,16 +3,18 @@
 import json
 import threading
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from ifsq.config import InputError, to_dict
 from ifsq.store.lock import BusyError
+from ifsq.store.run import Run, write_config
 from ifsq.training import checkpoint
+from ifsq.training.claim import MAY_CHANGE, Claim, check_run, claimed
 from ifsq.training.config import EngineConfig, TrainConfig
 from ifsq.training.distributed import World
-from ifsq.training.folder import MAY_CHANGE, check_run, claimed, create_run, newest_step, read_config
 from ifsq.training.optim import OptimConfig
 
 HERE = World(0, 1, torch.device("cpu"))
@@ -29,13 +31,13 @@ PLAIN = Experiment("here")
 
 
 def record(experiment=PLAIN):
-    return {"kind": "tokenizer", "experiment": to_dict(experiment), "data": "x"}
+    return Claim(Path("here"), "tokenizer", experiment, "x").config
 
 
 def begun(folder, steps=(500, 1000)):
     """A run with checkpoints at these steps."""
     agreed = check_run(folder, record())
-    create_run(folder, agreed)
+    write_config(folder, agreed)
     writer = checkpoint.Writer(folder / "checkpoints", HERE, keep=9, run=agreed["run"])
     for step in steps:
         writer.save(step, {"model": {"w": torch.ones(3)}}, {})
@@ -49,7 +51,7 @@ def test_every_run_has_an_identity_of_its_own_and_keeps_it(tmp_path):
     assert len({one.pop("run"), two.pop("run")}) == 2
     assert one == two == record()
     assert check_run(tmp_path / "one", record()) is None
-    assert newest_step(tmp_path / "one") == 1000
+    assert Run.open(tmp_path / "one").step == 1000
 
 
 @pytest.mark.parametrize("option", MAY_CHANGE)
@@ -57,8 +59,8 @@ def test_what_changes_no_weight_may_change_and_the_config_says_so(tmp_path, opti
     begun(tmp_path)
     other = replace(PLAIN, train=replace(PLAIN.train, **{option: 2000}))
     agreed = check_run(tmp_path, record(other))
-    assert agreed == {**read_config(tmp_path), "experiment": to_dict(other)}
-    create_run(tmp_path, agreed)
+    assert agreed == {**Run.open(tmp_path).config, "experiment": to_dict(other)}
+    write_config(tmp_path, agreed)
     assert check_run(tmp_path, record(other)) is None
 
 
@@ -103,12 +105,12 @@ def test_before_its_first_checkpoint_all_may_change(tmp_path):
     assert check_run(tmp_path, record()) is None
     agreed = check_run(tmp_path, record(replace(PLAIN, width=9)))
     assert agreed["experiment"]["width"] == 9
-    assert agreed["run"] == read_config(tmp_path)["run"]
+    assert agreed["run"] == Run.open(tmp_path).config["run"]
 
 
 def test_options_that_came_later_have_their_defaults_in_an_older_run(tmp_path):
     begun(tmp_path)
-    old = read_config(tmp_path)
+    old = Run.open(tmp_path).config
     del old["run"], old["experiment"]["width"], old["experiment"]["train"]["keep_every"]
     for step in (500, 1000):
         (tmp_path / "checkpoints" / f"step_{step}" / "state.json").write_text(f'{{"step": {step}}}')
@@ -132,7 +134,7 @@ def test_a_checkpoint_that_cannot_be_used_is_told_before_anything_is_written(tmp
 
 
 def claim(folder, say=pytest.fail, experiment=PLAIN, **more):
-    return claimed(folder, record(experiment), Experiment, HERE, say, **more)
+    return claimed(Claim(folder, "tokenizer", experiment, "x"), HERE, say, **more)
 
 
 def content(folder):
@@ -142,7 +144,7 @@ def content(folder):
 @pytest.mark.parametrize("experiment", [PLAIN, replace(PLAIN, width=5), replace(PLAIN, train=TrainConfig(steps=9))])
 def test_a_second_run_in_a_folder_is_refused_before_it_touches_anything(tmp_path, experiment):
     folder = tmp_path / "run"
-    with claim(folder) as check:
+    with claim(folder) as ours:
         before = content(folder)
         with (
             pytest.raises(BusyError, match=f"^{folder}: process .* is at work there"),
@@ -150,7 +152,7 @@ def test_a_second_run_in_a_folder_is_refused_before_it_touches_anything(tmp_path
         ):
             pass
         assert content(folder) == before
-        check()
+        ours.check()
     assert sorted(path.name for path in folder.iterdir()) == ["config.json"]
     with claim(folder):
         assert content(folder)
@@ -176,7 +178,7 @@ def test_one_that_may_wait_comes_next(tmp_path):
 def test_a_folder_that_was_moved_is_not_made_anew(tmp_path):
     run, moved = tmp_path / "run", tmp_path / "moved"
     claimed_run = claim(run)
-    check = claimed_run.__enter__()
+    check = claimed_run.__enter__().check
     check()
     run.rename(moved)
     with pytest.raises(InputError, match=f"^{run}: was moved or removed while the run trained"):
@@ -192,7 +194,7 @@ def test_a_folder_that_was_moved_is_not_made_anew(tmp_path):
 
 def test_a_config_that_went_is_written_again_and_said(tmp_path):
     claimed_run = claim(tmp_path)
-    check = claimed_run.__enter__()
+    check = claimed_run.__enter__().check
     config = (tmp_path / "config.json").read_bytes()
     (tmp_path / "config.json").unlink()
     with pytest.raises(InputError, match=r"config\.json: was removed while the run trained; it is written again"):
@@ -201,5 +203,5 @@ def test_a_config_that_went_is_written_again_and_said(tmp_path):
     (tmp_path / "config.json").unlink()
     with pytest.raises(InputError, match="it is written again"):
         claimed_run.__exit__(None, None, None)
-    with claim(tmp_path) as check:
-        check()
+    with claim(tmp_path) as ours:
+        ours.check()

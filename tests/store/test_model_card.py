@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from ifsq.config import InputError
-from ifsq.training.model_card import Provenance, code_span, model_card, provenance
+from ifsq.store.model_card import Provenance, code_span, model_card, provenance
+from ifsq.store.run import Run
 
 NAME = "a`b``c\n# not a title <img src=x> \x1b[31m | [link](http://x)"
 
@@ -52,9 +53,9 @@ ODD = [
 def test_an_evaluation_that_holds_something_else_is_refused(cards: object, tmp_path: Path) -> None:
     (tmp_path / "evaluation.json").write_text(json.dumps({"step": 3, "cards": cards}))
     with pytest.raises(InputError, match=r"evaluation\.json: holds no cards"):
-        provenance(tmp_path, {}, 3)
+        provenance(Run(tmp_path, "run", {"experiment": {}}), 3)
 
 
 def test_what_is_known_of_the_data_is_text(tmp_path: Path) -> None:
     for experiment in ({"data": 3}, {"data": {"source": 3}}, {"codes": []}):
-        assert provenance(tmp_path, experiment, 3).data is None
+        assert provenance(Run(tmp_path, "run", {"experiment": experiment}), 3).data is None

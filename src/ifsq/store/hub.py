@@ -1,4 +1,4 @@
-"""Model folders on the Hugging Face hub, through the extra ``hub``. Called by ``folder`` and the importers.
+"""Model folders on the Hugging Face hub, through the extra ``hub``.
 
 Nothing is executed that comes from there: JSON and safetensors are all that is fetched. Downloads are kept in the hub's
 own cache, which also serves without a network.

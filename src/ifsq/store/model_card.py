@@ -1,7 +1,6 @@
 """The ``README.md`` of a saved model: what is known of it, in the hub's form, and nothing else.
 
 Front matter in YAML, then facts, use, training and evaluation. Each kind of model gives its own facts and lines of use.
-Called by ``folder`` and the models' ``save_pretrained``.
 """
 
 import json
@@ -9,10 +8,10 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from ifsq.config import InputError, read_json
+from ifsq.config import InputError
+from ifsq.store.run import EVALUATION, Run
 
 MARKUP = re.compile(r"[\\`*\[\]<>]")
 BACKTICKS = re.compile(r"`+")
@@ -40,12 +39,14 @@ class Provenance:
 UNKNOWN = Provenance()
 
 
-def provenance(run: Path, experiment: Mapping[str, Any], steps: int, license: str = LICENSE) -> Provenance:
-    """Of a training run: its data, and its ``evaluation.json`` where that is of the same step. Raises InputError."""
-    file = run / "evaluation.json"
-    found = read_json(file) if file.is_file() else None
-    if found is not None and (not isinstance(found, dict) or not _are_cards(found.get("cards"))):
-        raise InputError(f"{file}: holds no cards; expected what eval wrote, evaluate again")
+def provenance(run: Run, steps: int, license: str = LICENSE) -> Provenance:
+    """What is known of a training run: its data, and its ``evaluation.json`` where that is of the same step.
+
+    Raises InputError.
+    """
+    experiment, found = run.table(), run.evaluation()
+    if found is not None and not _are_cards(found["cards"]):
+        raise InputError(f"{run.folder / EVALUATION}: holds no cards; expected what eval wrote, evaluate again")
     current = found if found is not None and found.get("step") == steps else None
     data = experiment.get("data", {}).get("source") if isinstance(experiment.get("data"), dict) else None
     source = data or experiment.get("codes")
@@ -94,9 +95,9 @@ def _evaluation(cards: Sequence[Mapping[str, Any]]) -> list[str]:
     return _table(("metric", "value", "protocol"), rows)
 
 
-def _are_cards(cards: Any) -> bool:
+def _are_cards(cards: Sequence[Any]) -> bool:
     """Whether these are cards in what is shown of them: a metric, and numbers by name."""
-    return isinstance(cards, list) and all(
+    return all(
         isinstance(card, dict)
         and isinstance(card.get("metric"), str)
         and isinstance(card.get("values"), dict)
