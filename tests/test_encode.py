@@ -18,7 +18,7 @@ from ifsq.cli import main
 from ifsq.codes import writer
 from ifsq.config import InputError
 from ifsq.data import DataConfig, Reading, iterate_once, open_images
-from ifsq.experiment import GeneratorExperiment, check_cache
+from ifsq.experiment import ARExperiment, DiffusionExperiment, check_cache
 from ifsq.generators.ar import ARConfig
 from ifsq.generators.diffusion import DiTConfig
 from ifsq.tokenizer.bottleneck import QuantizerConfig
@@ -78,10 +78,15 @@ def test_a_cache_holds_the_codes_and_their_mirror_images(kind, images, tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["bsq", "residual", "vq"])
-@pytest.mark.parametrize("own", [{"ar": ARConfig(1, 32, 2)}, {"diffusion": DiTConfig(1, 32, 2, patch=1)}])
-def test_generators_take_what_lies_on_a_lattice(kind, own):
+@pytest.mark.parametrize("which", ["ar", "diffusion"])
+def test_generators_take_what_lies_on_a_lattice(kind, which):
     spec = Tokenizer(TokenizerConfig(CONV, KINDS[kind])).spec(16, 16)
-    experiment = GeneratorExperiment("out", kind, "codes", **own)
+    places = {"out": "out", "tokenizer": kind, "codes": "codes"}
+    experiment = (
+        ARExperiment(**places, ar=ARConfig(1, 32, 2))
+        if which == "ar"
+        else DiffusionExperiment(**places, diffusion=DiTConfig(1, 32, 2, patch=1))
+    )
     if kind == "vq":
         with pytest.raises(InputError, match="codes of a codebook of 300: expected codes on a lattice"):
             experiment.make(experiment.view(spec), 2)

@@ -15,10 +15,10 @@ import ifsq
 from ifsq.cli import main
 from ifsq.codes.spec import CodeSpec
 from ifsq.config import InputError, to_dict
+from ifsq.generators import Generator, Origin
 from ifsq.generators.ar import ARConfig, ARGenerator
-from ifsq.generators.pretrained import Origin, describe, load_generator, save_generator
 from ifsq.store.model_card import Provenance
-from ifsq.store.run import Run, write_config
+from ifsq.store.run import write_config
 from ifsq.tokenizer.bottleneck import QuantizerConfig
 from ifsq.tokenizer.conv import ConvConfig
 from ifsq.tokenizer.model import Tokenizer, TokenizerConfig
@@ -39,7 +39,8 @@ def tiny(**quantizer):
 def tiny_generator():
     torch.manual_seed(0)
     model = ARGenerator(ARConfig(depth=1, width=32, heads=2), CodeSpec((5, 5), (2,), "little", "paper", (2, 2)), 3)
-    return model.eval(), Origin(("a", "b", "c"), "tokenizer", "0" * 64, "1" * 64, {"guidance": 1.0})
+    model.origin = Origin(("a", "b", "c"), "tokenizer", "0" * 64, "1" * 64, {"guidance": 1.0})
+    return model.eval()
 
 
 def front_matter(folder):
@@ -82,8 +83,7 @@ def test_every_save_writes_a_card(quantizer, facts, tmp_path):
 
 def test_the_lines_of_use_run(tmp_path, monkeypatch):
     tiny().save_pretrained(tmp_path / "tokenizer")
-    model, origin = tiny_generator()
-    save_generator(model, origin, tmp_path / "generator")
+    tiny_generator().save_pretrained(tmp_path / "generator")
     for name in ("tokenizer", "generator"):
         monkeypatch.chdir(tmp_path / name)
         code = re.search(r"```python\n(.*?)```", (tmp_path / name / "README.md").read_text(), flags=re.DOTALL)[1]
@@ -128,7 +128,7 @@ def test_an_older_save_is_replaced_and_other_files_stay(tmp_path):
 
 SAVED = {
     "tokenizer": lambda folder: tiny().save_pretrained(folder),
-    "generator": lambda folder: save_generator(*tiny_generator(), folder),
+    "generator": lambda folder: tiny_generator().save_pretrained(folder),
 }
 LOADED = {"tokenizer": ifsq.Tokenizer.from_pretrained, "generator": ifsq.Generator.from_pretrained}
 
@@ -173,10 +173,7 @@ def test_weights_that_are_not_finite_are_refused_by_name(kind, value, tmp_path):
     name = sorted(model.state_dict())[3]
     with torch.no_grad():
         model.state_dict()[name].view(-1)[0] = value
-    if kind == "tokenizer":
-        model.save_pretrained(tmp_path / "bad")
-    else:
-        save_generator(model, tiny_generator()[1], tmp_path / "bad")
+    model.save_pretrained(tmp_path / "bad")
     with pytest.raises(InputError, match=rf"bad: tensor '{re.escape(name)}' holds values that are not finite"):
         LOADED[kind](tmp_path / "bad")
 
@@ -219,7 +216,15 @@ DESCRIPTIONS = {
         "origin": [None, {}, {"classes": []}],
         "origin.classes": [[], ["a"], None, 3, [1, 2, 3]],
         "origin.tokenizer": [None, 3],
-        "origin.sampling": [None, {"foo": 1}, {"seed": 3}, {"guidance": "2"}, {"top_k": 0.5}, {"guidance": None}],
+        "origin.sampling": [
+            None,
+            {"foo": 1},
+            {"seed": 3},
+            {"guidance": "2"},
+            {"top_k": 0.5},
+            {"guidance": None},
+            {"steps": 3},
+        ],
     },
 }
 CASES = [
@@ -428,10 +433,10 @@ def test_export_of_a_tokenizer_run(evaluated, tmp_path, capsys):
 
 
 def test_export_of_a_generator_run(tmp_path, capsys):
-    model, origin = tiny_generator()
-    run = run_of(tmp_path / "run", "ar", model, describe(model, origin), {"codes": "runs/codes"})
+    model = tiny_generator()
+    run = run_of(tmp_path / "run", "ar", model, model.describe(), {"codes": "runs/codes"})
     assert main(["export", "pretrained", str(run), "--out", str(tmp_path / "out")]) == 0
-    saved, again = load_generator(Run.open(tmp_path / "out"))
-    assert again == origin
+    saved = Generator.from_pretrained(tmp_path / "out")
+    assert saved.origin == model.origin
     assert all(torch.equal(value, model.state_dict()[key] / 2) for key, value in saved.state_dict().items())
     assert "data `runs/codes`, 7 steps" in front_matter(tmp_path / "out")[1]

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,11 +25,10 @@ from ifsq.codes import CodeCache
 from ifsq.config import InputError
 from ifsq.data.sampler import StepSampler
 from ifsq.evaluation import spread
-from ifsq.generators.pretrained import load_generator, save_generator
+from ifsq.generators import Generator, Origin
 from ifsq.generators.train import GeneratorTask
 from ifsq.metrics import ProtocolCard
 from ifsq.store import checkpoints
-from ifsq.store.run import Run
 from ifsq.training.config import TrainConfig
 from ifsq.training.distributed import World
 from ifsq.training.log import read_metrics
@@ -63,8 +63,6 @@ depth = 2
 width = 32
 heads = 2
 {own}
-[sampling]
-steps = 3
 [train]
 steps = 20
 batch = 8
@@ -80,7 +78,9 @@ def road(tmp_path_factory):
     folder = tmp_path_factory.mktemp("road")
     (folder / "tokenizer.toml").write_text(TOKENIZER)
     (folder / "ar.toml").write_text(GENERATOR.format(kind="ar", groups="groups = [1, 2]", own="mlp_multiple_of = 16"))
-    (folder / "diffusion.toml").write_text(GENERATOR.format(kind="diffusion", groups="", own="patch = 2"))
+    (folder / "diffusion.toml").write_text(
+        GENERATOR.format(kind="diffusion", groups="", own="patch = 2\n[sampling]\nsteps = 3")
+    )
     before = Path.cwd()
     os.chdir(folder)
     try:
@@ -155,7 +155,7 @@ def test_a_cache_of_fewer_options_is_still_the_same(tmp_path):
 
 
 def test_both_generators_read_the_same_digits():
-    digests = {load_generator(Run.open(run))[1].codes_digest for run in ("ar", "diffusion")}
+    digests = {Generator.from_pretrained(run).origin.codes_digest for run in ("ar", "diffusion")}
     assert digests == {CodeCache.open("codes").digest}
 
 
@@ -167,8 +167,7 @@ def test_public_face_of_a_generator(kind, tmp_path):
     assert tokenizer.decode(drawn.codes).shape == (2, 3, 16, 16)
     assert torch.equal(generator.sample(torch.tensor([0, 3]), guidance=2.0, seed=0).codes, drawn.codes)
     assert not torch.equal(generator.sample(torch.tensor([0, 3]), guidance=2.0, seed=1).codes, drawn.codes)
-    model, origin = load_generator(Run.open(kind))
-    save_generator(model, origin, tmp_path / "saved")
+    generator.save_pretrained(tmp_path / "saved")
     again = ifsq.Generator.from_pretrained(tmp_path / "saved")
     assert torch.equal(again.sample(torch.tensor([0, 3]), guidance=2.0, seed=0).codes, drawn.codes)
 
@@ -467,7 +466,13 @@ BAD = {
     "no class": (["sample", "ar", "--labels", "0", "cirle", "--out", "new.png"], "label cirle: expected 0 to 9 (0 circle, "),
     "negative label": (["sample", "ar", "--labels", "-1", "--out", "new.png"], "label -1: expected 0 to 9"),
     "picture name": (["sample", "ar", "--labels", "0", "--out", "new.txt"], "new.txt: expected a name that ends in .png"),
-    "guidance": (["sample", "ar", "--labels", "0", "--out", "new.png", "--guidance", "nan"], "guidance"),
+    "guidance": (["sample", "ar", "--labels", "0", "--out", "new.png", "--sampling.guidance", "nan"], "sampling: guidance: nan: expected a finite number"),
+    "negative guidance": (["sample", "ar", "--labels", "0", "--out", "new.png", "--sampling.guidance", "-2"], "sampling: guidance=-2.0: expected a number of at least 0 (1 is no guidance)"),
+    "sampling of the other kind": (["sample", "ar", "--labels", "0", "--out", "new.png", "--sampling.steps", "3"], "sampling: steps: unknown key; known: "),
+    "sampling that is none": (["generator", "eval", "diffusion", "--sampling.solver", "rk4"], "sampling: solver='rk4': expected one of euler, heun, midpoint"),
+    "other options of a sample": (["sample", "ar", "--labels", "0", "--out", "new.png", "--train.steps", "3"], "'--train.steps': no such argument of ifsq sample"),
+    "sampling in the file": (["generator", "train", "ar.toml", "--out", "new", "--sampling.steps", "3"], "ar.toml: sampling.steps: unknown key"),
+    "neither section": (["generator", "train", "tokenizer.toml", "--out", "new"], "expected exactly one of the sections [ar] and [diffusion]"),
     "broken image": (["reconstruct", "tokenizer", "foreign/letter.txt", "--out", "new"], "image foreign/letter.txt cannot be read"),
     "tiny image": (["reconstruct", "tokenizer", "tiny.png", "--out", "new"], "tiny.png: 3 x 3 pixels; expected 4 a side"),
     "same name twice": (["reconstruct", "tokenizer", "tiny.png", "tiny.png", "--out", "new"], "two images would be written there"),
@@ -653,10 +658,47 @@ def test_a_cache_of_another_tokenizer_is_refused(capsys):
 
 
 def test_a_generator_whose_tokenizer_changed_is_refused(tmp_path):
-    model, origin = load_generator(Run.open("ar"))
-    save_generator(model, type(origin)(**{**vars(origin), "tokenizer_digest": "0" * 64}), tmp_path / "saved")
+    model = Generator.from_pretrained("ar")
+    model.origin = replace(model.origin, tokenizer_digest="0" * 64)
+    model.save_pretrained(tmp_path / "saved")
     with pytest.raises(InputError, match="was trained behind other weights than tokenizer holds now"):
-        pipeline.sample(tmp_path / "saved", [0], None, 0, tmp_path / "x.png")
+        pipeline.sample(tmp_path / "saved", [0], 0, tmp_path / "x.png")
+
+
+def test_a_generator_without_a_tokenizer_is_refused_where_it_is_to_decode(tmp_path):
+    model = Generator.from_pretrained("ar")
+    model.origin = Origin(model.origin.classes)
+    model.save_pretrained(tmp_path / "saved")
+    with pytest.raises(InputError, match=r"saved: names no tokenizer to decode its codes with; expected one as origin"):
+        pipeline.sample(tmp_path / "saved", [0], 0, tmp_path / "x.png")
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "evaluations"),
+    [
+        ("ar", ["--sampling.guidance", "3", "--sampling.greedy", "true", "--sampling.guidance_interval", "4"], 20),
+        (
+            "diffusion",
+            ["--sampling.solver", "midpoint", "--sampling.steps=4", "--sampling.guidance_interval", "[0.4, 0.8]",
+             "--sampling.timestep_shift", "1.0", "--sampling.guidance", "1e6"],
+            11,
+        ),
+    ],
+)  # fmt: skip
+def test_sampling_is_chosen_after_training(kind, options, evaluations, tmp_path):
+    before = files_of(f"{kind}/checkpoints")
+    for name, more in (("plain", []), ("chosen", options)):
+        assert main(["sample", kind, "--labels", "0", "1", *more, "--out", str(tmp_path / f"{name}.png")]) == 0
+    assert (tmp_path / "plain.png").read_bytes() != (tmp_path / "chosen.png").read_bytes()
+    shutil.copytree(kind, tmp_path / kind)
+    for place in ("tokenizer", "codes"):
+        (tmp_path / place).symlink_to(Path(place).absolute())
+    assert main(["generator", "eval", str(tmp_path / kind), "--samples", "4", *options]) == 0
+    card = json.loads((tmp_path / kind / "evaluation.json").read_text())["cards"][0]
+    assert card["function_evaluations"] == evaluations
+    told = {option.removeprefix("--sampling.").partition("=")[0] for option in options if option.startswith("--")}
+    assert all(name in card["sampler"] for name in told - {"guidance"})
+    assert files_of(f"{kind}/checkpoints") == before
 
 
 def test_a_broken_image_in_a_folder_is_named(tmp_path, capsys):

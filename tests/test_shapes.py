@@ -56,8 +56,6 @@ depth = 2
 width = 32
 heads = 2
 {own}
-[sampling]
-steps = 3
 [train]
 steps = 12
 batch = 8
@@ -88,7 +86,9 @@ def road(tmp_path_factory):
     pictures(folder / "pictures")
     (folder / "tokenizer.toml").write_text(TOKENIZER)
     (folder / "ar.toml").write_text(GENERATOR.format(kind="ar", groups="groups = [1, 2]", own="mlp_multiple_of = 16"))
-    (folder / "diffusion.toml").write_text(GENERATOR.format(kind="diffusion", groups="", own="patch = 2"))
+    (folder / "diffusion.toml").write_text(
+        GENERATOR.format(kind="diffusion", groups="", own="patch = 2\n[sampling]\nsteps = 3")
+    )
     before = Path.cwd()
     os.chdir(folder)
     try:

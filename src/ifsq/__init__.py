@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ifsq.codes import CodeCache as CodeCache
     from ifsq.codes import CodeSpec as CodeSpec
     from ifsq.config import InputError as InputError
-    from ifsq.generators.base import Generator as Generator
+    from ifsq.generators import Generator as Generator
     from ifsq.quantizers import FSQ as FSQ
     from ifsq.quantizers import Quantized as Quantized
     from ifsq.quantizers.calibration import calibrate as calibrate
@@ -27,7 +27,7 @@ _HOMES = {
     "calibrate": "ifsq.quantizers.calibration",
     "convert": "ifsq.quantizers.conversion",
     "Tokenizer": "ifsq.tokenizer.model",
-    "Generator": "ifsq.generators.base",
+    "Generator": "ifsq.generators",
     "CodeCache": "ifsq.codes",
     "CodeSpec": "ifsq.codes",
     "InputError": "ifsq.config",

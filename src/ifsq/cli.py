@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ifsq.config import InputError, Interrupted, Remark
+from ifsq.config import InputError, Interrupted, Remark, parse_overrides
 
 DEMO = "runs/demo"
 BOUNDS = "runs/bounds"
@@ -37,8 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _refuse(f"{extra[0]!r}: no such argument; see ifsq --help")
         parser.print_help()
         return 0
-    if extra and not options.overrides:
-        return _refuse(f"{extra[0]!r}: no such argument of {options.verb}; see {options.verb} --help")
+    for word in extra:
+        if not options.overrides or (word.startswith("--") and not word.startswith(options.overrides)):
+            return _refuse(f"{word!r}: no such argument of {options.verb}; see {options.verb} --help")
     options.extra = extra
     try:
         if options.alone and os.environ.get("WORLD_SIZE", "1") != "1":
@@ -81,13 +82,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version)
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", parser_class=_Parser)
 
-    demo = _verb(verbs, "demo", "the whole road on bundled pictures; ends with a report", _demo, overrides=True)
+    demo = _verb(verbs, "demo", "the whole road on bundled pictures; ends with a report", _demo, overrides="--")
     demo.add_argument("--out", default=DEMO, metavar="DIR", help=f"folder of the runs (default {DEMO})")
 
     tokenizer = verbs.add_parser("tokenizer", help="train or evaluate a tokenizer").add_subparsers(
         metavar="VERB", required=True
     )
-    train = _verb(tokenizer, "train", "train a tokenizer", _tokenizer_train, overrides=True)
+    train = _verb(tokenizer, "train", "train a tokenizer", _tokenizer_train, overrides="--")
     train.add_argument("experiment", type=Path, metavar="EXPERIMENT.toml")
     evaluate = _verb(tokenizer, "eval", "measure a tokenizer on held-out images", _tokenizer_eval)
     evaluate.add_argument("folder", type=Path, metavar="RUN")
@@ -137,10 +138,10 @@ def _parser() -> argparse.ArgumentParser:
         metavar="VERB", required=True
     )
     train = _verb(
-        generator, "train", "train an autoregressive or a diffusion generator", _generator_train, overrides=True
+        generator, "train", "train an autoregressive or a diffusion generator", _generator_train, overrides="--"
     )
     train.add_argument("experiment", type=Path, metavar="EXPERIMENT.toml")
-    evaluate = _verb(generator, "eval", "measure samples against real images", _generator_eval)
+    evaluate = _verb(generator, "eval", "measure samples against real images", _generator_eval, overrides=_SAMPLING)
     evaluate.add_argument("folder", type=Path, metavar="RUN")
     evaluate.add_argument(
         "--samples",
@@ -152,13 +153,10 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--balanced", action="store_true", help="draw every one of these classes alike instead")
     evaluate.add_argument("--seed", type=int, default=0)
 
-    sample = _verb(verbs, "sample", "draw images of given classes", _sample)
+    sample = _verb(verbs, "sample", "draw images of given classes", _sample, overrides=_SAMPLING)
     sample.add_argument("folder", type=Path, metavar="RUN", help="generator run")
     sample.add_argument(
         "--labels", nargs="+", required=True, metavar="CLASS", help="numbers or names of classes: one image for each"
-    )
-    sample.add_argument(
-        "--guidance", type=float, default=None, help="classifier-free guidance (default: the experiment's)"
     )
     sample.add_argument("--seed", type=int, default=0)
     sample.add_argument("--out", type=Path, required=True, metavar="GRID.png")
@@ -231,17 +229,25 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _verb(
-    verbs: Any, name: str, text: str, run: Any, *, overrides: bool = False, alone: bool = False
+    verbs: Any, name: str, text: str, run: Any, *, overrides: str = "", alone: bool = False
 ) -> argparse.ArgumentParser:
-    epilog = (
-        "Any --section.key value of the experiment may follow, as --train.steps 100; --out DIR too."
-        if overrides
-        else None
-    )
+    epilog = {
+        "": None,
+        "--": "Any --section.key value of the experiment may follow, as --train.steps 100; --out DIR too.",
+        _SAMPLING: "Any --sampling.key value may follow, as --sampling.guidance 2, in place of the run's own.",
+    }[overrides]
     parser = verbs.add_parser(name, help=text, description=text, epilog=epilog, allow_abbrev=False)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default auto)")
     parser.set_defaults(run=run, overrides=overrides, alone=alone, verb=parser.prog)
     return parser
+
+
+_SAMPLING = "--sampling."
+
+
+def _sampling(options: argparse.Namespace) -> Any:
+    """The options of sampling that follow a verb, as a table."""
+    return parse_overrides(options.extra).get("sampling", {})
 
 
 _SIZE_HELP = "pixels a side, or HEIGHTxWIDTH as 256x384 (default: the tokenizer's)"
@@ -351,7 +357,13 @@ def _generator_eval(options: argparse.Namespace) -> None:
 
     with Terminal() as terminal:
         cards = pipeline.evaluate_generator(
-            options.folder, options.samples, options.seed, options.device, terminal, options.balanced
+            options.folder,
+            options.samples,
+            options.seed,
+            options.device,
+            terminal,
+            options.balanced,
+            _sampling(options),
         )
     _table(cards)
 
@@ -359,7 +371,8 @@ def _generator_eval(options: argparse.Namespace) -> None:
 def _sample(options: argparse.Namespace) -> None:
     from ifsq import pipeline
 
-    pipeline.sample(options.folder, options.labels, options.guidance, options.seed, options.out, options.device)
+    sampling = _sampling(options)
+    pipeline.sample(options.folder, options.labels, options.seed, options.out, options.device, sampling)
     _print(f"picture: {options.out}")
 
 

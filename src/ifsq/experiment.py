@@ -1,20 +1,18 @@
-"""The rooms' configs together, as one experiment file gives them, and the checks across rooms.
-
-Called by ``pipeline``.
-"""
+"""The rooms' configs together, as one experiment file gives them, and the checks across rooms."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from ifsq import config
 from ifsq.codes.cache import CodeCache
 from ifsq.codes.spec import CodeSpec
 from ifsq.config import InputError
 from ifsq.data.images import DataConfig, check_channels, size_text
-from ifsq.generators.ar import ARConfig, ARGenerator
-from ifsq.generators.diffusion import DiffusionGenerator, DiTConfig
+from ifsq.generators import Generator, Sampling
+from ifsq.generators.ar import ARConfig, ARSampling
+from ifsq.generators.diffusion import DiffusionSampling, DiTConfig
 from ifsq.tokenizer.losses import LossConfig
 from ifsq.tokenizer.model import Tokenizer, TokenizerConfig
 from ifsq.training.config import TrainConfig
@@ -48,49 +46,9 @@ class TokenizerExperiment:
             raise ValueError(f"data.size={size}: expected at least {least} pixels for the judges of the loss")
 
 
-@dataclass(frozen=True)
-class SamplingConfig:
-    """How a generator is sampled where nothing else is said; a kind ignores what is not its own.
-
-    guidance     classifier-free guidance; 1 is none
-    temperature  (ar) divides the logits
-    top_k        (ar) keeps the k likeliest; 0 keeps all
-    top_p        (ar) keeps the likeliest that together reach p
-    steps        (diffusion) solver steps
-    solver       (diffusion) ``euler`` or ``heun``
-    """
-
-    guidance: float = 1.5
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    steps: int = 25
-    solver: str = "euler"
-
-    def __post_init__(self) -> None:
-        if self.guidance < 0 or not self.temperature > 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
-            raise ValueError(
-                "expected guidance and top_k of at least 0, a positive temperature and top_p in (0, 1], "
-                f"got guidance={self.guidance}, top_k={self.top_k}, temperature={self.temperature}, top_p={self.top_p}"
-            )
-        if self.steps < 1 or self.solver not in ("euler", "heun"):
-            raise ValueError(f"steps={self.steps}, solver={self.solver!r}: expected at least 1 and euler or heun")
-
-    def options(self, kind: str) -> dict[str, Any]:
-        """Keyword arguments of the kind's ``sample``."""
-        if kind == "ar":
-            return {
-                "guidance": self.guidance,
-                "temperature": self.temperature,
-                "top_k": self.top_k,
-                "top_p": self.top_p,
-            }
-        return {"guidance": self.guidance, "steps": self.steps, "solver": self.solver}
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GeneratorExperiment:
-    """One generator run; exactly one of ``ar`` and ``diffusion`` is given.
+    """One generator run: what both kinds have. Each kind adds the section of its model and its own ``sampling``.
 
     out        folder of the run
     tokenizer  folder of the tokenizer run
@@ -98,31 +56,19 @@ class GeneratorExperiment:
     groups     sizes of the index groups; empty for the tokenizer's own. The digits are the same whatever the groups
     """
 
+    kind: ClassVar[str]
     out: str
     tokenizer: str
     codes: str
     groups: tuple[int, ...] = ()
-    ar: ARConfig | None = None
-    diffusion: DiTConfig | None = None
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    sampling: Sampling = field(default_factory=Sampling)
 
-    def __post_init__(self) -> None:
-        if (self.ar is None) == (self.diffusion is None):
-            raise ValueError("expected exactly one of the sections [ar] and [diffusion]")
-
-    @property
-    def kind(self) -> str:
-        """``ar`` or ``diffusion``."""
-        return "ar" if self.ar is not None else "diffusion"
-
-    def make(self, spec: CodeSpec, num_classes: int) -> ARGenerator | DiffusionGenerator:
+    def make(self, spec: CodeSpec, num_classes: int) -> Generator:
         """The generator, with fresh weights. Raises InputError when the config does not fit the codes."""
+        cls: Any = Generator.kinds[self.kind]
         try:
-            if self.ar is not None:
-                return ARGenerator(self.ar, spec, num_classes)
-            assert self.diffusion is not None
-            return DiffusionGenerator(self.diffusion, spec, num_classes)
+            return cls(getattr(self, self.kind), spec, num_classes)
         except ValueError as error:
             raise InputError(str(error)) from error
 
@@ -134,14 +80,47 @@ class GeneratorExperiment:
             raise InputError(str(error)) from error
 
 
+@dataclass(frozen=True, kw_only=True)
+class ARExperiment(GeneratorExperiment):
+    """The run of an autoregressive generator."""
+
+    kind = "ar"
+    ar: ARConfig
+    sampling: ARSampling = field(default_factory=lambda: ARSampling(GUIDANCE))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionExperiment(GeneratorExperiment):
+    """The run of a diffusion generator."""
+
+    kind = "diffusion"
+    diffusion: DiTConfig
+    sampling: DiffusionSampling = field(default_factory=lambda: DiffusionSampling(GUIDANCE))
+
+
+GUIDANCE = 1.5
+"""Of a generator whose experiment does not say how it is guided."""
+EXPERIMENTS: tuple[type[ARExperiment] | type[DiffusionExperiment], ...] = (ARExperiment, DiffusionExperiment)
+
+
 def load_tokenizer_experiment(path: Path, overrides: Iterable[str] = ()) -> TokenizerExperiment:
     """Read an experiment file. Raises InputError in one line for whatever is wrong with it."""
-    return config.build(TokenizerExperiment, _table(path, overrides, TokenizerExperiment), str(path))
+    table = config.merge(config.read_toml(path), config.parse_overrides(overrides, TokenizerExperiment))
+    return config.build(TokenizerExperiment, table, str(path))
 
 
-def load_generator_experiment(path: Path, overrides: Iterable[str] = ()) -> GeneratorExperiment:
-    """Read an experiment file. Raises InputError in one line for whatever is wrong with it."""
-    return config.build(GeneratorExperiment, _table(path, overrides, GeneratorExperiment), str(path))
+def load_generator_experiment(path: Path, overrides: Iterable[str] = ()) -> ARExperiment | DiffusionExperiment:
+    """Read an experiment file, whose one section ``[ar]`` or ``[diffusion]`` says of which kind it is.
+
+    Raises InputError in one line for whatever is wrong with it.
+    """
+    given, overrides = config.read_toml(path), list(overrides)
+    named = given.keys() | config.parse_overrides(overrides).keys()
+    kinds = [cls for cls in EXPERIMENTS if cls.kind in named]
+    if len(kinds) != 1:
+        raise InputError(f"{path}: expected exactly one of the sections [ar] and [diffusion]")
+    table = config.merge(given, config.parse_overrides(overrides, kinds[0]))
+    return config.build(kinds[0], config.merge({"sampling": {"guidance": GUIDANCE}}, table), str(path))
 
 
 def check_cache(cache: CodeCache, tokenizer: Tokenizer, where: str) -> None:
@@ -155,7 +134,3 @@ def check_cache(cache: CodeCache, tokenizer: Tokenizer, where: str) -> None:
             f"{cache.folder}: was written by tokenizer {cache.about['tokenizer'][:12]}, "
             f"but {where} is {tokenizer.digest()[:12]}; encode again"
         )
-
-
-def _table(path: Path, overrides: Iterable[str], cls: type) -> dict[str, Any]:
-    return config.merge(config.read_toml(path), config.parse_overrides(overrides, cls))

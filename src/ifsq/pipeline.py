@@ -7,9 +7,8 @@ Every stage joins the processes that torchrun started (or stands alone), checks 
 anything, and can be run again after an interruption.
 """
 
-import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -69,8 +68,7 @@ from ifsq.evaluation import (
 )
 from ifsq.evaluation.record import Evaluation, write_evaluation
 from ifsq.experiment import GeneratorExperiment, TokenizerExperiment, check_cache
-from ifsq.generators.base import Generator
-from ifsq.generators.pretrained import Origin, describe, from_description, load_generator
+from ifsq.generators import Generator, Origin
 from ifsq.generators.train import GeneratorTask
 from ifsq.metrics import JudgeNet, ProtocolCard, psnr
 from ifsq.metrics.judge import JUDGE_TRAINING, JudgeTask
@@ -196,17 +194,17 @@ def train_generator(experiment: GeneratorExperiment, device: str = "auto", watch
         check_batch(experiment.train, here)
         torch.manual_seed(experiment.train.seed)
         model = experiment.make(experiment.view(cache.spec), len(cache.classes))
-        train, val = cache.read("train"), cache.read("val")
-        model.observe(train.digits)
-        watch = watch or Silent()
-        origin = Origin(
+        model.origin = Origin(
             classes=cache.classes,
             tokenizer=experiment.tokenizer,
             tokenizer_digest=tokenizer.digest(),
             codes_digest=cache.digest,
-            sampling=experiment.sampling.options(experiment.kind),
+            sampling=to_dict(experiment.sampling),
         )
-        task = GeneratorTask(model, train, val, experiment.train, describe(model, origin))
+        train, val = cache.read("train"), cache.read("val")
+        model.observe(train.digits)
+        watch = watch or Silent()
+        task = GeneratorTask(model, train, val, experiment.train)
         counts = describe_counts(len(train), train.labels.tolist(), cache.classes, len(val))
         claim = Claim(folder, experiment.kind, experiment, cache.digest)
         fit(task, experiment.train, claim, here, watch, notes=[f"codes: {counts}"])
@@ -214,17 +212,23 @@ def train_generator(experiment: GeneratorExperiment, device: str = "auto", watch
 
 
 def sample(
-    folder: Path, labels: Sequence[str | int], guidance: float | None, seed: int, out: Path, device: str = "auto"
+    folder: Path,
+    labels: Sequence[str | int],
+    seed: int,
+    out: Path,
+    device: str = "auto",
+    sampling: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Draw one image for every label, a class's number or name, and write them as one PNG; returns its path."""
+    """Draw one image for every label, a class's number or name, and write them as one PNG; returns its path.
+
+    sampling  options of the kind's sampling class in place of the run's own
+    """
     _check_png(out)
     _check_seed(seed)
-    if guidance is not None and not 0 <= guidance < math.inf:
-        raise InputError(f"guidance {guidance}: expected a number of at least 0 (1 is none)")
     with _join(device) as here:
-        generator, tokenizer, origin = load_pair(Run.open(folder), here)
-        wanted = torch.tensor(origin.labels(labels))
-        options = origin.sampling | ({} if guidance is None else {"guidance": guidance})
+        generator, tokenizer = load_pair(Run.open(folder), here)
+        wanted = torch.tensor(generator.origin.labels(labels))
+        options = generator.sampling(sampling)
         if here.first:
             images = draw_images(generator, tokenizer, wanted, seed, options)
             make_folder(out.parent)
@@ -275,12 +279,15 @@ def _reconstruct_one(tokenizer: Tokenizer, path: Path, target: Path, tile: int |
     return f"{target}: {width} x {height} pixels, {quality:.2f} dB{places}"
 
 
-def load_pair(run: Run, here: World) -> tuple[Generator, Tokenizer, Origin]:
+def load_pair(run: Run, here: World) -> tuple[Generator, Tokenizer]:
     """A generator and the tokenizer it was trained behind, on this process's device.
 
     Raises InputError when that tokenizer is gone or has other weights now.
     """
-    generator, origin = load_generator(run)
+    generator = Generator.from_run(run)
+    origin = generator.origin
+    if not origin.tokenizer:
+        raise InputError(f"{run.name}: names no tokenizer to decode its codes with; expected one as origin.tokenizer")
     # A run that was moved, or is used from elsewhere, has its tokenizer beside it; the digest decides.
     place = Path(origin.tokenizer)
     place = place if place.exists() else run.folder.parent / place.name
@@ -294,7 +301,7 @@ def load_pair(run: Run, here: World) -> tuple[Generator, Tokenizer, Origin]:
         raise InputError(
             f"{run.name}: was trained behind other weights than {place} holds now; train in another folder"
         )
-    return generator.to(here.device), tokenizer.to(here.device), origin
+    return generator.to(here.device), tokenizer.to(here.device)
 
 
 def evaluate_tokenizer(
@@ -352,11 +359,13 @@ def evaluate_generator(
     device: str = "auto",
     watch: Reporter | None = None,
     balanced: bool = False,
+    sampling: Mapping[str, Any] | None = None,
 ) -> list[ProtocolCard]:
     """Measure a generator run against the real images that it learned from, and an untrained twin beside it.
 
     samples   images drawn, of the classes that these images have and in their proportions
     balanced  draw every one of these classes alike instead
+    sampling  options of the kind's sampling class in place of the run's own
 
     Writes ``evaluation.json``, ``samples/classes.png`` (one class a row) and ``samples/real.png``. The judge,
     a classifier of the same images, is trained beside the run when it is not there yet.
@@ -367,7 +376,8 @@ def evaluate_generator(
     watch = watch or Silent()
     with _join(device) as here:
         run = Run.open(folder)
-        generator, tokenizer, origin = load_pair(run, here)
+        generator, tokenizer = load_pair(run, here)
+        origin, options = generator.origin, generator.sampling(sampling)
         cache = CodeCache.open(_codes_of(run))
         if cache.digest != origin.codes_digest:
             raise InputError(f"{cache.folder}: holds other codes than {folder} was trained on; train in another folder")
@@ -386,13 +396,13 @@ def evaluate_generator(
             codes = cache.read("train")
             labels = (labels_balanced if balanced else labels_like)(codes.labels, samples)
             law = BALANCED if balanced else LIKE_REFERENCE
-            card = sampling_card(generator, tokenizer, against, seed, origin.sampling, law)
-            images = draw_images(generator, tokenizer, labels, seed, origin.sampling)
+            card = sampling_card(generator, tokenizer, against, seed, options, law)
+            images = draw_images(generator, tokenizer, labels, seed, options)
             cards = measure_samples(judge, against, images, labels, card)
             held_out = cache.about["fingerprints"]["val"]
             told = replace(card, reference=_name_of(data, "val"), reference_hash=held_out, function_evaluations=1)
             cards += measure_likelihood(generator, cache.read("val"), told)
-            twin = draw_images(_untrained(run, codes, here), tokenizer, labels, seed, origin.sampling)
+            twin = draw_images(_untrained(run, codes, here), tokenizer, labels, seed, options)
             cards.append(_renamed(measure_samples(judge, against, twin, labels, card)[0], "untrained generator"))
             kept = reconstructed(tokenizer, real, samples)
             floor = replace(card, guidance=0.0, sampler="", labels="", function_evaluations=0, generator_hash="")
@@ -685,7 +695,7 @@ def _untrained(run: Run, codes: CodeSet, here: World) -> Generator:
     """The generator as it was before its first step; ``codes`` are those it is trained on."""
     described = run.weights().described
     torch.manual_seed(run.experiment(TrainConfig, "train").seed)
-    twin, _ = from_description(described, run.name)
+    twin = Generator.from_description(described, run.name)
     twin.observe(codes.digits)
     return twin.to(here.device).eval()
 

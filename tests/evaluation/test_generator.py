@@ -16,7 +16,7 @@ from ifsq.evaluation import (
     reconstructed,
     shown_pairs,
 )
-from ifsq.generators.ar import ARConfig, ARGenerator
+from ifsq.generators.ar import ARConfig, ARGenerator, ARSampling
 from ifsq.metrics import JudgeNet
 from ifsq.tokenizer.bottleneck import QuantizerConfig
 from ifsq.tokenizer.conv import ConvConfig
@@ -37,13 +37,13 @@ def pair():
 
 def test_images_of_a_seed_are_the_same_in_batches_of_any_size(pair, monkeypatch):
     labels = torch.arange(11) % 2
-    whole = draw_images(*pair, labels, 5, {"guidance": 2.0})
+    whole = draw_images(*pair, labels, 5, ARSampling(2.0))
     assert len(np.unique(whole.reshape(11, -1), axis=0)) > 8
     for size in (1, 4):
         monkeypatch.setattr(generator, "AT_ONCE", size)
-        drawn = draw_images(*pair, labels, 5, {"guidance": 2.0})
+        drawn = draw_images(*pair, labels, 5, ARSampling(2.0))
         assert np.abs(drawn.astype(int) - whole).max() <= 1  # convolutions of other batches round otherwise
-    assert np.abs(draw_images(*pair, labels[:3], 5, {"guidance": 2.0}).astype(int) - whole[:3]).max() <= 1
+    assert np.abs(draw_images(*pair, labels[:3], 5, ARSampling(2.0)).astype(int) - whole[:3]).max() <= 1
 
 
 def test_labels_are_in_the_proportions_of_the_reference():

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from functools import wraps
 from pathlib import Path
 
 import numpy as np
@@ -82,10 +81,9 @@ def test_samples_are_of_the_classes_that_occur_and_in_their_proportions(monkeypa
     asked = []
     drawn = ARGenerator.sample
 
-    @wraps(drawn)  # what a run says of its sampling is compared with the signature
-    def sample(self, labels, **options):
+    def sample(self, labels, sampling, **options):
         asked.append(labels)
-        return drawn(self, labels, **options)
+        return drawn(self, labels, sampling, **options)
 
     monkeypatch.setattr(ARGenerator, "sample", sample)
     for arguments, counts in ((["10"], {0: 9, 30: 1}), (["10", "--balanced"], {0: 5, 30: 5}), (["2"], {0: 2})):

@@ -44,8 +44,6 @@ depth = 1
 width = 16
 heads = 2
 {own}
-[sampling]
-steps = 2
 [train]
 steps = 6
 batch = 4
@@ -69,7 +67,7 @@ def make(folder: Path, golden: Path | None) -> None:
     (folder / "mid.toml").write_text(TOKENIZER.format(out="mid", more=""))
     (folder / "other.toml").write_text(TOKENIZER.format(out="other", more="seed = 7"))
     (folder / "ar.toml").write_text(GENERATOR.format(kind="ar", own="mlp_multiple_of = 16"))
-    (folder / "diffusion.toml").write_text(GENERATOR.format(kind="diffusion", own="patch = 2"))
+    (folder / "diffusion.toml").write_text(GENERATOR.format(kind="diffusion", own="patch = 2\n[sampling]\nsteps = 2"))
     for line in (
         "tokenizer train tok.toml",
         "tokenizer train mid.toml",

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from ifsq.codes.spec import CodeSpec
-from ifsq.generators.ar import ARConfig, ARGenerator
+from ifsq.generators.ar import ARConfig, ARGenerator, HeadConfig
+from ifsq.generators.ar.decode import decode
 from ifsq.generators.base import CodeBatch
 from ifsq.interop.official.llamagen import from_official
 
@@ -27,7 +28,7 @@ CASES = {
 def official(golden, name, spec):
     """The golden file's model under our names, and its tensors."""
     tensors = golden(name)
-    config = ARConfig(2, 64, 4, rope_class="zero", label_dropout=0.0, head="transformer")
+    config = ARConfig(2, 64, 4, rope_class="zero", label_dropout=0.0, head=HeadConfig("transformer"))
     model = ARGenerator(config, spec, num_classes=10)
     state = {key[3:]: tensors.get_tensor(key) for key in tensors.keys() if key.startswith("sd/")}  # noqa: SIM118
     model.load_state_dict(from_official(state))
@@ -39,7 +40,9 @@ def make(case, *, rope_class="identity", seed=0, **options):
     head, spec = CASES[case]
     torch.manual_seed(seed)
     model = ARGenerator(
-        ARConfig(2, 32, 4, mlp_multiple_of=8, head=head, rope_class=rope_class, **options), spec, num_classes=3
+        ARConfig(2, 32, 4, mlp_multiple_of=8, head=HeadConfig(head), rope_class=rope_class, **options),
+        spec,
+        num_classes=3,
     )
     for parameter in model.parameters():
         if parameter.ndim > 1:
@@ -66,7 +69,7 @@ def projector(model, state, layer):
 def spoken(model, labels, **options):
     """Greedy tokens, and the logits (b, t, v) of each group that they were chosen by."""
     logits = []
-    tokens = model.generate(labels, lambda x: (logits.append(x), x.argmax(-1))[1], **options)
+    tokens = decode(model, labels, lambda x: (logits.append(x), x.argmax(-1))[1], **options)
     groups = tokens.shape[-1]
     return tokens, [torch.stack(logits[k::groups], dim=1) for k in range(groups)]
 
@@ -180,7 +183,7 @@ def test_prediction_sees_no_later_token_and_no_later_group(case):
 @pytest.mark.parametrize("case", CASES)
 def test_fresh_model_knows_nothing(case):
     head, spec = CASES[case]
-    model = ARGenerator(ARConfig(2, 32, 4, mlp_multiple_of=8, head=head), spec, num_classes=3)
+    model = ARGenerator(ARConfig(2, 32, 4, mlp_multiple_of=8, head=HeadConfig(head)), spec, num_classes=3)
     losses = model.loss(make_batch(spec, 5), torch.Generator())
     assert losses["loss"].item() == pytest.approx(math.log(math.prod(spec.levels)), abs=1e-5)
     assert losses["bits_per_token"].item() == pytest.approx(math.log2(math.prod(spec.levels)), abs=1e-5)
@@ -190,7 +193,9 @@ def test_fresh_model_knows_nothing(case):
 def test_loss_falls_on_a_batch_it_can_learn_by_heart(case):
     head, spec = CASES[case]
     torch.manual_seed(0)
-    model = ARGenerator(ARConfig(2, 32, 4, mlp_multiple_of=8, head=head, label_dropout=0.0), spec, num_classes=3)
+    model = ARGenerator(
+        ARConfig(2, 32, 4, mlp_multiple_of=8, head=HeadConfig(head), label_dropout=0.0), spec, num_classes=3
+    )
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     batch, rng = make_batch(spec, 4), torch.Generator()
     losses = []
@@ -254,7 +259,7 @@ def test_official_sizes(name, depth, width, heads, millions):
     )
     for spec, expected in zip(specs, millions, strict=True):
         with torch.device("meta"):
-            model = ARGenerator(ARConfig(depth, width, heads, head="transformer"), spec, num_classes=1000)
+            model = ARGenerator(ARConfig(depth, width, heads, head=HeadConfig("transformer")), spec, num_classes=1000)
         assert round(sum(p.numel() for p in model.parameters()) / 1e6, 1) == expected, (name, spec.groups)
 
 
@@ -264,13 +269,54 @@ def test_official_sizes(name, depth, width, heads, millions):
         ({"heads": 3}, "width=32: expected a positive multiple of heads=3"),
         ({"depth": 0}, "depth=0: expected at least 1"),
         ({"label_dropout": 1.0}, "label_dropout=1.0: expected a share"),
-        ({"head": "mlp"}, "head='mlp': expected one of chain, transformer"),
         ({"rope_class": "one"}, "rope_class='one': expected one of identity, zero"),
     ],
 )
 def test_bad_config_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         ARConfig(**{"depth": 1, "width": 32, "heads": 4, **options})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kind": "mlp"}, "kind='mlp': expected one of chain, transformer"),
+        ({"depth": 0}, "depth=0: expected at least 1"),
+        ({"width": 0}, "width=0: expected at least 1"),
+    ],
+)
+def test_bad_config_of_a_head_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        HeadConfig(**options)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_hidden_states_are_those_of_the_losss_pass(case):
+    model = make(case, label_dropout=0.5)
+    batch, seen = make_batch(model.spec, 6), []
+    for layer in model.layers:
+        layer.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    model.loss(batch, torch.Generator().manual_seed(3))
+    for depth in (1, 2):
+        states = model.hidden(batch, depth, torch.Generator().manual_seed(3))
+        assert torch.equal(states, seen[depth - 1])
+        assert states.requires_grad
+    assert torch.equal(model.eval().hidden(batch, 1), model.hidden(batch, 1))
+    for depth in (0, 3):
+        with pytest.raises(ValueError, match=f"depth={depth}: expected 1 to 2, the blocks of the network"):
+            model.hidden(batch, depth)
+
+
+def test_a_head_owns_its_loss():
+    model = make("transformer")
+    state, indices = torch.randn(2, 6, 32), torch.randint(3, (2, 6, 3))
+    nats = model.head.nats(state, indices)
+    log_p = sum(
+        logits.log_softmax(-1).gather(-1, indices[..., k : k + 1])[..., 0]
+        for k, logits in enumerate(model.head.logits(state, indices))
+    )
+    assert torch.allclose(nats, -log_p, **CLOSE)
+    assert not any("embeddings" in name for name, _ in model.head.named_parameters())  # the trunk's, by their own name
 
 
 def test_head_width_that_rotary_positions_cannot_split_is_refused():
@@ -287,7 +333,7 @@ def test_groups_too_large_for_a_softmax_are_refused():
 def test_transformer_head_needs_positions_for_its_groups():
     spec = CodeSpec((3, 3, 3), (1, 1, 1), "little", "equal", (1, 1))
     with pytest.raises(ValueError, match="3 groups: the transformer head on this grid takes 2"):
-        ARGenerator(ARConfig(1, 16, 2, head="transformer"), spec, num_classes=3)
+        ARGenerator(ARConfig(1, 16, 2, head=HeadConfig("transformer")), spec, num_classes=3)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -302,6 +348,6 @@ def test_low_precision_keeps_losses_and_draws_in_float32(case):
     assert torch.allclose(low, high, rtol=0.05)
     seen = []
     for guidance in (1.0, 2.0):
-        model.bfloat16().generate(batch.labels, lambda x: (seen.append(x.dtype), x.argmax(-1))[1], guidance=guidance)
+        decode(model.bfloat16(), batch.labels, lambda x: (seen.append(x.dtype), x.argmax(-1))[1], guidance=guidance)
     assert set(seen) == {torch.float32}
     assert torch.allclose(model.nll(batch), make(case).nll(batch), rtol=0.05)

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from ifsq.codes.spec import CodeSpec
-from ifsq.generators.ar import ARConfig, ARGenerator
-from ifsq.generators.ar.sample import Decoding, draw, filter_logits, guide
+from ifsq.generators.ar import ARConfig, ARGenerator, ARSampling
+from ifsq.generators.ar.draw import draw, filter_logits, guide
 
 SPEC = CodeSpec((17, 17), (1, 1), "little", "equal", (3, 2))
 
@@ -43,7 +43,7 @@ def test_top_k_keeps_ties_and_top_p_the_code_that_passes():
 
 def test_draw_follows_the_tempered_distribution():
     logits = torch.tensor([0.1, 0.2, 0.3, 0.4]).log()
-    drawn = draw(logits.expand(40000, 4), Decoding(temperature=0.5), numbers(40000))
+    drawn = draw(logits.expand(40000, 4), ARSampling(temperature=0.5), numbers(40000))
     share = drawn.bincount(minlength=4) / 40000
     expected = torch.tensor([1.0, 4.0, 9.0, 16.0]) / 30
     assert torch.allclose(share, expected, atol=0.01)
@@ -51,16 +51,16 @@ def test_draw_follows_the_tempered_distribution():
 
 def test_removed_codes_are_never_drawn_at_either_end():
     logits = torch.tensor([0.0, 5.0, 4.0, 0.0]).expand(2000, 4)
-    drawn = draw(logits, Decoding(top_k=2), numbers(2000))
+    drawn = draw(logits, ARSampling(top_k=2), numbers(2000))
     assert set(drawn.tolist()) == {1, 2}
-    assert set(draw(logits, Decoding(greedy=True), numbers(2000)).tolist()) == {1}
+    assert set(draw(logits, ARSampling(greedy=True), numbers(2000)).tolist()) == {1}
 
 
 @pytest.mark.parametrize("uniform", [0.0, 1.0 - 2**-24])
 def test_extreme_random_numbers_stay_in_the_codebook(uniform):
     logits = torch.randn(64, 1000, generator=torch.Generator().manual_seed(0))
     logits[:, :3] = logits[:, -3:] = -torch.inf
-    drawn = draw(logits, Decoding(), torch.full((64,), uniform))
+    drawn = draw(logits, ARSampling(), torch.full((64,), uniform))
     assert logits.gather(1, drawn[:, None]).isfinite().all()
 
 
@@ -69,16 +69,16 @@ def test_extreme_random_numbers_stay_in_the_codebook(uniform):
 def test_a_small_temperature_is_the_mode(temperature, scale):
     logits = torch.randn(64, 100, generator=torch.Generator().manual_seed(0)) * scale
     if temperature < 1e-3 * scale:
-        assert torch.equal(draw(logits, Decoding(temperature), numbers(64)), logits.argmax(dim=1))
+        assert torch.equal(draw(logits, ARSampling(temperature=temperature), numbers(64)), logits.argmax(dim=1))
     ties = torch.tensor([1.0, 3.0, 2.0, 3.0]).mul(scale).expand(64, 4)
     if temperature < 1e-3 * scale:
-        assert draw(ties, Decoding(temperature), numbers(64)).unique().tolist() == [1, 3]
+        assert draw(ties, ARSampling(temperature=temperature), numbers(64)).unique().tolist() == [1, 3]
 
 
 @pytest.mark.parametrize("temperature", [1e38, 1e300, float("inf")])
 def test_a_large_temperature_is_even(temperature):
     logits = torch.tensor([-9.0, 5.0, 4.0, 0.0]).expand(4000, 4)
-    drawn = draw(logits, Decoding(temperature), numbers(4000)).bincount(minlength=4) / 4000
+    drawn = draw(logits, ARSampling(temperature=temperature), numbers(4000)).bincount(minlength=4) / 4000
     assert (drawn - 0.25).abs().max() < 0.03
 
 
@@ -87,20 +87,22 @@ def test_a_large_temperature_is_even(temperature):
 def test_what_keeps_one_code_keeps_the_most_likely(options, temperature):
     logits = torch.randn(64, 100, generator=torch.Generator().manual_seed(0))
     if temperature < 1e300 or "top_k" in options:  # which ranks before the temperature evens them out
-        assert torch.equal(draw(logits, Decoding(temperature, **options), numbers(64)), logits.argmax(dim=1))
+        assert torch.equal(
+            draw(logits, ARSampling(temperature=temperature, **options), numbers(64)), logits.argmax(dim=1)
+        )
 
 
 @pytest.mark.parametrize("options", [{"top_k": 100}, {"top_k": 10**30}, {"top_p": 1.0}])
 def test_what_keeps_all_changes_nothing(options):
     logits = torch.randn(64, 100, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(draw(logits, Decoding(**options), numbers(64)), draw(logits, Decoding(), numbers(64)))
+    assert torch.equal(draw(logits, ARSampling(**options), numbers(64)), draw(logits, ARSampling(), numbers(64)))
 
 
 def test_a_row_does_not_see_its_neighbours():
     logits = torch.randn(64, 100, generator=torch.Generator().manual_seed(0))
-    whole = draw(logits, Decoding(0.7, 30, 0.9), numbers(64))
+    whole = draw(logits, ARSampling(1.0, 0.7, 30, 0.9), numbers(64))
     assert [
-        int(draw(logits[i : i + 1], Decoding(0.7, 30, 0.9), numbers(64)[i : i + 1])) for i in range(64)
+        int(draw(logits[i : i + 1], ARSampling(1.0, 0.7, 30, 0.9), numbers(64)[i : i + 1])) for i in range(64)
     ] == whole.tolist()
 
 
@@ -109,7 +111,7 @@ def test_a_huge_guidance_takes_the_code_that_the_class_adds_most_to(model, guida
     logits = torch.randn(8, 100, generator=torch.Generator().manual_seed(0))
     guided = guide(logits, guidance)
     assert guided.isfinite().all()
-    assert torch.equal(draw(guided, Decoding(), numbers(4)), (logits[:4] - logits[4:]).argmax(dim=1))
+    assert torch.equal(draw(guided, ARSampling(), numbers(4)), (logits[:4] - logits[4:]).argmax(dim=1))
     assert model.sample(torch.tensor([0, 1]), guidance=guidance).codes.isfinite().all()
 
 
@@ -164,6 +166,9 @@ def test_half_of_the_batch_is_dropped_after_the_interval(model):
     model.layers[0].register_forward_pre_hook(lambda module, inputs: rows.append(len(inputs[0])))
     model.sample(torch.tensor([0, 1]), guidance=2.0, guidance_interval=4)
     assert rows == [4, 4, 4, 4, 2, 2]
+    assert model.cost(ARSampling(2.0, guidance_interval=4)) == sum(rows) / 2
+    assert model.cost(ARSampling(2.0)) == model.cost(ARSampling(2.0, guidance_interval=99)) == 12
+    assert model.cost(ARSampling()) == 6
     rows.clear()
     model.sample(torch.tensor([0, 1]))
     assert rows == [2] * 6

@@ -9,8 +9,8 @@ from torch import nn
 
 from ifsq.codes.spec import CodeSpec
 from ifsq.generators.base import CodeBatch
-from ifsq.generators.diffusion import DiffusionGenerator, DiTConfig
-from ifsq.generators.diffusion.sample import euler, time_grid
+from ifsq.generators.diffusion import DiffusionGenerator, DiffusionSampling, DiTConfig
+from ifsq.generators.diffusion.solvers import euler, time_grid
 from ifsq.interop.official.dit import from_official
 
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}
@@ -85,14 +85,15 @@ def test_official_guidance(official):
             ("in", 0.3, (0.1, 1.0)),
             ("out", 0.05, (0.1, 1.0)),
         ):
-            got = model.velocity(x, torch.tensor(t), labels, 2.5, interval)
+            got = model.velocity(x, torch.tensor(t), labels, DiffusionSampling(2.5, guidance_interval=interval))
             assert torch.allclose(got, tensor(f"cfg/interval_{name}")[:2], **CLOSE), name
 
 
 def test_official_guided_trajectory(official):
 
     model, tensor, _ = official
-    velocity = lambda x, t: model.velocity(x, t, tensor("ode/y"), 2.5, (0.05, 1.0))  # noqa: E731
+    sampling = DiffusionSampling(2.5, guidance_interval=(0.05, 1.0))
+    velocity = lambda x, t: model.velocity(x, t, tensor("ode/y"), sampling)  # noqa: E731
     with torch.no_grad():
         final = euler(velocity, tensor("ode/noise"), time_grid(10))
     assert torch.allclose(final, tensor("ode/euler10_cfg2.5_3ch_final")[:2], **CLOSE)
@@ -168,12 +169,30 @@ def test_guidance_extrapolates_the_guided_channels(channels):
     x, t = torch.randn(2, 3, 4, 6), torch.tensor(0.4)
     conditional = model.dit(x, t.expand(2), LABELS)
     null = model.dit(x, t.expand(2), torch.full((2,), 3))
-    got = model.velocity(x, t, LABELS, 3.0)
+    got = model.velocity(x, t, LABELS, DiffusionSampling(3.0))
     c = channels or 3
     assert torch.allclose(got[:, :c], (null + 3 * (conditional - null))[:, :c], **CLOSE)
     assert torch.allclose(got[:, c:], conditional[:, c:], **CLOSE)
-    assert torch.allclose(model.velocity(x, t, LABELS, 3.0, (0.5, 1.0)), conditional, **CLOSE)
-    assert torch.allclose(model.velocity(x, t, LABELS), conditional, **CLOSE)
+    assert torch.allclose(
+        model.velocity(x, t, LABELS, DiffusionSampling(3.0, guidance_interval=(0.5, 1.0))), conditional, **CLOSE
+    )
+    assert torch.allclose(model.velocity(x, t, LABELS, DiffusionSampling()), conditional, **CLOSE)
+
+
+def test_hidden_states_are_those_of_the_losss_pass():
+    model = make(label_dropout=0.5)
+    batch, seen = make_batch(6), []
+    for block in model.dit.blocks:
+        block.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    model.loss(batch, torch.Generator().manual_seed(3))
+    for depth in (1, 2):
+        states = model.hidden(batch, depth, torch.Generator().manual_seed(3))
+        assert torch.equal(states, seen[depth - 1])
+        assert states.shape == (6, 6, 32)
+    assert torch.equal(model.eval().hidden(batch, 1), model.hidden(batch, 1))
+    with pytest.raises(ValueError, match="depth=3: expected 1 to 2, the blocks of the network"):
+        model.hidden(batch, 3)
+    assert model.nll(batch) is None
 
 
 def test_patches_return_to_their_places():

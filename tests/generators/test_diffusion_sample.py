@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from ifsq.codes.spec import CodeSpec
-from ifsq.generators.diffusion import DiffusionGenerator, DiTConfig, function_evaluations
-from ifsq.generators.diffusion.sample import SOLVERS, time_grid
+from ifsq.generators.diffusion import DiffusionGenerator, DiffusionSampling, DiTConfig
+from ifsq.generators.diffusion.solvers import SOLVERS, time_grid
 from ifsq.generators.streams import normals
 from ifsq.interop.official.dit import from_official
 
@@ -38,10 +38,12 @@ def test_official_trajectories(golden, solver, theirs, shift):
     times = time_grid(4, shift)
     with torch.no_grad():
         for point in range(5):
-            got = SOLVERS[solver](lambda x, t: model.velocity(x, t, labels), noise, times[: point + 1])
+            got = SOLVERS[solver](
+                lambda x, t: model.velocity(x, t, labels, DiffusionSampling()), noise, times[: point + 1]
+            )
             assert torch.allclose(got, expected[point], **CLOSE)
         if (solver, shift) == ("euler", 0.0):
-            got = SOLVERS[solver](lambda x, t: model.velocity(x, t, labels), noise, time_grid(10))
+            got = SOLVERS[solver](lambda x, t: model.velocity(x, t, labels, DiffusionSampling()), noise, time_grid(10))
             assert torch.allclose(got, tensors.get_tensor("ode/euler10_final"), **CLOSE)
 
 
@@ -60,7 +62,7 @@ def test_function_evaluations_are_what_sampling_does(model, solver, guidance, ro
     model.dit.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
     model.sample(LABELS, steps=4, solver=solver, guidance=guidance)
     assert set(seen) == {rows}
-    assert sum(seen) == 3 * function_evaluations(4, solver, guidance)
+    assert sum(seen) == 3 * model.cost(DiffusionSampling(guidance, 4, solver))
 
 
 def test_time_grid_is_even_or_bent():
@@ -88,7 +90,7 @@ def test_sample_is_the_flow_snapped_to_the_lattice(model):
     model.set_statistics(torch.tensor([0.2, -0.1]), torch.tensor([0.4, 0.6]))
     sampled = model.sample(LABELS, seed=3, steps=4, guidance=2.0, timestep_shift=0.5)
     noise = normals(3, 0, 3, 16).view(3, 2, 4, 2)
-    x = SOLVERS["euler"](lambda x, t: model.velocity(x, t, LABELS, 2.0), noise, time_grid(4, 0.5))
+    x = SOLVERS["euler"](lambda x, t: model.velocity(x, t, LABELS, DiffusionSampling(2.0)), noise, time_grid(4, 0.5))
     codes = x * torch.tensor([0.4, 0.6]).view(2, 1, 1) + torch.tensor([0.2, -0.1]).view(2, 1, 1)
     digits = SPEC.codes_to_digits(codes.detach())
     assert torch.equal(sampled.codes, SPEC.digits_to_codes(digits))
@@ -113,6 +115,17 @@ def test_interval_limits_the_guided_times(model):
     model.dit.register_forward_pre_hook(lambda module, inputs: rows.append(len(inputs[0])))
     model.sample(LABELS, steps=5, guidance=2.0, guidance_interval=(0.3, 0.7))  # times 0, .2, .4, .6, .8
     assert rows == [3, 3, 6, 6, 3]
+    assert sum(rows) == 3 * model.cost(DiffusionSampling(2.0, 5, guidance_interval=(0.3, 0.7)))
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_every_step_is_told(model, solver):
+    told = []
+    sampling = DiffusionSampling(steps=4, solver=solver, timestep_shift=0.5)
+    drawn = model.draw(LABELS, sampling, 3, 0, on_step=lambda *step: told.append(step))
+    assert [(done, time.item()) for done, time, _ in told] == list(enumerate(time_grid(4, 0.5)[1:].tolist(), 1))
+    last = model.denormalize(told[-1][2])
+    assert torch.equal(drawn.codes, SPEC.digits_to_codes(SPEC.codes_to_digits(last)))
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from ifsq.bench.report import write_report
 from ifsq.config import InputError, parse_overrides
 from ifsq.evaluation.record import read_evaluation
 from ifsq.experiment import load_generator_experiment, load_tokenizer_experiment
-from ifsq.generators.pretrained import load_generator
+from ifsq.generators import Generator
 from ifsq.store.run import Run
 from ifsq.store.weights import weights_digest
 from ifsq.tokenizer.model import Tokenizer
@@ -34,9 +34,7 @@ def demo(out: Path, overrides: Sequence[str], device: str, watch: Reporter) -> P
         )
     tokenizer, codes = out / "tokenizer", out / "codes"
     first = load_tokenizer_experiment(experiment_file("demo/tokenizer.toml"), overrides)
-    second = [
-        load_generator_experiment(experiment_file(f"demo/{kind}.toml"), overrides) for kind in ("ar", "diffusion")
-    ]
+    second = [load_generator_experiment(experiment_file(f"demo/{kind}.toml"), overrides) for kind in Generator.kinds]
     _refuse_another_length(tokenizer, codes, first.train.steps)
     watch.say(f"1 of 4  a tokenizer of {first.data.source}")
     pipeline.train_tokenizer(replace(first, out=str(tokenizer)), device, watch)
@@ -48,17 +46,14 @@ def demo(out: Path, overrides: Sequence[str], device: str, watch: Reporter) -> P
     runs = []
     for number, experiment in enumerate(second, start=3):
         run = out / experiment.kind
-        watch.say(f"{number} of 4  {TITLES[experiment.kind]}")
+        watch.say(f"{number} of 4  the {Generator.kinds[experiment.kind].title} generator of these codes")
         experiment = replace(experiment, out=str(run), tokenizer=str(tokenizer), codes=str(codes))
         pipeline.train_generator(experiment, device, watch)
         trained = Run.open(run)
-        if not _measured(trained, weights_digest(load_generator(trained)[0])):
+        if not _measured(trained, weights_digest(Generator.from_run(trained))):
             pipeline.evaluate_generator(run, SAMPLES, 0, device, watch)
         runs.append(run)
     return write_report([tokenizer, *runs], out / "report.html")
-
-
-TITLES = {"ar": "an autoregressive generator of the codes", "diffusion": "a diffusion generator of the same codes"}
 
 
 def experiment_file(name: str) -> Path:

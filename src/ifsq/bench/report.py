@@ -24,6 +24,7 @@ from ifsq.data.images import height_width, size_text
 from ifsq.evaluation import SHEET_CLASSES
 from ifsq.evaluation.record import Evaluation, read_evaluation
 from ifsq.experiment import TokenizerExperiment
+from ifsq.generators import Generator
 from ifsq.metrics.card import ProtocolCard, code_version, compare
 from ifsq.store.files import make_folder, write_text
 from ifsq.store.run import EVALUATION, Run
@@ -36,7 +37,7 @@ GAP = 2  # white pixels around each, as `ifsq.data.image_grid` draws them
 COLOURS = ("#2f6fde", "#d9822b", "#2e9e6b")
 MOST_BARS = 512  # a level each, or the mean of several
 MOST = 2.0**63  # steps and figures that matplotlib can draw
-TITLES = {"tokenizer": "tokenizer", "ar": "autoregressive", "diffusion": "diffusion"}
+TITLES = {"tokenizer": "tokenizer", **{kind: cls.title for kind, cls in Generator.kinds.items()}}
 
 matplotlib.rcParams.update(
     {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "ifsq"}
@@ -292,7 +293,7 @@ def _commands(runs: Sequence[Reported]) -> str:
             lines.append(f"ifsq reconstruct {folder} your-picture.jpg --out reconstructed")
             lines.append(f"ifsq encode {folder} your-folder codes-of-yours")
         else:
-            lines.append(f"ifsq sample {folder} --labels 0 1 2 3 --guidance 2 --seed 1 --out {run.kind}.png")
+            lines.append(f"ifsq sample {folder} --labels 0 1 2 3 --sampling.guidance 2 --seed 1 --out {run.kind}.png")
     lines.append(
         "ifsq tokenizer train experiments/demo/tokenizer.toml --data.source your-folder --out runs/yours/tokenizer"
     )

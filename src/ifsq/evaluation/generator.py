@@ -1,11 +1,10 @@
-"""What is measured of samples, each number with its protocol card. Called by ``pipeline``.
+"""What is measured of samples, each number with its protocol card.
 
 One path for both kinds of generator: the same labels, the same decoder, the same judge, the same reference images.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,9 +15,7 @@ from ifsq.codes.cache import CodeSet
 from ifsq.data import DataError, ImageSource, iterate_once, to_float, to_uint8
 from ifsq.data.images import DataConfig
 from ifsq.evaluation.protocol import AT_ONCE, blank_card, spread
-from ifsq.generators.ar import ARGenerator
-from ifsq.generators.base import Generator
-from ifsq.generators.diffusion.sample import function_evaluations
+from ifsq.generators import Generator, Sampling
 from ifsq.generators.train import take
 from ifsq.metrics import FeatureStatistics, JudgeNet, ProtocolCard, fd_name
 from ifsq.metrics.distribution import frechet_from_statistics
@@ -48,12 +45,12 @@ def reference(judge: JudgeNet, images: ImageSource, data: DataConfig, name: str)
 
 @torch.no_grad()
 def draw_images(
-    generator: Generator, tokenizer: Tokenizer, labels: Int[Tensor, "n"], seed: int, options: dict[str, Any]
+    generator: Generator, tokenizer: Tokenizer, labels: Int[Tensor, "n"], seed: int, sampling: Sampling
 ) -> UInt8[np.ndarray, "n H W c"]:
     """8-bit images, one a label; image number i has random numbers of its own, see `Generator.sample`."""
     images = []
     for first in range(0, len(labels), AT_ONCE):
-        drawn = generator.sample(labels[first : first + AT_ONCE], seed=seed, first=first, **options)
+        drawn = generator.sample(labels[first : first + AT_ONCE], sampling, seed=seed, first=first)
         images.append(to_uint8(tokenizer.decode(drawn.codes)))
     return np.concatenate(images)
 
@@ -111,22 +108,16 @@ def measure_samples(
 
 
 def sampling_card(
-    generator: Generator, tokenizer: Tokenizer, against: Reference, seed: int, options: dict[str, Any], labels: str
+    generator: Generator, tokenizer: Tokenizer, against: Reference, seed: int, sampling: Sampling, labels: str
 ) -> ProtocolCard:
     """The protocol of a set of samples, without a metric yet; ``labels`` says in words which classes were asked for."""
-    own = {name: value for name, value in options.items() if name != "guidance"}
-    guidance = options.get("guidance", 1.0)
-    if generator.kind == "ar":
-        evaluations = generator.spec.tokens * (1 if guidance == 1 else 2)
-    else:
-        evaluations = function_evaluations(options["steps"], options["solver"], guidance)
     return replace(
         blank_card(against.data, against.name, against.fingerprint, 0, tokenizer),
         seed=seed,
         labels=labels,
-        guidance=guidance,
-        sampler=", ".join(f"{name} {value}" for name, value in own.items()),
-        function_evaluations=evaluations,
+        guidance=sampling.guidance,
+        sampler=sampling.sampler,
+        function_evaluations=generator.cost(sampling),
         generator_hash=weights_digest(generator),
     )
 
@@ -134,10 +125,13 @@ def sampling_card(
 @torch.no_grad()
 def measure_likelihood(generator: Generator, codes: CodeSet, card: ProtocolCard) -> list[ProtocolCard]:
     """Bits per image of held-out codes, for a generator that has a likelihood; nothing for one that has none."""
-    if not isinstance(generator, ARGenerator):
-        return []
     device = next(generator.parameters()).device
-    nats = [generator.nll(take(codes, rows, device)).cpu() for rows in torch.arange(len(codes)).split(AT_ONCE)]
+    nats = []
+    for rows in torch.arange(len(codes)).split(AT_ONCE):
+        part = generator.nll(take(codes, rows, device))
+        if part is None:
+            return []
+        nats.append(part.cpu())
     bits = torch.cat(nats) / np.log(2)
     values = {"mean": float(bits.mean()), "std": float(bits.std(correction=0))}
     return [replace(card, metric="bits per image", values=values, n=len(codes), sampler="", guidance=1.0, labels="")]

@@ -1,19 +1,28 @@
-"""What the rest of the house knows of a generator: `loss` on a batch of codes, `sample` given labels.
+"""What the rest of the house knows of a generator: `loss` on a batch of codes, `sample` given labels, a folder on disk.
 
-One object owns a formula for training and for sampling, and the trainer never learns which kind it holds.
-The autoregressive model reads the indices of a batch, the diffusion model its codes; both come from the same digits.
+One object owns a formula for training and for sampling, and the trainer never learns which kind it holds. A kind is
+registered by its class: ``class ARGenerator(Generator, kind="ar")``.
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int, Integer
 from torch import Tensor, nn
 
 from ifsq.codes.spec import CodeSpec
+from ifsq.config import InputError, build, merge, to_dict
+from ifsq.generators.conditioning import check_guidance
+from ifsq.generators.origin import Origin
+from ifsq.store.model import save_model
+from ifsq.store.model_card import UNKNOWN, Provenance, model_card
 from ifsq.store.run import Run
+from ifsq.store.weights import build_with, weights_digest
 
 MAX_TOKENS = 2**20  # positions: tables of them are made before a weight is read
 
@@ -38,6 +47,25 @@ class Sampled:
     indices: Int[Tensor, "b h w g"]
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """How a generator is sampled. Each kind adds its own options.
+
+    guidance  1 is none; s > 1 extrapolates from the null class: ``null + s * (class - null)``
+    """
+
+    guidance: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_guidance(self.guidance)
+
+    @property
+    def sampler(self) -> str:
+        """The options beside guidance in words, as a protocol card states them; what is switched off is left out."""
+        own = {name: value for name, value in vars(self).items() if name != "guidance"}
+        return ", ".join(f"{name} {value}" for name, value in own.items() if value is not None and value is not False)
+
+
 class Generator(nn.Module, ABC):
     """A model of codes given a class label.
 
@@ -45,9 +73,23 @@ class Generator(nn.Module, ABC):
     num_classes  labels are 0..num_classes-1; the label num_classes is the null class of classifier-free guidance
     """
 
-    kind: str
+    kinds: ClassVar[dict[str, type["Generator"]]] = {}
+    kind: ClassVar[str]
+    title: ClassVar[str]
+    """The kind in words, an adjective."""
+    config_class: ClassVar[type]
+    sampling_class: ClassVar[type[Sampling]]
+    config: Any
+    origin: Origin
+    """What it was trained on; of a fresh generator its classes by number."""
 
-    def __init__(self, spec: CodeSpec, num_classes: int) -> None:
+    def __init_subclass__(cls, kind: str = "", **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if kind:
+            cls.kind = kind
+            Generator.kinds[kind] = cls
+
+    def __init__(self, config: Any, spec: CodeSpec, num_classes: int) -> None:
         super().__init__()
         if num_classes < 1:
             raise ValueError(f"num_classes={num_classes}: expected at least 1")
@@ -59,46 +101,168 @@ class Generator(nn.Module, ABC):
             raise ValueError(
                 f"codes of a codebook of {spec.levels[0]}: expected codes on a lattice (fsq, lfq, bsq, ...)"
             )
+        self.config = config
         self.spec = spec
         self.num_classes = num_classes
+        self.origin = Origin(tuple(map(str, range(num_classes))))
 
     @abstractmethod
     def loss(self, batch: CodeBatch, rng: torch.Generator) -> dict[str, Tensor]:
         """Scalars by name; ``loss`` is the one to minimise. All randomness but dropout's comes from ``rng``."""
 
     @abstractmethod
-    def sample(self, labels: Int[Tensor, "b"], *, guidance: float = 1.0, seed: int = 0, first: int = 0) -> Sampled:
+    def hidden(self, batch: CodeBatch, depth: int, rng: torch.Generator | None = None) -> Float[Tensor, "b t width"]:
+        """States after ``depth`` blocks, differentiable, in the mode that the generator is in.
+
+        rng  what `loss` would get: the states are then those of its pass; None stands for a fresh one of seed 0
+
+        Raises ValueError unless depth is 1 to the network's own.
+        """
+
+    @abstractmethod
+    def cost(self, sampling: Sampling) -> int:
+        """Network evaluations for one image; those of the null class count as well."""
+
+    @abstractmethod
+    def draw(self, labels: Int[Tensor, "b"], sampling: Any, seed: int, first: int) -> Sampled:
+        """What `sample` returns, of labels that are classes and of the kind's own options."""
+
+    def nll(self, batch: CodeBatch) -> Float[Tensor, "b"] | None:
+        """Negative log-likelihood of each image in nats, given its label; None of a kind that has none."""
+        return None
+
+    def observe(self, digits: Integer[Tensor, "n h w d"]) -> None:
+        """Take from the training digits what the model must know beforehand; called once, before training."""
+
+    def sample(
+        self,
+        labels: Int[Tensor, "b"],
+        sampling: Sampling | None = None,
+        *,
+        seed: int = 0,
+        first: int = 0,
+        **options: Any,
+    ) -> Sampled:
         """One image's codes for every label, the images numbered from ``first`` on.
 
         Image number i is a function of (weights, its label, options, seed, i): its random numbers exactly, its codes
         but for what a batch of another shape rounds otherwise. So a batch that starts at ``first`` draws what one
         over all images would.
 
-        guidance  1 is none; s > 1 extrapolates from the null class: ``null + s * (class - null)``
+        sampling  of the kind's ``sampling_class``; None stands for its defaults
         seed      0 to 2**63 - 1, as ``first``
+        options   fields of ``sampling`` in place of its own: ``sample(labels, guidance=2.0)``
 
-        Raises ValueError on a label outside 0..num_classes-1, and where the network gives no finite numbers.
+        Raises ValueError on a label outside 0..num_classes-1, on options that are out of range, and where the network
+        gives no finite numbers; TypeError on an option that the kind has not.
         """
+        self.check_labels(labels)
+        sampling = self.sampling_class() if sampling is None else sampling
+        if not isinstance(sampling, self.sampling_class):
+            raise TypeError(f"{type(sampling).__name__}: expected {self.sampling_class.__name__}")
+        return self.draw(labels, replace(sampling, **options), seed, first)
 
-    def observe(self, digits: Integer[Tensor, "n h w d"]) -> None:
-        """Take from the training digits what the model must know beforehand; called once, before training."""
-
-    @staticmethod
-    def from_pretrained(source: str | Path, revision: str | None = None) -> "Generator":
-        """The generator of a run or of a saved model, autoregressive or diffusion, in eval mode.
-
-        source    a folder, or a repository ``owner/name`` of the Hugging Face hub where no such folder is (extra
-                  ``hub``); a `Path` is always a folder
-        revision  branch, tag or commit of the repository
-
-        Raises InputError.
-        """
-        from ifsq.generators.pretrained import load_generator  # both kinds are built on this file
-
-        return load_generator(Run.open(source, revision))[0]
+    def sampling(self, over: Mapping[str, Any] | None = None) -> Sampling:
+        """How the generator is sampled by its `origin`, with the plain values ``over`` on top. Raises InputError."""
+        return build(self.sampling_class, merge(self.origin.sampling, over or {}), "sampling")
 
     def check_labels(self, labels: Int[Tensor, "b"]) -> None:
         """Raise ValueError naming the first label that is not a class."""
         wrong = labels[(labels < 0) | (labels >= self.num_classes)]
         if wrong.numel():
             raise ValueError(f"label {int(wrong[0])}: expected 0 to {self.num_classes - 1}")
+
+    def describe(self) -> dict[str, Any]:
+        """JSON from which `from_description` builds the same architecture."""
+        return {
+            "kind": self.kind,
+            "config": to_dict(self.config),
+            "spec": self.spec.to_dict(),
+            "origin": to_dict(self.origin),
+        }
+
+    @classmethod
+    def from_description(cls, described: dict[str, Any], where: str) -> "Generator":
+        """Inverse of `describe`, with fresh weights. Raises InputError when it describes something else."""
+        make = cls._maker(described, where)
+        try:
+            return make()
+        except ValueError as error:
+            raise InputError(f"{where}: {error}") from error
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, revision: str | None = None) -> "Generator":
+        """The generator of a run (averaged weights of its newest checkpoint) or of a saved model, in eval mode.
+
+        source    a folder, or a repository ``owner/name`` of the Hugging Face hub where no such folder is (extra
+                  ``hub``); a `Path` is always a folder
+        revision  branch, tag or commit of the repository
+
+        Called on a kind, it opens that kind alone. Raises InputError.
+        """
+        return cls.from_run(Run.open(source, revision))
+
+    @classmethod
+    def from_run(cls, run: Run) -> "Generator":
+        """As `from_pretrained`, of a run that is open."""
+        found = run.weights()
+        make = cls._maker(found.described, run.name)
+        return build_with(make, found.load(), run.name, halves=found.step is None).eval()
+
+    def save_pretrained(self, folder: str | Path, made: Provenance = UNKNOWN) -> None:
+        """Write ``config.json``, ``model.safetensors`` and the model card ``README.md``, whole or not at all.
+
+        made  what the card says of data, steps, evaluation and licence
+        """
+        save_model(Path(folder), self.describe(), self.state_dict(), generator_card(self, made))
+
+    @classmethod
+    def _maker(cls, described: dict[str, Any], where: str) -> Callable[[], "Generator"]:
+        """How the described generator is made. Raises InputError."""
+        kinds = {kind: known for kind, known in Generator.kinds.items() if issubclass(known, cls)}
+        kind = described.get("kind")
+        if kind not in kinds:
+            what = "a generator" if cls is Generator else f"a model of kind {cls.kind}"
+            raise InputError(f"{where}: holds a {kind} model; expected {what}")
+        for name in ("config", "spec", "origin"):
+            if not isinstance(described.get(name), dict):
+                raise InputError(f"{where}: its description is damaged: {name}: expected a table")
+        known = kinds[kind]
+        origin = build(Origin, described["origin"], f"{where}: origin")
+        build(known.sampling_class, origin.sampling, f"{where}: origin.sampling")
+        config: Any = build(known.config_class, described["config"], where)
+        spec = build(CodeSpec, described["spec"], f"{where}: spec")
+        return partial(_make, known, config, spec, origin)
+
+
+def check_depth(depth: int, blocks: int) -> None:
+    """Raise ValueError unless a network of so many blocks has a state after ``depth`` of them."""
+    if not 1 <= depth <= blocks:
+        raise ValueError(f"depth={depth}: expected 1 to {blocks}, the blocks of the network")
+
+
+def _make(cls: Any, config: Any, spec: CodeSpec, origin: Origin) -> Generator:
+    model: Generator = cls(config, spec, len(origin.classes))
+    model.origin = origin
+    return model
+
+
+def generator_card(model: Generator, made: Provenance) -> str:
+    """The text of ``README.md``: sizes, classes, use, and what is known of the training."""
+    spec, kind = model.spec, model.kind
+    facts = {
+        "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
+        "kind": kind,
+        "code grid": " x ".join(map(str, spec.grid)),
+        "levels": " x ".join(map(str, spec.levels)),
+        "index groups": " + ".join(map(str, spec.groups)),
+        "classes": str(model.num_classes),
+        "SHA-256 of the tokenizer's weights": model.origin.tokenizer_digest,
+        "SHA-256 of the weights": weights_digest(model),
+    }
+    use = (
+        "import ifsq, torch",
+        'generator = ifsq.Generator.from_pretrained(".")  # this folder, or owner/name on the hub',
+        "codes = generator.sample(torch.tensor([0]), seed=0).codes  # for the tokenizer's decode",
+    )
+    return model_card(f"Generator of image codes ({kind})", ("image-generation", kind), facts, use, made)

@@ -1,6 +1,6 @@
 """What the training loop needs to know about a generator: one task for both kinds, fed from the code cache.
 
-Called by ``pipeline``. The task never learns which kind it holds.
+The task never learns which kind it holds.
 """
 
 from collections import abc
@@ -23,18 +23,13 @@ HELD_OUT_SEED = 1  # noise and times of the held-out loss are the same at every 
 
 
 class GeneratorTask(Task):
-    """Model the codes of a cache.
+    """Model the codes of a cache."""
 
-    described  JSON from which the generator can be built again
-    """
-
-    def __init__(
-        self, model: Generator, train: CodeSet, val: CodeSet, config: TrainConfig, described: dict[str, Any]
-    ) -> None:
+    def __init__(self, model: Generator, train: CodeSet, val: CodeSet, config: TrainConfig) -> None:
         self.model: nn.Module = model
         self.train, self.val = train, val
         self.config = config
-        self._described = described
+        self._described = model.describe()
 
     def batches(self, start: int, world: World) -> abc.Generator[CodeBatch, None, None]:
         sampler = StepSampler(

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ifsq.config import InputError
-from ifsq.generators.pretrained import load_generator, save_generator
+from ifsq.generators import Generator
 from ifsq.store.files import check_free
 from ifsq.store.model import new_folder
 from ifsq.store.model_card import LICENSE, provenance
@@ -26,11 +26,10 @@ def export_pretrained(source: Path, out: Path, license: str = LICENSE) -> None:
     if step is None or not run.trained:
         raise InputError(f"{source}: is not a training run; expected one, a saved model is such a folder already")
     made = provenance(run, step, license)
-    if run.kind not in ("tokenizer", "ar", "diffusion"):
+    if run.kind not in ("tokenizer", *Generator.kinds):
         raise InputError(f"{source}: holds a {run.kind} run; expected a tokenizer or a generator")
     with new_folder(out) as partial:
         if run.kind == "tokenizer":
             Tokenizer.from_run(run).save_pretrained(partial, made)
         else:
-            model, origin = load_generator(run)
-            save_generator(model, origin, partial, made)
+            Generator.from_run(run).save_pretrained(partial, made)

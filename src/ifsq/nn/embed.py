@@ -1,7 +1,7 @@
 """Where a token lies on the grid: rotary tables for attention and fixed sin-cos embeddings, both two-dimensional.
 
 Both are functions of the grid, not parameters: float32 buffers outside the state dict, computed anew whenever the
-module is moved or cast, so that ``module.bfloat16()`` and ``to_empty`` leave them exact. Called by both generators.
+module is moved or cast, so that ``module.bfloat16()`` and ``to_empty`` leave them exact.
 """
 
 from collections.abc import Callable
@@ -37,9 +37,17 @@ class Rotary(nn.Module):
         self.grid, self.head_dim, self.base, self.prefix = grid, head_dim, base, prefix
         self.register_buffer("table", self._table().to(torch.get_default_device()), persistent=False)
 
-    def forward(self, x: Float[Tensor, "... t width"], start: int = 0) -> Float[Tensor, "... t width"]:
-        """Turn queries or keys at positions ``start`` .. ``start + t - 1``; float32 inside, the input's dtype out."""
-        cos, sin = self.table[start : start + x.shape[-2]].unbind(-1)
+    def forward(self, x: Float[Tensor, "... t width"], start: int | Tensor = 0) -> Float[Tensor, "... t width"]:
+        """Turn queries or keys at positions ``start`` .. ``start + t - 1``; float32 inside, the input's dtype out.
+
+        start  a number, or a scalar tensor that the host need not know
+        """
+        new = x.shape[-2]
+        if isinstance(start, Tensor):
+            turns = self.table[start + torch.arange(new, device=start.device)]
+        else:
+            turns = self.table[start : start + new]
+        cos, sin = turns.unbind(-1)
         even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
         return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2).to(x.dtype)
 

@@ -1,4 +1,4 @@
-"""The two feed-forward layers of a transformer block: SwiGLU (arXiv 2002.05202) and GELU. Called by both generators."""
+"""The two feed-forward layers of a transformer block: SwiGLU (arXiv 2002.05202) and GELU."""
 
 import torch.nn.functional as F
 from jaxtyping import Float

@@ -1,7 +1,4 @@
-"""How a module computes for a while: in evaluation, or in exact float32. What was set before comes back afterwards.
-
-Called by both generators' samplers and by ``evaluation``.
-"""
+"""How a module computes for a while: in evaluation, or in exact float32. What was set before comes back afterwards."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

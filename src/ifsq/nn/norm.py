@@ -1,4 +1,4 @@
-"""Root-mean-square norm that takes its fused path under autocast too. Called by both generators and ``attention``."""
+"""Root-mean-square norm that takes its fused path under autocast too."""
 
 from jaxtyping import Float
 from torch import Tensor, nn

@@ -1,5 +1,11 @@
-"""The autoregressive generator: model (config, loss, sampling loop), heads, block, sample (how an index is drawn)."""
+"""The autoregressive generator.
 
-from ifsq.generators.ar.model import ARConfig, ARGenerator
+``config`` sizes, ``network`` trunk, ``heads/`` from a state to indices, ``draw`` from logits to an index, ``decode``
+token by token, ``generator`` loss and sampling.
+"""
 
-__all__ = ["ARConfig", "ARGenerator"]
+from ifsq.generators.ar.config import ARConfig, HeadConfig
+from ifsq.generators.ar.draw import ARSampling
+from ifsq.generators.ar.generator import ARGenerator
+
+__all__ = ["ARConfig", "ARGenerator", "ARSampling", "HeadConfig"]

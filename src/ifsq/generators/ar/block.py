@@ -1,9 +1,10 @@
-"""The pre-norm transformer block of LlamaGen (arXiv 2406.06525). Called by ``model`` and ``heads``."""
+"""The pre-norm transformer block of LlamaGen (arXiv 2406.06525)."""
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ifsq.nn.attention import Attention, KVCache
+from ifsq.nn.attention import Attention
+from ifsq.nn.cache import KVCache
 from ifsq.nn.embed import Rotary
 from ifsq.nn.mlp import SwiGLU
 from ifsq.nn.norm import RMSNorm

@@ -1,7 +1,11 @@
-"""The diffusion generator: model (config, velocity network), flow (loss and sampling), sample (solvers and cost)."""
+"""The diffusion generator.
 
-from ifsq.generators.diffusion.flow import DiffusionGenerator
-from ifsq.generators.diffusion.model import DiTConfig
-from ifsq.generators.diffusion.sample import function_evaluations
+``config`` sizes, ``network`` the velocity network (DiT), ``path`` from noise to data, ``solvers`` along it,
+``generator`` loss and sampling.
+"""
 
-__all__ = ["DiTConfig", "DiffusionGenerator", "function_evaluations"]
+from ifsq.generators.diffusion.config import DiTConfig
+from ifsq.generators.diffusion.generator import DiffusionGenerator
+from ifsq.generators.diffusion.solvers import DiffusionSampling
+
+__all__ = ["DiTConfig", "DiffusionGenerator", "DiffusionSampling"]

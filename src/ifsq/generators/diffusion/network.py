@@ -1,75 +1,22 @@
 """The velocity network of the diffusion generator: a transformer with adaptive layer norm (DiT, arXiv 2212.09748).
 
 The options turn the original block into the one the paper trains: qk-norm, SwiGLU, rotary positions, RMSNorm.
-Every block starts as the identity and the output as zero. Called by ``flow``.
+Every block starts as the identity and the output as zero.
 """
-
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ifsq.generators.conditioning import LabelEmbedding, TimeEmbedding
+from ifsq.generators.diffusion.config import DiTConfig
 from ifsq.nn.attention import Attention, head_width
 from ifsq.nn.embed import Rotary, SinCosPositions
 from ifsq.nn.mlp import GELU, SwiGLU
 from ifsq.nn.norm import RMSNorm
 
-MLPS = ("swiglu", "gelu")
-NORMS = ("rms", "layer")
-TIME_SAMPLINGS = ("lognorm", "uniform")
 NORM_EPS = 1e-6
 EMBEDDING_STD = 0.02
-
-
-@dataclass(frozen=True)
-class DiTConfig:
-    """Size and options of a `DiffusionGenerator`; the block's defaults are those of the paper's DiT.
-
-    depth, width, heads  of the transformer
-    patch                codes on a side of a token; must divide the grid
-    mlp_ratio            hidden width over width (SwiGLU takes two thirds of it, for the same parameter count)
-    mlp                  ``swiglu`` or ``gelu``
-    norm                 ``rms`` (with a scale) or ``layer`` (without)
-    rope                 rotary positions in every attention, beside the fixed embedding
-    qk_norm              RMS-normalise queries and keys
-    label_dropout        share of training labels replaced by the null class
-    cosine_weight        weight of ``1 - cos`` between predicted and true velocity in the loss; the official code has 1
-    time_sampling        training times: ``lognorm`` is sigmoid of N(0, 1)
-    guidance_channels    guide the first so many code channels only; None guides all, the official code has 3
-    """
-
-    depth: int
-    width: int
-    heads: int
-    patch: int
-    mlp_ratio: float = 4.0
-    mlp: str = "swiglu"
-    norm: str = "rms"
-    rope: bool = True
-    qk_norm: bool = True
-    label_dropout: float = 0.1
-    cosine_weight: float = 0.0
-    time_sampling: str = "lognorm"
-    guidance_channels: int | None = None
-
-    def __post_init__(self) -> None:
-        head_width(self.width, self.heads)
-        for name in ("depth", "patch", "guidance_channels"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name}={value}: expected at least 1")
-        for name, choices in (("mlp", MLPS), ("norm", NORMS), ("time_sampling", TIME_SAMPLINGS)):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name}={getattr(self, name)!r}: expected one of {', '.join(choices)}")
-        if not 0 <= self.label_dropout < 1:
-            raise ValueError(f"label_dropout={self.label_dropout}: expected a share of at least 0 and below 1")
-        if not self.mlp_ratio > 0 or not self.cosine_weight >= 0:
-            raise ValueError(
-                f"mlp_ratio={self.mlp_ratio}, cosine_weight={self.cosine_weight}: expected a positive ratio, "
-                "a weight of at least 0"
-            )
 
 
 class PatchEmbedding(nn.Module):
@@ -142,11 +89,21 @@ class DiT(nn.Module):
         self, x: Float[Tensor, "b d h w"], t: Float[Tensor, "b"], labels: Int[Tensor, "b"]
     ) -> Float[Tensor, "b d h w"]:
         """t in [0, 1], 1 is data; ``labels`` may hold the null class."""
-        c = self.t_embedder(t) + self.y_embedder(labels)  # b width
-        tokens = self.positions(self.x_embedder(x))  # b t width
-        for block in self.blocks:
+        c = self.condition(t, labels)
+        return self._unpatch(self.final_layer(self.states(x, c), c))
+
+    def condition(self, t: Float[Tensor, "b"], labels: Int[Tensor, "b"]) -> Float[Tensor, "b width"]:
+        """What modulates every block: the embeddings of time and label, added."""
+        return self.t_embedder(t) + self.y_embedder(labels)
+
+    def states(
+        self, x: Float[Tensor, "b d h w"], c: Float[Tensor, "b width"], depth: int | None = None
+    ) -> Float[Tensor, "b t width"]:
+        """Tokens after all blocks, or the first ``depth``."""
+        tokens = self.positions(self.x_embedder(x))
+        for block in self.blocks[:depth]:
             tokens = block(tokens, c, self.rope)
-        return self._unpatch(self.final_layer(tokens, c))
+        return tokens
 
     def _unpatch(self, x: Tensor) -> Tensor:
         patch = self.config.patch

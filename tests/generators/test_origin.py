@@ -3,7 +3,7 @@
 import pytest
 
 from ifsq.config import InputError
-from ifsq.generators.pretrained import Origin
+from ifsq.generators import Origin
 
 
 def origin(*classes):

@@ -1,4 +1,4 @@
-"""Drawing an index from logits: temperature, top-k, top-p, greedy, guidance. Pure functions; called by ``model``."""
+"""Drawing an index from logits: temperature, top-k, top-p, greedy, guidance. Pure functions."""
 
 from dataclasses import dataclass
 
@@ -6,31 +6,39 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ifsq.generators.base import Sampling
+
 GUIDANCE_LIMIT = 1e30  # float32 then keeps nothing of the null class's logits, and a greater scale would overflow
 
 
 @dataclass(frozen=True)
-class Decoding:
-    """How an index is drawn.
+class ARSampling(Sampling):
+    """How an autoregressive generator is sampled.
 
-    temperature  divides the logits, above 0; one too small for float32 leaves the most likely code alone
-    top_k        keep the k most likely codes, ties included; 0 keeps all
-    top_p        keep the most likely codes until their probability passes p, in (0, 1]
-    greedy       take the most likely code and ignore the three above
+    guidance           as of `Sampling`, of the logits
+    temperature        divides the logits, above 0; one too small for float32 leaves the most likely code alone
+    top_k              keep the k most likely codes, ties included; 0 keeps all
+    top_p              keep the most likely codes until their probability passes p, in (0, 1]
+    greedy             take the most likely code and ignore the three above
+    guidance_interval  guide the first so many tokens only; None guides all
     """
 
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
     greedy: bool = False
+    guidance_interval: int | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.temperature > 0:
             raise ValueError(f"temperature={self.temperature}: expected a positive number; for the mode set greedy")
         if self.top_k < 0:
             raise ValueError(f"top_k={self.top_k}: expected 0 (all) or a positive count")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p={self.top_p}: expected a number above 0 and at most 1")
+        if self.guidance_interval is not None and self.guidance_interval < 0:
+            raise ValueError(f"guidance_interval={self.guidance_interval}: expected None or a count of tokens")
 
 
 def filter_logits(logits: Float[Tensor, "b v"], top_k: int, top_p: float) -> Float[Tensor, "b v"]:
@@ -47,21 +55,21 @@ def filter_logits(logits: Float[Tensor, "b v"], top_k: int, top_p: float) -> Flo
     return logits
 
 
-def draw(logits: Float[Tensor, "b v"], decoding: Decoding, uniform: Float[Tensor, "b"]) -> Int[Tensor, "b"]:
+def draw(logits: Float[Tensor, "b v"], sampling: ARSampling, uniform: Float[Tensor, "b"]) -> Int[Tensor, "b"]:
     """One index a row, float32 throughout, by its number in [0, 1): the distribution is inverted.
 
     A row's index depends on nothing of the other rows. Logits that are not finite give no meaningful one.
     """
     logits = logits.to(torch.float32)
-    if decoding.greedy:
+    if sampling.greedy:
         return logits.argmax(dim=-1)
     # Down from the greatest: under a small temperature the others then fall to -inf, and it stays at 0.
     below = logits - logits.amax(dim=-1, keepdim=True)
-    kept = filter_logits(below, decoding.top_k, 1.0)  # before a great temperature makes ties
-    if decoding.temperature != 1:
+    kept = filter_logits(below, sampling.top_k, 1.0)  # before a great temperature makes ties
+    if sampling.temperature != 1:
         real = torch.finfo(torch.float32)
-        kept = kept.div_(min(max(decoding.temperature, real.tiny), real.max))
-    probabilities = filter_logits(kept, 0, decoding.top_p).softmax(dim=-1)
+        kept = kept.div_(min(max(sampling.temperature, real.tiny), real.max))
+    probabilities = filter_logits(kept, 0, sampling.top_p).softmax(dim=-1)
     cumulative = probabilities.cumsum(dim=-1)
     total = cumulative[:, -1:]
     level = torch.minimum(uniform[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))

@@ -1,8 +1,7 @@
 """The diffusion generator: flow matching on the codes (arXiv 2210.02747), one parametrisation for loss and sampling.
 
-``x_t = t x_1 + (1 - t) x_0`` leads from noise x_0 to normalised codes x_1; the network predicts ``v = x_1 - x_0``.
-A sample is snapped to the nearest lattice point, so that the decoder sees only codes that the tokenizer can produce.
-Paper: section 4 (DiT). Called by ``generators.train`` and ``pipeline`` through the face of `Generator`.
+The network predicts the velocity of the `LinearPath` from noise to normalised codes. A sample is snapped to the nearest
+lattice point, so that the decoder sees only codes that the tokenizer can produce. Paper: section 4 (DiT).
 """
 
 from collections.abc import Callable
@@ -14,10 +13,12 @@ from torch import Tensor
 
 from ifsq.codes.spec import CodeSpec
 from ifsq.config import InputError
-from ifsq.generators.base import CodeBatch, Generator, Sampled
-from ifsq.generators.conditioning import check_guidance, drop_labels
-from ifsq.generators.diffusion.model import DiT, DiTConfig
-from ifsq.generators.diffusion.sample import SOLVERS, check_solver, time_grid
+from ifsq.generators.base import CodeBatch, Generator, Sampled, Sampling, check_depth
+from ifsq.generators.conditioning import drop_labels
+from ifsq.generators.diffusion.config import DiTConfig
+from ifsq.generators.diffusion.network import DiT
+from ifsq.generators.diffusion.path import LinearPath
+from ifsq.generators.diffusion.solvers import DiffusionSampling, OnStep
 from ifsq.generators.streams import normals
 from ifsq.nn.modes import evaluating
 
@@ -29,21 +30,24 @@ COSINE_EPS = 0.1
 DEAD_VARIANCE = 1e-12  # what rounding leaves of a constant; one odd code among 1e9 has more
 
 
-class DiffusionGenerator(Generator):
+class DiffusionGenerator(Generator, kind="diffusion"):
     """Flow model of the codes of an image, given its class. See `Generator` for the arguments.
 
     Codes are normalised by the per-channel ``code_mean`` and ``code_std`` (0 and 1 until `set_statistics`).
     """
 
-    kind = "diffusion"
+    title = "diffusion"
+    config_class = DiTConfig
+    sampling_class = DiffusionSampling
+    config: DiTConfig
     code_mean: Tensor
     code_std: Tensor
 
     def __init__(self, config: DiTConfig, spec: CodeSpec, num_classes: int) -> None:
-        super().__init__(spec, num_classes)
+        super().__init__(config, spec, num_classes)
         if config.guidance_channels is not None and config.guidance_channels > spec.dim:
             raise ValueError(f"guidance_channels={config.guidance_channels}: the codes have {spec.dim} channels")
-        self.config = config
+        self.path = LinearPath()
         self.dit = DiT(config, spec.dim, spec.grid, num_classes)
         self.register_buffer("code_mean", torch.zeros(spec.dim))
         self.register_buffer("code_std", torch.ones(spec.dim))
@@ -83,13 +87,7 @@ class DiffusionGenerator(Generator):
 
     def loss(self, batch: CodeBatch, rng: torch.Generator) -> dict[str, Tensor]:
         """``mse`` of the velocity, ``cosine`` where it has a weight, and their weighted sum ``loss``; float32."""
-        labels = batch.labels
-        if self.training:
-            labels = drop_labels(labels, self.num_classes, self.config.label_dropout, rng)
-        x1 = self.normalize(self.spec.digits_to_codes(batch.digits))
-        x0 = torch.randn(x1.shape, generator=rng, device=rng.device).to(x1.device)
-        t = self._draw_times(len(x1), rng).to(x1.device)
-        return self.flow_loss(x1, x0, t, labels)
+        return self.flow_loss(*self._drawn(batch, rng))
 
     def flow_loss(
         self,
@@ -99,68 +97,63 @@ class DiffusionGenerator(Generator):
         labels: Int[Tensor, "b"],
     ) -> dict[str, Tensor]:
         """The loss at given data, noise and times, without randomness; what `loss` computes."""
-        time = t[:, None, None, None]
-        v = self.dit(time * x1 + (1 - time) * x0, t, labels).to(torch.float32)
-        mse = F.mse_loss(v, x1 - x0)
+        point = self.path.sample(x0, x1, t)
+        v = self.dit(point.x, t, labels).to(torch.float32)
+        mse = F.mse_loss(v, point.velocity)
         if self.config.cosine_weight == 0:
             return {"loss": mse, "mse": mse.detach()}
-        cosine = (1 - F.cosine_similarity(v, x1 - x0, dim=1, eps=COSINE_EPS)).mean()
+        cosine = (1 - F.cosine_similarity(v, point.velocity, dim=1, eps=COSINE_EPS)).mean()
         return {"loss": mse + self.config.cosine_weight * cosine, "mse": mse.detach(), "cosine": cosine.detach()}
 
+    def hidden(self, batch: CodeBatch, depth: int, rng: torch.Generator | None = None) -> Float[Tensor, "b t width"]:
+        """States of the patches, of noised codes as `loss` draws them; see `Generator.hidden`."""
+        check_depth(depth, len(self.dit.blocks))
+        rng = torch.Generator(batch.labels.device).manual_seed(0) if rng is None else rng
+        x1, x0, t, labels = self._drawn(batch, rng)
+        return self.dit.states(self.path.sample(x0, x1, t).x, self.dit.condition(t, labels), depth)
+
+    def cost(self, sampling: Sampling) -> int:
+        """As many as the solver asks for, a guided one counted twice."""
+        assert isinstance(sampling, DiffusionSampling)
+        return sampling.evaluations()
+
     def velocity(
-        self,
-        x: Float[Tensor, "b d h w"],
-        t: Float[Tensor, ""],
-        labels: Int[Tensor, "b"],
-        guidance: float = 1.0,
-        guidance_interval: tuple[float, float] | None = None,
+        self, x: Float[Tensor, "b d h w"], t: Float[Tensor, ""], labels: Int[Tensor, "b"], sampling: DiffusionSampling
     ) -> Float[Tensor, "b d h w"]:
         """Guided velocity at one time for the whole batch: ``null + s * (class - null)``, float32.
 
         Outside the interval (low <= t <= high) the class-conditional velocity alone, at half the cost; so too for
         the channels past ``guidance_channels``.
         """
-        low, high = guidance_interval or (0.0, 1.0)
-        if guidance == 1 or not low <= float(t) <= high:
+        if not sampling.guides(float(t)):
             return self._at(x, t, labels)
         null = torch.full_like(labels, self.num_classes)
         conditional, unconditional = self._at(x.repeat(2, 1, 1, 1), t, torch.cat([labels, null])).chunk(2)
-        guided = unconditional + guidance * (conditional - unconditional)
+        guided = unconditional + sampling.guidance * (conditional - unconditional)
         c = self.config.guidance_channels or self.spec.dim
         return torch.cat([guided[:, :c], conditional[:, c:]], dim=1)
 
-    def sample(
+    def draw(
         self,
         labels: Int[Tensor, "b"],
-        *,
-        guidance: float = 1.0,
-        seed: int = 0,
-        first: int = 0,
-        steps: int = 25,
-        solver: str = "euler",
-        timestep_shift: float = 0.0,
-        guidance_interval: tuple[float, float] | None = None,
+        sampling: DiffusionSampling,
+        seed: int,
+        first: int,
+        on_step: OnStep | None = None,
     ) -> Sampled:
-        """Integrate from noise to codes and snap to the lattice; see `Generator.sample`, and `velocity` for guidance.
+        """Integrate from noise to codes and snap to the lattice. An image's noise is its own, alike on every device.
 
-        An image's noise is its own, and the same on every device. ``sample.function_evaluations`` gives the cost.
-        Raises ValueError on bad labels, solver, steps or interval, and where the integration ends beyond all numbers.
+        on_step  is told of each step: how many are done, the time, the normalised codes (b, d, h, w)
         """
-        self.check_labels(labels)
-        check_guidance(guidance)
-        check_solver(solver)
-        _check_interval(guidance_interval)
-        times = time_grid(steps, timestep_shift)
         noise = normals(seed, first, len(labels), self.spec.dim * self.spec.tokens)
         noise = noise.unflatten(1, (self.spec.dim, *self.spec.grid))
         device = self.code_mean.device
         labels = labels.to(device)
         with evaluating(self):
-            x = SOLVERS[solver](
-                lambda x, t: self.velocity(x, t, labels, guidance, guidance_interval), noise.to(device), times
-            )
+            x = sampling.solve(lambda x, t: self.velocity(x, t, labels, sampling), noise.to(device), on_step)
             if not bool(x.isfinite().all()):
-                raise InputError(f"the codes are not finite numbers: expected finite weights and less than {guidance=}")
+                less = f"guidance={sampling.guidance}"
+                raise InputError(f"the codes are not finite numbers: expected finite weights and less than {less}")
             digits = self.spec.codes_to_digits(self.denormalize(x))
         return Sampled(self.spec.digits_to_codes(digits), self.spec.digits_to_indices(digits))
 
@@ -175,6 +168,15 @@ class DiffusionGenerator(Generator):
     def _at(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         return self.dit(x, t.to(x).expand(len(x)), labels).to(torch.float32)
 
+    def _drawn(self, batch: CodeBatch, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Data, noise, times and labels of a training pass; of the labels a share dropped, in training."""
+        labels = batch.labels
+        if self.training:
+            labels = drop_labels(labels, self.num_classes, self.config.label_dropout, rng)
+        x1 = self.normalize(self.spec.digits_to_codes(batch.digits))
+        x0 = torch.randn(x1.shape, generator=rng, device=rng.device).to(x1.device)
+        return x1, x0, self._draw_times(len(x1), rng).to(x1.device), labels
+
     def _draw_times(self, count: int, rng: torch.Generator) -> Tensor:
         if self.config.time_sampling == "uniform":
             return torch.rand(count, generator=rng, device=rng.device)
@@ -183,8 +185,3 @@ class DiffusionGenerator(Generator):
 
 def _channels(value: Tensor) -> Tensor:
     return value.to(torch.float32)[:, None, None]
-
-
-def _check_interval(interval: tuple[float, float] | None) -> None:
-    if interval is not None and not 0 <= interval[0] <= interval[1] <= 1:
-        raise ValueError(f"guidance_interval={interval}: expected two times, 0 <= low <= high <= 1")

@@ -1,0 +1,80 @@
+"""The autoregressive generator: cross-entropy of the next token in training, one draw after the other in sampling."""
+
+import math
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ifsq.config import InputError
+from ifsq.generators.ar.config import ARConfig
+from ifsq.generators.ar.decode import decode, guided_tokens
+from ifsq.generators.ar.draw import ARSampling, draw
+from ifsq.generators.ar.network import ARNetwork
+from ifsq.generators.base import CodeBatch, Sampled, Sampling, check_depth
+from ifsq.generators.conditioning import drop_labels
+from ifsq.generators.streams import uniforms
+from ifsq.nn.modes import evaluating
+
+
+class ARGenerator(ARNetwork, kind="ar"):
+    """Next-token model of the indices of an image, given its class. See `Generator` for the arguments.
+
+    Raises ValueError where a group has more than 2**20 codes, or the head width does not suit rotary positions.
+    """
+
+    title = "autoregressive"
+    config_class = ARConfig
+    sampling_class = ARSampling
+
+    def loss(self, batch: CodeBatch, rng: torch.Generator) -> dict[str, Tensor]:
+        """``loss``: cross-entropy in nats per token, summed over its groups; ``bits_per_token``: the same in bits."""
+        loss = self._token_nats(batch, self._dropped(batch.labels, rng)).mean()
+        return {"loss": loss, "bits_per_token": loss.detach() / math.log(2)}
+
+    def nll(self, batch: CodeBatch) -> Float[Tensor, "b"]:
+        """Negative log-likelihood of each image in nats, given its label; no dropout of any kind, no gradient."""
+        with evaluating(self):
+            return self._token_nats(batch, batch.labels).sum(dim=1)
+
+    def hidden(self, batch: CodeBatch, depth: int, rng: torch.Generator | None = None) -> Float[Tensor, "b t width"]:
+        """States that predict tokens 0..t-1 after ``depth`` blocks; see `Generator.hidden`."""
+        check_depth(depth, len(self.layers))
+        rng = torch.Generator(batch.labels.device).manual_seed(0) if rng is None else rng
+        return self.states(self._indices(batch), self._dropped(batch.labels, rng), depth)
+
+    def cost(self, sampling: Sampling) -> int:
+        """One evaluation a token, two while it is guided."""
+        assert isinstance(sampling, ARSampling)
+        return self.spec.tokens + guided_tokens(self.spec.tokens, sampling.guidance, sampling.guidance_interval)
+
+    def draw(self, labels: Int[Tensor, "b"], sampling: ARSampling, seed: int, first: int) -> Sampled:
+        """Decode token by token; an image's random numbers, one a token and group, are its own."""
+        device = self.cls_embedding.embedding_table.weight.device
+        groups = len(self.spec.groups)
+        numbers = list(uniforms(seed, first, len(labels), self.spec.tokens * groups).to(device).unbind(1))
+        numbers.reverse()
+        finite: list[Tensor] = []
+
+        def choose(logits: Tensor) -> Tensor:
+            if len(numbers) <= groups:  # the last token sees all before it, so NaN anywhere is NaN there
+                finite.append(logits.amax(dim=-1).isfinite().all())
+            return draw(logits, sampling, numbers.pop())
+
+        indices = decode(self, labels, choose, sampling.guidance, sampling.guidance_interval)
+        indices = indices.unflatten(1, self.spec.grid)
+        if not bool(torch.stack(finite).all()):
+            raise InputError("the logits are not finite numbers: expected finite weights")
+        return Sampled(self.spec.digits_to_codes(self.spec.indices_to_digits(indices)), indices)
+
+    def _dropped(self, labels: Tensor, rng: torch.Generator) -> Tensor:
+        """In training a share of the labels becomes the null class."""
+        return drop_labels(labels, self.num_classes, self.config.label_dropout, rng) if self.training else labels
+
+    def _indices(self, batch: CodeBatch) -> Tensor:
+        return self.spec.digits_to_indices(batch.digits).flatten(1, 2)  # b t g
+
+    def _token_nats(self, batch: CodeBatch, labels: Tensor) -> Tensor:
+        """Cross-entropy (b, t) in nats, summed over groups, float32."""
+        indices = self._indices(batch)
+        return self.head.nats(self.states(indices, labels), indices)

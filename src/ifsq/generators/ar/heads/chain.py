@@ -1,0 +1,62 @@
+"""The chain head, ours and cheap: a small MLP a group, told the state and the groups already drawn."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ifsq.generators.ar.block import NORM_EPS
+from ifsq.generators.ar.heads.base import Pick, SoftmaxHead
+from ifsq.nn.norm import RMSNorm
+
+
+class ChainHead(SoftmaxHead):
+    """One MLP a group on ``projection of the state + embeddings of the groups before it``.
+
+    hidden  width of the MLPs
+    depth   residual layers of each
+    """
+
+    def __init__(self, width: int, vocab_sizes: Sequence[int], hidden: int, depth: int) -> None:
+        super().__init__()
+        self.norm = RMSNorm(width, eps=NORM_EPS)
+        self.from_state = nn.Linear(width, hidden * len(vocab_sizes))  # all groups in one multiplication
+        self.tables = nn.ModuleList(nn.Embedding(v, hidden) for v in vocab_sizes[:-1])
+        self.layers = nn.ModuleList(_linears(hidden, depth) for _ in vocab_sizes)
+        self.norms = nn.ModuleList(RMSNorm(hidden, eps=NORM_EPS) for _ in vocab_sizes)
+        self.output = nn.ModuleList(nn.Linear(hidden, v, bias=False) for v in vocab_sizes)
+
+    def logits(self, state: Float[Tensor, "b t width"], indices: Int[Tensor, "b t g"]) -> list[Float[Tensor, "b t _"]]:
+        logits, known = [], self._split(state)
+        for k in range(len(self.output)):
+            logits.append(self._logits(k, known[k]))
+            self._tell(k, known, indices[..., k])
+        return logits
+
+    def draw(self, state: Float[Tensor, "r width"], pick: Pick) -> Int[Tensor, "r g"]:
+        drawn, known = [], self._split(state)
+        for k in range(len(self.output)):
+            drawn.append(pick(self._logits(k, known[k])))
+            self._tell(k, known, drawn[k])
+        return torch.stack(drawn, dim=-1)
+
+    def _split(self, state: Tensor) -> list[Tensor]:
+        """What each group knows at first: its part of the projected state."""
+        return list(self.from_state(self.norm(state)).chunk(len(self.output), dim=-1))
+
+    def _logits(self, k: int, x: Tensor) -> Tensor:
+        for layer in self.layers[k].children():
+            x = x + layer(F.silu(x))
+        return self.output[k](self.norms[k](x))
+
+    def _tell(self, k: int, known: list[Tensor], indices: Tensor) -> None:
+        """Add the embedding of group k to what the later groups know."""
+        if k + 1 < len(known):
+            embedded = self.tables[k](indices)
+            known[k + 1 :] = [later + embedded for later in known[k + 1 :]]
+
+
+def _linears(width: int, depth: int) -> nn.ModuleList:
+    return nn.ModuleList(nn.Linear(width, width) for _ in range(depth))

@@ -1,0 +1,60 @@
+"""Sizes and options of the diffusion generator."""
+
+from dataclasses import dataclass
+
+from ifsq.nn.attention import head_width
+
+MLPS = ("swiglu", "gelu")
+NORMS = ("rms", "layer")
+TIME_SAMPLINGS = ("lognorm", "uniform")
+
+
+@dataclass(frozen=True)
+class DiTConfig:
+    """Size and options of a `DiffusionGenerator`; the block's defaults are those of the paper's DiT.
+
+    depth                blocks of the transformer
+    width                of the transformer
+    heads                of its attention
+    patch                codes on a side of a token; must divide the grid
+    mlp_ratio            hidden width over width (SwiGLU takes two thirds of it, for the same parameter count)
+    mlp                  ``swiglu`` or ``gelu``
+    norm                 ``rms`` (with a scale) or ``layer`` (without)
+    rope                 rotary positions in every attention, beside the fixed embedding
+    qk_norm              RMS-normalise queries and keys
+    label_dropout        share of training labels replaced by the null class
+    cosine_weight        weight of ``1 - cos`` between predicted and true velocity in the loss; the official code has 1
+    time_sampling        training times: ``lognorm`` is sigmoid of N(0, 1)
+    guidance_channels    guide the first so many code channels only; None guides all, the official code has 3
+    """
+
+    depth: int
+    width: int
+    heads: int
+    patch: int
+    mlp_ratio: float = 4.0
+    mlp: str = "swiglu"
+    norm: str = "rms"
+    rope: bool = True
+    qk_norm: bool = True
+    label_dropout: float = 0.1
+    cosine_weight: float = 0.0
+    time_sampling: str = "lognorm"
+    guidance_channels: int | None = None
+
+    def __post_init__(self) -> None:
+        head_width(self.width, self.heads)
+        for name in ("depth", "patch", "guidance_channels"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value}: expected at least 1")
+        for name, choices in (("mlp", MLPS), ("norm", NORMS), ("time_sampling", TIME_SAMPLINGS)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}={getattr(self, name)!r}: expected one of {', '.join(choices)}")
+        if not 0 <= self.label_dropout < 1:
+            raise ValueError(f"label_dropout={self.label_dropout}: expected a share of at least 0 and below 1")
+        if not self.mlp_ratio > 0 or not self.cosine_weight >= 0:
+            raise ValueError(
+                f"mlp_ratio={self.mlp_ratio}, cosine_weight={self.cosine_weight}: expected a positive ratio, "
+                "a weight of at least 0"
+            )

@@ -1,0 +1,80 @@
+"""The registry of kinds, the options of sampling, and a generator's form on disk."""
+
+import pytest
+import torch
+
+import ifsq
+from ifsq.codes.spec import CodeSpec
+from ifsq.config import InputError
+from ifsq.generators import ARGenerator, DiffusionGenerator, Generator, Origin
+from ifsq.generators.ar import ARConfig, ARSampling
+from ifsq.generators.diffusion import DiffusionSampling, DiTConfig
+
+SPEC = CodeSpec((5, 5), (2,), "little", "paper", (2, 2))
+
+
+def ar():
+    return ARGenerator(ARConfig(1, 16, 2, mlp_multiple_of=8), SPEC, 3)
+
+
+def diffusion():
+    return DiffusionGenerator(DiTConfig(1, 16, 2, patch=1), SPEC, 3)
+
+
+def test_every_kind_is_registered():
+    assert ifsq.Generator.kinds == {"ar": ARGenerator, "diffusion": DiffusionGenerator}
+    assert all(kind == cls.kind and cls.title for kind, cls in Generator.kinds.items())
+
+
+@pytest.mark.parametrize("make", [ar, diffusion])
+def test_a_description_gives_the_same_generator(make, tmp_path):
+    model = make()
+    model.origin = Origin(("a", "b", "c"), "tok", "0" * 64, "1" * 64, {"guidance": 2.0})
+    again = Generator.from_description(model.describe(), "here")
+    assert (type(again), again.config, again.spec, again.origin) == (type(model), model.config, SPEC, model.origin)
+    model.save_pretrained(tmp_path / "saved")
+    saved = Generator.from_pretrained(tmp_path / "saved")
+    assert saved.origin == model.origin
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in saved.state_dict().items())
+    assert type(type(model).from_pretrained(tmp_path / "saved")) is type(model)
+    other = next(cls for cls in Generator.kinds.values() if cls is not type(model))
+    with pytest.raises(InputError, match=f"holds a {model.kind} model; expected a model of kind {other.kind}"):
+        other.from_pretrained(tmp_path / "saved")
+
+
+def test_a_generator_may_stand_without_a_tokenizer(tmp_path):
+    ar().save_pretrained(tmp_path / "saved")
+    saved = Generator.from_pretrained(tmp_path / "saved")
+    assert saved.origin == Origin(("0", "1", "2"))
+    assert saved.sample(torch.tensor([0, 2])).codes.shape == (2, 2, 2, 2)
+
+
+def test_options_are_given_as_one_thing_or_by_name():
+    model, labels = ar(), torch.tensor([0, 1, 2])
+    torch.nn.init.normal_(model.head.output[0].weight)
+    whole = model.sample(labels, ARSampling(3.0, temperature=0.5), seed=4)
+    assert torch.equal(model.sample(labels, seed=4, guidance=3.0, temperature=0.5).codes, whole.codes)
+    assert torch.equal(model.sample(labels, ARSampling(3.0), seed=4, temperature=0.5).codes, whole.codes)
+    assert not torch.equal(model.sample(labels, seed=4).codes, whole.codes)
+    with pytest.raises(TypeError, match="steps"):
+        model.sample(labels, steps=3)
+    with pytest.raises(TypeError, match="DiffusionSampling: expected ARSampling"):
+        model.sample(labels, DiffusionSampling())
+
+
+def test_a_runs_own_options_have_others_on_top():
+    model = diffusion()
+    model.origin = Origin(("a", "b", "c"), sampling={"guidance": 2, "steps": 7})
+    assert model.sampling() == DiffusionSampling(2.0, 7)
+    over = {"solver": "midpoint", "guidance_interval": [0.1, 0.9], "timestep_shift": 0.3}
+    assert model.sampling(over) == DiffusionSampling(2.0, 7, "midpoint", 0.3, (0.1, 0.9))
+    with pytest.raises(InputError, match="sampling: top_k: unknown key; known: guidance, guidance_interval, solver"):
+        model.sampling({"top_k": 3})
+    with pytest.raises(InputError, match="sampling: steps: input should be a valid integer, got 'many'"):
+        model.sampling({"steps": "many"})
+
+
+def test_a_card_says_how_it_was_sampled():
+    assert ARSampling().sampler == "temperature 1.0, top_k 0, top_p 1.0"
+    assert ARSampling(2.0, greedy=True, guidance_interval=5).sampler.endswith("greedy True, guidance_interval 5")
+    assert DiffusionSampling(2.0).sampler == "steps 25, solver euler, timestep_shift 0.0"
