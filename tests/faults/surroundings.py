@@ -26,7 +26,7 @@ WRITERS = (
     "generator eval ar --samples 4",
     "sample ar --labels 0 1 --out new.png",
     "reconstruct tok images/b --out again",
-    "report tok ar diffusion",
+    "report tok",
     "export pretrained tok --out new",
     "export official imported --out new.ckpt",
     "import official official.ckpt --config official.json --out new",
