@@ -7,7 +7,6 @@ vector-quantize-pytorch. ``OMP_NUM_THREADS=1 python benchmarks/convert_example.p
 
 import argparse
 import copy
-import math
 import statistics
 import time
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from vector_quantize_pytorch import FSQ
 
 import ifsq
 from ifsq.data import DataConfig, open_images
-from ifsq.quantizers.analysis import level_entropy
+from ifsq.quantizers.usage import LevelUse
 
 LEVELS, SIZE, BATCH, WIDTH = [17] * 4, 32, 32, 48
 
@@ -85,8 +84,8 @@ def measure(model: Autoencoder, images: Tensor) -> tuple[float, float]:
     error = (model(images).clamp(-1, 1) - images).square().mean((1, 2, 3)) / 4
     _, indices = model.quantizer(model.to_latent(model.encoder(images)))
     digits = ifsq.FSQ(LEVELS).indices_to_digits(indices.long())
-    entropies = [level_entropy(digits[..., c], L) / math.log2(L) for c, L in enumerate(LEVELS)]
-    return -10 * error.log10().mean().item(), statistics.mean(entropies)
+    use = LevelUse.of([torch.bincount(digits[..., c].flatten(), minlength=L) for c, L in enumerate(LEVELS)])
+    return -10 * error.log10().mean().item(), use.fraction
 
 
 def change(

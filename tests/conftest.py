@@ -18,12 +18,15 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 ROOT = Path(__file__).resolve().parents[1]
-# The quantizers have no shapes in their signatures (they import torch only), and a compiler cannot trace the checks.
+# Not in the quantizers and what `ifsq.calibrate` and `ifsq.convert` load: they import torch only, so that the shapes in
+# their signatures are for the reader alone, and a compiler, which traces them, cannot trace the checks.
+UNCHECKED = ("__init__", "__main__", "__pycache__", "quantizers", "calibration", "bottlenecks")
+SOURCE = ROOT / "src/ifsq"
 install_import_hook(
     sorted(
-        f"ifsq.{path.stem}"
-        for path in (ROOT / "src/ifsq").iterdir()
-        if path.stem not in ("__init__", "__main__", "__pycache__", "quantizers")
+        ".".join(path.relative_to(SOURCE.parent).with_suffix("").parts)
+        for path in (*SOURCE.iterdir(), *(SOURCE / "interop").iterdir())
+        if path.stem not in (*UNCHECKED, "interop")
     ),
     "beartype.beartype",
 )

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from ifsq import pipeline
-from ifsq.bench import codes as bench_codes
+from ifsq.analysis import codes as analysis_codes
 from ifsq.cli import main
 from ifsq.codes import writer
 from ifsq.config import InputError
@@ -115,9 +115,9 @@ def test_codes_that_fit_no_cache_are_refused(config, message, images, tmp_path):
 def test_levels_are_counted_a_few_images_at_a_time(images, tmp_path, monkeypatch):
     save_tokenizer(tmp_path / "tokenizer", KINDS["vq"])
     pipeline.encode(tmp_path / "tokenizer", str(images), tmp_path / "codes", 16)
-    at_once = bench_codes.analyze_codes(tmp_path / "codes", "train")
-    monkeypatch.setattr(bench_codes, "COUNTED_AT_ONCE", 3)
-    assert bench_codes.analyze_codes(tmp_path / "codes", "train") == at_once
+    at_once = analysis_codes.analyze_codes(tmp_path / "codes", "train")
+    monkeypatch.setattr(analysis_codes, "COUNTED_AT_ONCE", 3)
+    assert analysis_codes.analyze_codes(tmp_path / "codes", "train") == at_once
     assert at_once[1].rows[0][1] == "300"
 
 

@@ -9,14 +9,14 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ifsq.calibration.calibrate import calibrate as calibrate
     from ifsq.codes import CodeCache as CodeCache
     from ifsq.codes import CodeSpec as CodeSpec
     from ifsq.config import InputError as InputError
     from ifsq.generators import Generator as Generator
+    from ifsq.interop.bottlenecks import convert as convert
     from ifsq.quantizers import FSQ as FSQ
     from ifsq.quantizers import Quantized as Quantized
-    from ifsq.quantizers.calibration import calibrate as calibrate
-    from ifsq.quantizers.conversion import convert as convert
     from ifsq.tokenizer.model import Tokenizer as Tokenizer
 
 __version__ = version("ifsq")
@@ -24,8 +24,8 @@ __version__ = version("ifsq")
 _HOMES = {
     "FSQ": "ifsq.quantizers",
     "Quantized": "ifsq.quantizers",
-    "calibrate": "ifsq.quantizers.calibration",
-    "convert": "ifsq.quantizers.conversion",
+    "calibrate": "ifsq.calibration.calibrate",
+    "convert": "ifsq.interop.bottlenecks",
     "Tokenizer": "ifsq.tokenizer.model",
     "Generator": "ifsq.generators",
     "CodeCache": "ifsq.codes",

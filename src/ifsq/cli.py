@@ -392,7 +392,7 @@ def _report(options: argparse.Namespace) -> None:
 
 
 def _analyze_bounds(options: argparse.Namespace) -> None:
-    from ifsq.bench.bounds import LEVELS, analyze_bounds
+    from ifsq.analysis.bounds import LEVELS, analyze_bounds
 
     report = analyze_bounds(options.out, options.levels or LEVELS, options.samples, options.seed)
     for table in report.tables:
@@ -402,7 +402,7 @@ def _analyze_bounds(options: argparse.Namespace) -> None:
 
 
 def _analyze_codes(options: argparse.Namespace) -> None:
-    from ifsq.bench.codes import analyze_codes
+    from ifsq.analysis.codes import analyze_codes
 
     for table in analyze_codes(options.folder, options.split):
         _grid(table.title, table.columns, table.rows)

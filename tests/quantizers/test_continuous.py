@@ -67,7 +67,7 @@ def test_layouts_agree(kind):
         (True, image.flatten(2), lambda codes: codes.unflatten(2, (3, 5)).movedim(1, -1)),
         (False, image.unsqueeze(2), lambda codes: codes.squeeze(2).movedim(1, -1)),
     ]:
-        q.channel_first = layout
+        q.channel_axis = 1 if layout else None
         out = q(z)
         torch.testing.assert_close(back(out.codes).movedim(-1, 1), expected.codes)
         if q.levels is not None:

@@ -1,5 +1,6 @@
 """Side by side with vector_quantize_pytorch.FSQ 1.32: the same arguments, the same answers where its own are right."""
 
+import inspect
 import itertools
 
 import pytest
@@ -160,3 +161,38 @@ def test_two_levels(levels, arguments):
     peer, ours = pair(levels, arguments)
     z = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     assert torch.equal(ours(z).codes, peer(z)[0])
+
+
+FACE = {
+    "levels": inspect.Parameter.empty,
+    "dim": None,
+    "num_codebooks": 1,
+    "keep_num_codebooks_dim": None,
+    "bound": "ifsq",
+    "alpha": 1.6,
+    "cells": "paper",
+    "groups": None,
+    "digit_order": "little",
+    "channel_first": False,
+    "channel_axis": None,
+    "return_indices": True,
+    "validate": None,
+    "projection_has_bias": True,
+    "orthogonal_rotation": False,
+    "preserve_symmetry": False,
+    "bound_hard_clamp": False,
+    "force_quantization_f32": True,
+    "noise_dropout": 0.0,
+    "quantization_dropout": 0.0,
+}
+
+
+def test_the_face_is_frozen():
+    """Code that was written for the peer, or for an earlier version, names these arguments."""
+    face = inspect.signature(ifsq.FSQ).parameters
+    assert {name: argument.default for name, argument in face.items()} == FACE
+    assert list(face) == list(FACE)
+    positional = [name for name, a in face.items() if a.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
+    assert positional == ["levels", "dim", "num_codebooks", "keep_num_codebooks_dim"]
+    for name in FACE:
+        assert f"    {name}  " in ifsq.FSQ.__doc__ or f"    {name} " in ifsq.FSQ.__doc__, f"{name} is not documented"

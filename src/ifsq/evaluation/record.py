@@ -3,8 +3,8 @@
 from dataclasses import asdict, dataclass, field
 
 from ifsq.config import InputError, build
-from ifsq.evaluation.levels import LevelUse
 from ifsq.metrics.card import ProtocolCard
+from ifsq.quantizers.usage import LevelUse
 from ifsq.store.run import EVALUATION, Run
 
 

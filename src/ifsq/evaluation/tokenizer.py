@@ -15,7 +15,7 @@ from ifsq.codes import CodeSpec
 from ifsq.config import InputError
 from ifsq.data import DataError, ImageBatch, ImageSource, iterate_once, to_float, to_uint8
 from ifsq.data.images import DataConfig, size_text
-from ifsq.evaluation.levels import LevelCounts, LevelUse
+from ifsq.evaluation.levels import LevelCounts
 from ifsq.evaluation.protocol import at_once, blank_card
 from ifsq.metrics import (
     CodeCounts,
@@ -35,6 +35,7 @@ from ifsq.metrics.reconstruction import ms_ssim_name, ms_ssim_scales
 from ifsq.nn.modes import exact_float32
 from ifsq.pretrained.inception import FIDInception
 from ifsq.pretrained.lpips import LPIPS
+from ifsq.quantizers.usage import LevelUse
 from ifsq.store.weights import weights_digest
 from ifsq.tokenizer.model import Tokenizer
 from ifsq.training.distributed import World, from_first

@@ -1,7 +1,7 @@
 """How a tokenizer uses its codes: levels of every dimension, indices of every group.
 
 Everything follows from counts of what occurs, so the cost does not depend on the size of the codebook, and no digit is
-kept. Called by ``evaluation``.
+kept.
 """
 
 import math
@@ -9,10 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Int, Integer
+from jaxtyping import Integer
 from torch import Tensor
 
 from ifsq.codes.spec import CodeSpec
+from ifsq.quantizers.usage import entropy_bits
 
 
 @dataclass(frozen=True)
@@ -54,12 +55,6 @@ class CodeStatistics:
     groups: tuple[IndexUse, ...]
 
 
-def entropy_bits(counts: Int[np.ndarray, "k"]) -> float:
-    """Entropy in bits of the distribution that counts (not all zero) describe."""
-    p = counts[counts > 0] / counts.sum()
-    return abs(float(-(p * np.log2(p)).sum()))
-
-
 class CodeCounts:
     """Running counts of levels and indices: `add` digits, `merge` counts of other images, read `statistics`.
 
@@ -95,7 +90,7 @@ class CodeCounts:
         """Statistics of all digits so far. Raises ValueError when there are none."""
         if not self.tokens:
             raise ValueError("statistics of 0 tokens: expected some")
-        bits = [entropy_bits(histogram) for histogram in self._levels]
+        bits = [entropy_bits(torch.from_numpy(histogram)) for histogram in self._levels]
         fractions = [b / math.log2(count) for b, count in zip(bits, self.spec.levels, strict=True)]
         return CodeStatistics(
             tokens=self.tokens,
@@ -110,7 +105,7 @@ class CodeCounts:
     def _index_use(self, sparse: "_SparseCounts", vocab: int) -> IndexUse:
         counts = sparse.all()[1]
         limit = min(vocab, self.tokens) / vocab
-        return IndexUse(vocab, len(counts), len(counts) / vocab, limit, 2 ** entropy_bits(counts))
+        return IndexUse(vocab, len(counts), len(counts) / vocab, limit, 2 ** entropy_bits(torch.from_numpy(counts)))
 
 
 def code_statistics(digits: Integer[Tensor, "n h w d"], spec: CodeSpec) -> CodeStatistics:

@@ -14,6 +14,7 @@ class Bottleneck(nn.Module):
     """A module called on a latent (b, width, h, w), (b, t, width) or any leading shape, floating point.
 
     channel_first  True: channels on axis 1; False: axis 1 for four and more axes, else last
+    channel_axis   the axis of the channels, where neither of these is meant
 
     It has ``width``, channels of the input; ``dim``, channels of the codes (they differ for KL alone); ``lattice``, on
     which its codes lie; ``levels`` and ``groups``, of the digits and indices that `forward` returns. The last three are
@@ -30,9 +31,10 @@ class Bottleneck(nn.Module):
     levels: tuple[int, ...] | None = None
     groups: tuple[int, ...] | None = None
 
-    def __init__(self, width: int, dim: int, channel_first: bool) -> None:
+    def __init__(self, width: int, dim: int, channel_first: bool = False, channel_axis: int | None = None) -> None:
         super().__init__()
-        self.width, self.dim, self.channel_first = width, dim, channel_first
+        self.width, self.dim = width, dim
+        self.channel_axis = 1 if channel_first else channel_axis
 
     def _state(self, lattice: Lattice) -> None:
         self.lattice, self.levels, self.groups = lattice, lattice.levels, lattice.groups
@@ -42,33 +44,41 @@ class Bottleneck(nn.Module):
         raise NotImplementedError
 
     def _axis(self, ndim: int) -> int:
-        return 1 if self.channel_first or ndim >= 4 else ndim - 1
+        if self.channel_axis is not None:
+            return self.channel_axis if self.channel_axis >= 0 else ndim + self.channel_axis
+        return 1 if ndim >= 4 else ndim - 1
 
     def _enter(self, z: Tensor) -> tuple[Tensor, int]:
         """A checked latent in the type of the arithmetic, and the axis of its channels."""
-        axis = self._axis(z.ndim)
-        if not z.is_floating_point():
-            raise ValueError(f"latent of dtype {z.dtype}: expected a floating point type")
-        if z.ndim < 2 or z.shape[axis] != self.width:
-            raise ValueError(f"latent of shape {tuple(z.shape)}: expected {self.width} channels on axis {axis}")
-        if reads_values(z):
-            check_finite(z, "latent")
+        axis = self._check(z, "latent", self.width)
         return (z if z.dtype == torch.float64 else z.float()), axis
 
     def _enter_codes(self, codes: Tensor) -> Tensor:
         """Checked codes in `forward`'s layout -> the same with channels last, in the type of the arithmetic."""
-        axis = self._axis(codes.ndim)
-        if not codes.is_floating_point():
-            raise ValueError(f"codes of dtype {codes.dtype}: expected a floating point type")
-        if codes.ndim < 2 or codes.shape[axis] != self.dim:
-            raise ValueError(f"codes of shape {tuple(codes.shape)}: expected {self.dim} channels on axis {axis}")
-        if reads_values(codes):
-            check_finite(codes, "codes")
+        axis = self._check(codes, "codes", self.dim)
         return (codes if codes.dtype == torch.float64 else codes.float()).movedim(axis, -1)
 
     def _leave_codes(self, codes: Tensor) -> Tensor:
         """Codes with channels last -> `forward`'s layout."""
         return codes.movedim(-1, self._axis(codes.ndim))
+
+    def _check(self, x: Tensor, name: str, channels: int) -> int:
+        """The axis of the channels of latents or codes. Raises ValueError on another width, type or value."""
+        axis = self._axis(x.ndim)
+        if not x.is_floating_point():
+            raise ValueError(f"{name} of dtype {x.dtype}: expected a floating point type")
+        if x.ndim < 2 or not 0 <= axis < x.ndim or x.shape[axis] != channels:
+            raise ValueError(f"{name} of shape {tuple(x.shape)}: expected {channels} channels on axis {axis}")
+        self._check_finite(x, name)
+        return axis
+
+    def _check_finite(self, x: Tensor, name: str) -> None:
+        if self._checks(x):
+            check_finite(x, name)
+
+    def _checks(self, x: Tensor) -> bool:
+        """Whether to read values."""
+        return reads_values(x)
 
 
 def reads_values(x: Tensor) -> bool:

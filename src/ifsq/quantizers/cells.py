@@ -6,8 +6,7 @@ symmetric  the same cells for even levels too, points from -1 to 1 (arXiv 2411.1
 equal      L cells of equal width, a point in the centre of each; any L
 
 Every lattice point is ``(digit - c) / h`` with c and h whole or half numbers, so that it is the correctly rounded float
-whoever computes it. Called by ``fsq``, ``fused`` and ``codes.spec``, so that a cached digit and a fresh code cannot
-disagree; imports torch only.
+whoever computes it: a cached digit and a fresh code cannot disagree.
 """
 
 import math
@@ -34,7 +33,7 @@ def half_width(L: float | Tensor) -> float | Tensor:
     return L // 2 if isinstance(L, float) else torch.div(L, 2, rounding_mode="floor")
 
 
-def lattice(L: float | Tensor, cells: str) -> tuple[float | Tensor, float | Tensor]:
+def placement(L: float | Tensor, cells: str) -> tuple[float | Tensor, float | Tensor]:
     """c and h of the lattice points ``(digit - c) / h``; two neighbours are 1/h apart."""
     if cells == "equal":
         return (L - 1) / 2, L / 2
@@ -66,7 +65,7 @@ def packed_dtype(levels: Sequence[int]) -> torch.dtype:
 
 def digits_to_codes(digits: Tensor, levels: Sequence[int], cells: str, axis: int = -1) -> Tensor:
     """Integer digits, channels on ``axis`` -> float32 lattice points in [-1, 1], same shape."""
-    c, h = lattice(level_values(levels, digits, axis), cells)
+    c, h = placement(level_values(levels, digits, axis), cells)
     real = digits.to(torch.float32)
     if is_power_of_two(h):
         return torch.rsub(real, -c / h, alpha=-1 / h)  # exact, and one pass
@@ -78,7 +77,7 @@ def codes_to_digits(
 ) -> Tensor:
     """Float codes, channels on ``axis`` -> digits of the nearest lattice point; any real value is accepted."""
     L = level_values(levels, codes, axis)
-    c, h = lattice(L, cells)
+    c, h = placement(L, cells)
     digits = (codes.to(torch.float32) * h).add_(c).round_()
     digits = digits.clamp_(0.0, L - 1) if isinstance(L, float) else digits.clamp_(min=0.0).minimum(L - 1)
     return digits.to(dtype)

@@ -3,7 +3,7 @@
 Forward: one tensor is kept for the gradient (the logistic's own value, from which its slope follows; for the other
 curves the input), everything else happens in place. Backward: two passes. Under CUDA both are one Triton kernel where
 Triton is there (`triton_kernels`); the eager form is the reference for it, the fallback, and what torch.compile,
-torch.export and ONNX trace. Called by ``fsq``; imports torch only.
+torch.export and ONNX trace.
 """
 
 import math
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ifsq.quantizers.bounds import CURVES, refuse_second_derivative
-from ifsq.quantizers.cells import divide_, half_width, is_power_of_two, lattice
+from ifsq.quantizers.cells import divide_, half_width, is_power_of_two, placement
 
 TANH_EPS = 1e-3  # the original FSQ widens its tanh a little so that the end levels can be reached
 
@@ -132,14 +132,14 @@ def _only_codes_have_gradients(ctx: Any, digits: Tensor | None) -> None:
 
 
 def _keep_nan(codes: Tensor, source: Tensor) -> Tensor:
-    """In a compiler's graph codes come from digits, and there is no digit for NaN: it must not become a code."""
+    """Keep NaN as NaN: in a compiler's graph codes come from digits, which would turn it into a valid code."""
     return torch.where(source != source, source, codes) if torch.compiler.is_compiling() else codes
 
 
 def _to_lattice(u: Tensor, steps: Steps, dtype: torch.dtype | None, in_place: bool) -> tuple[Tensor, Tensor | None]:
     """u in [0, 1] -> codes and digits; ``in_place`` overwrites u with the codes."""
     L = steps.L
-    c, h = lattice(L, steps.cells)
+    c, h = placement(L, steps.cells)
     if steps.cells == "paper":
         # (u - 1/2) * span rounds exactly like the released ((2u - 1) * span/2): the factors 2 are exact. So is a span
         # that is a power of two, which the paper's levels have, and then one pass does it.

@@ -80,7 +80,12 @@ class QuantizerConfig:
         except (RuntimeError, TypeError, OverflowError) as error:  # a size that is no int64
             raise ValueError(f"kind={self.kind!r}: {str(error).partition(chr(10))[0]}") from error
 
-    def make(self) -> FSQ | Bottleneck:
+    @property
+    def scalar_levels(self) -> tuple[int, ...]:
+        """Levels of ``fsq``, empty for every other kind."""
+        return self.levels if self.kind == "fsq" else ()
+
+    def make(self) -> Bottleneck:
         """The quantizer."""
         if self.kind == "fsq":
             return FSQ(
@@ -126,14 +131,14 @@ class QuantizerConfig:
         )
 
 
-def in_force(config: QuantizerConfig, quantizer: FSQ | Bottleneck) -> QuantizerConfig:
+def in_force(config: QuantizerConfig, quantizer: Bottleneck) -> QuantizerConfig:
     """The options that build ``quantizer`` as it is now: calibration may have given it another bound and cells."""
     if not isinstance(quantizer, FSQ):
         return config
     return replace(config, bound=cast(Any, quantizer.bound.name), cells=cast(Any, quantizer.cells))
 
 
-def taken_indices(quantizer: FSQ | Bottleneck, indices: Tensor) -> Tensor:
+def taken_indices(quantizer: Bottleneck, indices: Tensor) -> Tensor:
     """Indices (b, h, w), or (b, h, w, n) with several or with the axis of one kept -> what ``quantizer`` takes.
 
     Raises ValueError for what are no indices of it.

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from ifsq.codes.spec import CodeSpec, LatentSpec
 from ifsq.config import InputError, build, to_dict
-from ifsq.quantizers import FSQ
 from ifsq.quantizers.bottleneck import Bottleneck
 from ifsq.store.hub import push
 from ifsq.store.model import save_model
@@ -68,7 +67,7 @@ class Autoencoded:
 class Tokenizer(nn.Module):
     """Images (b, c, H, W) in [-1, 1] <-> codes. H and W are multiples of ``factor``."""
 
-    quantizer: FSQ | Bottleneck
+    quantizer: Bottleneck
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()

@@ -1,29 +1,20 @@
 """``ifsq analyze bounds``: every bound on every distribution as tables, CSV and picture, and what they say in words.
 
-The figures come from `ifsq.quantizers.analysis`; every number in the words is read from them. Called by ``cli``.
+The figures come from `quadrature`; every number in the words is read from them.
 """
 
 import csv
 import io
 import math
-import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from ifsq.analysis.distributions import DISTRIBUTIONS, NORMAL
+from ifsq.analysis.pictures import draw
+from ifsq.analysis.quadrature import CASES, GRADIENT_AT, PAPER, TANH, Analysis, BoundUse, CellUse, analyze, by_name
+from ifsq.analysis.table import Table
 from ifsq.config import InputError
-from ifsq.quantizers.analysis import (
-    CASES,
-    DISTRIBUTIONS,
-    GRADIENT_AT,
-    NORMAL,
-    Analysis,
-    BoundUse,
-    Case,
-    LevelUse,
-    analyze,
-)
 from ifsq.quantizers.cells import CELLS
 from ifsq.store.files import make_folder, write_bytes, write_text
 
@@ -32,35 +23,6 @@ SHOWN = 17  # the paper's 4 bits, where it is among the levels
 UNIFORM_KS = 0.02  # what the words call uniform: the paper's 1.6 on N(0, 1) is within 0.0173
 EVEN = 0.995  # of log2 L: what they call even use
 MOST_STANDARD_ERRORS = 6.0
-PAPER, TANH = Case("ifsq").label, Case("tanh").label
-PICTURED = ((PAPER, "paper", "#D55E00"), (PAPER, "equal", "#E69F00"), ("quantile", "equal", "#009E73"))
-# Okabe and Ito's colours, and a dash of its own where two lines may lie on each other.
-LINES: dict[str, tuple[str, Any]] = {
-    "tanh": ("#000000", "-"),
-    "ifsq 1.6": ("#D55E00", "-"),
-    "ifsq 1.702": ("#E69F00", (0, (6, 1))),
-    "gaussian": ("#0072B2", "-"),
-    "clamp": ("#999999", "-"),
-    "standardized": ("#CC79A7", (0, (3, 1.5))),
-    "quantile": ("#009E73", "-"),
-    "learned": ("#56B4E9", (0, (1.5, 3))),
-}
-ROWS = (
-    "level entropy / log2 L\npaper cells, odd L",
-    "level entropy / log2 L\nequal cells",
-    "distortion / least possible\npaper cells, odd L",
-    "distortion / least possible\nequal cells",
-    "share of each level x L\nL = {L}",
-)
-
-
-@dataclass(frozen=True)
-class Table:
-    """Cells of text to print."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -98,7 +60,7 @@ def analyze_bounds(out: Path, levels: Iterable[int] = LEVELS, samples: int = 100
 
 
 def to_csv(analysis: Analysis) -> str:
-    """A line for every distribution, bound, cell rule and level count; the columns are those of `LevelUse`."""
+    """A line for every distribution, bound, cell rule and level count; the columns are those of `CellUse`."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     gradients = [f"gradient_{at:g}" for at in GRADIENT_AT]
@@ -116,7 +78,7 @@ def to_csv(analysis: Analysis) -> str:
 
 def tables(analysis: Analysis, shown: int) -> tuple[Table, ...]:
     """A table a figure: bounds down, distributions across; level figures at ``shown`` levels."""
-    found = _by_name(analysis)
+    found = by_name(analysis)
     names = [distribution.name for distribution in DISTRIBUTIONS]
     labels = [case.label for case in CASES]
 
@@ -124,7 +86,7 @@ def tables(analysis: Analysis, shown: int) -> tuple[Table, ...]:
         rows = [(label, *(f"{figure(found[label, name]):.4f}" for name in names)) for label in labels]
         return Table(title, ("bound", *names), tuple(rows))
 
-    def after(title: str, form: str, figure: Callable[[LevelUse, str], float]) -> Table:
+    def after(title: str, form: str, figure: Callable[[CellUse, str], float]) -> Table:
         rows = []
         for label in labels:
             uses = [(name, _distinct(found[label, name], shown)) for name in names]
@@ -156,7 +118,7 @@ def tables(analysis: Analysis, shown: int) -> tuple[Table, ...]:
 
 def verdict(analysis: Analysis, shown: int) -> tuple[str, ...]:
     """Where the paper's uniformity holds and where it does not, in words; level figures at ``shown`` levels."""
-    found = _by_name(analysis)
+    found = by_name(analysis)
     names = [distribution.name for distribution in DISTRIBUTIONS]
     paper, tanh = found[PAPER, NORMAL.name], found[TANH, NORMAL.name]
 
@@ -203,92 +165,6 @@ def check(analysis: Analysis) -> str:
         f"{max(check.fraction for check in checks):.4f} in entropy over log2 L, "
         f"{max(check.error for check in checks):.1f} standard errors in the bounded error."
     )
-
-
-def draw(analysis: Analysis, shown: int) -> bytes:
-    """The picture, PNG: entropy and distortion over L, and the shares of ``shown`` levels, for every distribution."""
-    from matplotlib import rc_context
-
-    with rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
-        return _draw(analysis, shown)
-
-
-def _draw(analysis: Analysis, shown: int) -> bytes:
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-    from matplotlib.lines import Line2D
-
-    found = _by_name(analysis)
-    figure = Figure(figsize=(18, 15), layout=ConstrainedLayoutEngine(w_pad=0.06, h_pad=0.06))
-    axes = figure.subplots(len(ROWS), len(DISTRIBUTIONS), sharey="row")
-    for column, distribution in zip(axes.T, DISTRIBUTIONS, strict=True):
-        for label in LINES:
-            for row, cells in enumerate(("paper", "equal")):
-                _draw_line(column[row], column[2 + row], analysis, found[label, distribution.name], cells)
-        column[0].set_title(f"{distribution.name}\n{textwrap.fill(distribution.text, 34)}", fontsize=10)
-        for axis in column[:4]:
-            _scale_levels(axis, analysis.levels)
-        for axis in column[:2]:
-            axis.set_ylim(0.68, 1.01)
-        for axis in column[2:4]:
-            if axis.lines:
-                axis.set_yscale("log")
-        column[3].set_xlabel("levels L")
-        _draw_shares(column[4], found, distribution.name, shown)
-    for axis, text in zip(axes[:, 0], ROWS, strict=True):
-        axis.set_ylabel(text.format(L=shown))
-    lines = [Line2D([], [], color=colour, linestyle=style, linewidth=2) for colour, style in LINES.values()]
-    figure.legend(lines, list(LINES), loc="outside upper center", ncols=len(LINES), frameon=False, fontsize=12)
-    steps = [Line2D([], [], color=colour, linewidth=2) for _, _, colour in PICTURED]
-    names = [f"{label}, {cells} cells" for label, cells, _ in PICTURED]
-    figure.legend(
-        [Line2D([], [], linestyle="none"), *steps],
-        ["bottom row:", *names],
-        loc="outside lower center",
-        ncols=1 + len(names),
-        frameon=False,
-        fontsize=12,
-    )
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=100, metadata={"Software": None})
-    return buffer.getvalue()
-
-
-def _draw_line(entropy: Any, loss: Any, analysis: Analysis, bound: BoundUse, cells: str) -> None:
-    """One bound with one cell rule: level entropy and distortion over L."""
-    # In paper cells odd levels alone: only tanh has even ones, and they are another bound.
-    uses = [use for use in bound.uses if use.cells == cells and (cells == "equal" or use.levels % 2)]
-    if not uses:
-        return
-    levels = [use.levels for use in uses]
-    colour, style = LINES[bound.bound]
-    marker = "o" if len(analysis.levels) < 10 else None
-    look = {"color": colour, "linestyle": style, "linewidth": 1.6, "marker": marker, "markersize": 4}
-    entropy.plot(levels, [use.fraction for use in uses], **look)
-    optimum = analysis.optimum
-    loss.plot(levels, [use.distortion / optimum[bound.distribution, use.levels] for use in uses], **look)
-
-
-def _scale_levels(axis: Any, levels: Sequence[int]) -> None:
-    """Levels on a logarithmic scale, so that an octave is one more bit; the paper's counts are marked."""
-    ticks = [L for L in (2, 3, 5, 9, 17, 33, 65, 129, 257) if levels[0] <= L <= levels[-1]]
-    axis.set_xscale("log", base=2)
-    axis.set_xticks(ticks or list(levels), [str(L) for L in ticks or levels])
-    axis.minorticks_off()
-    axis.set_xlim(levels[0] / 1.1, levels[-1] * 1.1)
-    axis.grid(color="#e4e4e4", linewidth=0.6)
-
-
-def _draw_shares(axis: Any, found: dict[tuple[str, str], BoundUse], name: str, shown: int) -> None:
-    for label, cells, colour in PICTURED:
-        use = found[label, name].use(cells, shown)
-        if use is not None:
-            edges = [level - 0.5 for level in range(shown + 1)]
-            shares = [share * shown for share in use.shares]
-            axis.stairs(shares, edges, color=colour, linewidth=1.8, baseline=None)
-    axis.axhline(1, color="#888888", linewidth=0.8, linestyle="--")
-    axis.set_xlabel("level")
-    axis.set_ylim(0, 2.6)
 
 
 def _gradient(before: Callable[[str, Callable[[BoundUse], float]], Table], i: int) -> Table:
@@ -340,14 +216,10 @@ def _distortion(analysis: Analysis, found: dict[tuple[str, str], BoundUse], show
     )
 
 
-def _distinct(bound: BoundUse, shown: int) -> list[LevelUse]:
+def _distinct(bound: BoundUse, shown: int) -> list[CellUse]:
     """Its uses at ``shown`` levels, without symmetric cells where they are the paper's."""
     uses = [use for use in (bound.use(cells, shown) for cells in CELLS) if use is not None]
     return [use for use in uses if use.cells != "symmetric" or uses[0].cells != "paper"]
-
-
-def _by_name(analysis: Analysis) -> dict[tuple[str, str], BoundUse]:
-    return {(bound.bound, bound.distribution): bound for bound in analysis.bounds}
 
 
 def _fraction(bound: BoundUse, cells: str, levels: int) -> float:

@@ -9,9 +9,9 @@ import sys
 import pytest
 from PIL import Image
 
-from ifsq.bench import bounds
+from ifsq.analysis import bounds
+from ifsq.analysis.quadrature import analyze
 from ifsq.cli import main
-from ifsq.quantizers.analysis import analyze
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +107,7 @@ def test_help_and_tables_need_no_matplotlib():
     code = (
         "import json, sys\nfrom ifsq.cli import main\n"
         "try: main(['analyze', 'bounds', '--help'])\nexcept SystemExit: pass\n"
-        "before = 'torch' in sys.modules\nimport ifsq.bench.bounds\n"
+        "before = 'torch' in sys.modules\nimport ifsq.analysis.bounds\n"
         "print(json.dumps([before, 'matplotlib' in sys.modules]))"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

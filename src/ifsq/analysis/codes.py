@@ -1,24 +1,15 @@
-"""``ifsq analyze codes``: how a code cache uses levels and indices. Called by ``cli``."""
+"""``ifsq analyze codes``: how a code cache uses levels and indices."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
+from ifsq.analysis.table import Table
 from ifsq.codes import CodeCache
 from ifsq.metrics import CodeCounts
 
 COUNTED_AT_ONCE = 8192  # images: counting takes int64 digits, eight times the bytes of the cache
 
 
-@dataclass(frozen=True)
-class CodesTable:
-    """Cells of text to print."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-
-
-def analyze_codes(folder: Path, split: str) -> tuple[CodesTable, CodesTable]:
+def analyze_codes(folder: Path, split: str) -> tuple[Table, Table]:
     """Use of every dimension's levels and of every group's indices, over all images of a split. Raises InputError."""
     cache = CodeCache.open(folder)
     counts = CodeCounts(cache.spec)
@@ -35,6 +26,6 @@ def analyze_codes(folder: Path, split: str) -> tuple[CodesTable, CodesTable]:
     )
     of = f"{cache.folder}, {split}: {cache.count(split)} images, {use.tokens} positions"
     return (
-        CodesTable(of, ("dimension", "levels", "entropy, bits", "entropy / log2 L", "dead levels"), dimensions),
-        CodesTable("indices", ("group", "indices", "used", "share", "perplexity"), groups),
+        Table(of, ("dimension", "levels", "entropy, bits", "entropy / log2 L", "dead levels"), dimensions),
+        Table("indices", ("group", "indices", "used", "share", "perplexity"), groups),
     )

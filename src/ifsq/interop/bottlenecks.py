@@ -2,7 +2,7 @@
 
 Two layouts are known, from their attributes, so that nothing is imported: vector-quantize-pytorch's ``FSQ`` (as of
 1.32) and the official iFSQ code's ``GroupFSQ`` and ``RunningFSQ`` (commit e78bd70). Others come with a predicate and a
-builder. Called as ``ifsq.convert``; imports torch only.
+builder.
 """
 
 import math
@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ifsq.quantizers import FSQ
 from ifsq.quantizers.bounds import BOUNDS, FITTED, IFSQ_ALPHA
 from ifsq.quantizers.cells import CELLS
-from ifsq.quantizers.fsq import FSQ
 
 PEER = "vector_quantize_pytorch"
 RESIDUAL = ("ResidualFSQ", "GroupedResidualFSQ")
@@ -99,7 +99,7 @@ class OfficialFSQ(FSQ):
     def forward(self, z: Tensor) -> Any:
         if self.training and self.running_mean is not None and self.running_var is not None:
             with torch.no_grad():
-                axes = [axis for axis in range(z.ndim) if axis != self._axis(z)]
+                axes = [axis for axis in range(z.ndim) if axis != self._axis(z.ndim)]
                 variance, mean = torch.var_mean(z.float(), axes, correction=0)
                 self.running_mean.lerp_(mean.view_as(self.running_mean).to(self.running_mean), self.momentum or 0.0)
                 self.running_var.lerp_(variance.view_as(self.running_var).to(self.running_var), self.momentum or 0.0)
@@ -163,11 +163,11 @@ def convert(
         raise ValueError(f"cells={cells!r}: expected one of {', '.join(CELLS)}")
     if build is not None and predicate is None:
         raise ValueError("build without predicate: expected a predicate that says which modules to build from")
-    wish = _Wish(to, cells, alpha)
+    target = _Target(to, cells, alpha)
     plans: dict[int, _Plan] = {}
     for place in _walk(model, predicate, plans):
         if id(place.module) not in plans:
-            plans[id(place.module)] = _plan(place, predicate, build, wish)
+            plans[id(place.module)] = _plan(place, predicate, build, target)
         plans[id(place.module)].places.append(place)
     swaps = [(plan, plan.new) for plan in plans.values() if plan.new is not None]
     skipped = tuple(Skipped(plan.names, plan.old, plan.reason) for plan in plans.values() if plan.new is None)
@@ -193,7 +193,7 @@ class _Place(NamedTuple):
     module: nn.Module
 
 
-class _Wish(NamedTuple):
+class _Target(NamedTuple):
     to: str
     cells: str | None
     alpha: float
@@ -257,7 +257,7 @@ def _plan(
     place: _Place,
     predicate: Callable[[str, nn.Module], bool] | None,
     build: Callable[[nn.Module], nn.Module] | None,
-    wish: _Wish,
+    target: _Target,
 ) -> _Plan:
     module = place.module
     where = f"{place.name or type(module).__name__}: "
@@ -270,23 +270,23 @@ def _plan(
         if any(id(p) not in kept for p in module.parameters()):
             notes.append("the builder left some of the old module's parameters behind")
         return _Plan(module, _line(module), new, known=False, notes=notes)
-    plan = _plan_known(module, wish, where)
+    plan = _plan_known(module, target, where)
     if predicate is not None and plan.new is None:
         raise ValueError(f"{where}the predicate chose it, but {plan.reason}")
     return plan
 
 
-def _plan_known(module: nn.Module, wish: _Wish, where: str) -> _Plan:
-    """A plan by the known layouts. Raises ValueError where the levels forbid the wish."""
+def _plan_known(module: nn.Module, target: _Target, where: str) -> _Plan:
+    """A plan by the known layouts. Raises ValueError where the levels forbid the target."""
     if isinstance(module, FSQ):
         return _Plan(module, _line(module), reason="it is an ifsq.FSQ already")
     if _is_residual(module):
         return _Plan(module, _line(module), reason="residual quantizers scale what they quantize by rules of their own")
     try:
         if _has(module, OFFICIAL):
-            return _plan_official(module, wish)
+            return _plan_official(module, target)
         if _is_peer(type(module)):
-            return _plan_peer(module, wish)
+            return _plan_peer(module, target)
     except ValueError as error:
         raise ValueError(f"{where}{error}") from None
     if any(_is_peer(base) for base in type(module).__mro__):
@@ -296,7 +296,7 @@ def _plan_known(module: nn.Module, wish: _Wish, where: str) -> _Plan:
     return _Plan(module, _line(module), reason=f"{reason}: pass predicate and build")
 
 
-def _plan_peer(module: Any, wish: _Wish) -> _Plan:
+def _plan_peer(module: Any, target: _Target) -> _Plan:
     levels = _levels(module)
     # What a version before 1.32 does not have yet is off.
     options = {
@@ -311,8 +311,8 @@ def _plan_peer(module: Any, wish: _Wish) -> _Plan:
     clamp = getattr(module, "bound_hard_clamp", False)
     cells = "symmetric" if getattr(module, "preserve_symmetry", False) else "paper"
     old = _describe(f"{PEER}.FSQ", levels, module, "clamp" if clamp else "tanh", cells)
-    if clamp and wish.to in ("ifsq", "gaussian"):
-        reason = f"bound_hard_clamp=True: its latents are bounded already, and {wish.to} would bound them again; "
+    if clamp and target.to in ("ifsq", "gaussian"):
+        reason = f"bound_hard_clamp=True: its latents are bounded already, and {target.to} would bound them again; "
         return _Plan(module, old, reason=f"{reason}to='tanh' keeps the clamp, fitted bounds can replace it")
     notes = _hooks(module)
     if options["noise_dropout"]:
@@ -323,18 +323,18 @@ def _plan_peer(module: Any, wish: _Wish) -> _Plan:
         FSQ,
         levels,
         module,
-        wish,
+        target,
         cells,
-        bound_hard_clamp=clamp and wish.to == "tanh",
+        bound_hard_clamp=clamp and target.to == "tanh",
         projection_has_bias=getattr(module.project_in, "bias", None) is not None,
         **options,
     )
     # Not to="clamp" with paper cells: those of the first FSQ are a thousandth narrower.
-    same = wish.to == "tanh" or (clamp and (wish.to, cells) == ("clamp", "symmetric"))
-    return _Plan(module, old, new, same_codes=same and new.cells == cells, notes=notes + _parameters(wish))
+    same = target.to == "tanh" or (clamp and (target.to, cells) == ("clamp", "symmetric"))
+    return _Plan(module, old, new, same_codes=same and new.cells == cells, notes=notes + _parameters(target))
 
 
-def _plan_official(module: Any, wish: _Wish) -> _Plan:
+def _plan_official(module: Any, target: _Target) -> _Plan:
     levels = _levels(module)
     bound, slope = "tanh", None
     if module.do_simple_bound:
@@ -346,22 +346,22 @@ def _plan_official(module: Any, wish: _Wish) -> _Plan:
         bound = f"ifsq, alpha={slope:g}"
     running = getattr(module, "running_mean", None) is not None
     momentum = float(module.momentum) if running else None
-    new = _build(OfficialFSQ, levels, module, wish, "paper", groups=list(module.factorized_bits), momentum=momentum)
-    same = wish.to == "tanh" if slope is None else (wish.to, wish.alpha) == ("ifsq", slope)
+    new = _build(OfficialFSQ, levels, module, target, "paper", groups=list(module.factorized_bits), momentum=momentum)
+    same = target.to == "tanh" if slope is None else (target.to, target.alpha) == ("ifsq", slope)
     old = _describe("RunningFSQ" if running else "GroupFSQ", levels, module, bound, "paper")
-    return _Plan(module, old, new, same_codes=same and new.cells == "paper", notes=_hooks(module) + _parameters(wish))
+    return _Plan(module, old, new, same_codes=same and new.cells == "paper", notes=_hooks(module) + _parameters(target))
 
 
-def _build(cls: type[FSQ], levels: list[int], module: Any, wish: _Wish, cells: str, **options: Any) -> FSQ:
+def _build(cls: type[FSQ], levels: list[int], module: Any, target: _Target, cells: str, **options: Any) -> FSQ:
     with torch.random.fork_rng(devices=[]):  # the projections it draws are replaced
         return cls(
             levels,
             dim=module.dim,
             num_codebooks=module.num_codebooks,
             keep_num_codebooks_dim=module.keep_num_codebooks_dim,
-            bound=wish.to,
-            alpha=wish.alpha,
-            cells=wish.cells or cells,
+            bound=target.to,
+            alpha=target.alpha,
+            cells=target.cells or cells,
             **options,
         )
 
@@ -390,10 +390,10 @@ def _hooks(module: nn.Module) -> list[str]:
     return [f"{count} hook{'s' * (count > 1)} of the old module left behind"] if count else []
 
 
-def _parameters(wish: _Wish) -> list[str]:
-    if wish.to == "learned":
+def _parameters(target: _Target) -> list[str]:
+    if target.to == "learned":
         return ["the bound has parameters: give them to the optimizer"]
-    return ["the bound starts as ifsq: ifsq.calibrate fits it"] if wish.to in FITTED else []
+    return ["the bound starts as ifsq: ifsq.calibrate fits it"] if target.to in FITTED else []
 
 
 def _describe(kind: str, levels: list[int], module: Any, bound: str, cells: str) -> str:

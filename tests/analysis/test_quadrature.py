@@ -7,24 +7,12 @@ import pytest
 import torch
 
 import ifsq
-from ifsq.quantizers import analysis
-from ifsq.quantizers.analysis import (
-    BIMODAL,
-    DISTRIBUTIONS,
-    LAPLACE,
-    NARROW,
-    NORMAL,
-    SKEWED,
-    STUDENT,
-    analyze,
-    bound_gradient,
-    least_distortion,
-    level_entropy,
-    lloyd_max,
-    measure,
-)
+from ifsq.analysis.distributions import BIMODAL, DISTRIBUTIONS, LAPLACE, NARROW, NORMAL, SKEWED, STUDENT
+from ifsq.analysis.quadrature import CASES, analyze, bound_gradient, least_distortion, measure
 from ifsq.quantizers.bounds import BOUNDS, make_bound
 from ifsq.quantizers.cells import CELLS
+from ifsq.quantizers.lloyd import lloyd_max
+from ifsq.quantizers.usage import entropy_bits
 
 NAMES = [distribution.name for distribution in DISTRIBUTIONS]
 
@@ -133,7 +121,7 @@ def test_integrals_agree_with_samples(name, distribution):
         out = q(z.float().unsqueeze(1))
         digits = out.digits.squeeze(1)
         share = torch.bincount(digits, minlength=L).double() / n
-        expected = torch.tensor(use.shares, dtype=torch.float64)
+        expected = torch.tensor(use.share, dtype=torch.float64)
         spread = (expected * (1 - expected) / n).sqrt()
         assert ((share - expected).abs() <= 5 * spread + 2e-5).all()
         squares = (q.bounded(z.unsqueeze(1)) - out.codes.double()).square()
@@ -142,17 +130,17 @@ def test_integrals_agree_with_samples(name, distribution):
         within = (z - mean[digits]).square()
         sampled = within.mean().item() / distribution.variance
         assert sampled == pytest.approx(use.distortion, abs=6 * within.std().item() / math.sqrt(n) + 1e-4)
-        assert level_entropy(digits, L) == pytest.approx(use.bits, abs=0.01)
+        assert entropy_bits(share) == pytest.approx(use.bits, abs=0.01)
 
 
 def test_symmetric_cells_are_the_papers_where_both_exist():
     both = measure(make_bound("ifsq", 1), LAPLACE, [(9, "paper"), (9, "symmetric")]).uses
-    assert both[0].shares == both[1].shares
+    assert both[0].share == both[1].share
     assert measure(make_bound("ifsq", 1), LAPLACE, [(8, "paper")]).uses == ()
 
 
 def test_end_cells_of_the_paper_are_half_as_wide():
-    shares = torch.tensor(only(make_bound("gaussian", 1), NORMAL, 9, "paper").shares)
+    shares = torch.tensor(only(make_bound("gaussian", 1), NORMAL, 9, "paper").share)
     torch.testing.assert_close(shares, torch.tensor([0.5, *[1.0] * 7, 0.5]) / 8)
 
 
@@ -178,7 +166,7 @@ def test_fitted_bounds_start_as_ifsq():
     for name in ("standardized", "learned"):
         found = measure(make_bound(name, 1), NORMAL, [(17, "equal")])
         assert found.ks == pytest.approx(start.ks, abs=1e-6)
-        assert found.uses[0].shares == pytest.approx(start.uses[0].shares, abs=1e-6)
+        assert found.uses[0].share == pytest.approx(start.uses[0].share, abs=1e-6)
 
 
 def test_known_optimal_quantizers():
@@ -200,25 +188,6 @@ def test_no_bound_beats_the_optimum(distribution):
             assert use.distortion >= optimum[use.levels] * (1 - 1e-9)
 
 
-def partition_error(ordered, L):
-    """Least error over all partitions into L runs, by trying each."""
-    n = len(ordered)
-    cost = [[((part := ordered[i:j]) - part.mean()).square().sum().item() for j in range(n + 1)] for i in range(n)]
-    cuts = itertools.combinations(range(1, n), L - 1)
-    return min(sum(cost[i][j] for i, j in itertools.pairwise((0, *cut, n))) for cut in cuts) / n
-
-
-@pytest.mark.parametrize("L", [2, 3, 4])
-def test_lloyd_max_is_near_the_best_partition(L):
-    for seed in range(3):
-        z = drawn(BIMODAL, 16, seed)
-        points, error = lloyd_max(z, L)
-        nearest = (z.unsqueeze(1) - points).square().min(1).values.mean()
-        assert error == pytest.approx(nearest.item())
-        best = partition_error(z.sort().values, L)
-        assert best - 1e-12 <= error <= 1.6 * best
-
-
 def test_lloyd_max_on_samples_is_that_of_the_distribution():
     for distribution in (NORMAL, LAPLACE, BIMODAL):
         z = drawn(distribution, 100_000)
@@ -228,34 +197,11 @@ def test_lloyd_max_on_samples_is_that_of_the_distribution():
         assert error == pytest.approx(least_distortion(distribution, [17])[0], rel=0.05)
 
 
-def test_lloyd_max_of_awkward_samples():
-    points, error = lloyd_max(torch.tensor([1.0, 2.0, 1.0]), 4)
-    assert (points.tolist(), error) == ([1.0, 2.0, 2.0, 2.0], 0.0)
-    assert lloyd_max(torch.full((5,), 3.0), 1)[0].tolist() == [3.0]
-    spiked = torch.cat([torch.zeros(100_000), torch.arange(1.0, 41.0)])  # all quantiles are 0
-    points, error = lloyd_max(spiked, 33)
-    assert len(points.unique()) == 33
-    assert error < 1e-3
-    for wrong, L in (
-        (torch.zeros(0), 2),
-        (torch.tensor([math.nan, 1.0]), 2),
-        (torch.zeros(2, 2), 2),
-        (torch.ones(3), 0),
-    ):
-        with pytest.raises(ValueError, match="expected"):
-            lloyd_max(wrong, L)
-
-
-def test_level_entropy_of_digits():
-    assert level_entropy(torch.arange(16).view(4, 4), 16) == pytest.approx(4)
-    assert level_entropy(torch.zeros(7, dtype=torch.uint8), 16) == 0
-
-
 def test_analyze_covers_every_bound_on_every_distribution():
     found = analyze([5, 4, 5], 2000, 0, checked=[5])
     assert found.levels == (4, 5)
     assert [(use.distribution, use.bound) for use in found.bounds] == [
-        (name, case.label) for name in NAMES for case in analysis.CASES
+        (name, case.label) for name in NAMES for case in CASES
     ]
     for bound in found.bounds:
         even = {(use.cells, use.levels) for use in bound.uses} ^ {(cells, L) for cells in CELLS for L in (4, 5)}

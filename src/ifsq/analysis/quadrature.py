@@ -3,9 +3,6 @@
 Exact but for rounding: the shares of the levels are differences of the distribution function at the cells' edges, which
 are found in z by bisection; integrals over the latent are Gauss-Legendre quadrature. `analyze` also quantizes samples
 with `FSQ`, so that the arithmetic that is shipped is checked against the integrals. Float64 throughout.
-
-Called by ``bench.bounds``; `lloyd_max` also by whoever has latents and asks what the least distortion would be. Imports
-torch only.
 """
 
 import math
@@ -16,9 +13,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ifsq.analysis.distributions import DISTRIBUTIONS, Distribution
+from ifsq.quantizers import FSQ
 from ifsq.quantizers.bounds import FITTED, IFSQ_ALPHA, KNOTS, Bound, make_bound
 from ifsq.quantizers.cells import CELLS, digits_to_codes
-from ifsq.quantizers.fsq import FSQ
+from ifsq.quantizers.lloyd import companding_points, lloyd
+from ifsq.quantizers.usage import LevelUse, entropy_bits
 
 LEAST_LEVELS, MOST_LEVELS, LEAST_SAMPLES = 2, 257, 1000  # 1 to the paper's 8 bits
 GRADIENT_AT = (1.0, 2.0, 3.0)  # |z|
@@ -28,62 +28,10 @@ GRID = 4096  # intervals over z, closest around 0
 REACH = 17.0  # of the grid: sinh(17) / 2 = 1e7, beyond which the heaviest tail here holds 1e-21
 BISECTIONS = 64
 ORIGINAL_EPS = 1e-3  # arXiv 2309.15505: so that the end levels can be reached
-LLOYD_ROUNDS, REFILLS = 2000, 20
-FAR = 1e30  # where no latent is
 # Gauss-Legendre nodes and weights on (-1, 1), four points.
 _INNER, _OUTER = (math.sqrt(3 / 7 + sign * 2 / 7 * math.sqrt(6 / 5)) for sign in (-1, 1))
 NODES = (-_OUTER, -_INNER, _INNER, _OUTER)
 WEIGHTS = tuple((18 + sign * math.sqrt(30)) / 36 for sign in (-1, 1, 1, -1))
-
-
-@dataclass(frozen=True)
-class Distribution:
-    """Latents ``z = (x - centre) / scale`` with mean 0, where x has the given functions; all in float64.
-
-    text       what z is distributed as
-    variance   of z
-    symmetric  around the mean
-    x_density, x_mass, x_moment   of x: density, distribution function (exact to its last digits in the lower tail), and
-               integral of x * density up to a point
-    draw       (n, generator) -> n samples of x
-    """
-
-    name: str
-    text: str
-    variance: float
-    x_density: Callable[[Tensor], Tensor]
-    x_mass: Callable[[Tensor], Tensor]
-    x_moment: Callable[[Tensor], Tensor]
-    draw: Callable[[int, torch.Generator], Tensor]
-    symmetric: bool = True
-    centre: float = 0.0
-    scale: float = 1.0
-
-    def density(self, z: Tensor) -> Tensor:
-        return self.scale * self.x_density(self.centre + self.scale * z)
-
-    def mass(self, z: Tensor) -> Tensor:
-        """Probability of a latent below z."""
-        return self.x_mass(self.centre + self.scale * z)
-
-    def moment(self, z: Tensor) -> Tensor:
-        """Integral of ``z' * density(z')`` from minus infinity to z; 0 at both ends."""
-        x = self.centre + self.scale * z
-        return (self.x_moment(x) - self.centre * self.x_mass(x)) / self.scale
-
-    def cells(self, edges: Tensor) -> tuple[Tensor, Tensor]:
-        """Probability and integral of ``z * density`` of the cells between ascending edges (r, k): each (r, k + 1)."""
-        below = _between(self.mass(edges), 1)
-        share = below.diff()
-        if self.symmetric:
-            # Above the mean from the other side: the difference of two values near 1 has lost its digits.
-            above = _between(self.mass(-edges), 0, low=1)
-            share = torch.where(below[:, :-1] > 0.5, -above.diff(), share)
-        return share, _between(self.moment(edges), 0).diff()
-
-    def sample(self, n: int, rng: torch.Generator) -> Tensor:
-        """n latents, float64 (n,)."""
-        return (self.draw(n, rng) - self.centre) / self.scale
 
 
 class Case(NamedTuple):
@@ -107,15 +55,13 @@ CASES = (
     Case("quantile"),
     Case("learned"),
 )
+PAPER, TANH = Case("ifsq").label, Case("tanh").label
 
 
 @dataclass(frozen=True)
-class LevelUse:
-    """How one dimension with so many levels is used.
+class CellUse(LevelUse):
+    """How one dimension's levels are used, cut by the rule ``cells``, and what is lost.
 
-    shares           probability of every level
-    bits, fraction   entropy of the levels, and over log2(levels): 1 is even use
-    least            share of the least-used level, times levels: 1 is even use, 0 is a level that never occurs
     error            E (unrounded code - code)^2, in the units of the codes, where another bound is another unit
     relative_error   error / variance of the unrounded code
     distortion       E (z - E[z | digit])^2 / variance of z: what the best decoder of the digits loses of the latent,
@@ -123,11 +69,6 @@ class LevelUse:
     """
 
     cells: str
-    levels: int
-    shares: tuple[float, ...]
-    bits: float
-    fraction: float
-    least: float
     error: float
     relative_error: float
     distortion: float
@@ -147,9 +88,9 @@ class BoundUse:
     ks: float
     rmse: float
     gradient: tuple[float, ...]
-    uses: tuple[LevelUse, ...]
+    uses: tuple[CellUse, ...]
 
-    def use(self, cells: str, levels: int) -> LevelUse | None:
+    def use(self, cells: str, levels: int) -> CellUse | None:
         """The level use of one cell rule; None where it was not asked for or does not exist."""
         return next((use for use in self.uses if (use.cells, use.levels) == (cells, levels)), None)
 
@@ -200,7 +141,7 @@ def analyze(
     """Measure every bound on every distribution of `DISTRIBUTIONS`, with every cell rule and level count.
 
     Fitted bounds are fitted to so many samples of the distribution. The same samples are what the integrals are checked
-    on, with ``checked`` levels. Raises ValueError for levels outside 2..257, too few samples or a seed that is none.
+    on, with ``checked`` levels. Raises ValueError for levels outside 2..257, too few samples or an invalid seed.
     """
     counts = sorted(set(levels))
     if not counts or counts[0] < LEAST_LEVELS or counts[-1] > MOST_LEVELS:
@@ -235,6 +176,11 @@ def analyze(
     return Analysis(tuple(counts), samples, seed, tuple(bounds), optimum, tuple(checks))
 
 
+def by_name(analysis: Analysis) -> dict[tuple[str, str], BoundUse]:
+    """The bounds of an analysis by their label and their distribution."""
+    return {(bound.bound, bound.distribution): bound for bound in analysis.bounds}
+
+
 @torch.no_grad()
 def measure(
     bound: Bound, distribution: Distribution, rules: Iterable[tuple[int, str]] = (), label: str | None = None
@@ -264,42 +210,6 @@ def bound_gradient(bound: Bound, at: Sequence[float] = GRADIENT_AT) -> tuple[flo
     return tuple(slope.view(-1, 2).mean(1).tolist())
 
 
-def level_entropy(digits: Tensor, levels: int) -> float:
-    """Entropy in bits of integer digits, 0..levels-1, of any shape; at most log2(levels)."""
-    return _entropy(torch.bincount(digits.flatten().to(torch.int64), minlength=levels).double() / digits.numel())
-
-
-def lloyd_max(samples: Tensor, levels: int) -> tuple[Tensor, float]:
-    """The quantizer of least mean square error on samples (n,) (Lloyd 1982, Max 1960).
-
-    Returns its reconstruction points, ascending, (levels,) of the samples' type, and E (sample - nearest point)^2. A
-    local optimum, started from the asymptotically best density of points. Where the samples have fewer distinct values
-    than levels, points repeat and the error is 0. Raises ValueError without samples, or where they are not finite.
-    """
-    if samples.ndim != 1 or samples.numel() == 0 or not bool(torch.isfinite(samples).all()):
-        raise ValueError(f"samples of shape {tuple(samples.shape)}: expected some finite ones on one axis")
-    if levels < 1:
-        raise ValueError(f"levels={levels}: expected at least 1")
-    ordered = samples.detach().cpu().double().sort().values
-    distinct = ordered.unique_consecutive()
-    if len(distinct) <= levels:
-        points = torch.cat([distinct, distinct[-1:].expand(levels - len(distinct))])
-        return points.to(samples), 0.0
-    mean = ordered.mean()
-    ordered = ordered - mean  # so that the sums of squares do not cancel
-    # Two starts: with the extremes, which draw points that stay with them, and without, which may leave them none.
-    knots, n = min(len(ordered), 1024), len(ordered)
-    inner = (2 * torch.arange(knots) + 1) * n // (2 * knots)
-    outer = torch.arange(knots) * (n - 1) // max(1, knots - 1)
-    found = []
-    for values in (ordered[inner], ordered[outer]):
-        # The density between quantiles is the inverse of their distance.
-        start = _companding_points(values, values.diff().pow(2 / 3), [levels])
-        found.append(_lloyd_max(ordered, start))
-    points, error = min(found, key=lambda pair: pair[1])
-    return (points + mean).to(samples), error
-
-
 def least_distortion(distribution: Distribution, levels: Sequence[int]) -> list[float]:
     """For every level count, the mean square error of the Lloyd-Max quantizer over the distribution's variance.
 
@@ -310,8 +220,8 @@ def least_distortion(distribution: Distribution, levels: Sequence[int]) -> list[
     least: list[float] = []
     for first in range(0, len(levels), 16):
         # Two starts, one askew: a symmetric one stays symmetric, which is not the best for two modes and odd L.
-        starts = [_companding_points(grid, weight, levels[first : first + 16], place) for place in (0.5, 0.3)]
-        errors = [_lloyd(points, distribution.cells, distribution.variance)[1] for points in starts]
+        starts = [companding_points(grid, weight, levels[first : first + 16], place) for place in (0.5, 0.3)]
+        errors = [lloyd(points, distribution.cells, distribution.variance)[1] for points in starts]
         least += (torch.minimum(*errors) / distribution.variance).tolist()
     return least
 
@@ -391,7 +301,7 @@ def _integrate(bound: Bound, shift: float, distribution: Distribution, edges: Se
     )
 
 
-def _use(cut: _Cut, integrals: _Integrals, variance: float) -> LevelUse:
+def _use(cut: _Cut, integrals: _Integrals, variance: float) -> CellUse:
     at = torch.searchsorted(integrals.edges, cut.edges)
     at = torch.nn.functional.pad(at, (1, 1))
     at[-1] = len(integrals.edges) - 1
@@ -402,28 +312,14 @@ def _use(cut: _Cut, integrals: _Integrals, variance: float) -> LevelUse:
     error = float((cut.gain**2 * second + 2 * cut.gain * away * first + away.square() * shares).sum())
     spread = cut.gain**2 * float(integrals.second[-1] - integrals.first[-1] ** 2)
     between = torch.where(shares > 0, moment.square() / shares, 0.0).sum()
-    bits = _entropy(shares)
-    return LevelUse(
+    return CellUse(
+        share=tuple(shares.tolist()),
+        fraction=entropy_bits(shares) / math.log2(cut.L),
         cells=cut.cells,
-        levels=cut.L,
-        shares=tuple(shares.tolist()),
-        bits=bits,
-        fraction=bits / math.log2(cut.L),
-        least=float(shares.min()) * cut.L,
         error=error,
         relative_error=error / spread,
         distortion=1 - float(between) / variance,
     )
-
-
-def _between(values: Tensor, high: float, low: float = 0.0) -> Tensor:
-    """Rows with ``low`` before and ``high`` behind: what a function is at edges, and at both ends of the line."""
-    ends = values.new_tensor([[low], [high]]).expand(2, len(values)).unsqueeze(2)
-    return torch.cat([ends[0], values, ends[1]], dim=1)
-
-
-def _entropy(shares: Tensor) -> float:
-    return abs(float(-torch.xlogy(shares, shares).sum() / math.log(2)))
 
 
 def _uniformity(u: Tensor) -> tuple[float, float]:
@@ -434,16 +330,15 @@ def _uniformity(u: Tensor) -> tuple[float, float]:
 
 
 @torch.no_grad()
-def _compare(bound: Bound, latents: Tensor, use: LevelUse) -> tuple[float, float, float]:
+def _compare(bound: Bound, latents: Tensor, use: CellUse) -> tuple[float, float, float]:
     """Differences between samples and quadrature: largest of cumulative shares, of entropies, of errors."""
     quantizer = FSQ([use.levels], bound=bound, cells=use.cells).eval()
     z = latents.float()
     quantized = quantizer(z)
-    digits = quantized.digits
-    count = torch.bincount(digits.flatten().to(torch.int64), minlength=use.levels).double()
-    shares = torch.tensor(use.shares, dtype=torch.float64)
-    deviation = (count.cumsum(0) / len(latents) - shares.cumsum(0)).abs().max()
-    fraction = level_entropy(digits, use.levels) / math.log2(use.levels)
+    count = torch.bincount(quantized.digits.flatten(), minlength=use.levels)
+    shares = torch.tensor(use.share, dtype=torch.float64)
+    deviation = (count.double().cumsum(0) / len(latents) - shares.cumsum(0)).abs().max()
+    fraction = entropy_bits(count) / math.log2(use.levels)
     squares = (quantizer.bounded(z) - quantized.codes).double().square()
     standard_error = float(squares.std()) / math.sqrt(len(z))
     return float(deviation), abs(fraction - use.fraction), abs(float(squares.mean()) - use.error) / standard_error
@@ -464,176 +359,6 @@ def _invert(rising: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
     return high
 
 
-def _companding_points(values: Tensor, weight: Tensor, levels: Sequence[int], place: float = 0.5) -> Tensor:
-    """Points (len(levels), max(levels)) with density ~ f^(1/3), the best one for many points (Panter and Dite, 1951).
-
-    ``weight`` (n,) is the integral of f^(1/3) between neighbours of ``values`` (n + 1,), up to a factor; ``place``
-    is where in its cell of that measure a point lies. Shorter rows are filled with multiples of FAR.
-    """
-    total = torch.nn.functional.pad(weight.cumsum(0), (1, 0))
-    total = total / total[-1].clamp(min=1e-300)
-    rows = torch.empty(len(levels), max(levels), dtype=torch.float64)
-    for row, L in zip(rows, levels, strict=True):
-        wanted = (torch.arange(L, dtype=torch.float64) + place) / L
-        right = torch.searchsorted(total, wanted).clamp(1, len(total) - 1)
-        step = total[right] - total[right - 1]
-        part = torch.where(step > 0, (wanted - total[right - 1]) / step, 0.5)
-        row[:L] = torch.lerp(values[right - 1], values[right], part)
-        row[L:] = FAR * torch.arange(1, len(row) - L + 1)
-    return rows
-
-
 def _grid() -> Tensor:
     """Points of z, closest around 0, float64 (GRID + 1,)."""
     return torch.linspace(-REACH, REACH, GRID + 1, dtype=torch.float64).sinh() / 2
-
-
-def _lloyd_max(ordered: Tensor, points: Tensor) -> tuple[Tensor, float]:
-    """Lloyd's iteration on ascending samples (n,) of mean 0 from points (1, L): points (L,) and mean square error.
-
-    Points that end without samples are put where the error is greatest, a few times.
-    """
-    n, pad = len(ordered), torch.nn.functional.pad
-    sums, squares = pad(ordered.cumsum(0), (1, 0)), pad(ordered.square().cumsum(0), (1, 0))
-
-    def cells(edges: Tensor) -> tuple[Tensor, Tensor]:
-        below = torch.searchsorted(ordered, edges)
-        return _between(below.double() / n, 1).diff(), _between(sums[below] / n, 0).diff()
-
-    for _ in range(REFILLS):
-        points, _ = _lloyd(points, cells, float(squares[-1]) / n)
-        edges = (points[0, 1:] + points[0, :-1]) / 2
-        ends = pad(pad(torch.searchsorted(ordered, edges), (1, 0)), (0, 1), value=n)
-        count, total = ends.diff(), sums[ends].diff()
-        empty = count == 0
-        if not bool(empty.any()):
-            break
-        within = squares[ends].diff() - total.square() / count.clamp(min=1)
-        worst = within.argsort(descending=True)[: int(empty.sum())]
-        points = torch.cat([points[0, ~empty], ordered[ends[worst + 1] - 1]]).sort().values.unsqueeze(0)
-    nearest = points[0][torch.searchsorted((points[0, 1:] + points[0, :-1]) / 2, ordered)]
-    return points[0], float((ordered - nearest).square().mean())
-
-
-def _lloyd(points: Tensor, cells: Callable[[Tensor], tuple[Tensor, Tensor]], square: float) -> tuple[Tensor, Tensor]:
-    """Lloyd's iteration on rows of ascending points (r, L), for latents of mean 0 and mean square ``square``.
-
-    ``cells`` gives the probability of the cells between edges (r, L - 1), and the integral of z over them. Returns
-    points and errors (r,). A point without any mass stays, as do those from FAR on, which are no points.
-    """
-    error = torch.full(points.shape[:1], torch.inf, dtype=torch.float64)
-    for _ in range(LLOYD_ROUNDS):
-        edges = (points[:, 1:] + points[:, :-1]) / 2
-        share, moment = cells(edges.contiguous())
-        used = (share > 0) & (points < FAR)
-        points = torch.where(used, moment / torch.where(used, share, 1.0), points)
-        before, error = error, square - (moment * torch.where(used, points, 0.0)).sum(1)
-        if bool((before - error <= 1e-9 * error.abs()).all()):
-            break
-    return points, error
-
-
-def _normal_density(x: Tensor) -> Tensor:
-    return torch.exp(-x.square() / 2) / math.sqrt(2 * math.pi)
-
-
-def _normal(name: str, deviation: float) -> Distribution:
-    return Distribution(
-        name,
-        "N(0, 1)" if deviation == 1 else f"N(0, {deviation:g}^2)",
-        deviation**2,
-        _normal_density,
-        torch.special.ndtr,
-        lambda x: -_normal_density(x),
-        lambda n, rng: torch.randn(n, generator=rng, dtype=torch.float64),
-        scale=1 / deviation,
-    )
-
-
-def _laplace() -> Distribution:
-    def mass(x: Tensor) -> Tensor:
-        tail = torch.exp(-x.abs()) / 2
-        return torch.where(x < 0, tail, 1 - tail)
-
-    def draw(n: int, rng: torch.Generator) -> Tensor:
-        size, sign = torch.rand(2, n, generator=rng, dtype=torch.float64)
-        return -torch.log1p(-size) * torch.where(sign < 0.5, -1.0, 1.0)
-
-    return Distribution(
-        "laplace",
-        "Laplace with variance 1",
-        1.0,
-        lambda x: torch.exp(-x.abs()) / 2,
-        mass,
-        lambda x: -(x.abs() + 1) * torch.exp(-x.abs()) / 2,
-        draw,
-        scale=math.sqrt(2),
-    )
-
-
-def _student() -> Distribution:
-    def mass(x: Tensor) -> Tensor:
-        t = x / math.sqrt(3)
-        s = -1 / torch.where(t < -100, t, -100.0)  # the tail as a series: its closed form cancels
-        tail = s**3 * (2 / 3 - s**2 * (4 / 5 - s**2 * 6 / 7)) / math.pi
-        return torch.where(t < -100, tail, 0.5 + (t / (1 + t.square()) + torch.atan(t)) / math.pi)
-
-    def draw(n: int, rng: torch.Generator) -> Tensor:
-        normal = torch.randn(4, n, generator=rng, dtype=torch.float64)
-        return normal[0] / (normal[1:].square().mean(0)).sqrt()
-
-    return Distribution(
-        "student-t",
-        "Student's t, 3 degrees of freedom, scaled to variance 1",
-        1.0,
-        lambda x: 6 * math.sqrt(3) / (math.pi * (3 + x.square()).square()),
-        mass,
-        lambda x: -3 * math.sqrt(3) / (math.pi * (3 + x.square())),
-        draw,
-        scale=math.sqrt(3),
-    )
-
-
-def _bimodal(deviation: float) -> Distribution:
-    def both(of: Callable[[Tensor, float], Tensor]) -> Callable[[Tensor], Tensor]:
-        return lambda x: (of((x + 1) / deviation, -1) + of((x - 1) / deviation, 1)) / 2
-
-    def draw(n: int, rng: torch.Generator) -> Tensor:
-        sign = torch.where(torch.rand(n, generator=rng, dtype=torch.float64) < 0.5, -1.0, 1.0)
-        return sign + deviation * torch.randn(n, generator=rng, dtype=torch.float64)
-
-    return Distribution(
-        "bimodal",
-        f"halves of N(-1, {deviation:g}^2) and N(1, {deviation:g}^2), scaled to variance 1",
-        1.0,
-        both(lambda t, _: _normal_density(t) / deviation),
-        both(lambda t, _: torch.special.ndtr(t)),
-        both(lambda t, mode: mode * torch.special.ndtr(t) - deviation * _normal_density(t)),
-        draw,
-        scale=math.sqrt(1 + deviation**2),
-    )
-
-
-def _skewed(sigma: float) -> Distribution:
-    mean = math.exp(sigma**2 / 2)
-
-    def log(x: Tensor) -> Tensor:
-        return torch.log(x.clamp(min=1e-300)) / sigma
-
-    return Distribution(
-        "skewed",
-        f"log-normal exp({sigma:g} N(0, 1)), shifted to mean 0 and scaled to variance 1",
-        1.0,
-        lambda x: torch.where(x > 0, _normal_density(log(x)) / (sigma * x.clamp(min=1e-300)), 0.0),
-        lambda x: torch.special.ndtr(log(x)),
-        lambda x: mean * torch.special.ndtr(log(x) - sigma),
-        lambda n, rng: torch.exp(sigma * torch.randn(n, generator=rng, dtype=torch.float64)),
-        symmetric=False,
-        centre=mean,
-        scale=mean * math.sqrt(math.expm1(sigma**2)),
-    )
-
-
-NORMAL, NARROW = _normal("normal", 1.0), _normal("narrow", 0.5)
-LAPLACE, STUDENT, BIMODAL, SKEWED = _laplace(), _student(), _bimodal(0.35), _skewed(0.6)
-DISTRIBUTIONS = (NORMAL, NARROW, LAPLACE, STUDENT, BIMODAL, SKEWED)

@@ -13,7 +13,7 @@ from vector_quantize_pytorch import FSQ as PeerFSQ  # noqa: N811
 from vector_quantize_pytorch import ResidualFSQ
 
 import ifsq
-from ifsq.quantizers.conversion import OfficialFSQ
+from ifsq.interop.bottlenecks import OfficialFSQ
 
 GRID = [
     {"levels": [8, 5, 5]},

@@ -1,0 +1,1 @@
+"""Studies of bounds on known distributions, and of the codes in a cache: behind ``ifsq analyze``."""
