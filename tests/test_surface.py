@@ -68,13 +68,13 @@ def test_every_experiment_loads_and_builds(path):
 
 
 def test_readme_commands_exist(root):
-    from ifsq.cli import _parser
+    from ifsq.cli.main import parser
 
     commands = re.findall(r"^ifsq (.+)$", (root / "README.md").read_text(), flags=re.MULTILINE)
     assert len(commands) >= 8
     for command in commands:
         words = command.split("#")[0].split()
-        options, extra = _parser().parse_known_args(words)
+        options, extra = parser().parse_known_args(words)
         assert hasattr(options, "run"), command
         assert not extra or options.overrides, command
 

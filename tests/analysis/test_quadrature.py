@@ -9,9 +9,9 @@ import torch
 import ifsq
 from ifsq.analysis.distributions import BIMODAL, DISTRIBUTIONS, LAPLACE, NARROW, NORMAL, SKEWED, STUDENT
 from ifsq.analysis.quadrature import CASES, analyze, bound_gradient, least_distortion, measure
+from ifsq.calibration.lloyd import lloyd_max
 from ifsq.quantizers.bounds import BOUNDS, make_bound
 from ifsq.quantizers.cells import CELLS
-from ifsq.quantizers.lloyd import lloyd_max
 from ifsq.quantizers.usage import entropy_bits
 
 NAMES = [distribution.name for distribution in DISTRIBUTIONS]

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import ifsq
-from ifsq.quantizers.lloyd import lloyd_max
+from ifsq.calibration.lloyd import lloyd_max
 
 N = 100_000
 KINDS = ("narrow", "bimodal", "skewed", "dead", "wide")

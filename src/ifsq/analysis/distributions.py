@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ifsq.quantizers.lloyd import with_ends
+from ifsq.calibration.lloyd import with_ends
 
 
 @dataclass(frozen=True)

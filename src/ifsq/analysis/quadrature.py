@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from ifsq.analysis.distributions import DISTRIBUTIONS, Distribution
+from ifsq.calibration.lloyd import companding_points, lloyd
 from ifsq.quantizers import FSQ
 from ifsq.quantizers.bounds import FITTED, IFSQ_ALPHA, KNOTS, Bound, make_bound
 from ifsq.quantizers.cells import CELLS, digits_to_codes
-from ifsq.quantizers.lloyd import companding_points, lloyd
 from ifsq.quantizers.usage import LevelUse, entropy_bits
 
 LEAST_LEVELS, MOST_LEVELS, LEAST_SAMPLES = 2, 257, 1000  # 1 to the paper's 8 bits

@@ -7,11 +7,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ifsq.calibration.lloyd import lloyd_max
 from ifsq.calibration.report import DEAD, Channel, Trial, Use
 from ifsq.quantizers import FSQ
 from ifsq.quantizers.bounds import Bound, make_bound
 from ifsq.quantizers.cells import digits_to_codes
-from ifsq.quantizers.lloyd import lloyd_max
 from ifsq.quantizers.rounding import Rounding
 from ifsq.quantizers.usage import LevelUse
 

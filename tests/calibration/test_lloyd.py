@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from ifsq.quantizers.lloyd import lloyd_max
+from ifsq.calibration.lloyd import lloyd_max
 
 
 def partition_error(ordered, L):

@@ -1,0 +1,86 @@
+"""``ifsq import``, ``ifsq export``: models and latents of other projects."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ifsq.cli.parser import verb
+from ifsq.cli.terminal import say
+
+
+def add_import(verbs: Any) -> None:
+    """``import official``, ``diffusers`` and ``latents``."""
+    other = verbs.add_parser("import", help="read a checkpoint of another project").add_subparsers(
+        metavar="FORMAT", required=True
+    )
+    official = verb(other, "official", "a tokenizer of the official repository", _import_official, alone=True)
+    official.add_argument("checkpoint", type=Path, metavar="CKPT", help="checkpoint-N.ckpt of its trainer")
+    official.add_argument("--config", type=Path, required=True, metavar="CONFIG.json", help="its model config")
+    official.add_argument("--out", type=Path, required=True, metavar="DIR")
+    official.add_argument("--weights", choices=("ema", "raw"), default="ema", help="averaged (default) or as trained")
+
+    kl = verb(
+        other, "diffusers", "Stable Diffusion's autoencoder, as diffusers keeps it", _import_diffusers, alone=True
+    )
+    kl.add_argument("source", metavar="FOLDER_OR_ID", help="folder, or owner/name on the hub, of an AutoencoderKL")
+    kl.add_argument("--revision", default=None, help="branch, tag or commit on the hub")
+    kl.add_argument("--out", type=Path, required=True, metavar="DIR")
+
+    latents = verb(
+        other, "latents", "latents that the official DiT extracted -> code cache", _import_latents, alone=True
+    )
+    latents.add_argument("folder", type=Path, metavar="FOLDER")
+    latents.add_argument("--out", type=Path, required=True, metavar="DIR")
+
+
+def add_export(verbs: Any) -> None:
+    """``export official`` and ``pretrained``."""
+    other = verbs.add_parser("export", help="write a checkpoint for another project").add_subparsers(
+        metavar="FORMAT", required=True
+    )
+    official = verb(other, "official", "a tokenizer for the official repository", _export_official, alone=True)
+    official.add_argument("folder", type=Path, metavar="RUN", help="tokenizer run")
+    official.add_argument(
+        "--out", type=Path, required=True, metavar="FILE.ckpt", help="its config is written beside it"
+    )
+    saved = verb(
+        other, "pretrained", "a run's averaged weights, for from_pretrained and the hub", _export_pretrained, alone=True
+    )
+    saved.add_argument("folder", type=Path, metavar="RUN", help="tokenizer or generator run")
+    saved.add_argument("--out", type=Path, required=True, metavar="DIR")
+    saved.add_argument("--license", default="unknown", metavar="ID", help="of the weights, by the hub's identifiers")
+
+
+def _import_official(options: argparse.Namespace) -> None:
+    from ifsq.interop.official.tokenizer import import_official
+
+    import_official(options.checkpoint, options.config, options.weights, options.out)
+    say(f"tokenizer: {options.out}")
+
+
+def _import_diffusers(options: argparse.Namespace) -> None:
+    from ifsq.interop.diffusers_kl import import_diffusers
+
+    import_diffusers(options.source, options.out, options.revision)
+    say(f"tokenizer: {options.out}")
+
+
+def _import_latents(options: argparse.Namespace) -> None:
+    from ifsq.interop.official.latents import import_latents
+
+    cache = import_latents(options.folder, options.out)
+    say(f"codes: {cache.folder}, latents of {cache.count('train')} images and of their mirrors")
+
+
+def _export_official(options: argparse.Namespace) -> None:
+    from ifsq.interop.official.tokenizer import export_official
+
+    config = export_official(options.folder, options.out)
+    say(f"checkpoint: {options.out}, config: {config}")
+
+
+def _export_pretrained(options: argparse.Namespace) -> None:
+    from ifsq.interop.pretrained import export_pretrained
+
+    export_pretrained(options.folder, options.out, options.license)
+    say(f"model: {options.out}")

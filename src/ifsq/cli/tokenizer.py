@@ -1,0 +1,128 @@
+"""``ifsq tokenizer train|eval``, ``ifsq encode``, ``ifsq reconstruct``."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from ifsq.cli.parser import SIZE_HELP, add_reading, named, reading_of, size, verb
+from ifsq.cli.terminal import Terminal, print_cards, say
+
+
+def add_tokenizer(verbs: Any) -> None:
+    """``tokenizer train`` and ``tokenizer eval``."""
+    tokenizer = verbs.add_parser("tokenizer", help="train or evaluate a tokenizer").add_subparsers(
+        metavar="VERB", required=True
+    )
+    train = verb(tokenizer, "train", "train a tokenizer", _tokenizer_train, overrides="--")
+    train.add_argument("experiment", type=Path, metavar="EXPERIMENT.toml")
+    evaluate = verb(tokenizer, "eval", "measure a tokenizer on held-out images", _tokenizer_eval)
+    evaluate.add_argument("folder", type=Path, metavar="RUN")
+    evaluate.add_argument(
+        "--data", type=named, metavar="SOURCE", help="images, as data.source of an experiment (default: the run's)"
+    )
+    evaluate.add_argument(
+        "--split",
+        type=named,
+        metavar="NAME",
+        help="val, train, another of the source, or all (default: val; of other images than the run's their val or"
+        " test, or all where they have no splits)",
+    )
+    evaluate.add_argument("--size", type=size, default=0, metavar="PX", help=SIZE_HELP)
+    evaluate.add_argument(
+        "--count", type=int, default=0, metavar="N", help="images, drawn over the split (default: all)"
+    )
+    add_reading(evaluate)
+    evaluate.add_argument("--no-judge", action="store_true", help="leave out rFD(judge) and the training of its judge")
+    for option, network in (
+        ("--lpips", "LPIPS, with these VGG16 weights"),
+        ("--fid", "rFID, with these Inception weights"),
+    ):
+        text = f"{network} or, without PATH, the published ones: found on this machine or fetched"
+        evaluate.add_argument(option, nargs="?", const="official", default="", metavar="PATH", help=text)
+
+
+def add_encode(verbs: Any) -> None:
+    """``encode``."""
+    encode = verb(verbs, "encode", "images -> code cache", _encode)
+    encode.add_argument("folder", type=Path, metavar="RUN", help="tokenizer run")
+    encode.add_argument(
+        "data",
+        metavar="DATA",
+        help="as data.source: a folder, list, shards, hf:NAME, or bundled:photos, bundled:digits, bundled:shapes",
+    )
+    encode.add_argument("out", type=Path, metavar="OUT")
+    encode.add_argument("--size", type=size, default=None, metavar="PX", help=SIZE_HELP)
+    encode.add_argument("--flip", action="store_true", help="also the codes of the mirrored images")
+    encode.add_argument(
+        "--split",
+        nargs="+",
+        default=None,
+        metavar="NAME",
+        help="splits of the source, or all of one without splits (default: train val, which generators need)",
+    )
+    add_reading(encode)
+
+
+def add_reconstruct(verbs: Any) -> None:
+    """``reconstruct``."""
+    reconstruct = verb(verbs, "reconstruct", "images through encoder and decoder", _reconstruct)
+    reconstruct.add_argument("folder", type=Path, metavar="RUN", help="tokenizer run")
+    reconstruct.add_argument("images", type=Path, nargs="+", metavar="PATH", help="images, and folders of them")
+    reconstruct.add_argument("--out", type=Path, required=True, metavar="DIR")
+    reconstruct.add_argument("--tile", type=int, default=None, metavar="PX", help="for large images: this much at once")
+    reconstruct.add_argument("--alone", action="store_true", help="without the original beside it")
+
+
+def _tokenizer_train(options: argparse.Namespace) -> None:
+    from ifsq import pipeline
+    from ifsq.experiment import load_tokenizer_experiment
+
+    experiment = load_tokenizer_experiment(options.experiment, options.extra)
+    with Terminal() as terminal:
+        say(f"run: {pipeline.train_tokenizer(experiment, options.device, terminal)}")
+
+
+def _tokenizer_eval(options: argparse.Namespace) -> None:
+    from ifsq import pipeline
+    from ifsq.evaluation import TokenizerEvaluation
+
+    asked = TokenizerEvaluation(
+        source=options.data or "",
+        split=options.split or "",
+        size=options.size,
+        count=options.count,
+        judge=not options.no_judge,
+        lpips=options.lpips,
+        fid=options.fid,
+        reading=reading_of(options),
+    )
+    with Terminal() as terminal:
+        cards = pipeline.evaluate_tokenizer(options.folder, options.device, terminal, asked)
+    print_cards(cards)
+
+
+def _encode(options: argparse.Namespace) -> None:
+    from ifsq import pipeline
+
+    with Terminal() as terminal:
+        cache = pipeline.encode(
+            options.folder,
+            options.data,
+            options.out,
+            options.size,
+            options.flip,
+            options.device,
+            terminal,
+            options.split or ("train", "val"),
+            reading_of(options),
+        )
+    say(f"codes: {cache.folder}, {', '.join(f'{cache.count(split)} of {split}' for split in cache.splits)}")
+
+
+def _reconstruct(options: argparse.Namespace) -> None:
+    from ifsq import pipeline
+
+    for line in pipeline.reconstruct(
+        options.folder, options.images, options.out, options.tile, options.alone, options.device
+    ):
+        say(line, everyone=True)  # each process tells of its own images
