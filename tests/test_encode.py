@@ -15,7 +15,7 @@ from PIL import Image
 from ifsq import pipeline
 from ifsq.analysis import codes as analysis_codes
 from ifsq.cli import main
-from ifsq.codes import writer
+from ifsq.codes import CodeSet, Sampled, writer
 from ifsq.config import InputError
 from ifsq.data import DataConfig, Reading, iterate_once, open_images
 from ifsq.experiment import ARExperiment, DiffusionExperiment, check_cache
@@ -67,7 +67,7 @@ def test_a_cache_holds_the_codes_and_their_mirror_images(kind, images, tmp_path)
     read = next(iterate_once(source, len(source)))
     stored = cache.read("train")
     assert torch.equal(stored.labels, read.labels)
-    for digits, pictures in ((stored.digits, read.images), (stored.flipped, read.images.flip(-1))):
+    for digits, pictures in ((stored.content, read.images), (stored.flipped, read.images.flip(-1))):
         with torch.no_grad():
             encoded = tokenizer.encode(pictures)
         indices = cache.spec.digits_to_indices(digits.long())
@@ -79,19 +79,29 @@ def test_a_cache_holds_the_codes_and_their_mirror_images(kind, images, tmp_path)
 
 @pytest.mark.parametrize("kind", ["bsq", "residual", "vq"])
 @pytest.mark.parametrize("which", ["ar", "diffusion"])
-def test_generators_take_what_lies_on_a_lattice(kind, which):
-    spec = Tokenizer(TokenizerConfig(CONV, KINDS[kind])).spec(16, 16)
+def test_generators_take_every_layout_of_digits(kind, which):
+    tokenizer = Tokenizer(TokenizerConfig(CONV, KINDS[kind]))
+    spec, book = tokenizer.spec(16, 16), tokenizer.codebook()
     places = {"out": "out", "tokenizer": kind, "codes": "codes"}
     experiment = (
         ARExperiment(**places, ar=ARConfig(1, 32, 2))
         if which == "ar"
         else DiffusionExperiment(**places, diffusion=DiTConfig(1, 32, 2, patch=1))
     )
+    model = experiment.make(spec, 2, None if book is None else book.shape[1]).eval()
+    digits = torch.zeros(1, *spec.shape, dtype=torch.uint8)
+    model.observe(CodeSet(spec, digits, torch.zeros(1, dtype=torch.int64), codebook=book))
+    drawn = model.sample(torch.tensor([0, 1]), seed=0)
+    assert tokenizer.decode_sampled(drawn).shape == (2, 3, 16, 16)
     if kind == "vq":
-        with pytest.raises(InputError, match="codes of a codebook of 300: expected codes on a lattice"):
-            experiment.make(experiment.view(spec), 2)
+        assert (drawn.codes is None) == (which == "ar")
+        torch.testing.assert_close(
+            tokenizer.decode_sampled(Sampled(None, drawn.indices)), tokenizer.decode_sampled(drawn)
+        )
+        assert torch.equal(
+            tokenizer.quantizer.indices_to_codes(drawn.indices[..., 0]), book[drawn.indices[..., 0]].movedim(-1, 1)
+        )
         return
-    drawn = experiment.make(experiment.view(spec), 2).eval().sample(torch.tensor([0, 1]), seed=0)
     assert torch.equal(spec.digits_to_codes(spec.codes_to_digits(drawn.codes)), drawn.codes)
     if kind == "bsq":  # on the unit sphere
         torch.testing.assert_close(drawn.codes.square().sum(1), torch.ones(2, 4, 4))
@@ -123,7 +133,7 @@ def test_levels_are_counted_a_few_images_at_a_time(images, tmp_path, monkeypatch
 
 KILLED = """
 import os, signal, sys
-from ifsq.codes import writer
+from ifsq.codes import CodeSet, Sampled, writer
 writer.SHARD = 4
 write, left = writer.write_text, [int(sys.argv[1])]
 def write_or_die(path, text):
@@ -173,7 +183,7 @@ def test_a_cache_says_what_its_images_are_called(workers, images, tmp_path, monk
     assert names == [source.name(index) for index in range(len(source)) if index != 5]
     assert cache.names("val") == open_images(DataConfig("copy", 16), "val").names
     tokenizer = Tokenizer.from_pretrained("tokenizer")
-    for name, digits in zip(names, cache.read("train").digits, strict=True):
+    for name, digits in zip(names, cache.read("train").content, strict=True):
         alone = Path("alone", name)
         alone.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(Path("copy", name), alone)

@@ -90,7 +90,7 @@ def test_the_lines_of_use_run(tmp_path, monkeypatch):
         told = {"images": torch.zeros(1, 3, 8, 8)}
         exec(code, told)
         assert told["images"].shape == (1, 3, 8, 8)
-    assert told["codes"].shape == (1, 2, 2, 2)
+    assert told["drawn"].codes.shape == (1, 2, 2, 2)
     assert front_matter(tmp_path / "generator")[0]["tags"] == ["ifsq", "image-generation", "ar"]
 
 

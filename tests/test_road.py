@@ -137,7 +137,7 @@ def test_the_cache_holds_what_the_tokenizer_says():
     cache = CodeCache.open("codes")
     images = next(ifsq.data.iterate_once(ifsq.data.open_images(ifsq.data.DataConfig("bundled:shapes", 16), "val"), 20))
     stored = cache.read("val")
-    assert torch.equal(stored.digits[:20].long(), tokenizer.encode(images.images).digits)
+    assert torch.equal(stored.content[:20].long(), tokenizer.encode(images.images).digits)
     assert torch.equal(stored.labels[:20], images.labels)
     assert cache.about["tokenizer"] == tokenizer.digest()
     assert cache.count("train") == 5120
@@ -372,25 +372,32 @@ def test_continuous_tokenizers_cache_latents_with_flips(kind, capsys):
     assert main(["tokenizer", "train", f"latent_{kind}.toml", "--train.steps", "2"]) == 0
     assert main(["encode", f"latent_{kind}", "bundled:shapes", f"latents_{kind}", "--flip"]) == 0
     cache = CodeCache.open(f"latents_{kind}")
-    stored = cache.read_latents("val")
+    stored = cache.read("val")
     images = next(ifsq.data.iterate_once(ifsq.data.open_images(ifsq.data.DataConfig("bundled:shapes", 16), "val"), 20))
     tokenizer = ifsq.Tokenizer.from_pretrained(f"latent_{kind}")
     with torch.no_grad():
         latent = tokenizer.latent(images.images)[:, :4]  # of a KL the first half: the means
         mirrored = tokenizer.latent(images.images.flip(-1))[:, :4]
-    torch.testing.assert_close(stored.latents[:20].float(), latent, atol=2e-3, rtol=2e-3)
+    torch.testing.assert_close(stored.content[:20].float(), latent, atol=2e-3, rtol=2e-3)
     torch.testing.assert_close(stored.flipped[:20].float(), mirrored, atol=2e-3, rtol=2e-3)
     assert len(cache.statistics["mean"]) == 4
     capsys.readouterr()
     told = refused(capsys, ["generator", "train", "ar.toml", "--out", "new", "--codes", f"latents_{kind}"])
-    assert f"latents_{kind}: holds latents of a continuous tokenizer; expected digits" in told
+    assert "does not fit the tokenizer tokenizer: latents of 4 channels against digits" in told
+    own = ["--tokenizer", f"latent_{kind}", "--codes", f"latents_{kind}", "--out", "new"]
+    told = refused(capsys, ["generator", "train", "ar.toml", *own])
+    assert "groups=[1, 2]: latents have no indices to group; expected none" in told
+    told = refused(capsys, ["generator", "train", "ar.toml", *own, "--groups", "[]"])
+    assert "latents of 4 channels have no indices: expected digits" in told
+    told = refused(capsys, ["generator", "train", "diffusion.toml", *own, "--tokenizer", ""])
+    assert f"latents_{kind}: was written by tokenizer" in told
 
 
 def test_codes_of_mirrored_images_are_drawn_by_half(tmp_path):
     assert main(["encode", "tokenizer", "bundled:shapes", str(tmp_path / "codes"), "--flip"]) == 0
     codes = CodeCache.open(tmp_path / "codes").read("train")
     plain = CodeCache.open("codes").read("train")
-    assert torch.equal(codes.digits, plain.digits)
+    assert torch.equal(codes.content, plain.content)
     assert (
         main(
             [
@@ -411,8 +418,8 @@ def test_codes_of_mirrored_images_are_drawn_by_half(tmp_path):
     task.train, task.config = codes, TrainConfig(batch=512, seed=3)
     batch = next(iter(task.batches(0, World(0, 1, torch.device("cpu")))))
     rows = [index for index, _ in StepSampler(len(codes), 512, 3).items(0)]
-    mirrored = (batch.digits == codes.flipped[rows].long()).flatten(1).all(1)
-    straight = (batch.digits == codes.digits[rows].long()).flatten(1).all(1)
+    mirrored = (batch.content == codes.flipped[rows].long()).flatten(1).all(1)
+    straight = (batch.content == codes.content[rows].long()).flatten(1).all(1)
     assert (mirrored | straight).all()
     assert 0.4 < mirrored[~(mirrored & straight)].float().mean() < 0.6
 

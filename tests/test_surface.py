@@ -60,7 +60,7 @@ def test_every_experiment_loads_and_builds(path):
         side, classes = (8, 10) if "demo" in path.parts else (16, 1000)
         spec = CodeSpec((17,) * 4, (4,), "little", "paper", (side, side))
         with torch.device("meta"):
-            model = experiment.make(experiment.view(spec), classes)
+            model = experiment.make(spec, classes)
     told = re.search(r"([\d.]+) M parameters", path.read_text())
     count = sum(p.numel() for p in model.parameters()) / 1e6
     assert told, "the header states the size"

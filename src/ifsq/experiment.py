@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from ifsq import config
 from ifsq.codes.cache import CodeCache
-from ifsq.codes.spec import CodeSpec
+from ifsq.codes.spec import CodeSpec, LatentSpec
 from ifsq.config import InputError
 from ifsq.data.images import DataConfig, check_channels, size_text
 from ifsq.generators import Generator, Sampling
@@ -51,33 +51,40 @@ class GeneratorExperiment:
     """One generator run: what both kinds have. Each kind adds the section of its model and its own ``sampling``.
 
     out        folder of the run
-    tokenizer  folder of the tokenizer run
+    tokenizer  folder of the tokenizer run; may be empty for latents that another project extracted, and then samples
+               are not decoded
     codes      folder of the code cache that this tokenizer wrote
     groups     sizes of the index groups; empty for the tokenizer's own. The digits are the same whatever the groups
+    sampling   how it is sampled where nothing else is said
+    train      the training, see `TrainConfig`
     """
 
     kind: ClassVar[str]
     out: str
-    tokenizer: str
+    tokenizer: str = ""
     codes: str
     groups: tuple[int, ...] = ()
     train: TrainConfig = field(default_factory=TrainConfig)
     sampling: Sampling = field(default_factory=Sampling)
 
-    def make(self, spec: CodeSpec, num_classes: int) -> Generator:
-        """The generator, with fresh weights. Raises InputError when the config does not fit the codes."""
+    def make(self, layout: CodeSpec | LatentSpec, num_classes: int, code_dim: int | None = None) -> Generator:
+        """The generator, with fresh weights. Raises InputError when the config does not fit the codes.
+
+        code_dim  channels of the tokenizer's codes, which the layout of a codebook's numbers does not say
+        """
         cls: Any = Generator.kinds[self.kind]
         try:
-            return cls(getattr(self, self.kind), spec, num_classes)
+            return cls(getattr(self, self.kind), self._grouped(layout), num_classes, code_dim)
         except ValueError as error:
             raise InputError(str(error)) from error
 
-    def view(self, spec: CodeSpec) -> CodeSpec:
-        """The layout with this experiment's groups."""
-        try:
-            return replace(spec, groups=self.groups or spec.groups)
-        except ValueError as error:
-            raise InputError(str(error)) from error
+    def _grouped(self, layout: CodeSpec | LatentSpec) -> CodeSpec | LatentSpec:
+        """The layout with this experiment's groups. Raises ValueError where it has no such groups."""
+        if not self.groups:
+            return layout
+        if isinstance(layout, LatentSpec):
+            raise ValueError(f"groups={list(self.groups)}: latents have no indices to group; expected none")
+        return replace(layout, groups=self.groups)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,14 +130,22 @@ def load_generator_experiment(path: Path, overrides: Iterable[str] = ()) -> AREx
     return config.build(kinds[0], config.merge({"sampling": {"guidance": GUIDANCE}}, table), str(path))
 
 
-def check_cache(cache: CodeCache, tokenizer: Tokenizer, where: str) -> None:
-    """Refuse a cache that another tokenizer wrote. Raises InputError naming both."""
-    own = tokenizer.spec(cache.spec.grid[0] * tokenizer.factor, cache.spec.grid[1] * tokenizer.factor)
-    different = cache.spec.differs_from(own)
+def check_cache(cache: CodeCache, tokenizer: Tokenizer | None, where: str) -> None:
+    """Refuse a cache that another tokenizer wrote. Raises InputError naming both.
+
+    tokenizer  None will do for a cache that names none, as of latents that another project extracted
+    """
+    writer = cache.about["tokenizer"]
+    if tokenizer is None:
+        if writer:
+            raise InputError(f"{cache.folder}: was written by tokenizer {writer[:12]}; expected its folder")
+        return
+    height, width = (side * tokenizer.factor for side in cache.layout.grid)
+    different = cache.layout.differs_from(tokenizer.layout(height, width))
     if different:
         raise InputError(f"{cache.folder}: does not fit the tokenizer {where}: {different}")
-    if cache.about["tokenizer"] != tokenizer.digest():
+    if writer and writer != tokenizer.digest():
         raise InputError(
-            f"{cache.folder}: was written by tokenizer {cache.about['tokenizer'][:12]}, "
+            f"{cache.folder}: was written by tokenizer {writer[:12]}, "
             f"but {where} is {tokenizer.digest()[:12]}; encode again"
         )

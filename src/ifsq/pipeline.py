@@ -189,23 +189,26 @@ def train_generator(experiment: GeneratorExperiment, device: str = "auto", watch
     folder = Path(experiment.out)
     with _join(device) as here:
         cache = CodeCache.open(experiment.codes)
-        tokenizer = Tokenizer.from_pretrained(Path(experiment.tokenizer))
+        tokenizer = Tokenizer.from_pretrained(Path(experiment.tokenizer)) if experiment.tokenizer else None
         check_cache(cache, tokenizer, experiment.tokenizer)
         check_batch(experiment.train, here)
         torch.manual_seed(experiment.train.seed)
-        model = experiment.make(experiment.view(cache.spec), len(cache.classes))
+        codebook = None if tokenizer is None else tokenizer.codebook()
+        code_dim = None if codebook is None else codebook.shape[1]
+        model = experiment.make(cache.layout, len(cache.classes), code_dim)
         model.origin = Origin(
             classes=cache.classes,
             tokenizer=experiment.tokenizer,
-            tokenizer_digest=tokenizer.digest(),
+            tokenizer_digest="" if tokenizer is None else tokenizer.digest(),
             codes_digest=cache.digest,
             sampling=to_dict(experiment.sampling),
         )
-        train, val = cache.read("train"), cache.read("val")
-        model.observe(train.digits)
+        train = cache.read("train", codebook)
+        val = cache.read("val", codebook) if "val" in cache.splits else None
+        model.observe(train)
         watch = watch or Silent()
         task = GeneratorTask(model, train, val, experiment.train)
-        counts = describe_counts(len(train), train.labels.tolist(), cache.classes, len(val))
+        counts = describe_counts(len(train), train.labels.tolist(), cache.classes, len(val or ()))
         claim = Claim(folder, experiment.kind, experiment, cache.digest)
         fit(task, experiment.train, claim, here, watch, notes=[f"codes: {counts}"])
     return folder
@@ -381,6 +384,8 @@ def evaluate_generator(
         cache = CodeCache.open(_codes_of(run))
         if cache.digest != origin.codes_digest:
             raise InputError(f"{cache.folder}: holds other codes than {folder} was trained on; train in another folder")
+        if not cache.about.get("data"):
+            raise InputError(f"{cache.folder}: does not say of which images its codes are; nothing to measure by")
         data = build(DataConfig, cache.about["data"], str(cache.folder))
         cards: list[ProtocolCard] = []
         if here.first:
@@ -393,7 +398,7 @@ def evaluate_generator(
             judge = _judge(folder.parent, data, tokenizer.channels, here, watch)
             assert judge is not None  # this is the first process
             against = reference(judge, real, data, _name_of(data, "train"))
-            codes = cache.read("train")
+            codes = cache.read("train", tokenizer.codebook())
             labels = (labels_balanced if balanced else labels_like)(codes.labels, samples)
             law = BALANCED if balanced else LIKE_REFERENCE
             card = sampling_card(generator, tokenizer, against, seed, options, law)
@@ -696,7 +701,7 @@ def _untrained(run: Run, codes: CodeSet, here: World) -> Generator:
     described = run.weights().described
     torch.manual_seed(run.experiment(TrainConfig, "train").seed)
     twin = Generator.from_description(described, run.name)
-    twin.observe(codes.digits)
+    twin.observe(codes)
     return twin.to(here.device).eval()
 
 

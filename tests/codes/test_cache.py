@@ -39,8 +39,8 @@ def written(tmp_path, digits, monkeypatch):
 
 def test_reads_what_was_written_by_two_processes(written, digits):
     codes = CodeCache.open(written.folder).read("train")
-    assert codes.digits.dtype == torch.uint16
-    assert torch.equal(codes.digits.long(), digits)
+    assert codes.content.dtype == torch.uint16
+    assert torch.equal(codes.content.long(), digits)
     assert torch.equal(codes.labels, torch.arange(25) % 3)
     assert (written.count("train"), len(codes)) == (25, 25)
     assert written.spec == SPEC
@@ -90,7 +90,7 @@ def test_a_cache_of_the_first_format_is_read(written, digits):
     del manifest["content"]
     path.write_text(json.dumps(manifest | {"format": 1}))
     codes = CodeCache.open(written.folder).read("val")
-    assert torch.equal(codes.digits.long(), digits)
+    assert torch.equal(codes.content.long(), digits)
     assert codes.flipped is None
 
 
@@ -209,8 +209,8 @@ def latents(tmp_path, monkeypatch):
 def test_latents_with_flips_and_their_statistics(latents):
     values, cache = latents
     kept = torch.tensor([i for i in range(25) if i % 10])
-    read = cache.read_latents("train")
-    assert torch.equal(read.latents, values[kept].half())
+    read = cache.read("train")
+    assert torch.equal(read.content, values[kept].half())
     assert torch.equal(read.flipped, values[kept].flip(-1).half())
     assert torch.equal(read.labels, kept)
     assert (len(read), cache.count("val")) == (22, 3)
@@ -222,9 +222,8 @@ def test_latents_with_flips_and_their_statistics(latents):
 
 def test_latents_are_no_digits_and_digits_no_latents(latents, written):
     with pytest.raises(InputError, match="holds latents of a continuous tokenizer; expected digits"):
-        latents[1].read("train")
-    with pytest.raises(InputError, match="holds digits; expected latents"):
-        written.read_latents("train")
+        _ = latents[1].spec
+    assert isinstance(written.layout, CodeSpec)
 
 
 def test_latents_that_float16_cannot_hold_are_refused(tmp_path):
@@ -254,7 +253,7 @@ def test_a_writer_goes_on_where_it_was_killed(tmp_path, digits, monkeypatch):
     write_shards(partial, "train", 25, encode, range(3), SPEC)
     assert asked == [0, 10, 20, 20]
     cache = finish(partial, tmp_path / "codes", SPEC, ("a",), {"train": 25}, {"tokenizer": "t"})
-    assert torch.equal(cache.read("train").digits.long(), digits)
+    assert torch.equal(cache.read("train").content.long(), digits)
     assert {path.name for path in cache.folder.iterdir()} == {
         "manifest.json",
         *(f"train_0000{i}.safetensors" for i in range(3)),
@@ -301,7 +300,7 @@ def test_a_writer_killed_at_its_end_goes_on(tmp_path, digits, monkeypatch):
     assert prepare(partial, about)
     assert writer.is_complete(partial)
     cache = finish(partial, out, SPEC, ("a",), {"train": 25}, about)
-    assert torch.equal(cache.read("train").digits.long(), digits)
+    assert torch.equal(cache.read("train").content.long(), digits)
     assert not partial.exists()
 
 
@@ -370,7 +369,7 @@ def test_latents_that_are_not_finite_are_refused(latents):
     manifest = json.loads((cache.folder / "manifest.json").read_text())
     manifest["splits"]["val"][0]["sha256"] = sha256(path)
     with pytest.raises(InputError, match=r"val_00000.safetensors: latents_flipped: expected finite numbers"):
-        CodeCache(cache.folder, manifest).read_latents("val")
+        CodeCache(cache.folder, manifest).read("val")
 
 
 FIRST = ("splits", "train", 0)
@@ -486,7 +485,7 @@ def test_a_hidden_folder_of_any_content_is_used_again_or_refused(tmp_path, digit
         return
     write()
     cache = finish(partial, tmp_path / "codes", SPEC, ("a",), {"train": 25}, about)
-    assert torch.equal(cache.read("train").digits.long(), digits)
+    assert torch.equal(cache.read("train").content.long(), digits)
 
 
 def test_a_shard_of_another_layout_in_a_hidden_folder_is_written_again(tmp_path, digits):
@@ -497,4 +496,4 @@ def test_a_shard_of_another_layout_in_a_hidden_folder_is_written_again(tmp_path,
     write_shards(partial, "train", 25, lambda a, b: Part(digits[a:b, :1], labels), range(1), SPEC)
     write_shards(partial, "train", 25, lambda a, b: Part(digits[a:b], labels), range(1), SPEC)
     cache = finish(partial, tmp_path / "codes", SPEC, ("a",), {"train": 25}, about)
-    assert torch.equal(cache.read("train").digits.long(), digits)
+    assert torch.equal(cache.read("train").content.long(), digits)

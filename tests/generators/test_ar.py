@@ -8,10 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ifsq.codes.spec import CodeSpec
+from ifsq.codes import CodeBatch, CodeSpec, LatentSpec
 from ifsq.generators.ar import ARConfig, ARGenerator, HeadConfig
 from ifsq.generators.ar.decode import decode
-from ifsq.generators.base import CodeBatch
 from ifsq.interop.official.llamagen import from_official
 
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}
@@ -54,7 +53,7 @@ def make_batch(spec, count, seed=0):
     rng = torch.Generator().manual_seed(seed)
     columns = [torch.randint(L, (count, *spec.grid), generator=rng) for L in spec.levels]
     labels = torch.randint(3, (count,), generator=rng)
-    return CodeBatch(torch.stack(columns, dim=-1), labels)
+    return CodeBatch(spec, torch.stack(columns, dim=-1), labels)
 
 
 def projector(model, state, layer):
@@ -82,7 +81,7 @@ def test_official_logits_loss_and_gradients(golden):
     assert torch.allclose(model.rope.table, tensor("freqs_cis"), **CLOSE)
     assert torch.allclose(logits, tensor("out/logits"), **CLOSE)
     assert torch.allclose(seen.out, tensor("out/zs0"), **CLOSE)
-    batch = CodeBatch(JOINT.indices_to_digits(indices.reshape(3, 4, 4, 1)), tensor("in/y"))
+    batch = CodeBatch(JOINT, JOINT.indices_to_digits(indices.reshape(3, 4, 4, 1)), tensor("in/y"))
     loss = model.loss(batch, torch.Generator())["loss"]
     assert torch.allclose(loss, tensor("out/ar_loss")[0], **CLOSE)
     (loss - 2 * F.cosine_similarity(seen.out, tensor("in/z_target"), dim=-1).mean()).backward()
@@ -108,7 +107,7 @@ def test_official_factorized_logits_losses_and_gradients(golden):
         loss = F.cross_entropy(logits[k].flatten(0, 1), indices[..., k].flatten())
         assert torch.allclose(loss, tensor(f"out/loss{k}")[0], **CLOSE)
     assert torch.allclose(seen.out, tensor("out/zs0"), **CLOSE)
-    batch = CodeBatch(PAIRS.indices_to_digits(indices.reshape(3, 4, 4, 2)), tensor("in/y"))
+    batch = CodeBatch(PAIRS, PAIRS.indices_to_digits(indices.reshape(3, 4, 4, 2)), tensor("in/y"))
     loss = model.loss(batch, torch.Generator())["loss"]
     assert torch.allclose(loss, tensor("out/loss_sum")[0], **CLOSE)
     loss.backward()
@@ -167,7 +166,7 @@ def test_cached_sampling_equals_the_full_pass(case, rope_class):
 def test_prediction_sees_no_later_token_and_no_later_group(case):
     model = make(case).eval()
     spec = model.spec
-    indices = spec.digits_to_indices(make_batch(spec, 1).digits).flatten(1, 2)
+    indices = spec.digits_to_indices(make_batch(spec, 1).content).flatten(1, 2)
     groups = indices.shape[-1]
     before = model.logits(indices, torch.tensor([1]))
     for place in range(groups * 3):  # change one index of the first three tokens
@@ -214,7 +213,7 @@ def test_nll_is_the_log_probability_of_an_image_whatever_the_mode():
     nll = model.nll(batch)
     assert model.training
     model.eval()
-    indices = spec.digits_to_indices(batch.digits).flatten(1, 2)
+    indices = spec.digits_to_indices(batch.content).flatten(1, 2)
     log_p = torch.zeros(4)
     for k, logits in enumerate(model.logits(indices, batch.labels)):
         log_p += logits.log_softmax(-1).gather(-1, indices[..., k : k + 1]).sum(dim=(1, 2)).detach()
@@ -229,7 +228,7 @@ def test_probabilities_of_all_images_sum_to_one():
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.5)
     every = torch.cartesian_prod(*(torch.arange(L) for L in (3, 2, 3, 2))).reshape(36, 1, 2, 2)
-    nll = model.nll(CodeBatch(every, torch.ones(36, dtype=torch.int64)))
+    nll = model.nll(CodeBatch(spec, every, torch.ones(36, dtype=torch.int64)))
     assert float((-nll).exp().sum()) == pytest.approx(1.0, abs=1e-5)
 
 
@@ -328,6 +327,30 @@ def test_groups_too_large_for_a_softmax_are_refused():
     spec = CodeSpec((17,) * 8, (8,), "little", "paper", (2, 2))
     with pytest.raises(ValueError, match="a group of 6975757441 codes: expected at most 1048576; use smaller groups"):
         ARGenerator(ARConfig(1, 16, 2), spec, num_classes=3)
+
+
+def test_the_numbers_of_a_codebook_are_one_group():
+    spec = CodeSpec((7,), (1,), "little", "codebook", (2, 3))
+    torch.manual_seed(0)
+    model = ARGenerator(ARConfig(1, 16, 2, mlp_multiple_of=8), spec, num_classes=3)
+    assert model.loss(make_batch(spec, 4), torch.Generator())["loss"].item() == pytest.approx(math.log(7), abs=1e-5)
+    nn.init.normal_(model.head.output[0].weight, std=20.0)
+    drawn = model.sample(torch.tensor([0, 1, 2]))
+    assert drawn.codes is None
+    assert drawn.indices.shape == (3, 2, 3, 1)
+    assert len(drawn.indices.unique()) > 1
+    assert 0 <= int(drawn.indices.min()) <= int(drawn.indices.max()) < 7
+
+
+def test_groups_are_the_models_own_whatever_the_cache_has():
+    model, joint = make("chain"), CodeSpec((5, 3, 5), (3,), "little", "paper", (2, 3))
+    batch = make_batch(model.spec, 4)
+    assert torch.equal(model.nll(CodeBatch(joint, batch.content, batch.labels)), model.nll(batch))
+
+
+def test_latents_are_refused():
+    with pytest.raises(ValueError, match=r"latents of 4 channels have no indices: expected digits .* for an autoreg"):
+        ARGenerator(ARConfig(1, 16, 2), LatentSpec(4, (2, 2)), num_classes=3)
 
 
 def test_transformer_head_needs_positions_for_its_groups():

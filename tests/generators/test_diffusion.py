@@ -7,8 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ifsq.codes.spec import CodeSpec
-from ifsq.generators.base import CodeBatch
+from ifsq.codes import CodeBatch, CodeSet, CodeSpec, LatentSpec
 from ifsq.generators.diffusion import DiffusionGenerator, DiffusionSampling, DiTConfig
 from ifsq.generators.diffusion.solvers import euler, time_grid
 from ifsq.interop.official.dit import from_official
@@ -43,7 +42,7 @@ def make(**options):
 def make_batch(count, seed=0):
     rng = torch.Generator().manual_seed(seed)
     columns = [torch.randint(L, (count, *SPEC.grid), generator=rng) for L in SPEC.levels]
-    return CodeBatch(torch.stack(columns, dim=-1), torch.randint(3, (count,), generator=rng))
+    return CodeBatch(SPEC, torch.stack(columns, dim=-1), torch.randint(3, (count,), generator=rng))
 
 
 def test_official_prediction(official):
@@ -104,7 +103,7 @@ def test_fresh_model_predicts_nothing_and_stays_trainable():
     model = DiffusionGenerator(DiTConfig(2, 32, 4, patch=2, cosine_weight=1.0), SPEC, num_classes=3)
     batch = make_batch(4)
     losses = model.loss(batch, torch.Generator().manual_seed(0))
-    x1 = SPEC.digits_to_codes(batch.digits)
+    x1 = SPEC.digits_to_codes(batch.content)
     expected = x1.square().mean() + 1  # |x1 - x0|^2 with x0 of unit variance
     assert losses["mse"].item() == pytest.approx(float(expected), rel=0.1)
     assert losses["cosine"].item() == 1.0
@@ -136,7 +135,7 @@ def test_loss_is_the_flow_matching_loss_at_the_generators_draws():
     torch.rand(4, generator=rng)  # the labels' dropout
     x0, t = torch.randn(4, 3, 4, 6, generator=rng), torch.randn(4, generator=rng).sigmoid()
     mean, std = torch.tensor([0.1, 0.2, -0.1]).view(3, 1, 1), torch.tensor([0.5, 0.6, 0.7]).view(3, 1, 1)
-    x1 = (SPEC.digits_to_codes(batch.digits) - mean) / std
+    x1 = (SPEC.digits_to_codes(batch.content) - mean) / std
     xt = torch.stack([t[i] * x1[i] + (1 - t[i]) * x0[i] for i in range(4)])
     expected = (model.dit(xt, t, batch.labels) - (x1 - x0)).square().mean()
     assert torch.allclose(model.loss(batch, torch.Generator().manual_seed(5))["loss"], expected, **CLOSE)
@@ -267,13 +266,90 @@ def test_statistics_normalise_are_stored_and_survive_casts():
 
 def test_observed_codes_come_out_with_zero_mean_and_unit_variance():
     model = make()
-    digits = make_batch(500).digits
+    batch = make_batch(500)
+    digits = batch.content
     digits[..., 1] = 7  # a dead channel
-    model.observe(digits)
+    model.observe(CodeSet(SPEC, digits.to(torch.uint8), batch.labels))
     x = model.normalize(SPEC.digits_to_codes(digits))
     assert torch.allclose(x.mean(dim=(0, 2, 3)), torch.zeros(3), atol=1e-5)
     assert torch.allclose(x.std(dim=(0, 2, 3)), torch.tensor([1.0, 0.0, 1.0]), atol=1e-3)
     assert float(model.code_std[1]) == 1.0
+
+
+LATENTS = LatentSpec(3, (4, 6))
+BOOK = CodeSpec((11,), (1,), "little", "codebook", (4, 6))
+
+
+def latents(count):
+    rng = torch.Generator().manual_seed(0)
+    content = torch.randn(count, 3, 4, 6, generator=rng) * torch.tensor([4.0, 0.1, 1.0]).view(3, 1, 1) + 2
+    return CodeSet(LATENTS, content.half(), torch.randint(3, (count,), generator=rng))
+
+
+def vectors(count):
+    rng = torch.Generator().manual_seed(0)
+    digits = torch.randint(11, (count, 4, 6, 1), generator=rng, dtype=torch.uint8)
+    return CodeSet(BOOK, digits, torch.randint(3, (count,), generator=rng), codebook=torch.randn(11, 3, generator=rng))
+
+
+@pytest.mark.parametrize(("codes", "code_dim"), [(latents, None), (vectors, 3)])
+def test_latents_and_the_vectors_of_a_codebook_are_modelled(codes, code_dim):
+    codes = codes(64)
+    torch.manual_seed(0)
+    model = DiffusionGenerator(DiTConfig(2, 32, 4, patch=2, label_dropout=0.0), codes.layout, 3, code_dim)
+    model.observe(codes)
+    batch = codes.batch(torch.arange(64))
+    x = model.normalize(batch.codes())
+    assert torch.allclose(x.mean(dim=(0, 2, 3)), torch.zeros(3), atol=1e-3)
+    assert torch.allclose(x.std(dim=(0, 2, 3)), torch.ones(3), atol=1e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(15):
+        optimizer.zero_grad()
+        loss = model.loss(codes.batch(torch.arange(8)), torch.Generator().manual_seed(0))["loss"]
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.9 * losses[0]
+    again = DiffusionGenerator.from_description(model.describe(), "here")
+    again.load_state_dict(model.state_dict())
+    drawn, same = (one.sample(LABELS, steps=3, seed=2) for one in (model, again))
+    assert torch.equal(drawn.codes, same.codes)
+
+
+def test_latents_are_drawn_as_they_are_and_vectors_are_the_nearest_of_the_codebook():
+    model = DiffusionGenerator(DiTConfig(1, 16, 2, patch=2), LATENTS, 3)
+    drawn = model.sample(LABELS, steps=2)
+    assert drawn.indices is None
+    assert drawn.codes.shape == (2, 3, 4, 6)
+    codes = vectors(8)
+    model = DiffusionGenerator(DiTConfig(1, 16, 2, patch=2), BOOK, 3, 3)
+    model.observe(codes)
+    told = []
+    drawn = model.draw(LABELS, DiffusionSampling(steps=2), 0, 0, on_step=lambda *step: told.append(step[2]))
+    free = model.denormalize(told[-1])
+    nearest = (free[:, None] - codes.codebook[:, :, None, None]).square().sum(dim=2).argmin(dim=1)
+    assert torch.equal(drawn.indices[..., 0], nearest)
+    assert torch.equal(drawn.codes, codes.codebook[nearest].movedim(-1, 1))
+    assert model.bfloat16().codebook.dtype == torch.float32
+    assert torch.equal(model.codebook, codes.codebook)
+
+
+def test_statistics_that_the_cache_states_are_taken_over():
+    codes = latents(8)
+    stated = {"mean": [1.0, 2.0, 3.0], "std": [0.5, 0.25, 0.0]}
+    model = DiffusionGenerator(DiTConfig(1, 16, 2, patch=2), LATENTS, 3)
+    model.observe(CodeSet(LATENTS, codes.content, codes.labels, statistics=stated))
+    assert model.code_mean.tolist() == [1.0, 2.0, 3.0]
+    assert model.code_std.tolist() == [0.5, 0.25, 1.0]
+
+
+def test_a_codebook_that_is_not_there_is_refused():
+    with pytest.raises(ValueError, match="codes of a codebook of 11: expected code_dim, the channels of its vectors"):
+        DiffusionGenerator(DiTConfig(1, 16, 2, patch=2), BOOK, 3)
+    model = DiffusionGenerator(DiTConfig(1, 16, 2, patch=2), BOOK, 3, 4)
+    with pytest.raises(ValueError, match=r"codebook of shape \(11, 3\): expected \(11, 4\), the tokenizer's"):
+        model.observe(vectors(4))
 
 
 def test_autocast_keeps_losses_and_times_in_float32():

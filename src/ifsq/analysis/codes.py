@@ -13,7 +13,7 @@ def analyze_codes(folder: Path, split: str) -> tuple[Table, Table]:
     """Use of every dimension's levels and of every group's indices, over all images of a split. Raises InputError."""
     cache = CodeCache.open(folder)
     counts = CodeCounts(cache.spec)
-    for part in cache.read(split).digits.split(COUNTED_AT_ONCE):
+    for part in cache.read(split).content.split(COUNTED_AT_ONCE):
         counts.add(part)
     use = counts.statistics()
     dimensions = tuple(

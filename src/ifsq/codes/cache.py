@@ -8,15 +8,17 @@ list in JSON of what its images are called. Written by `writer`.
 """
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int, Integer
+from jaxtyping import Bool, Float, Int, Num
 from safetensors import safe_open
 from torch import Tensor
 
+from ifsq.codes.batch import CodeBatch
 from ifsq.codes.manifest import Manifest, ShardEntry, read_manifest, tokens_digest
 from ifsq.codes.shard import FLIPPED, LABELS, content_of, names_of, read_header, stored_dtype
 from ifsq.codes.spec import CodeSpec, LatentSpec
@@ -25,30 +27,44 @@ from ifsq.data.paths import is_plain
 from ifsq.store.files import sha256
 
 MANIFEST = "manifest.json"
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
 class CodeSet:
-    """One split in memory: digits as stored (n, h, w, d), int64 labels (n,), and the digits of the mirrored images."""
+    """One split in memory.
 
-    digits: Integer[Tensor, "n h w d"]
+    layout      of the digits, or of the latents
+    content     digits as stored (n, h, w, d), or float16 latents (n, d, h, w)
+    labels      int64 (n,)
+    flipped     the content of the mirrored images, where it was stored
+    codebook    float32 (v, c): the vectors that a VQ tokenizer's digits number, where they are known
+    statistics  of latents: ``mean`` and ``std`` of every channel over the training split
+    """
+
+    layout: CodeSpec | LatentSpec
+    content: Num[Tensor, "n _ _ _"]
     labels: Int[Tensor, "n"]
-    flipped: Integer[Tensor, "n h w d"] | None = None
+    flipped: Num[Tensor, "n _ _ _"] | None = None
+    codebook: Float[Tensor, "v c"] | None = None
+    statistics: Mapping[str, list[float]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.labels)
 
+    def batch(
+        self, rows: Int[Tensor, "b"], device: torch.device = CPU, mirrored: Bool[Tensor, "b"] | None = None
+    ) -> CodeBatch:
+        """The images of these rows, on a device.
 
-@dataclass(frozen=True)
-class LatentSet:
-    """One split in memory: float16 latents (n, d, h, w), int64 labels (n,), and the latents of the mirrored images."""
-
-    latents: Float[Tensor, "n d h w"]
-    labels: Int[Tensor, "n"]
-    flipped: Float[Tensor, "n d h w"] | None = None
-
-    def __len__(self) -> int:
-        return len(self.labels)
+        mirrored  whether a row is taken from the codes of the mirrored images, where the set has them
+        """
+        dtype = torch.float32 if isinstance(self.layout, LatentSpec) else torch.int64
+        content = self.content[rows].to(dtype)
+        if mirrored is not None and self.flipped is not None:
+            content = torch.where(mirrored.view(-1, 1, 1, 1), self.flipped[rows].to(dtype), content)
+        codebook = None if self.codebook is None else self.codebook.to(device)
+        return CodeBatch(self.layout, content.to(device), self.labels[rows].to(device), codebook)
 
 
 class CodeCache:
@@ -89,19 +105,16 @@ class CodeCache:
             raise InputError(f"{self.folder}: holds latents of a continuous tokenizer; expected digits")
         return self.layout
 
-    def read(self, split: str) -> CodeSet:
-        """All digits and labels of a split, every shard checked against its hash.
+    def read(self, split: str, codebook: Float[Tensor, "v c"] | None = None) -> CodeSet:
+        """All codes and labels of a split, every shard checked against its hash.
 
-        Raises InputError for latents, a split that is absent, and a shard that is missing or damaged.
+        codebook  of the tokenizer, where the digits are those of one; see `Tokenizer.codebook`
+
+        Raises InputError for a split that is absent, and a shard that is missing or damaged.
         """
-        _ = self.spec
-        return CodeSet(**self._read(split))
-
-    def read_latents(self, split: str) -> LatentSet:
-        """All latents and labels of a split, every shard checked against its hash. Raises InputError, as `read`."""
-        if not isinstance(self.layout, LatentSpec):
-            raise InputError(f"{self.folder}: holds digits; expected latents of a continuous tokenizer")
-        return LatentSet(**self._read(split))
+        found = self._read(split)
+        content, labels, flipped = found[content_of(self.layout)], found[LABELS], found.get("flipped")
+        return CodeSet(self.layout, content, labels, flipped, codebook, self.statistics)
 
     def names(self, split: str) -> list[str]:
         """What the images of a split are called, in the order of their codes: a path below the source, a member of a

@@ -104,13 +104,9 @@ class CodeSpec:
         """JSON form, for manifests and checkpoints; `ifsq.config.build` reads it."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
-    def differs_from(self, other: "CodeSpec") -> str:
+    def differs_from(self, other: "CodeSpec | LatentSpec") -> str:
         """The first difference in words, or an empty string: for the message of a refused pair."""
-        for key, mine in self.to_dict().items():
-            theirs = other.to_dict()[key]
-            if mine != theirs:
-                return f"{key} {mine} against {theirs}"
-        return ""
+        return _difference(self, other)
 
 
 @dataclass(frozen=True)
@@ -125,6 +121,11 @@ class LatentSpec:
             raise ValueError(f"dim={self.dim}, grid={self.grid}: expected positive numbers")
 
     @property
+    def tokens(self) -> int:
+        """Grid positions of an image."""
+        return self.grid[0] * self.grid[1]
+
+    @property
     def shape(self) -> tuple[int, int, int]:
         """Shape of an image's latents as they are stored, (d, h, w)."""
         return (self.dim, *self.grid)
@@ -132,3 +133,15 @@ class LatentSpec:
     def to_dict(self) -> dict[str, Any]:
         """JSON form, for manifests."""
         return {"dim": self.dim, "grid": list(self.grid)}
+
+    def differs_from(self, other: "CodeSpec | LatentSpec") -> str:
+        """The first difference in words, or an empty string: for the message of a refused pair."""
+        return _difference(self, other)
+
+
+def _difference(mine: CodeSpec | LatentSpec, other: CodeSpec | LatentSpec) -> str:
+    if type(mine) is not type(other):
+        what = [f"latents of {one.dim} channels" if isinstance(one, LatentSpec) else "digits" for one in (mine, other)]
+        return " against ".join(what)
+    theirs = other.to_dict()
+    return next((f"{key} {own} against {theirs[key]}" for key, own in mine.to_dict().items() if own != theirs[key]), "")

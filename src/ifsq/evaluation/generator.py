@@ -16,7 +16,6 @@ from ifsq.data import DataError, ImageSource, iterate_once, to_float, to_uint8
 from ifsq.data.images import DataConfig
 from ifsq.evaluation.protocol import AT_ONCE, blank_card, spread
 from ifsq.generators import Generator, Sampling
-from ifsq.generators.train import take
 from ifsq.metrics import FeatureStatistics, JudgeNet, ProtocolCard, fd_name
 from ifsq.metrics.distribution import frechet_from_statistics
 from ifsq.metrics.judge import FEATURES
@@ -51,7 +50,7 @@ def draw_images(
     images = []
     for first in range(0, len(labels), AT_ONCE):
         drawn = generator.sample(labels[first : first + AT_ONCE], sampling, seed=seed, first=first)
-        images.append(to_uint8(tokenizer.decode(drawn.codes)))
+        images.append(to_uint8(tokenizer.decode_sampled(drawn)))
     return np.concatenate(images)
 
 
@@ -128,7 +127,7 @@ def measure_likelihood(generator: Generator, codes: CodeSet, card: ProtocolCard)
     device = next(generator.parameters()).device
     nats = []
     for rows in torch.arange(len(codes)).split(AT_ONCE):
-        part = generator.nll(take(codes, rows, device))
+        part = generator.nll(codes.batch(rows, device))
         if part is None:
             return []
         nats.append(part.cpu())

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float, Int, Integer
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ifsq.codes.spec import CodeSpec
+from ifsq.codes import CodeBatch, CodeSet, CodeSpec, LatentSpec, Sampled
 from ifsq.config import InputError, build, merge, to_dict
 from ifsq.generators.conditioning import check_guidance
 from ifsq.generators.origin import Origin
@@ -25,26 +25,6 @@ from ifsq.store.run import Run
 from ifsq.store.weights import build_with, weights_digest
 
 MAX_TOKENS = 2**20  # positions: tables of them are made before a weight is read
-
-
-@dataclass(frozen=True)
-class CodeBatch:
-    """A batch from the code cache: integer digits (b, h, w, d) and int64 labels (b,)."""
-
-    digits: Int[Tensor, "b h w d"]
-    labels: Int[Tensor, "b"]
-
-
-@dataclass(frozen=True)
-class Sampled:
-    """What a generator draws: lattice codes for the decoder and the same thing as indices.
-
-    codes    float32 (b, d, h, w) in [-1, 1], on the lattice
-    indices  int64 (b, h, w, g) in the generator's own groups, the axis kept for one group too
-    """
-
-    codes: Float[Tensor, "b d h w"]
-    indices: Int[Tensor, "b h w g"]
 
 
 @dataclass(frozen=True)
@@ -67,10 +47,12 @@ class Sampling:
 
 
 class Generator(nn.Module, ABC):
-    """A model of codes given a class label.
+    """A model of codes given a class label. Each kind refuses the layouts that it cannot model.
 
-    spec         layout of the codes
+    spec         layout of the codes: digits of a lattice, numbers of a codebook's vectors, or latents
     num_classes  labels are 0..num_classes-1; the label num_classes is the null class of classifier-free guidance
+    code_dim     channels of a codebook's vectors, which its layout does not say; a kind that needs no vectors needs
+                 none. Of other layouts their own
     """
 
     kinds: ClassVar[dict[str, type["Generator"]]] = {}
@@ -80,6 +62,7 @@ class Generator(nn.Module, ABC):
     config_class: ClassVar[type]
     sampling_class: ClassVar[type[Sampling]]
     config: Any
+    spec: CodeSpec | LatentSpec
     origin: Origin
     """What it was trained on; of a fresh generator its classes by number."""
 
@@ -89,7 +72,7 @@ class Generator(nn.Module, ABC):
             cls.kind = kind
             Generator.kinds[kind] = cls
 
-    def __init__(self, config: Any, spec: CodeSpec, num_classes: int) -> None:
+    def __init__(self, config: Any, spec: CodeSpec | LatentSpec, num_classes: int, code_dim: int | None = None) -> None:
         super().__init__()
         if num_classes < 1:
             raise ValueError(f"num_classes={num_classes}: expected at least 1")
@@ -97,13 +80,12 @@ class Generator(nn.Module, ABC):
             raise ValueError(
                 f"a grid of {spec.grid[0]} x {spec.grid[1]} codes: expected at most {MAX_TOKENS} positions"
             )
-        if not spec.on_lattice:
-            raise ValueError(
-                f"codes of a codebook of {spec.levels[0]}: expected codes on a lattice (fsq, lfq, bsq, ...)"
-            )
+        if code_dim is not None and code_dim < 1:
+            raise ValueError(f"code_dim={code_dim}: expected at least 1")
         self.config = config
         self.spec = spec
         self.num_classes = num_classes
+        self.code_dim = spec.dim if isinstance(spec, LatentSpec) or spec.on_lattice else code_dim
         self.origin = Origin(tuple(map(str, range(num_classes))))
 
     @abstractmethod
@@ -131,8 +113,8 @@ class Generator(nn.Module, ABC):
         """Negative log-likelihood of each image in nats, given its label; None of a kind that has none."""
         return None
 
-    def observe(self, digits: Integer[Tensor, "n h w d"]) -> None:
-        """Take from the training digits what the model must know beforehand; called once, before training."""
+    def observe(self, codes: CodeSet) -> None:
+        """Take from the training codes what the model must know beforehand; called once, before training."""
 
     def sample(
         self,
@@ -178,6 +160,7 @@ class Generator(nn.Module, ABC):
             "kind": self.kind,
             "config": to_dict(self.config),
             "spec": self.spec.to_dict(),
+            "code_dim": self.code_dim,
             "origin": to_dict(self.origin),
         }
 
@@ -231,8 +214,12 @@ class Generator(nn.Module, ABC):
         origin = build(Origin, described["origin"], f"{where}: origin")
         build(known.sampling_class, origin.sampling, f"{where}: origin.sampling")
         config: Any = build(known.config_class, described["config"], where)
-        spec = build(CodeSpec, described["spec"], f"{where}: spec")
-        return partial(_make, known, config, spec, origin)
+        layout: Any = LatentSpec if "dim" in described["spec"] else CodeSpec
+        spec = build(layout, described["spec"], f"{where}: spec")
+        code_dim = described.get("code_dim")
+        if code_dim is not None and type(code_dim) is not int:
+            raise InputError(f"{where}: code_dim: {code_dim!r}, expected a number of channels")
+        return partial(_make, known, config, spec, origin, code_dim)
 
 
 def check_depth(depth: int, blocks: int) -> None:
@@ -241,8 +228,8 @@ def check_depth(depth: int, blocks: int) -> None:
         raise ValueError(f"depth={depth}: expected 1 to {blocks}, the blocks of the network")
 
 
-def _make(cls: Any, config: Any, spec: CodeSpec, origin: Origin) -> Generator:
-    model: Generator = cls(config, spec, len(origin.classes))
+def _make(cls: Any, config: Any, spec: Any, origin: Origin, code_dim: int | None) -> Generator:
+    model: Generator = cls(config, spec, len(origin.classes), code_dim)
     model.origin = origin
     return model
 
@@ -254,8 +241,7 @@ def generator_card(model: Generator, made: Provenance) -> str:
         "parameters": f"{sum(p.numel() for p in model.parameters()):,}",
         "kind": kind,
         "code grid": " x ".join(map(str, spec.grid)),
-        "levels": " x ".join(map(str, spec.levels)),
-        "index groups": " + ".join(map(str, spec.groups)),
+        **_about_codes(spec),
         "classes": str(model.num_classes),
         "SHA-256 of the tokenizer's weights": model.origin.tokenizer_digest,
         "SHA-256 of the weights": weights_digest(model),
@@ -263,6 +249,14 @@ def generator_card(model: Generator, made: Provenance) -> str:
     use = (
         "import ifsq, torch",
         'generator = ifsq.Generator.from_pretrained(".")  # this folder, or owner/name on the hub',
-        "codes = generator.sample(torch.tensor([0]), seed=0).codes  # for the tokenizer's decode",
+        "drawn = generator.sample(torch.tensor([0]), seed=0)  # for the tokenizer's decode_sampled",
     )
     return model_card(f"Generator of image codes ({kind})", ("image-generation", kind), facts, use, made)
+
+
+def _about_codes(spec: CodeSpec | LatentSpec) -> dict[str, str]:
+    if isinstance(spec, LatentSpec):
+        return {"latent channels": str(spec.dim)}
+    if not spec.on_lattice:
+        return {"codebook": str(spec.levels[0])}
+    return {"levels": " x ".join(map(str, spec.levels)), "index groups": " + ".join(map(str, spec.groups))}

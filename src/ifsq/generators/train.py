@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ifsq.codes.cache import CodeSet
+from ifsq.codes import CodeBatch, CodeSet
 from ifsq.data.draws import mix
 from ifsq.data.sampler import StepSampler
-from ifsq.generators.base import CodeBatch, Generator
+from ifsq.generators.base import Generator
 from ifsq.training import parallel
 from ifsq.training.config import TrainConfig
 from ifsq.training.distributed import World
@@ -23,9 +23,12 @@ HELD_OUT_SEED = 1  # noise and times of the held-out loss are the same at every 
 
 
 class GeneratorTask(Task):
-    """Model the codes of a cache."""
+    """Model the codes of a cache.
 
-    def __init__(self, model: Generator, train: CodeSet, val: CodeSet, config: TrainConfig) -> None:
+    val  held-out codes; None of a cache without any, as of latents that another project extracted
+    """
+
+    def __init__(self, model: Generator, train: CodeSet, val: CodeSet | None, config: TrainConfig) -> None:
         self.model: nn.Module = model
         self.train, self.val = train, val
         self.config = config
@@ -43,7 +46,7 @@ class GeneratorTask(Task):
         for items in sampler.steps_from(start):
             rows = torch.tensor([index for index, _ in items])
             mirrored = torch.tensor([seed % 2 == 1 for _, seed in items])
-            yield take(self.train, rows, world.device, mirrored)
+            yield self.train.batch(rows, world.device, mirrored)
 
     def loss(self, model: Generator, batch: CodeBatch, rng: torch.Generator, step: int) -> dict[str, Tensor]:
         return model.loss(batch, rng)
@@ -51,12 +54,14 @@ class GeneratorTask(Task):
     @torch.no_grad()
     def validate(self, model: Generator, world: World) -> dict[str, float]:
         """Mean of the losses over the held-out codes, in eval mode: no dropout, no dropped labels."""
+        if self.val is None:
+            return {}
         totals: dict[str, float] = {}
         for number, rows in enumerate(torch.arange(len(self.val)).split(HELD_OUT_BATCH)):
             if number % world.size != world.rank:
                 continue
             rng = torch.Generator(world.device).manual_seed(mix(HELD_OUT_SEED, number))
-            for name, value in model.eval().loss(take(self.val, rows, world.device), rng).items():
+            for name, value in model.eval().loss(self.val.batch(rows, world.device), rng).items():
                 totals[name] = totals.get(name, 0.0) + float(value) * len(rows)
         shares = world.gather(totals)
         names = {name: None for share in shares for name in share}
@@ -67,14 +72,3 @@ class GeneratorTask(Task):
 
     def describe(self) -> dict[str, Any]:
         return self._described
-
-
-def take(codes: CodeSet, rows: Tensor, device: torch.device, mirrored: Tensor | None = None) -> CodeBatch:
-    """The rows of a code set as a batch on a device, digits as int64.
-
-    mirrored  whether a row is taken from the codes of the mirrored images, where the set has them
-    """
-    digits = codes.digits[rows].long()
-    if mirrored is not None and codes.flipped is not None:
-        digits = torch.where(mirrored.view(-1, 1, 1, 1), codes.flipped[rows].long(), digits)
-    return CodeBatch(digits.to(device), codes.labels[rows].to(device))

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ifsq.codes.spec import CodeSpec, LatentSpec
+from ifsq.codes import CodeSpec, LatentSpec, Sampled
 from ifsq.config import InputError, build, to_dict
 from ifsq.quantizers.bottleneck import Bottleneck
 from ifsq.store.hub import push
@@ -136,6 +136,25 @@ class Tokenizer(nn.Module):
         """
         codes = self.quantizer.indices_to_codes(taken_indices(self.quantizer, indices))
         return self.decode(codes, tile, overlap)
+
+    def decode_sampled(self, drawn: Sampled) -> Float[Tensor, "b c H W"]:
+        """What a generator drew -> images: by its codes or, where they are in the codebook alone, by its indices.
+
+        Raises ValueError, as `decode` and `decode_indices`.
+        """
+        if drawn.codes is not None:
+            return self.decode(drawn.codes)
+        if drawn.indices is None:
+            raise ValueError("neither codes nor indices: expected what a generator draws")
+        return self.decode_indices(drawn.indices)
+
+    def codebook(self) -> Float[Tensor, "v d"] | None:
+        """The vectors that a cache's digits number, float32 on the CPU; None of other tokenizers."""
+        lattice = self.quantizer.lattice
+        if lattice is None or lattice.has_codes:
+            return None
+        numbers = torch.arange(lattice.levels[0], device=next(self.parameters()).device)
+        return self.quantizer.indices_to_codes(numbers[None, None])[0, :, 0].T.detach().cpu()
 
     def forward(self, images: Float[Tensor, "b c H W"]) -> Autoencoded:
         """Reconstruction, with the quantizer's gradient, and what the quantizer adds to the loss; else as `encode`."""

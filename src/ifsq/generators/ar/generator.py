@@ -6,12 +6,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ifsq.codes import CodeBatch, Sampled
 from ifsq.config import InputError
 from ifsq.generators.ar.config import ARConfig
 from ifsq.generators.ar.decode import decode, guided_tokens
 from ifsq.generators.ar.draw import ARSampling, draw
 from ifsq.generators.ar.network import ARNetwork
-from ifsq.generators.base import CodeBatch, Sampled, Sampling, check_depth
+from ifsq.generators.base import Sampling, check_depth
 from ifsq.generators.conditioning import drop_labels
 from ifsq.generators.streams import uniforms
 from ifsq.nn.modes import evaluating
@@ -20,7 +21,10 @@ from ifsq.nn.modes import evaluating
 class ARGenerator(ARNetwork, kind="ar"):
     """Next-token model of the indices of an image, given its class. See `Generator` for the arguments.
 
-    Raises ValueError where a group has more than 2**20 codes, or the head width does not suit rotary positions.
+    The numbers of a codebook's vectors are one group of as many codes.
+
+    Raises ValueError for latents, where a group has more than 2**20 codes, and where the head width does not suit
+    rotary positions.
     """
 
     title = "autoregressive"
@@ -65,14 +69,15 @@ class ARGenerator(ARNetwork, kind="ar"):
         indices = indices.unflatten(1, self.spec.grid)
         if not bool(torch.stack(finite).all()):
             raise InputError("the logits are not finite numbers: expected finite weights")
-        return Sampled(self.spec.digits_to_codes(self.spec.indices_to_digits(indices)), indices)
+        codes = self.spec.digits_to_codes(self.spec.indices_to_digits(indices)) if self.spec.on_lattice else None
+        return Sampled(codes, indices)
 
     def _dropped(self, labels: Tensor, rng: torch.Generator) -> Tensor:
         """In training a share of the labels becomes the null class."""
         return drop_labels(labels, self.num_classes, self.config.label_dropout, rng) if self.training else labels
 
     def _indices(self, batch: CodeBatch) -> Tensor:
-        return self.spec.digits_to_indices(batch.digits).flatten(1, 2)  # b t g
+        return batch.indices(self.spec.groups).flatten(1, 2)  # b t g
 
     def _token_nats(self, batch: CodeBatch, labels: Tensor) -> Tensor:
         """Cross-entropy (b, t) in nats, summed over groups, float32."""

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ifsq.codes.spec import CodeSpec
+from ifsq.codes import CodeSpec, LatentSpec
 from ifsq.generators.ar.block import Block
 from ifsq.generators.ar.config import ARConfig
 from ifsq.generators.ar.heads.base import SoftmaxHead
@@ -31,9 +31,17 @@ class ARNetwork(Generator):
     """The layers of an `ARGenerator`, which stand in the generator itself: checkpoints name them without a prefix."""
 
     config: ARConfig
+    spec: CodeSpec
 
-    def __init__(self, config: ARConfig, spec: CodeSpec, num_classes: int) -> None:
-        super().__init__(config, spec, num_classes)
+    def __init__(
+        self, config: ARConfig, spec: CodeSpec | LatentSpec, num_classes: int, code_dim: int | None = None
+    ) -> None:
+        super().__init__(config, spec, num_classes, code_dim)
+        if isinstance(spec, LatentSpec):
+            raise ValueError(
+                f"latents of {spec.dim} channels have no indices: expected digits (fsq, vq, lfq, bsq, ...) for an"
+                " autoregressive generator"
+            )
         if max(spec.vocab_sizes) > MAX_VOCAB:
             raise ValueError(
                 f"a group of {max(spec.vocab_sizes)} codes: expected at most {MAX_VOCAB}; use smaller groups"

@@ -1,19 +1,20 @@
 """The diffusion generator: flow matching on the codes (arXiv 2210.02747), one parametrisation for loss and sampling.
 
 The network predicts the velocity of the `LinearPath` from noise to normalised codes. A sample is snapped to the nearest
-lattice point, so that the decoder sees only codes that the tokenizer can produce. Paper: section 4 (DiT).
+point of the lattice or vector of the codebook, so that the decoder sees only codes that the tokenizer can produce; of
+latents there are no others. Paper: section 4 (DiT).
 """
 
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int, Integer
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from ifsq.codes.spec import CodeSpec
+from ifsq.codes import CodeBatch, CodeSet, CodeSpec, LatentSpec, Sampled
 from ifsq.config import InputError
-from ifsq.generators.base import CodeBatch, Generator, Sampled, Sampling, check_depth
+from ifsq.generators.base import Generator, Sampling, check_depth
 from ifsq.generators.conditioning import drop_labels
 from ifsq.generators.diffusion.config import DiTConfig
 from ifsq.generators.diffusion.network import DiT
@@ -23,6 +24,7 @@ from ifsq.generators.streams import normals
 from ifsq.nn.modes import evaluating
 
 OBSERVED_AT_ONCE = 4096  # images whose codes are floats at one time
+SNAPPED_AT_ONCE = 1024  # positions whose distances to all of a codebook are there at one time
 
 # The network starts at v = 0, where the cosine's slope is 1 / eps: with torch's 1e-8 the first step would leave an
 # optimizer's second moments at 1e13. Velocities have a length of about sqrt(2 d), so 0.1 changes nothing else.
@@ -33,7 +35,9 @@ DEAD_VARIANCE = 1e-12  # what rounding leaves of a constant; one odd code among 
 class DiffusionGenerator(Generator, kind="diffusion"):
     """Flow model of the codes of an image, given its class. See `Generator` for the arguments.
 
-    Codes are normalised by the per-channel ``code_mean`` and ``code_std`` (0 and 1 until `set_statistics`).
+    Codes are normalised by the per-channel ``code_mean`` and ``code_std`` (0 and 1 until `observe`). Where the digits
+    number the vectors of a VQ tokenizer, the generator keeps a copy of them, ``codebook`` (v, d), from `observe` on: it
+    models the vectors, and a sample takes the nearest. ``code_dim`` is their d.
     """
 
     title = "diffusion"
@@ -42,21 +46,30 @@ class DiffusionGenerator(Generator, kind="diffusion"):
     config: DiTConfig
     code_mean: Tensor
     code_std: Tensor
+    codebook: Tensor | None
+    code_dim: int
 
-    def __init__(self, config: DiTConfig, spec: CodeSpec, num_classes: int) -> None:
-        super().__init__(config, spec, num_classes)
-        if config.guidance_channels is not None and config.guidance_channels > spec.dim:
-            raise ValueError(f"guidance_channels={config.guidance_channels}: the codes have {spec.dim} channels")
+    def __init__(
+        self, config: DiTConfig, spec: CodeSpec | LatentSpec, num_classes: int, code_dim: int | None = None
+    ) -> None:
+        super().__init__(config, spec, num_classes, code_dim)
+        if self.code_dim is None:
+            assert isinstance(spec, CodeSpec)  # the other layout says it
+            raise ValueError(f"codes of a codebook of {spec.levels[0]}: expected code_dim, the channels of its vectors")
+        if config.guidance_channels is not None and config.guidance_channels > self.code_dim:
+            raise ValueError(f"guidance_channels={config.guidance_channels}: the codes have {self.code_dim} channels")
         self.path = LinearPath()
-        self.dit = DiT(config, spec.dim, spec.grid, num_classes)
-        self.register_buffer("code_mean", torch.zeros(spec.dim))
-        self.register_buffer("code_std", torch.ones(spec.dim))
+        self.dit = DiT(config, self.code_dim, spec.grid, num_classes)
+        self.register_buffer("code_mean", torch.zeros(self.code_dim))
+        self.register_buffer("code_std", torch.ones(self.code_dim))
+        vectors = 0 if isinstance(spec, LatentSpec) or spec.on_lattice else spec.levels[0]
+        self.register_buffer("codebook", torch.zeros(vectors, self.code_dim) if vectors else None)
 
     def set_statistics(self, mean: Float[Tensor, "d"], std: Float[Tensor, "d"]) -> None:
         """Mean and standard deviation of each channel of the codes. Raises ValueError unless finite and std > 0."""
         for name, value in (("mean", mean), ("std", std)):
             if value.shape != self.code_mean.shape or not bool(torch.isfinite(value).all()):
-                raise ValueError(f"{name}={value.tolist()}: expected {self.spec.dim} finite numbers, one a channel")
+                raise ValueError(f"{name}={value.tolist()}: expected {self.code_dim} finite numbers, one a channel")
         if not bool((std > 0).all()):
             raise ValueError(
                 f"std={std.tolist()}: expected positive numbers (a channel that never varies has no scale)"
@@ -64,16 +77,22 @@ class DiffusionGenerator(Generator, kind="diffusion"):
         self.code_mean.copy_(mean)
         self.code_std.copy_(std)
 
-    def observe(self, digits: Integer[Tensor, "n h w d"]) -> None:
-        """Normalise by the mean and standard deviation of these codes; a channel that never varies is centred alone."""
-        count, total, squares = 0, torch.zeros(self.spec.dim).double(), torch.zeros(self.spec.dim).double()
-        for part in digits.split(OBSERVED_AT_ONCE):
-            codes = self.spec.digits_to_codes(part.to(torch.int64)).double().cpu()
-            count += codes[:, 0].numel()
-            total += codes.sum(dim=(0, 2, 3))
-            squares += codes.square().sum(dim=(0, 2, 3))
-        mean = total / count
-        variance = squares / count - mean.square()
+    def observe(self, codes: CodeSet) -> None:
+        """Normalise by mean and standard deviation of these codes, and keep their codebook where they have one.
+
+        A channel that never varies is centred alone. Statistics that the cache states, as of latents, are taken over.
+        Raises ValueError where the codebook is not there, or has another shape than it should.
+        """
+        if self.codebook is not None:
+            given = () if codes.codebook is None else tuple(codes.codebook.shape)
+            if codes.codebook is None or given != self.codebook.shape:
+                raise ValueError(f"codebook of shape {given}: expected {tuple(self.codebook.shape)}, the tokenizer's")
+            self.codebook.copy_(codes.codebook)
+        if codes.statistics:
+            mean, std = (torch.tensor(codes.statistics[name], dtype=torch.float64) for name in ("mean", "std"))
+            variance = std.square()
+        else:
+            mean, variance = _moments(codes, self.code_dim)
         std = torch.where(variance > DEAD_VARIANCE, variance, 1).sqrt()
         self.set_statistics(mean.float(), std.float())
 
@@ -130,7 +149,7 @@ class DiffusionGenerator(Generator, kind="diffusion"):
         null = torch.full_like(labels, self.num_classes)
         conditional, unconditional = self._at(x.repeat(2, 1, 1, 1), t, torch.cat([labels, null])).chunk(2)
         guided = unconditional + sampling.guidance * (conditional - unconditional)
-        c = self.config.guidance_channels or self.spec.dim
+        c = self.config.guidance_channels or self.code_dim
         return torch.cat([guided[:, :c], conditional[:, c:]], dim=1)
 
     def draw(
@@ -145,8 +164,8 @@ class DiffusionGenerator(Generator, kind="diffusion"):
 
         on_step  is told of each step: how many are done, the time, the normalised codes (b, d, h, w)
         """
-        noise = normals(seed, first, len(labels), self.spec.dim * self.spec.tokens)
-        noise = noise.unflatten(1, (self.spec.dim, *self.spec.grid))
+        noise = normals(seed, first, len(labels), self.code_dim * self.spec.tokens)
+        noise = noise.unflatten(1, (self.code_dim, *self.spec.grid))
         device = self.code_mean.device
         labels = labels.to(device)
         with evaluating(self):
@@ -154,16 +173,30 @@ class DiffusionGenerator(Generator, kind="diffusion"):
             if not bool(x.isfinite().all()):
                 less = f"guidance={sampling.guidance}"
                 raise InputError(f"the codes are not finite numbers: expected finite weights and less than {less}")
-            digits = self.spec.codes_to_digits(self.denormalize(x))
-        return Sampled(self.spec.digits_to_codes(digits), self.spec.digits_to_indices(digits))
+            return self._snap(self.denormalize(x))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "DiffusionGenerator":
-        """Moving takes the statistics along, casting leaves them float32."""
-        mean, std = self.code_mean, self.code_std
+        """Moving takes statistics and codebook along, casting leaves them float32."""
+        before = dict(self.named_buffers(recurse=False))
         super()._apply(fn, recurse)
-        if self.code_mean.dtype != torch.float32:
-            self.code_mean, self.code_std = mean.to(self.code_mean.device), std.to(self.code_std.device)
+        for name, value in before.items():
+            moved = getattr(self, name)
+            if moved.dtype != torch.float32:
+                setattr(self, name, value.to(moved.device))
         return self
+
+    def _snap(self, codes: Tensor) -> Sampled:
+        """The codes that the tokenizer can produce which are nearest to these (b, d, h, w)."""
+        if isinstance(self.spec, LatentSpec):
+            return Sampled(codes, None)
+        if self.codebook is None:
+            digits = self.spec.codes_to_digits(codes)
+            return Sampled(self.spec.digits_to_codes(digits), self.spec.digits_to_indices(digits))
+        rows = codes.movedim(1, -1).flatten(0, 2)  # b*h*w d
+        exact = "donot_use_mm_for_euclid_dist"  # whose rounding no batch changes
+        distances = (torch.cdist(part, self.codebook, compute_mode=exact) for part in rows.split(SNAPPED_AT_ONCE))
+        indices = torch.cat([each.argmin(dim=1) for each in distances]).view(len(codes), *self.spec.grid)
+        return Sampled(F.embedding(indices, self.codebook).movedim(-1, 1), indices[..., None])
 
     def _at(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         return self.dit(x, t.to(x).expand(len(x)), labels).to(torch.float32)
@@ -173,7 +206,7 @@ class DiffusionGenerator(Generator, kind="diffusion"):
         labels = batch.labels
         if self.training:
             labels = drop_labels(labels, self.num_classes, self.config.label_dropout, rng)
-        x1 = self.normalize(self.spec.digits_to_codes(batch.digits))
+        x1 = self.normalize(batch.codes())
         x0 = torch.randn(x1.shape, generator=rng, device=rng.device).to(x1.device)
         return x1, x0, self._draw_times(len(x1), rng).to(x1.device), labels
 
@@ -181,6 +214,18 @@ class DiffusionGenerator(Generator, kind="diffusion"):
         if self.config.time_sampling == "uniform":
             return torch.rand(count, generator=rng, device=rng.device)
         return torch.randn(count, generator=rng, device=rng.device).sigmoid()
+
+
+def _moments(codes: CodeSet, dim: int) -> tuple[Tensor, Tensor]:
+    """Mean and variance of each channel over all images and positions, float64 (d,)."""
+    count, total, squares = 0, torch.zeros(dim).double(), torch.zeros(dim).double()
+    for rows in torch.arange(len(codes)).split(OBSERVED_AT_ONCE):
+        part = codes.batch(rows).codes().double().cpu()
+        count += part[:, 0].numel()
+        total += part.sum(dim=(0, 2, 3))
+        squares += part.square().sum(dim=(0, 2, 3))
+    mean = total / count
+    return mean, squares / count - mean.square()
 
 
 def _channels(value: Tensor) -> Tensor:
