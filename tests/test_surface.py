@@ -3,13 +3,13 @@
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 import ifsq
 from ifsq.bench.demo import experiment_file
-from ifsq.codes.spec import CodeSpec
 from ifsq.experiment import load_generator_experiment, load_tokenizer_experiment
 from ifsq.tokenizer.model import Tokenizer
 
@@ -57,10 +57,11 @@ def test_every_experiment_loads_and_builds(path):
             model = Tokenizer(experiment.tokenizer)
     else:
         experiment = load_generator_experiment(path)
-        side, classes = (8, 10) if "demo" in path.parts else (16, 1000)
-        spec = CodeSpec((17,) * 4, (4,), "little", "paper", (side, side))
+        named = load_tokenizer_experiment(path.parent / f"{Path(experiment.tokenizer).name}.toml")
         with torch.device("meta"):
-            model = experiment.make(spec, classes)
+            tokenizer = Tokenizer(named.tokenizer)
+            layout = tokenizer.layout(*named.data.sides)
+            model = experiment.make(layout, 1000 if path.parent.name == "imagenet" else 10, tokenizer.quantizer.dim)
     told = re.search(r"([\d.]+) M parameters", path.read_text())
     count = sum(p.numel() for p in model.parameters()) / 1e6
     assert told, "the header states the size"
