@@ -133,12 +133,9 @@ mlp_multiple_of = 16
 
 
 def _quick_judge(patch: pytest.MonkeyPatch) -> None:
-    from ifsq import pipeline  # the import hook must be there before
-    from ifsq.metrics import judge
+    from ifsq.evaluation import judge  # the import hook must be there before
 
-    quick = replace(judge.JUDGE_TRAINING, steps=2, batch=4, save_every=2)
-    for room in (judge, pipeline):
-        patch.setattr(room, "JUDGE_TRAINING", quick)
+    patch.setattr(judge, "JUDGE_TRAINING", replace(judge.JUDGE_TRAINING, steps=2, batch=4, save_every=2))
 
 
 @pytest.fixture

@@ -15,12 +15,13 @@ from PIL import Image
 from ifsq import pipeline
 from ifsq.analysis import codes as analysis_codes
 from ifsq.cli import main
-from ifsq.codes import CodeSet, Sampled, writer
+from ifsq.codes import CodeCache, CodeSet, Sampled, writer
 from ifsq.config import InputError
 from ifsq.data import DataConfig, Reading, iterate_once, open_images
 from ifsq.experiment import ARExperiment, DiffusionExperiment, check_cache
 from ifsq.generators.ar import ARConfig
 from ifsq.generators.diffusion import DiTConfig
+from ifsq.tokenizer import encode as encoding
 from ifsq.tokenizer.bottleneck import QuantizerConfig
 from ifsq.tokenizer.conv import ConvConfig
 from ifsq.tokenizer.model import Tokenizer, TokenizerConfig
@@ -229,7 +230,7 @@ def test_a_cache_lies_wherever_it_is_asked_for(place, images, tmp_path, tokenize
     left = sorted(path.name for path in out.iterdir() if path.name != "lost+found")
     shards = [*(f"train_0000{number}" for number in range(3)), "val_00000"]
     assert left == ["manifest.json", *(f"{shard}{end}" for shard in shards for end in (".names.json", ".safetensors"))]
-    assert len(pipeline.CodeCache.open(out).read("train")) == 10
+    assert len(CodeCache.open(out).read("train")) == 10
 
 
 def test_where_nothing_can_be_written_is_told_before_the_first_image(images, tokenizer, monkeypatch, disk, capsys):
@@ -239,7 +240,7 @@ def test_where_nothing_can_be_written_is_told_before_the_first_image(images, tok
     def first_image(*_, **__):
         raise AssertionError
 
-    monkeypatch.setattr(pipeline, "iterate_once", first_image)
+    monkeypatch.setattr(encoding, "iterate_once", first_image)
     for out in (volume, volume / "codes"):
         assert encode(images, out) == 2
         assert capsys.readouterr().err.endswith(f"{out}: cannot be written: read-only file system\n")
@@ -280,7 +281,7 @@ def test_a_second_encoding_is_refused_and_the_first_unharmed(images, tokenizer, 
     assert encode(images, "codes") == 0
     assert told == [2, 2]
     assert "codes: process" in capsys.readouterr().err
-    assert len(pipeline.CodeCache.open("codes").read("train")) == 10
+    assert len(CodeCache.open("codes").read("train")) == 10
 
 
 def test_a_refused_encoding_leaves_no_folder(tokenizer, tmp_path, capsys):

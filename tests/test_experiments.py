@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from ifsq import pipeline
 from ifsq.bench.demo import experiment_file
 from ifsq.config import read_toml, to_dict
+from ifsq.evaluation import tokenizer as measuring
 from ifsq.experiment import load_tokenizer_experiment
 from ifsq.tokenizer.model import Tokenizer
 
@@ -134,7 +135,7 @@ def test_parameters_are_the_official_ones():
 
 @every_tokenizer
 def test_it_trains_in_shrunken_form(path, tmp_path, monkeypatch):
-    monkeypatch.setattr(pipeline, "HELD_OUT", 4)
+    monkeypatch.setattr(measuring, "HELD_OUT", 4)
     adversarial = load_tokenizer_experiment(path).loss.adversarial is not None
     overrides = [*shrunken(adversarial), "--out", str(tmp_path / "run")]
     experiment = load_tokenizer_experiment(path, overrides)
@@ -148,7 +149,7 @@ def test_it_trains_in_shrunken_form(path, tmp_path, monkeypatch):
 
 def test_the_official_recipe_trains_with_every_loss(tmp_path, monkeypatch):
     """LPIPS with a stand-in for VGG16: the published weights are half a gigabyte."""
-    monkeypatch.setattr(pipeline, "HELD_OUT", 4)
+    monkeypatch.setattr(measuring, "HELD_OUT", 4)
     rng = torch.Generator().manual_seed(0)
     table, inner = {}, 3
     convolutions = zip(

@@ -14,8 +14,7 @@ from ifsq.cli import main
 from ifsq.codes import CodeCache
 from ifsq.config import InputError
 from ifsq.data import Reading
-from ifsq.evaluation import TokenizerEvaluation
-from ifsq.metrics import judge
+from ifsq.evaluation import TokenizerEvaluation, judge, options
 from ifsq.tokenizer.bottleneck import QuantizerConfig
 from ifsq.tokenizer.conv import ConvConfig
 from ifsq.tokenizer.model import Tokenizer, TokenizerConfig
@@ -183,9 +182,7 @@ def test_latents_of_one_split_have_no_statistics_of_training(kind):
 
 
 def test_a_judge_is_found_for_images_without_any_to_train_on(monkeypatch):
-    quick = replace(judge.JUDGE_TRAINING, steps=2, batch=4, save_every=2)
-    for room in (judge, pipeline):
-        monkeypatch.setattr(room, "JUDGE_TRAINING", quick)
+    monkeypatch.setattr(judge, "JUDGE_TRAINING", replace(judge.JUDGE_TRAINING, steps=2, batch=4, save_every=2))
     fill(*(f"set/{split}/{k}/{i}.png" for split in ("test",) for k in "ab" for i in range(3)))
     assert main(["tokenizer", "eval", "tok", "--data", "set", *SIZE]) == 0
     (written,) = Path("tok").glob("evaluation_test_*.json")
@@ -194,6 +191,6 @@ def test_a_judge_is_found_for_images_without_any_to_train_on(monkeypatch):
 
 def test_a_source_whose_splits_say_nothing_of_measuring_is_asked_about(monkeypatch):
     fill(*(f"set/{i}.png" for i in range(3)))
-    monkeypatch.setattr(pipeline, "splits_of", lambda data: ("train", "extra"))
+    monkeypatch.setattr(options, "splits_of", lambda data: ("train", "extra"))
     with pytest.raises(InputError, match="set: has the splits train, extra; say with --split which to measure"):
         measured("set")

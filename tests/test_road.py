@@ -24,7 +24,8 @@ from ifsq.cli import main
 from ifsq.codes import CodeCache
 from ifsq.config import InputError
 from ifsq.data.sampler import StepSampler
-from ifsq.evaluation import spread
+from ifsq.evaluation import generator
+from ifsq.evaluation.protocol import spread
 from ifsq.generators import Generator, Origin
 from ifsq.generators.train import GeneratorTask
 from ifsq.metrics import ProtocolCard
@@ -617,8 +618,8 @@ def test_a_config_that_was_changed_is_one_line(value, capsys):
 
 
 def test_images_that_have_changed_are_told_before_a_judge_learns_them(capsys, monkeypatch):
-    monkeypatch.setattr(pipeline, "_judge", lambda *_: pytest.fail("a judge was asked for"))
-    monkeypatch.setattr(pipeline, "open_images", lambda *_, **__: SimpleNamespace(fingerprint="of other images"))
+    monkeypatch.setattr(generator, "train_judge", lambda *_: pytest.fail("a judge was asked for"))
+    monkeypatch.setattr(generator, "open_images", lambda *_, **__: SimpleNamespace(fingerprint="of other images"))
     assert "has changed since codes was written" in refused(capsys, ["generator", "eval", "ar", "--samples", "20"])
 
 

@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 
 import ifsq
-from ifsq import pipeline
 from ifsq.cli import main
 from ifsq.codes import CodeCache
 from ifsq.config import to_dict
 from ifsq.data import DataConfig, iterate_once, open_images, to_float, to_uint8
+from ifsq.evaluation import judge
 from ifsq.experiment import load_tokenizer_experiment
 from ifsq.metrics import ProtocolCard, ms_ssim, psnr
 from ifsq.store.checkpoints import at, steps_in
@@ -104,7 +104,7 @@ def road(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def _inside(road, monkeypatch):
     monkeypatch.chdir(road)
-    monkeypatch.setattr(pipeline, "JUDGE_TRAINING", replace(pipeline.JUDGE_TRAINING, steps=8))
+    monkeypatch.setattr(judge, "JUDGE_TRAINING", replace(judge.JUDGE_TRAINING, steps=8))
 
 
 def code_of(arguments):

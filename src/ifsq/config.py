@@ -118,6 +118,12 @@ def to_dict(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
+def check_seed(seed: int) -> None:
+    """Raise InputError for a seed that `torch.Generator` would not take."""
+    if not 0 <= seed < 2**63:
+        raise InputError(f"seed {seed}: expected 0 to 2**63 - 1")
+
+
 def digest(value: Any) -> str:
     """SHA-256 (hex) of the canonical JSON of a plain value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

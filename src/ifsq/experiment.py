@@ -1,21 +1,24 @@
-"""The rooms' configs together, as one experiment file gives them, and the checks across rooms."""
+"""The rooms' configs together, as one experiment file gives them, and what takes several rooms to check or to find."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
+
 from ifsq import config
 from ifsq.codes.cache import CodeCache
 from ifsq.codes.spec import CodeSpec, LatentSpec
-from ifsq.config import InputError
-from ifsq.data.images import DataConfig, check_channels, size_text
-from ifsq.generators import Generator, Sampling
+from ifsq.config import InputError, build, to_dict
+from ifsq.data.images import DataConfig, Reading, Size, check_channels, height_width, size_text
+from ifsq.generators import Generator, Origin, Sampling
 from ifsq.generators.ar import ARConfig, ARSampling
 from ifsq.generators.diffusion import DiffusionSampling, DiTConfig
+from ifsq.store.run import CONFIG, Run
 from ifsq.tokenizer.losses import LossConfig
 from ifsq.tokenizer.model import Tokenizer, TokenizerConfig
-from ifsq.training.config import TrainConfig
+from ifsq.training.config import EngineConfig, TrainConfig
 
 
 @dataclass(frozen=True)
@@ -149,3 +152,87 @@ def check_cache(cache: CodeCache, tokenizer: Tokenizer | None, where: str) -> No
             f"{cache.folder}: was written by tokenizer {writer[:12]}, "
             f"but {where} is {tokenizer.digest()[:12]}; encode again"
         )
+
+
+OWN_IMAGES = ("val_source", "label_column", "broken", "max_pixels", "stream", "block")
+"""How a run reads the images of its own source, besides their size."""
+
+
+def data_to_encode(run: Run, source: str, size: Size | None, factor: int, reading: Reading) -> DataConfig:
+    """The images of ``source`` as a tokenizer run reads them, without flips.
+
+    size    pixels a side, or height and width; None: the run's own, which a saved model has not
+    factor  of the tokenizer
+
+    Raises InputError.
+    """
+    own = to_dict(run.experiment(DataConfig, "data")) if run.trained else {}
+    if size is None and not own:
+        raise InputError(f"{run.name}: is not a training run and has no image size of its own; give --size")
+    size = own["size"] if size is None else size
+    how = {name: own[name] for name in OWN_IMAGES if name in own} if own.get("source") == source else {}
+    data = build(DataConfig, {"source": source, "size": size, **how, **reading.options()}, "encode")
+    check_size(data.size, factor)
+    return data
+
+
+def check_size(size: Size, factor: int) -> None:
+    """Raise InputError unless images of this size make a whole grid of codes."""
+    if any(side % factor for side in height_width(size)):
+        raise InputError(f"size {size_text(size)}: expected a multiple of the tokenizer's factor {factor}")
+
+
+def workers_of(run: Run, reading: Reading) -> int:
+    """Processes that read images: as told, or as in the training of the run."""
+    if reading.workers is not None:
+        return reading.workers
+    return run.experiment(EngineConfig, "train", "engine").workers if run.trained else 0
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A generator and the tokenizer it was trained behind."""
+
+    generator: Generator
+    tokenizer: Tokenizer
+
+
+def load_pair(run: Run, device: torch.device) -> Pair:
+    """The generator of a run and its tokenizer, on a device.
+
+    Raises InputError when that tokenizer is gone or has other weights now.
+    """
+    generator = Generator.from_run(run)
+    origin = generator.origin
+    if not origin.tokenizer:
+        raise InputError(f"{run.name}: names no tokenizer to decode its codes with; expected one as origin.tokenizer")
+    # A run that was moved, or is used from elsewhere, has its tokenizer beside it; the digest decides.
+    place = Path(origin.tokenizer)
+    place = place if place.exists() else run.folder.parent / place.name
+    if not place.exists():
+        raise InputError(
+            f"{run.name}: its tokenizer {origin.tokenizer} ({origin.tokenizer_digest[:12]}) is neither there nor beside"
+            f" it; expected it at {place}"
+        )
+    tokenizer = Tokenizer.from_pretrained(place)
+    if tokenizer.digest() != origin.tokenizer_digest:
+        raise InputError(
+            f"{run.name}: was trained behind other weights than {place} holds now; train in another folder"
+        )
+    return Pair(generator.to(device), tokenizer.to(device))
+
+
+def open_codes(run: Run, origin: Origin) -> CodeCache:
+    """The cache that a generator was trained on, to measure it by.
+
+    Raises InputError where it is gone, holds other codes now, or does not say of which images.
+    """
+    codes = run.table().get("codes")
+    if not isinstance(codes, str):
+        raise InputError(f"{run.folder / CONFIG}: experiment.codes: {codes!r}; expected a folder")
+    cache = CodeCache.open(codes)
+    if cache.digest != origin.codes_digest:
+        raise InputError(f"{cache.folder}: holds other codes than {run.name} was trained on; train in another folder")
+    if not cache.about.get("data"):
+        raise InputError(f"{cache.folder}: does not say of which images its codes are; nothing to measure by")
+    return cache

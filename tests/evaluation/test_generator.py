@@ -6,18 +6,12 @@ import torch
 
 from ifsq.codes.spec import CodeSpec
 from ifsq.data import DataConfig, DataError, open_images, write_png
-from ifsq.evaluation import (
-    class_sheet,
-    draw_images,
-    generator,
-    labels_balanced,
-    labels_like,
-    real_sheet,
-    reconstructed,
-    shown_pairs,
-)
+from ifsq.evaluation import generator
+from ifsq.evaluation.generator import draw_images, reconstructed
+from ifsq.evaluation.judge import JudgeNet
+from ifsq.evaluation.labels import labels_balanced, labels_like
+from ifsq.evaluation.sheets import class_sheet, real_sheet, shown_pairs
 from ifsq.generators.ar import ARConfig, ARGenerator, ARSampling
-from ifsq.metrics import JudgeNet
 from ifsq.tokenizer.bottleneck import QuantizerConfig
 from ifsq.tokenizer.conv import ConvConfig
 from ifsq.tokenizer.model import Tokenizer, TokenizerConfig

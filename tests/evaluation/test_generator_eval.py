@@ -9,14 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
-from ifsq import pipeline
 from ifsq.bench import report
 from ifsq.bench.report import write_report
 from ifsq.cli import main
 from ifsq.config import InputError
+from ifsq.evaluation import judge
 from ifsq.evaluation.record import read_evaluation
 from ifsq.generators.ar import ARGenerator
-from ifsq.metrics import judge
 from ifsq.store.run import Run
 from ifsq.tokenizer.bottleneck import QuantizerConfig
 from ifsq.tokenizer.conv import ConvConfig
@@ -60,9 +59,7 @@ def road(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def _inside(road, monkeypatch):
     monkeypatch.chdir(road)
-    quick = replace(judge.JUDGE_TRAINING, steps=3, batch=8, save_every=3)
-    for room in (judge, pipeline):
-        monkeypatch.setattr(room, "JUDGE_TRAINING", quick)
+    monkeypatch.setattr(judge, "JUDGE_TRAINING", replace(judge.JUDGE_TRAINING, steps=3, batch=8, save_every=3))
 
 
 def cards_of(run):

@@ -125,7 +125,7 @@ def test_held_out_images_that_are_refused_do_not_cost_the_steps(tmp_path, monkey
     def refuse(*_):
         raise InputError("val/9.png cannot be read")
 
-    monkeypatch.setattr(pipeline, "_held_out", refuse)
+    monkeypatch.setattr(pipeline, "held_out_figures", refuse)
     with pytest.raises(InputError, match=r"val/9\.png"):
         pipeline.train_tokenizer(experiment(tmp_path / "run", save_every=100), "cpu")
     assert newest(tmp_path / "run").name == "step_6"

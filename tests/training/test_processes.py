@@ -13,7 +13,7 @@ from torch import nn
 from ifsq.config import InputError, Interrupted
 from ifsq.store import checkpoints
 from ifsq.training.config import EngineConfig, TrainConfig
-from ifsq.training.distributed import world
+from ifsq.training.distributed import join
 from ifsq.training.log import Silent, read_metrics
 from ifsq.training.loop import Opponent, Task, train
 from ifsq.training.optim import OptimConfig
@@ -81,7 +81,7 @@ def _process(rank, port, folder, config, stop_at):
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
     os.environ["MASTER_PORT"] = str(port)
     torch.set_num_threads(1)
-    with world("cpu") as here:
+    with join("cpu") as here:
         task = Game(config.engine.accumulate, stop_at)
         with contextlib.suppress(Interrupted):
             train(task, config, folder, here, Silent(), "two")
@@ -102,7 +102,7 @@ def two(folder, config, stop_at=None):
 
 
 def one(folder, config, stop_at=None):
-    with world("cpu") as here, contextlib.suppress(Interrupted):
+    with join("cpu") as here, contextlib.suppress(Interrupted):
         train(Game(config.engine.accumulate, stop_at), config, folder, here, Silent(), "one")
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from ifsq.config import InputError
 from ifsq.training import watch
 from ifsq.training.checkpoint import Writer
-from ifsq.training.distributed import LostProcessError, world
+from ifsq.training.distributed import LostProcessError, join
 from ifsq.training.parallel import replicate
 
 LIMIT = 60  # seconds; what is right takes two
@@ -38,7 +38,7 @@ def _process(rank, size, port, folder, act):
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     code = 0
     try:
-        with world("cpu") as here:
+        with join("cpu") as here:
             act(here)
     except InputError as error:
         os.write(2, f"{type(error).__name__}: {error}\n".encode())

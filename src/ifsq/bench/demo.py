@@ -22,7 +22,7 @@ from ifsq.training.log import Reporter
 SAMPLES = 1000  # images drawn to measure a generator
 
 
-def demo(out: Path, overrides: Sequence[str], device: str, watch: Reporter) -> Path:
+def demo(out: Path, overrides: Sequence[str], device: str, reporter: Reporter) -> Path:
     """Run what is left of the demo in ``out``; returns the report's path.
 
     overrides  ``--train.*`` arguments, for every training
@@ -36,22 +36,22 @@ def demo(out: Path, overrides: Sequence[str], device: str, watch: Reporter) -> P
     first = load_tokenizer_experiment(experiment_file("demo/tokenizer.toml"), overrides)
     second = [load_generator_experiment(experiment_file(f"demo/{kind}.toml"), overrides) for kind in Generator.kinds]
     _refuse_another_length(tokenizer, codes, first.train.steps)
-    watch.say(f"1 of 4  a tokenizer of {first.data.source}")
-    pipeline.train_tokenizer(replace(first, out=str(tokenizer)), device, watch)
+    reporter.say(f"1 of 4  a tokenizer of {first.data.source}")
+    pipeline.train_tokenizer(replace(first, out=str(tokenizer)), device, reporter)
     trained = Run.open(tokenizer)
     if not _measured(trained, Tokenizer.from_run(trained).digest()):
-        pipeline.evaluate_tokenizer(tokenizer, device, watch)
-    watch.say("2 of 4  its codes, once for both generators")
-    pipeline.encode(tokenizer, first.data.source, codes, device=device, watch=watch)
+        pipeline.evaluate_tokenizer(tokenizer, device, reporter)
+    reporter.say("2 of 4  its codes, once for both generators")
+    pipeline.encode(tokenizer, first.data.source, codes, device=device, reporter=reporter)
     runs = []
     for number, experiment in enumerate(second, start=3):
         run = out / experiment.kind
-        watch.say(f"{number} of 4  the {Generator.kinds[experiment.kind].title} generator of these codes")
+        reporter.say(f"{number} of 4  the {Generator.kinds[experiment.kind].title} generator of these codes")
         experiment = replace(experiment, out=str(run), tokenizer=str(tokenizer), codes=str(codes))
-        pipeline.train_generator(experiment, device, watch)
+        pipeline.train_generator(experiment, device, reporter)
         trained = Run.open(run)
         if not _measured(trained, weights_digest(Generator.from_run(trained))):
-            pipeline.evaluate_generator(run, SAMPLES, 0, device, watch)
+            pipeline.evaluate_generator(run, SAMPLES, 0, device, reporter)
         runs.append(run)
     return write_report([tokenizer, *runs], out / "report.html")
 

@@ -21,8 +21,8 @@ from matplotlib.figure import Figure
 from ifsq.config import InputError
 from ifsq.data import read_image
 from ifsq.data.images import height_width, size_text
-from ifsq.evaluation import SHEET_CLASSES
 from ifsq.evaluation.record import Evaluation, read_evaluation
+from ifsq.evaluation.sheets import SHEET_CLASSES
 from ifsq.experiment import TokenizerExperiment
 from ifsq.generators import Generator
 from ifsq.metrics.card import ProtocolCard, code_version, compare

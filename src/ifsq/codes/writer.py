@@ -1,8 +1,8 @@
 """Writing a cache: shards in a hidden folder inside its place, each whole or not at all, then a manifest and the names.
 
 Inside, because the place may be a volume, or a link to a folder elsewhere. The manifest gets its name last: until then
-there is no cache. A writer that was killed goes on: what the hidden folder says of itself decides whether its shards
-are of these codes.
+there is no cache. A writer that was killed goes on: shards are reused only if ``about.json`` in the hidden folder
+matches.
 """
 
 import json
@@ -21,8 +21,9 @@ from ifsq.codes.cache import MANIFEST, CodeCache
 from ifsq.codes.manifest import FORMATS, read_manifest
 from ifsq.codes.shard import FLIPPED, LABELS, SKIPPED, content_of, names_of, read_header
 from ifsq.codes.spec import CodeSpec, LatentSpec
-from ifsq.config import InputError, differences, read_json
-from ifsq.store.files import PARTIAL, make_folder, sha256, write_tensors, write_text, writing
+from ifsq.config import InputError, build, differences, read_json, to_dict
+from ifsq.data.images import DataConfig
+from ifsq.store.files import PARTIAL, is_free, make_folder, sha256, write_tensors, write_text, writing
 from ifsq.store.folders import move_content
 
 SHARD = 8192  # images a shard
@@ -48,6 +49,26 @@ class Part:
 
 # The part of the images start..stop-1 of a split; fewer, where some cannot be read and are passed over.
 EncodeRange = Callable[[int, int], Part]
+
+
+def existing_cache(out: Path, about: dict[str, Any]) -> CodeCache | None:
+    """The cache that already lies at ``out`` and says the same; None where the place is free.
+
+    Raises InputError where something else lies there.
+    """
+    if out.is_file():
+        raise InputError(f"{out}: is a file; expected a folder for the code cache")
+    if is_free(out) or is_complete(partial_of(out)):
+        return None
+    if not (out / MANIFEST).is_file():
+        raise InputError(f"{out}: is not empty and holds no code cache; choose another folder")
+    cache = CodeCache.open(out)
+    # Options that came later have their defaults in an older cache.
+    known = cache.about | {"data": to_dict(build(DataConfig, cache.about.get("data", {}), str(out)))}
+    different = differences(known, about)
+    if different:
+        raise InputError(f"{out}: holds another code cache ({different[0]}); choose another folder or remove it")
+    return cache
 
 
 def partial_of(out: Path) -> Path:

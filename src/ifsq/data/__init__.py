@@ -4,7 +4,7 @@ from ifsq.data.decode import read_image
 from ifsq.data.images import BrokenImageError, DataConfig, DataError, ImageSource, Reading
 from ifsq.data.sampler import ImageBatch, ImageBatches, StepSampler, iterate_once, sample_order
 from ifsq.data.sources import describe_counts, describe_images, describe_splits, open_images, split_called, splits_of
-from ifsq.data.transforms import image_grid, to_channels, to_float, to_uint8, write_png
+from ifsq.data.transforms import check_png, image_grid, to_channels, to_float, to_uint8, write_png
 
 __all__ = [
     "BrokenImageError",
@@ -15,6 +15,7 @@ __all__ = [
     "ImageSource",
     "Reading",
     "StepSampler",
+    "check_png",
     "describe_counts",
     "describe_images",
     "describe_splits",

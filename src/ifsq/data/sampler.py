@@ -21,6 +21,8 @@ from ifsq.data.transforms import to_float
 from ifsq.data.workers import Items, Loaded, load_ahead
 
 FURTHER = 100  # images that are tried in the place of one that cannot be read
+AT_ONCE = 128  # images that pass through a network together
+PIXELS_AT_ONCE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,11 @@ class ImageBatch:
     def left(self) -> int:
         """Images that count."""
         return 0 if self.stands_in else len(self.labels)
+
+
+def at_once(height: int, width: int) -> int:
+    """Images of this size that pass through a tokenizer together: fewer of large ones."""
+    return max(1, min(AT_ONCE, PIXELS_AT_ONCE // (height * width)))
 
 
 def sample_order(seed: int, epoch: int, n: int, block: int = 0) -> Int[np.ndarray, "n"]:

@@ -15,6 +15,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
+from ifsq.config import InputError
 from ifsq.data.draws import Draws
 from ifsq.data.images import Size, check_channels, height_width
 from ifsq.store.files import write_bytes
@@ -31,6 +32,14 @@ def write_png(image: UInt8[np.ndarray, "H W c"], path: Path) -> None:
     content = io.BytesIO()
     _picture(image).save(content, format="PNG")
     write_bytes(path, content.getvalue())
+
+
+def check_png(path: Path) -> None:
+    """Raise InputError unless a PNG can have this name."""
+    if path.suffix.lower() != ".png":
+        raise InputError(f"{path}: expected a name that ends in .png")
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; expected the name of a picture")
 
 
 def to_channels(image: UInt8[np.ndarray, "H W 3"], channels: int) -> UInt8[np.ndarray, "H W c"]:

@@ -11,16 +11,94 @@ import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
 
-from ifsq.codes.cache import CodeSet
-from ifsq.data import DataError, ImageSource, iterate_once, to_float, to_uint8
+from ifsq.codes.cache import CodeCache, CodeSet
+from ifsq.config import InputError, build
+from ifsq.data import DataError, ImageSource, iterate_once, open_images, to_float, to_uint8, write_png
 from ifsq.data.images import DataConfig
-from ifsq.evaluation.protocol import AT_ONCE, blank_card, spread
+from ifsq.data.sampler import AT_ONCE
+from ifsq.evaluation.judge import FEATURES, JudgeNet, train_judge
+from ifsq.evaluation.labels import BALANCED, LIKE_REFERENCE, labels_balanced, labels_like
+from ifsq.evaluation.protocol import blank_card, name_of, spread
+from ifsq.evaluation.record import Evaluation
+from ifsq.evaluation.sheets import SHEET_CLASSES, class_sheet, real_sheet
+from ifsq.experiment import Pair
 from ifsq.generators import Generator, Sampling
-from ifsq.metrics import FeatureStatistics, JudgeNet, ProtocolCard, fd_name
+from ifsq.metrics import FeatureStatistics, ProtocolCard, fd_name
 from ifsq.metrics.distribution import frechet_from_statistics
-from ifsq.metrics.judge import FEATURES
+from ifsq.store.files import make_folder
+from ifsq.store.run import Run
 from ifsq.store.weights import weights_digest
 from ifsq.tokenizer.model import Tokenizer
+from ifsq.training.config import TrainConfig
+from ifsq.training.log import Reporter
+
+
+def measure_generator(
+    run: Run,
+    pair: Pair,
+    cache: CodeCache,
+    sampling: Sampling,
+    reporter: Reporter,
+    *,
+    samples: int,
+    seed: int,
+    balanced: bool,
+) -> Evaluation:
+    """Measure a generator, an untrained twin and its tokenizer alone against the real images, in this process.
+
+    cache     the codes that the run was trained on
+    sampling  how they are drawn
+    samples   images drawn, of the classes that the training images have and in their proportions
+    balanced  draw every one of these classes alike instead
+
+    Writes ``samples/classes.png`` (one class a row) and ``samples/real.png``. Raises InputError.
+    """
+    generator, tokenizer, origin = pair.generator, pair.tokenizer, pair.generator.origin
+    data = build(DataConfig, cache.about["data"], str(cache.folder))
+    real = open_images(data, "train", channels=tokenizer.channels)
+    if real.fingerprint != cache.about["fingerprints"]["train"]:
+        raise InputError(
+            f"{data.source}: has changed since {cache.folder} was written, or another build read it otherwise;"
+            " encode it again"
+        )
+    device = next(generator.parameters()).device
+    judge = train_judge(run.folder.parent, data, tokenizer.channels, device, reporter)
+    against = reference(judge, real, data, name_of(data, "train"))
+    codes = cache.read("train", tokenizer.codebook())
+    labels = (labels_balanced if balanced else labels_like)(codes.labels, samples)
+    law = BALANCED if balanced else LIKE_REFERENCE
+    card = sampling_card(generator, tokenizer, against, seed, sampling, law)
+    images = draw_images(generator, tokenizer, labels, seed, sampling)
+    cards = measure_samples(judge, against, images, labels, card)
+    held_out = cache.about["fingerprints"]["val"]
+    told = replace(card, reference=name_of(data, "val"), reference_hash=held_out, function_evaluations=1)
+    cards += measure_likelihood(generator, cache.read("val"), told)
+    twin = draw_images(untrained(run, codes).to(device), tokenizer, labels, seed, sampling)
+    cards.append(_renamed(measure_samples(judge, against, twin, labels, card)[0], "untrained generator"))
+    kept = reconstructed(tokenizer, real, samples)
+    floor = replace(card, guidance=0.0, sampler="", labels="", function_evaluations=0, generator_hash="")
+    cards.append(_renamed(measure_samples(judge, against, kept.images, kept.labels, floor)[0], "tokenizer alone"))
+    shown = labels.unique().tolist()[:SHEET_CLASSES]
+    counts = {label: int((codes.labels == label).sum()) for label in shown}
+    make_folder(run.folder / "samples")
+    write_png(class_sheet(images, labels.numpy(), shown), run.folder / "samples" / "classes.png")
+    write_png(real_sheet(real, counts), run.folder / "samples" / "real.png")
+    occurring = tuple(origin.classes[label] for label in codes.labels.unique().tolist())
+    names = tuple(origin.classes[label] for label in shown)
+    return Evaluation(tuple(cards), run.step, classes=occurring, shown=names)
+
+
+def untrained(run: Run, codes: CodeSet) -> Generator:
+    """The generator as it was before its first step, on the CPU; ``codes`` are those it is trained on."""
+    described = run.weights().described
+    torch.manual_seed(run.experiment(TrainConfig, "train").seed)
+    twin = Generator.from_description(described, run.name)
+    twin.observe(codes)
+    return twin.eval()
+
+
+def _renamed(card: ProtocolCard, what: str) -> ProtocolCard:
+    return replace(card, metric=f"{card.metric}, {what}")
 
 
 @dataclass(frozen=True)
@@ -90,7 +168,7 @@ def measure_samples(
 ) -> list[ProtocolCard]:
     """Fréchet distance to the reference, and how often the judge sees the class that was asked for.
 
-    A judge that learned other classes (see `pipeline.evaluate_generator`) says nothing about them.
+    A judge that learned other classes (see `train_judge`) says nothing about them.
     """
     statistics = FeatureStatistics(judge.feature_dim)
     right = 0

@@ -1,10 +1,16 @@
-"""What a person asks of an evaluation of a tokenizer. Made by ``cli``, followed by ``pipeline``."""
+"""What a person asks of an evaluation of a tokenizer, and which images that means."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 from ifsq.config import InputError
-from ifsq.data.images import Reading, Size, height_width, size_text
+from ifsq.data import ImageSource, open_images, split_called, splits_of
+from ifsq.data.images import DataConfig, Reading, Size, height_width, size_text
+from ifsq.evaluation.protocol import name_of, spread
+from ifsq.experiment import check_size
 from ifsq.pretrained.lpips import SMALLEST
+from ifsq.store.run import Run
+from ifsq.tokenizer.model import Tokenizer
 
 OFFICIAL = "official"
 
@@ -47,3 +53,70 @@ class TokenizerEvaluation:
             raise InputError(f"lpips of images of {size_text(size)} pixels: expected at least {SMALLEST}")
         if self.fid and (self.count or images) < 2:
             raise InputError("fid of 1 image: expected at least 2")
+
+
+@dataclass(frozen=True)
+class ImagesToMeasure:
+    """Images that a tokenizer is measured on.
+
+    images   their source
+    data     how they were made, for the cards
+    name     what the cards call them
+    indices  which of them, each once; the first ones are shown
+    suffix   of the names of files about them; empty for all held-out images of a run, of which the report speaks
+    """
+
+    images: ImageSource
+    data: DataConfig
+    name: str
+    indices: Sequence[int]
+    suffix: str = ""
+
+
+def images_to_measure(run: Run, options: TokenizerEvaluation, tokenizer: Tokenizer) -> ImagesToMeasure:
+    """What the options ask for; by default the held-out images of the run. Raises InputError."""
+    data = data_to_measure(run, options, tokenizer.factor)
+    split = _split_to_measure(run, options, data)
+    images = open_images(data, split, labels=False, channels=tokenizer.channels)
+    options.check(data.size, len(images))
+    usual = run.trained and split == "val" and data == data_to_measure(run, TokenizerEvaluation(), 1)
+    suffix = "" if usual and not options.count else f"_{split}_{images.fingerprint[:8]}"
+    name = name_of(data, split)
+    if options.count:
+        name, suffix = f"{name}, {options.count} drawn", f"{suffix}_{options.count}"
+    return ImagesToMeasure(images, data, name, spread(images, options.count or len(images)), suffix)
+
+
+def data_to_measure(run: Run, options: TokenizerEvaluation, factor: int) -> DataConfig:
+    """The images that are asked for, by default the run's own; nothing about them is left to chance.
+
+    factor  of the tokenizer
+
+    Raises InputError.
+    """
+    if run.trained:
+        own = run.experiment(DataConfig, "data")
+    elif options.source and options.size:
+        own = DataConfig(options.source, options.size)
+    else:
+        raise InputError(f"{run.name}: is not a training run and has no images of its own; give --data and --size")
+    size = options.size or own.size
+    check_size(size, factor)
+    if options.source and options.source != own.source:
+        own = DataConfig(options.source, size, broken=own.broken, max_pixels=own.max_pixels)
+    return replace(own, size=size, flip=False, crop="center", **options.reading.options())
+
+
+def _split_to_measure(run: Run, options: TokenizerEvaluation, data: DataConfig) -> str:
+    """The split that is asked for; by default what is held out, or all of a source that somebody names as a whole."""
+    if options.split:
+        return split_called(data, options.split)
+    if not options.source or (run.trained and options.source == run.experiment(DataConfig, "data").source):
+        return "val"
+    splits = splits_of(data)
+    for split in ("val", "test"):
+        if split in splits:
+            return split
+    if splits:
+        raise InputError(f"{data.source}: has the splits {', '.join(splits)}; say with --split which to measure")
+    return "all"

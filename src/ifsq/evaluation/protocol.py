@@ -1,4 +1,4 @@
-"""What measurements share: the frame of a card, which images of a source are taken, and how processes agree."""
+"""What measurements share: the frame of a card, what it calls images, and which images of a source are taken."""
 
 from ifsq.data import ImageSource, sample_order
 from ifsq.data.images import DataConfig
@@ -6,19 +6,19 @@ from ifsq.data.transforms import RESIZE_KERNEL
 from ifsq.metrics import ProtocolCard
 from ifsq.tokenizer.model import Tokenizer
 
-AT_ONCE = 128  # images that pass through a network together
-PIXELS_AT_ONCE = 1 << 20
-
-
-def at_once(height: int, width: int) -> int:
-    """Images of this size that pass through a tokenizer together: fewer of large ones."""
-    return max(1, min(AT_ONCE, PIXELS_AT_ONCE // (height * width)))
-
 
 def spread(images: ImageSource, n: int) -> list[int]:
-    """At most ``n`` indices drawn over a source, always the same: neither its first images nor every so-manieth are a
-    sample, since a folder is sorted by class and the bundled sources go round the classes."""
+    """At most ``n`` indices drawn over a source, always the same.
+
+    A random subset: folders are sorted by class and bundled sources go round the classes, so a prefix or a stride would
+    be biased.
+    """
     return sample_order(0, 0, len(images))[:n].tolist()
+
+
+def name_of(data: DataConfig, split: str) -> str:
+    """The source of a split and the split, as cards name them."""
+    return f"{(data.val_source if split == 'val' else '') or data.source} {split}"
 
 
 def blank_card(data: DataConfig, name: str, fingerprint: str, n: int, tokenizer: Tokenizer) -> ProtocolCard:

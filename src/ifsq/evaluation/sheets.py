@@ -1,15 +1,17 @@
-"""Pictures of what was measured: sheets of reconstructions, of samples and of real images. Called by ``pipeline``."""
+"""Pictures of what was measured: sheets of reconstructions, of samples and of real images."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Int, UInt8
 
-from ifsq.data import DataError, image_grid, iterate_once, to_uint8
+from ifsq.data import DataError, image_grid, iterate_once, to_uint8, write_png
 from ifsq.data.images import BrokenImageError, ImageSource
-from ifsq.evaluation.protocol import at_once
+from ifsq.data.sampler import at_once
+from ifsq.store.files import make_folder
 from ifsq.tokenizer.model import Tokenizer
 
 SHEET_COLUMNS, SHEET_ROWS = 16, 4  # originals on the sheet of reconstructions
@@ -73,7 +75,7 @@ def _columns(width: int) -> int:
 
 
 def _rows(*kinds: UInt8[np.ndarray, "n H W c"]) -> np.ndarray:
-    """As many images of each kind in a row as a sheet is wide, the kinds below each other, then the next of them."""
+    """As many images in a row as a sheet is wide. Rows alternate: each kind in turn, then each with the next images."""
     count, width = len(kinds[0]), kinds[0].shape[2]
     columns = min(count, _columns(width))
     blank = np.full((-count % columns, *kinds[0].shape[1:]), 255, np.uint8)
@@ -113,3 +115,14 @@ def real_sheet(images: ImageSource, counts: Mapping[int, int]) -> np.ndarray:
         if not any(wanted.values()):
             break
     return class_sheet(np.stack(pictures), np.array(labels), list(counts))
+
+
+def write_pairs(folder: Path, suffix: str, pairs: Pairs) -> None:
+    """The sheets of reconstructions and of differences; an older sheet of differences may have had another scale."""
+    make_folder(folder)
+    write_png(pair_sheet(pairs), folder / f"reconstructions{suffix}.png")
+    drawn = difference_sheet(pairs)
+    for older in folder.glob(f"differences_x*{suffix}.png"):
+        if older.stem.removesuffix(suffix).removeprefix("differences_x").isdigit():
+            older.unlink(missing_ok=True)  # another evaluation of this run may be at it
+    write_png(drawn.sheet, folder / f"differences_x{drawn.scale}{suffix}.png")

@@ -1,9 +1,9 @@
 """What is measured of a tokenizer, each number with its protocol card, over any number of processes.
 
-Every image once; all metrics on clamped 8-bit images, all networks in float32. Called by ``pipeline``.
+Every image once; all metrics on clamped 8-bit images, all networks in float32.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
 
@@ -15,14 +15,18 @@ from ifsq.codes import CodeSpec
 from ifsq.config import InputError
 from ifsq.data import DataError, ImageBatch, ImageSource, iterate_once, to_float, to_uint8
 from ifsq.data.images import DataConfig, size_text
+from ifsq.data.sampler import at_once
+from ifsq.evaluation.judge import FEATURES
 from ifsq.evaluation.levels import LevelCounts
-from ifsq.evaluation.protocol import at_once, blank_card
+from ifsq.evaluation.networks import Networks
+from ifsq.evaluation.options import ImagesToMeasure
+from ifsq.evaluation.protocol import blank_card, spread
+from ifsq.evaluation.record import Evaluation
 from ifsq.metrics import (
     CodeCounts,
     CodeStatistics,
     FeatureStatistics,
     ImageScores,
-    JudgeNet,
     ProtocolCard,
     fd_name,
     ms_ssim,
@@ -30,17 +34,15 @@ from ifsq.metrics import (
     ssim,
 )
 from ifsq.metrics.distribution import frechet_from_statistics
-from ifsq.metrics.judge import FEATURES
 from ifsq.metrics.reconstruction import ms_ssim_name, ms_ssim_scales
 from ifsq.nn.modes import exact_float32
-from ifsq.pretrained.inception import FIDInception
 from ifsq.pretrained.lpips import LPIPS
-from ifsq.quantizers.usage import LevelUse
 from ifsq.store.weights import weights_digest
 from ifsq.tokenizer.model import Tokenizer
 from ifsq.training.distributed import World, from_first
 from ifsq.training.log import Reporter
 
+HELD_OUT = 1024  # images at most that are looked at while a tokenizer trains
 FEATURES_AT_ONCE = 32  # images: Inception enlarges each to 299 pixels
 METHODS = {
     "PSNR, dB": "mean over images",
@@ -51,76 +53,67 @@ METHODS = {
 """What a name leaves open; `ifsq.metrics.reconstruction` says all."""
 
 
-@dataclass(frozen=True)
-class Judges:
-    """Networks that look at reconstructions, on this process's device; None: was not asked."""
-
-    lpips: LPIPS | None = None
-    inception: FIDInception | None = None
-    judge: JudgeNet | None = None
-
-
-@dataclass(frozen=True)
-class TokenizerMeasured:
-    """Cards, the use of levels by several quantizers on the same latents, and the latents' mean and deviation.
-
-    left_out  in words, what these images did not allow
-    skipped   a line about every image that could not be read
-    """
-
-    cards: list[ProtocolCard]
-    levels: dict[str, LevelUse]
-    latent_mean: list[float]
-    latent_std: list[float]
-    left_out: list[str]
-    skipped: list[str]
-
-
 def measure_tokenizer(
-    tokenizer: Tokenizer,
-    images: ImageSource,
-    data: DataConfig,
-    name: str,
-    indices: Sequence[int],
-    judges: Judges,
-    here: World,
-    watch: Reporter,
-    workers: int = 0,
-) -> TokenizerMeasured:
-    """Measure on the images at ``indices``, each once; every process takes a part, and all get the whole result.
+    tokenizer: Tokenizer, on: ImagesToMeasure, networks: Networks, world: World, reporter: Reporter, *, workers: int = 0
+) -> Evaluation:
+    """Measure a tokenizer on images; every process takes a part, and all get the whole result, of no step yet.
 
-    data     how the images were made, for the cards
-    name     of the images, for the cards
     workers  processes that read ahead
 
     Whole batches are dealt out, so that a network sees the same batches however many processes there are. An image that
     could not be read is missing in ``n``. Raises DataError when too few could.
     """
-    batch = at_once(*data.sides)
-    shares = [indices[at : at + batch] for at in range(0, len(indices), batch)][here.rank :: here.size]
+    batch, indices = at_once(*on.data.sides), sorted(on.indices)
+    shares = [indices[at : at + batch] for at in range(0, len(indices), batch)][world.rank :: world.size]
     mine = [index for share in shares for index in share]
-    tally = _Tally(tokenizer, data, judges)
-    watch.start("images", 0, len(indices))
+    tally = _Tally(tokenizer, on.data, networks)
+    reporter.start("images", 0, len(indices))
     refusal: InputError | None = None
     try:
-        with exact_float32(), closing(iterate_once(images, batch, indices=mine, workers=workers)) as batches:
+        with exact_float32(), closing(iterate_once(on.images, batch, indices=mine, workers=workers)) as batches:
             for read in batches:
                 tally.add(read)
-                watch.advance(min(tally.n * here.size, len(indices)), {})
+                reporter.advance(min(tally.n * world.size, len(indices)), {})
     except InputError as error:  # an image cannot be read: no process may wait for this one's figures
         refusal = error
-    counted = here.gather((tally.counted, refusal))
+    counted = world.gather((tally.counted, refusal))
     for _, refused in counted:
         if refused is not None:
             raise refused
-    watch.finish({})
+    reporter.finish({})
 
-    def result() -> TokenizerMeasured:
+    def result() -> Evaluation:
         for other, _ in counted[1:]:
             counted[0][0].merge(other)
-        return _result(counted[0][0], tokenizer, data, name, images.fingerprint, judges)
+        return _result(counted[0][0], tokenizer, on, networks)
 
-    return from_first(here, result)
+    return from_first(world, result)
+
+
+@torch.no_grad()
+def held_out_figures(tokenizer: Tokenizer, world: World, images: ImageSource) -> dict[str, float]:
+    """What is watched while a tokenizer trains: PSNR of all held-out images, or of `HELD_OUT` drawn over them.
+
+    ``skipped``, where some of them cannot be read, is their number. What one process refuses, all refuse.
+    """
+    drawn = sorted(spread(images, HELD_OUT))
+    measured, skipped, refusal = [], 0, None
+    try:
+        for batch in iterate_once(images, at_once(*images.shape[:2]), indices=drawn[world.rank :: world.size]):
+            skipped += len(batch.skipped)
+            if len(batch.images):
+                measured.append(psnr(batch.images, tokenizer(batch.images.to(world.device)).images.cpu()))
+    except InputError as error:
+        refusal = error
+    shares = world.gather((measured, skipped, refusal))
+    for _, _, refused in shares:
+        if refused is not None:
+            raise refused
+    decibels = [part for share, _, _ in shares for part in share]
+    if not decibels:
+        raise DataError(f"held-out images: none of {len(drawn)} could be read")
+    left_out = sum(count for _, count, _ in shares)
+    return {"psnr": float(torch.cat(decibels).mean()), **({"skipped": float(left_out)} if left_out else {})}
 
 
 class _Counted:
@@ -151,13 +144,13 @@ class _Counted:
 
 
 class _Tally:
-    """Runs batches through a tokenizer and the judges, and counts."""
+    """Runs batches through a tokenizer and the networks, and counts."""
 
-    def __init__(self, tokenizer: Tokenizer, data: DataConfig, judges: Judges) -> None:
-        self.tokenizer, self.lpips = tokenizer, judges.lpips
+    def __init__(self, tokenizer: Tokenizer, data: DataConfig, networks: Networks) -> None:
+        self.tokenizer, self.lpips = tokenizer, networks.lpips
         self.device = next(tokenizer.parameters()).device
         self.scales = ms_ssim_scales(*data.sides)
-        self.extractors = _extractors(judges)
+        self.extractors = _extractors(networks)
         dims = {name: extractor.dim for name, extractor in self.extractors.items()}
         self.counted = _Counted(tokenizer, _layout(tokenizer, data), dims)
 
@@ -211,10 +204,10 @@ class _Extractor:
     features: Callable[[UInt8[Tensor, "b c H W"]], Float[Tensor, "b f"]]
 
 
-def _extractors(judges: Judges) -> dict[str, _Extractor]:
+def _extractors(networks: Networks) -> dict[str, _Extractor]:
     """By the name of the distance: that between reconstructions and their own originals, hence the r."""
     found = {}
-    inception, judge = judges.inception, judges.judge
+    inception, judge = networks.inception, networks.judge
     if inception is not None:
         found[f"r{fd_name(inception.name)}"] = _Extractor(
             2048, f"{inception.name} {weights_digest(inception)[:12]}", lambda images: inception(images)["2048"]
@@ -242,16 +235,14 @@ def _layout(tokenizer: Tokenizer, data: DataConfig) -> CodeSpec | None:
     return CodeSpec(quantizer.levels, quantizer.groups, "little", "equal", grid)
 
 
-def _result(
-    counted: _Counted, tokenizer: Tokenizer, data: DataConfig, name: str, fingerprint: str, judges: Judges
-) -> TokenizerMeasured:
-    extractors = _extractors(judges)
+def _result(counted: _Counted, tokenizer: Tokenizer, on: ImagesToMeasure, networks: Networks) -> Evaluation:
+    data, name, extractors = on.data, on.name, _extractors(networks)
     if counted.n < (2 if extractors else 1):
         raise DataError(
             f"{name}: {counted.n} images could be read; expected one at least, two for distances of features"
         )
-    blank = blank_card(data, name, fingerprint, counted.n, tokenizer)
-    cards = _score_cards(counted.scores, blank, judges.lpips)
+    blank = blank_card(data, name, on.images.fingerprint, counted.n, tokenizer)
+    cards = _score_cards(counted.scores, blank, networks.lpips)
     cards += [
         replace(blank, metric=metric, features=extractor.told, values={"distance": distance})
         for metric, extractor in extractors.items()
@@ -259,12 +250,17 @@ def _result(
     ]
     if counted.codes is not None:
         cards += _code_cards(counted.codes.statistics(), blank)
-    left_out = [] if ms_ssim_scales(*data.sides) else [f"MS-SSIM: {size_text(data.size)} pixels, needs 22"]
+    left_out = () if ms_ssim_scales(*data.sides) else (f"MS-SSIM: {size_text(data.size)} pixels, needs 22",)
     # The deviation of a single value is not known; every other is the unbiased one.
     latents = counted.latents
     deviation = latents.covariance.diagonal().sqrt() if latents.n > 1 else torch.zeros_like(latents.mean)
-    mean, std = latents.mean.tolist(), deviation.tolist()
-    return TokenizerMeasured(cards, counted.levels.use(), mean, std, left_out, sorted(counted.skipped))
+    return Evaluation(
+        cards=tuple(cards),
+        levels=counted.levels.use(),
+        latent={"mean": tuple(latents.mean.tolist()), "std": tuple(deviation.tolist())},
+        left_out=left_out,
+        skipped=tuple(sorted(counted.skipped)),
+    )
 
 
 def _score_cards(scores: ImageScores, blank: ProtocolCard, lpips: LPIPS | None) -> list[ProtocolCard]:

@@ -8,7 +8,6 @@ from ifsq.metrics.distribution import (
     frechet_distance,
     frechet_from_statistics,
 )
-from ifsq.metrics.judge import JudgeNet
 from ifsq.metrics.reconstruction import ImageScores, ms_ssim, psnr, ssim
 
 __all__ = [
@@ -17,7 +16,6 @@ __all__ = [
     "FeatureStatistics",
     "ImageScores",
     "IndexUse",
-    "JudgeNet",
     "ProtocolCard",
     "code_statistics",
     "compare",

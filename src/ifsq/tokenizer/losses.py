@@ -1,4 +1,4 @@
-"""Losses of the tokenizer's half of a step. Called by ``train``.
+"""Losses of the tokenizer's half of a step.
 
 L1 or L2, LPIPS, the adversarial term with its adaptive weight (VQGAN, arXiv 2012.09841), and what the quantizer adds.
 """
@@ -9,9 +9,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ifsq.pretrained.lpips import load_lpips
 from ifsq.tokenizer.adversarial import AdversarialConfig, Adversary, balance
 from ifsq.tokenizer.conv import Decoder
 from ifsq.tokenizer.model import Autoencoded
+from ifsq.training.distributed import World, from_first
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,13 @@ class LossConfig:
             raise ValueError(
                 f"l1={self.l1}, l2={self.l2}, lpips={self.lpips}: expected weights of at least 0, l1 or l2 positive"
             )
+
+
+def load_perceptual(config: LossConfig, world: World) -> nn.Module | None:
+    """LPIPS where the loss weighs it. The first process finds or downloads the weights for all. Raises InputError."""
+    if not config.lpips:
+        return None
+    return from_first(world, lambda: load_lpips(config.lpips_vgg16 or None)).to(world.device)
 
 
 def reconstruction_loss(
@@ -76,8 +85,8 @@ def tokenizer_loss(
     if adversary is None or not adversary.config.started(step) or not adversary.config.weight:
         parts = reconstruction_loss(images, out.images, config, perceptual)
         return parts | out.losses | {"loss": parts["loss"] + auxiliary}
-    # Both judges run backward once, down to the images. The usual code walks each twice, for the ratio and for the
-    # step, and keeps every graph meanwhile.
+    # The perceptual network and the discriminator run backward once, down to the images. The usual code walks each
+    # twice, for the ratio and for the step, and keeps every graph meanwhile.
     seen = out.images.detach().requires_grad_()
     parts = reconstruction_loss(images, seen, config, perceptual)
     adversarial = adversary.against(seen)

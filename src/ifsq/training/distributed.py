@@ -69,33 +69,43 @@ class World:
         return bool(told)
 
 
-def from_first(here: World, make: Callable[[], Made]) -> Made:
+def from_first(world: World, make: Callable[[], Made]) -> Made:
     """What ``make`` returns in the first process, in every process; or what it refuses, so that all end alike."""
     made: Made | None = None
     refusal: InputError | None = None
-    if here.first:
+    if world.first:
         try:
             made = make()
         except InputError as error:
             refusal = error
-    value, refused = here.gather((made, refusal))[0]
+    value, refused = world.gather((made, refusal))[0]
     if refused is not None:
         raise refused
     return value
 
 
+def in_turn(world: World, make: Callable[[], Made]) -> Made:
+    """What ``make`` returns in this process; it runs in the first one before the others, as for a download.
+
+    Raises InputError in every process where the first is refused.
+    """
+    made: list[Made] = []
+    from_first(world, lambda: made.append(make()))
+    return made[0] if made else make()
+
+
 def first_process() -> bool:
-    """Whether this process is the one that writes and prints, also outside `world`."""
+    """Whether this process is the one that writes and prints, also outside `join`."""
     return os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager
-def world(device: str = "auto") -> Iterator[World]:
+def join(device: str = "auto") -> Iterator[World]:
     """Join the processes that torchrun started, or stand alone. ``device``: ``auto``, ``cpu``, ``cuda``, ``mps``.
 
-    Raises LostProcessError, in one line, where another process has ended or does not come. Where one stops answering
-    for `ifsq.training.watch.PATIENCE` seconds, this process ends with the line and exit code 2. When torchrun is gone,
-    it gets a SIGTERM.
+    Raises InputError for a device that this machine has not, and LostProcessError, in one line, where another process
+    has ended or does not come. Where one stops answering for `ifsq.training.watch.PATIENCE` seconds, this process ends
+    with the line and exit code 2. When torchrun is gone, it gets a SIGTERM.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     chosen = pick_device(device, int(os.environ.get("LOCAL_RANK", "0")))
@@ -103,8 +113,8 @@ def world(device: str = "auto") -> Iterator[World]:
         if size == 1:
             yield World(0, 1, chosen)
         else:
-            with _together(size, chosen) as here:
-                yield here
+            with _together(size, chosen) as world:
+                yield world
 
 
 @contextmanager
@@ -140,15 +150,15 @@ def _together(size: int, device: torch.device) -> Iterator[World]:
 
 
 def pick_device(name: str, local_rank: int = 0) -> torch.device:
-    """The device called ``name``; ``auto`` takes an accelerator where there is one. Raises ValueError without it."""
+    """The device called ``name``; ``auto`` takes an accelerator where there is one. Raises InputError without it."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device 'cuda': this machine has no CUDA device; expected cpu or auto")
+        raise InputError("device 'cuda': this machine has no CUDA device; expected cpu or auto")
     if name == "cuda" and local_rank >= torch.cuda.device_count():
-        raise ValueError(f"process {local_rank} of this machine: it has {torch.cuda.device_count()} CUDA devices")
+        raise InputError(f"process {local_rank} of this machine: it has {torch.cuda.device_count()} CUDA devices")
     if name == "mps" and not torch.backends.mps.is_available():
-        raise ValueError("device 'mps': this machine has no Metal device; expected cpu or auto")
+        raise InputError("device 'mps': this machine has no Metal device; expected cpu or auto")
     if name not in ("cpu", "cuda", "mps"):
-        raise ValueError(f"device {name!r}: expected auto, cpu, cuda or mps")
+        raise InputError(f"device {name!r}: expected auto, cpu, cuda or mps")
     return torch.device(name, local_rank) if name == "cuda" else torch.device(name)

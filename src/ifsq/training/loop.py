@@ -2,7 +2,7 @@
 
 A step is a function of (weights, optimizer, seed, step, part of the batch): batches are addressed by step and all
 randomness is seeded from these numbers, so a checkpoint holds no random state and a run that was killed ends with the
-same bits. Called by ``pipeline``, with the tasks of ``tokenizer.train``, ``generators.train`` and ``metrics.judge``.
+same bits.
 """
 
 import math

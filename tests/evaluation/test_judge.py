@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ifsq.data import DataConfig, ImageBatches, StepSampler, open_images
-from ifsq.metrics import JudgeNet
+from ifsq.evaluation.judge import JudgeNet
 
 
 @pytest.mark.parametrize("size", [16, 32, 64])

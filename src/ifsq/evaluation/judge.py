@@ -1,12 +1,13 @@
-"""A small classifier trained on the same bundled images: the judge of the demo's samples.
+"""The judge: a small classifier of the very images that a run learned from, trained beside the run when it is needed.
 
-Its features give `FD(judge)`, its predictions the class agreement. It knows ten pictures, not ImageNet, so its numbers
-compare runs of one data set with each other and with nothing else. Trained by ``pipeline`` through the one loop.
+Its features give `FD(judge)`, its predictions the class agreement. It knows the classes of one data set, not ImageNet,
+so its numbers compare runs of that data set with each other and with nothing else.
 """
 
 from collections.abc import Generator
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,11 +16,23 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ifsq.config import InputError
-from ifsq.data import ImageBatch, ImageBatches, ImageSource, StepSampler, iterate_once
+from ifsq.data import (
+    DataConfig,
+    ImageBatch,
+    ImageBatches,
+    ImageSource,
+    StepSampler,
+    iterate_once,
+    open_images,
+    splits_of,
+)
+from ifsq.data.images import SPLITS
 from ifsq.data.labels import NO_LABEL
+from ifsq.training.claim import Claim
 from ifsq.training.config import TrainConfig
-from ifsq.training.distributed import World
-from ifsq.training.loop import Task
+from ifsq.training.distributed import World, from_first
+from ifsq.training.log import Reporter
+from ifsq.training.loop import Task, fit
 from ifsq.training.optim import OptimConfig
 
 FEATURES = "judge"
@@ -128,3 +141,40 @@ class JudgeTask(Task):
 
     def describe(self) -> dict[str, Any]:
         return {"kind": "judge", "num_classes": len(self.source.classes), "data": self.source.fingerprint}
+
+
+def train_judge(parent: Path, data: DataConfig, channels: int, device: torch.device, reporter: Reporter) -> JudgeNet:
+    """The judge of these images, in eval mode: trained by this process alone, or found trained in a folder of
+    ``parent``, which is named by the images.
+
+    Images of a single class, or without any to train on, are judged by one of the bundled photographs.
+    """
+    alone = World(0, 1, device)
+    splits = splits_of(data)
+    lacks = "" if not splits or "train" in splits else "no training images"
+    if not lacks and len(open_images(data, "train", channels=channels).classes) < 2:
+        lacks = "one class"
+    if lacks:
+        reporter.say(f"{data.source} has {lacks}: the judge learns bundled:photos instead")
+        height, width = (min(max(side, 16), 256) for side in data.sides)
+        data = DataConfig("bundled:photos", (height, width))
+    torch.manual_seed(JUDGE_TRAINING.seed)
+    train, val = (open_images(data, name, labels=name == "train", channels=channels) for name in SPLITS)
+    task = JudgeTask(train, val)
+    claim = Claim(parent / f"judge_{train.fingerprint[:8]}", "judge", JUDGE_TRAINING, train.fingerprint)
+    judge = fit(task, JUDGE_TRAINING, claim, alone, reporter, wait=True)
+    assert isinstance(judge, JudgeNet)
+    return judge.eval()
+
+
+def share_judge(parent: Path, data: DataConfig, channels: int, world: World, reporter: Reporter) -> JudgeNet:
+    """`train_judge` in the first process, for all of them, each on its own device."""
+
+    def learned() -> tuple[int, dict[str, Tensor]]:
+        judge = train_judge(parent, data, channels, world.device, reporter)
+        return judge.num_classes, {key: value.cpu() for key, value in judge.state_dict().items()}
+
+    classes, table = from_first(world, learned)
+    judge = JudgeNet(classes)
+    judge.load_state_dict(table)
+    return judge.to(world.device).eval()

@@ -12,15 +12,20 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ifsq import pipeline
 from ifsq.bench import report
 from ifsq.cli import main
 from ifsq.config import InputError
 from ifsq.data import DataConfig, DataError, ImageBatch, iterate_once, open_images, to_float, to_uint8
-from ifsq.evaluation import Judges, Pairs, difference_sheet, measure_tokenizer, pair_sheet, shown_pairs, spread
+from ifsq.evaluation import judge as judging
 from ifsq.evaluation import tokenizer as measuring
+from ifsq.evaluation.judge import JudgeNet, train_judge
+from ifsq.evaluation.networks import Networks
+from ifsq.evaluation.options import ImagesToMeasure
+from ifsq.evaluation.protocol import spread
 from ifsq.evaluation.record import Evaluation
-from ifsq.metrics import JudgeNet, ProtocolCard, code_statistics, frechet_distance, ms_ssim, psnr, ssim
+from ifsq.evaluation.sheets import Pairs, difference_sheet, pair_sheet, shown_pairs
+from ifsq.evaluation.tokenizer import held_out_figures, measure_tokenizer
+from ifsq.metrics import ProtocolCard, code_statistics, frechet_distance, ms_ssim, psnr, ssim
 from ifsq.metrics.distribution import INCEPTION_2015
 from ifsq.pretrained.inception import FIDInception
 from ifsq.pretrained.lpips import LPIPS, OFFICIAL_NAME
@@ -30,7 +35,7 @@ from ifsq.store.weights import weights_digest
 from ifsq.tokenizer.bottleneck import QuantizerConfig
 from ifsq.tokenizer.conv import ConvConfig
 from ifsq.tokenizer.model import Tokenizer, TokenizerConfig
-from ifsq.training.distributed import World
+from ifsq.training.distributed import World, in_turn
 from ifsq.training.log import Silent
 
 SIZE = 24  # two scales of MS-SSIM
@@ -68,8 +73,9 @@ def _inside(saved, monkeypatch):
     monkeypatch.chdir(saved)
 
 
-def measure(tokenizer, images, indices, judges=None):
-    return measure_tokenizer(tokenizer, images, DATA, "shapes", indices, judges or Judges(), ALONE, Silent())
+def measure(tokenizer, images, indices, networks=None, data=None, world=None):
+    on = ImagesToMeasure(images, data or DATA, "shapes", indices)
+    return measure_tokenizer(tokenizer, on, networks or Networks(), world or ALONE, Silent())
 
 
 def by_name(cards):
@@ -95,7 +101,7 @@ def refused(capsys, *arguments):
 def test_streamed_figures_are_those_of_all_images_at_once(tokenizer, images):
     judge = JudgeNet(10).eval()
     indices = list(range(3, 153))  # more than pass together
-    found = measure(tokenizer, images, indices, Judges(judge=judge))
+    found = measure(tokenizer, images, indices, Networks(judge=judge))
     originals = next(iterate_once(images, 150, indices=indices)).images
     latents = tokenizer.latent(originals)
     encoded = tokenizer.encode(originals)
@@ -115,8 +121,8 @@ def test_streamed_figures_are_those_of_all_images_at_once(tokenizer, images):
     for number, group in enumerate(use.groups):
         assert cards[f"index perplexity of group {number}"].values["perplexity"] == group.perplexity
         assert cards[f"index use of group {number}"].values["share"] == group.fraction
-    np.testing.assert_allclose(found.latent_mean, latents.double().mean(dim=(0, 2, 3)), rtol=1e-5)
-    np.testing.assert_allclose(found.latent_std, latents.double().std(dim=(0, 2, 3)), rtol=1e-5)
+    np.testing.assert_allclose(found.latent["mean"], latents.double().mean(dim=(0, 2, 3)), rtol=1e-5)
+    np.testing.assert_allclose(found.latent["std"], latents.double().std(dim=(0, 2, 3)), rtol=1e-5)
     # An even level count leaves the paper's cells to tanh.
     assert list(found.levels) == ["FSQ (tanh)", "iFSQ, equal cells"]
     for name, bound, cells in (("FSQ (tanh)", "tanh", "paper"), ("iFSQ, equal cells", "ifsq", "equal")):
@@ -202,7 +208,7 @@ def test_two_processes_find_what_one_does(weights_files):
 
 def test_published_weights_alone_give_the_published_names(weights_files, golden):
     inception = FIDInception(load_file(weights_files["inception"]), INCEPTION_2015)
-    assert list(measuring._extractors(Judges(inception=inception))) == ["rFID"]
+    assert list(measuring._extractors(Networks(inception=inception))) == ["rFID"]
     vectors = golden("lpips_vgg")
     heads = {key.removeprefix("lin/"): vectors.get_tensor(key) for key in vectors.keys() if key.startswith("lin/")}  # noqa: SIM118
     backbone = load_file(weights_files["lpips_vgg"])
@@ -225,17 +231,17 @@ class Broken:
 
 
 def test_images_that_cannot_be_read_are_not_counted(tokenizer, images, monkeypatch):
-    judges = Judges(judge=JudgeNet(10).eval())
+    networks = Networks(judge=JudgeNet(10).eval())
     monkeypatch.setattr(measuring, "at_once", lambda height, width: 2)
-    whole = measure(tokenizer, images, [0, 3, 5, 6], judges)
+    whole = measure(tokenizer, images, [0, 3, 5, 6], networks)
     monkeypatch.setattr(measuring, "iterate_once", Broken(1, 2, 4))  # 2 and 4 are a whole batch
-    found = measure(tokenizer, images, [0, 1, 2, 4, 3, 5, 6], judges)
+    found = measure(tokenizer, images, [0, 1, 2, 4, 3, 5, 6], networks)
     assert {card.n for card in found.cards} == {4}
     for mine, other in zip(found.cards, whole.cards, strict=True):
         assert mine.values == pytest.approx(other.values, rel=1e-6)
     monkeypatch.setattr(measuring, "iterate_once", Broken(0, 1, 2))
     with pytest.raises(DataError, match="shapes: 1 images could be read; expected one at least, two for distances"):
-        measure(tokenizer, images, [0, 1, 2, 3], judges)
+        measure(tokenizer, images, [0, 1, 2, 3], networks)
     with pytest.raises(DataError, match="shapes: 0 images could be read"):
         measure(tokenizer, images, [0, 1, 2])
 
@@ -247,14 +253,14 @@ def test_continuous_codes_have_no_levels(kind, images):
     found = measure(tokenizer, images, range(4))
     assert [card.metric for card in found.cards] == ["PSNR, dB", "SSIM", "MS-SSIM of 2 scales"]
     assert found.levels == {}
-    assert len(found.latent_std) == tokenizer.quantizer.width
+    assert len(found.latent["std"]) == tokenizer.quantizer.width
 
 
 def test_small_images_say_that_ms_ssim_is_absent(tokenizer):
     small = DataConfig("bundled:shapes", 16)
     source = open_images(small, "val")
-    found = measure_tokenizer(tokenizer, source, small, "shapes", range(4), Judges(), ALONE, Silent())
-    assert found.left_out == ["MS-SSIM: 16 pixels, needs 22"]
+    found = measure(tokenizer, source, range(4), data=small)
+    assert found.left_out == ("MS-SSIM: 16 pixels, needs 22",)
     assert not any("MS-SSIM" in card.metric for card in found.cards)
 
 
@@ -297,22 +303,22 @@ def test_sheets_show_the_first_indices_and_large_images_in_fewer_columns(tokeniz
 
 
 def test_held_out_figures_are_of_so_many_images_drawn_over_the_source(tokenizer, images, monkeypatch):
-    monkeypatch.setattr(pipeline, "HELD_OUT", 9)
+    monkeypatch.setattr(measuring, "HELD_OUT", 9)
     batch = next(iterate_once(images, 9, indices=spread(images, 9)))
     expected = psnr(batch.images, tokenizer.reconstruct(batch.images)).mean()
     alone = World(0, 1, torch.device("cpu"))
-    assert pipeline._held_out(tokenizer, alone, images) == {"psnr": pytest.approx(float(expected), rel=1e-6)}
+    assert held_out_figures(tokenizer, alone, images) == {"psnr": pytest.approx(float(expected), rel=1e-6)}
 
 
 def test_two_judges_of_the_same_images_are_one(tmp_path, monkeypatch):
     """Whatever was drawn before: its figures compare between runs."""
-    brief = dataclasses.replace(pipeline.JUDGE_TRAINING, steps=2, save_every=2)
-    monkeypatch.setattr(pipeline, "JUDGE_TRAINING", brief)
-    alone, digests = World(0, 1, torch.device("cpu")), set()
+    brief = dataclasses.replace(judging.JUDGE_TRAINING, steps=2, save_every=2)
+    monkeypatch.setattr(judging, "JUDGE_TRAINING", brief)
+    digests = set()
     for name in ("a", "b"):
         torch.manual_seed(len(digests))
         (tmp_path / name).mkdir()
-        judge = pipeline._judge(tmp_path / name, DataConfig("bundled:shapes", SIZE), 3, alone, Silent())
+        judge = train_judge(tmp_path / name, DataConfig("bundled:shapes", SIZE), 3, torch.device("cpu"), Silent())
         digests.add(weights_digest(judge))
     assert len(digests) == 1
 
@@ -330,7 +336,7 @@ def test_networks_are_loaded_by_the_first_process_before_the_others(rank, tokeni
         told.append("load")
         return tokenizer
 
-    assert pipeline._in_turn(Recorded(rank, 2, torch.device("cpu")), load) is tokenizer
+    assert in_turn(Recorded(rank, 2, torch.device("cpu")), load) is tokenizer
     assert told == (["load", "meet"] if rank == 0 else ["meet", "load"])
 
 
@@ -344,10 +350,10 @@ class Second(World):
 
 
 def test_what_one_process_refuses_all_refuse(tokenizer, images, monkeypatch):
-    here = Second(1, 2, torch.device("cpu"))
+    second = Second(1, 2, torch.device("cpu"))
     monkeypatch.setattr(Second, "heard", (None, InputError("no such weights")))
     with pytest.raises(InputError, match="no such weights"):
-        pipeline._in_turn(here, lambda: pytest.fail("must not be loaded here"))
+        in_turn(second, lambda: pytest.fail("must not be loaded here"))
 
     def broken(*_, **__):
         raise DataError("3.png cannot be read")
@@ -355,7 +361,7 @@ def test_what_one_process_refuses_all_refuse(tokenizer, images, monkeypatch):
     monkeypatch.setattr(measuring, "iterate_once", broken)
     monkeypatch.setattr(Second, "heard", (None, None))
     with pytest.raises(DataError, match=r"3\.png cannot be read"):
-        measure_tokenizer(tokenizer, images, DATA, "shapes", [0], Judges(), here, Silent())
+        measure(tokenizer, images, [0], world=second)
 
 
 SHAPES = ("saved", "--data", "bundled:shapes", "--size")
