@@ -9,13 +9,14 @@ import pytest
 import torch
 from PIL import Image
 
-from ifsq.bench import report
 from ifsq.bench.report import write_report
+from ifsq.bench.runs import Reported, refuse_unlike
 from ifsq.cli import main
 from ifsq.config import InputError
 from ifsq.evaluation import judge
 from ifsq.evaluation.record import read_evaluation
 from ifsq.generators.ar import ARGenerator
+from ifsq.store import run as store
 from ifsq.store.run import Run
 from ifsq.tokenizer.bottleneck import QuantizerConfig
 from ifsq.tokenizer.conv import ConvConfig
@@ -105,8 +106,17 @@ def test_generators_asked_for_other_classes_do_not_stand_on_one_page():
     first, *rest = evaluation.cards
     other = replace(evaluation, cards=(replace(first, labels=""), *rest))  # of a card that is older than this
     runs = [
-        report.Reported(Run(Path(name), name, {"kind": "ar"}), [], held)
-        for name, held in (("a", evaluation), ("b", other))
+        Reported(Run(Path(name), name, {"kind": "ar"}), [], held) for name, held in (("a", evaluation), ("b", other))
     ]
     with pytest.raises(InputError, match=r"a and b: FD.judge.: cards do not compare: labels"):
-        report._refuse_unlike(runs)
+        refuse_unlike(runs)
+
+
+def test_a_run_is_opened_once_in_an_evaluation(monkeypatch):
+    read, opened = store.read_config, []
+    monkeypatch.setattr(store, "read_config", lambda folder: opened.append(folder.name) or read(folder))
+    for command in (["generator", "eval", "ar", "--samples", "2"], ["tokenizer", "eval", "tokenizer", "--no-judge"]):
+        more = ["--data", "bundled:shapes", "--size", "16", "--count", "2"] if command[0] == "tokenizer" else []
+        opened.clear()
+        assert main([*command, *more]) == 0
+        assert opened.count(command[2]) == 1

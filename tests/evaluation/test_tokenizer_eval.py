@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ifsq.bench import report
+from ifsq.bench.runs import Reported, refuse_unlike
 from ifsq.cli import main
 from ifsq.config import InputError
 from ifsq.data import DataConfig, DataError, ImageBatch, iterate_once, open_images, to_float, to_uint8
@@ -408,13 +408,13 @@ def test_tiny_images_have_no_lpips(capsys, tmp_path):
 
 def run_with(folder, **changes):
     card = ProtocolCard("FD(judge)", {"distance": 1.0}, "shapes train", "ab", 40, 16, "center", "bicubic", "float32")
-    return report.Reported(
+    return Reported(
         Run(Path(folder), folder, {"kind": folder}), [], Evaluation((dataclasses.replace(card, **changes),))
     )
 
 
 def test_a_report_refuses_figures_that_do_not_compare():
-    report._refuse_unlike([run_with("ar"), run_with("diffusion", sampler="euler", guidance=2.0, generator_hash="g")])
+    refuse_unlike([run_with("ar"), run_with("diffusion", sampler="euler", guidance=2.0, generator_hash="g")])
     for changes, message in (({"n": 50}, "n 40 against 50"), ({"reference_hash": "cd"}, "'ab' against 'cd'")):
         with pytest.raises(InputError, match=f"ar and diffusion: .*{message}.*; evaluate both again"):
-            report._refuse_unlike([run_with("ar"), run_with("diffusion", **changes)])
+            refuse_unlike([run_with("ar"), run_with("diffusion", **changes)])

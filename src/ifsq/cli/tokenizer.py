@@ -86,7 +86,7 @@ def _tokenizer_eval(options: argparse.Namespace) -> None:
     from ifsq import pipeline
     from ifsq.evaluation import TokenizerEvaluation
 
-    asked = TokenizerEvaluation(
+    images = TokenizerEvaluation(
         source=options.data or "",
         split=options.split or "",
         size=options.size,
@@ -97,7 +97,7 @@ def _tokenizer_eval(options: argparse.Namespace) -> None:
         reading=reading_of(options),
     )
     with Terminal() as terminal:
-        cards = pipeline.evaluate_tokenizer(options.folder, options.device, terminal, asked)
+        cards = pipeline.evaluate_tokenizer(options.folder, options.device, terminal, images)
     print_cards(cards)
 
 

@@ -1,7 +1,7 @@
 """Random numbers as a pure function of integers: the same on every machine, in every worker and numpy version.
 
 The function is the SplitMix64 finaliser (Steele, Lea and Flood 2014), chained over its arguments. A numpy generator
-costs 15 microseconds to seed, as much as a whole crop. Called by ``sampler`` (order and item seeds) and by the sources.
+costs 15 microseconds to seed, as much as a whole crop.
 """
 
 from typing import TypeVar

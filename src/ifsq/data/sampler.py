@@ -214,8 +214,8 @@ def _read(
     gpu = None
     if device is not None and device.type == "cuda":
         gpu = torch.cuda.current_device() if device.index is None else device.index
-    here = (load(items) for items in batches)
-    with closing(load_ahead(load, batches, workers, prefetch, gpu) if workers else here) as loaded:
+    in_turn = (load(items) for items in batches)
+    with closing(load_ahead(load, batches, workers, prefetch, gpu) if workers else in_turn) as loaded:
         for read in loaded:
             images = read.images if device is None else read.images.to(device, non_blocking=True)
             yield ImageBatch(to_float(images), read.labels, read.skipped, read.indices, read.stands_in)

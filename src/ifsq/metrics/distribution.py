@@ -1,6 +1,6 @@
 """The Fréchet distance between two sets of feature vectors (Heusel et al. 2017).
 
-Float64 on the CPU throughout. Called by ``evaluation`` with features of the judge and of Inception.
+Float64 on the CPU throughout.
 """
 
 import torch

@@ -1,7 +1,6 @@
 """PSNR, SSIM and MS-SSIM of reconstructions, on the 8-bit images that a file would hold.
 
-A value an image, whatever the batch; `ImageScores` keeps them and gives their means. Called by ``evaluation``, and PSNR
-by ``pipeline``.
+A value an image, whatever the batch; `ImageScores` keeps them and gives their means.
 """
 
 from collections.abc import Mapping

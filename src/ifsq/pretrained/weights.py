@@ -1,6 +1,6 @@
 """Where the weights of the frozen networks come from: a given file, a folder, a cache, or their official address.
 
-Called by ``lpips`` and ``inception``. Files are read without pickle's code: safetensors, or torch with `weights_only`.
+Files are read without pickle's code: safetensors, or torch with `weights_only`.
 """
 
 import http.client

@@ -9,7 +9,7 @@
     ...a step of both optimizers...
 
 The official training alternates the two halves instead (``alternate``: odd steps from ``start`` on are the
-discriminator's). Called by ``losses`` and ``train``.
+discriminator's).
 """
 
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
 """Layers of the convolutional tokenizer: residual block, attention, and the steps between resolutions.
 
-Parameter names are those of the official checkpoints. All keep the memory layout of their input. Called by ``conv``.
+Parameter names are those of the official checkpoints. All keep the memory layout of their input.
 """
 
 import torch

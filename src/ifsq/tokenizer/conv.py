@@ -2,7 +2,7 @@
 
 ``patch`` > 1 folds patch x patch pixels into channels before the first convolution and unfolds them after the last: the
 widest and slowest resolutions disappear. Parameter names are those of the official checkpoints. Maps run in memory with
-channels last, which their convolutions take without reordering. Called by ``model``.
+channels last, which their convolutions take without reordering.
 """
 
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
 """Patch discriminator of pix2pix (arXiv 1611.07004), as taming-transformers and the official tokenizer build it.
 
-Parameter names are those of the official checkpoints (``main.0.weight`` ...). Called by ``adversarial``.
+Parameter names are those of the official checkpoints (``main.0.weight`` ...).
 """
 
 from dataclasses import dataclass

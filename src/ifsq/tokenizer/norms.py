@@ -1,4 +1,4 @@
-"""Norms of the tokenizer, over maps (b, c, h, w) in any memory layout. Called by ``blocks`` and ``conv``."""
+"""Norms of the tokenizer, over maps (b, c, h, w) in any memory layout."""
 
 from typing import Any, Literal
 

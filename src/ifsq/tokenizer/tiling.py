@@ -1,4 +1,4 @@
-"""Encoder and decoder on tiles of a large image, blended where the tiles overlap. Called by ``model``.
+"""Encoder and decoder on tiles of a large image, blended where the tiles overlap.
 
 All tiles of an image have one size. They are spread evenly, so neighbours share at least the overlap, and each counts
 with a weight that falls linearly over what it shares. The memory beside input and result is that of one tile.

@@ -1,4 +1,4 @@
-"""What the training loop needs to know about a tokenizer. Called by ``pipeline``, which also says how to validate."""
+"""What the training loop needs to know about a tokenizer; how it is validated is told to it."""
 
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Exponential moving average of a model: the weights that are evaluated, saved beside the raw ones. Called by ``loop``.
+"""Exponential moving average of a model: the weights that are evaluated, saved beside the raw ones.
 
 Integer tensors are taken over, never averaged: the official code averages them into floats and so corrupts its indices.
 """

@@ -172,8 +172,8 @@ class _Training:
         if task.opponent is not None:
             module = task.opponent.module.to(world.device)
             self.other = Player(module, self._opponent_loss, task.opponent.optim, config, world)
-        # What is sharded, all processes compute together: each sees the whole of what is held out.
-        self.judged_by = replace(world, rank=0, size=1) if sharded else world
+        # A sharded model needs every process in each forward, so validation is not split over them.
+        self.validates = replace(world, rank=0, size=1) if sharded else world
         folder.mkdir(parents=True, exist_ok=True)
         self.writer = checkpoint.Writer(folder / "checkpoints", world, config.keep, config.keep_every, run)
         self.notes: list[str] = []
@@ -359,7 +359,7 @@ class _Training:
 
     def _validate(self) -> None:
         try:
-            found = self.task.validate(self.ema.model, self.judged_by)
+            found = self.task.validate(self.ema.model, self.validates)
         except InputError:  # the steps are not lost for it
             self.save()
             self.writer.wait()
@@ -394,9 +394,9 @@ def _stop_requests() -> Iterator[threading.Event]:
     All that come within `SAME_REQUEST` seconds are one. A run that was interrupted, perhaps because another process was
     asked, still waits for its own: the handlers stay until a later one has come.
     """
-    asked, since = threading.Event(), 0.0
+    request, since = threading.Event(), 0.0
     if threading.current_thread() is not threading.main_thread():
-        yield asked  # only the main thread may handle signals
+        yield request  # only the main thread may handle signals
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
@@ -406,9 +406,9 @@ def _stop_requests() -> Iterator[threading.Event]:
 
     def ask(number: int, _: Any) -> None:
         nonlocal since
-        if not asked.is_set():
+        if not request.is_set():
             since = time.monotonic()
-            asked.set()
+            request.set()
         elif time.monotonic() - since > SAME_REQUEST:
             restore()
             signal.raise_signal(number)
@@ -416,7 +416,7 @@ def _stop_requests() -> Iterator[threading.Event]:
     for number in before:
         signal.signal(number, ask)
     try:
-        yield asked
+        yield request
     except Interrupted:
         raise
     except BaseException:

@@ -1,4 +1,4 @@
-"""Optimizer and learning-rate schedule. Called by ``loop``."""
+"""Optimizer and learning-rate schedule."""
 
 import math
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""A module with its optimizer and loss scale: what takes a step. Called by ``loop``, for the model and its opponent."""
+"""A module with its optimizer and loss scale: what takes a step, the model as well as its opponent."""
 
 import math
 from collections.abc import Callable

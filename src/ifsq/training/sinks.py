@@ -1,4 +1,4 @@
-"""Where a run's figures go besides ``metrics.jsonl``: TensorBoard, Weights & Biases, trackio. Called by ``loop``.
+"""Where a run's figures go besides ``metrics.jsonl``: TensorBoard, Weights & Biases, trackio.
 
 All three are extras, imported when asked for; none takes a credential from a config. What they show is a copy:
 ``metrics.jsonl`` is the record.
