@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ifsq.bench.grid import BITS, DIM, JUDGED, Setting, grid, measured, table
+from ifsq.bench.grid import BITS, DIM, JUDGED, Setting, grid, measure, measured, table
 from ifsq.config import InputError
 from ifsq.evaluation.record import Evaluation, write_evaluation
 from ifsq.metrics import ProtocolCard
@@ -78,3 +78,14 @@ def test_runs_of_several_judges_make_no_table():
     )
     with pytest.raises(InputError, match=r"judges \['judge abc', 'judge b'\]: expected one for all runs"):
         table(settings, found, 1)
+
+
+@pytest.mark.usefixtures("quick_judge")
+def test_a_setting_is_trained_and_measured_once(tmp_path):
+    setting = next(setting for setting in grid([3]) if setting.name == "iFSQ, calibrated")
+    found = measure(setting, tmp_path, 1)
+    assert {"PSNR, dB", "SSIM", JUDGED, "level entropy / log2 L"} <= {card.metric for card in found}
+    assert Run.open(tmp_path / setting.folder).step == 1
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / setting.folder).rglob("*")}
+    assert measure(setting, tmp_path, 1) == found
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / setting.folder).rglob("*")} == before
