@@ -115,7 +115,7 @@ def test_streamed_figures_are_those_of_all_images_at_once(tokenizer, images):
     distance = frechet_distance(judge.features(again), judge.features(originals))
     assert cards["rFD(judge)"].values["distance"] == pytest.approx(distance, rel=1e-5)
     assert cards["rFD(judge)"].features.startswith("judge ")
-    use = code_statistics(encoded.digits, tokenizer.spec(SIZE, SIZE))
+    use = code_statistics(encoded.digits, tokenizer.quantizer.levels, tokenizer.quantizer.groups)
     assert cards["level entropy / log2 L"].values["mean"] == use.mean_fraction
     assert cards["dead levels"].values == {"sum": sum(use.dead_levels), "of": 14}
     for number, group in enumerate(use.groups):

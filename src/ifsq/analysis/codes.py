@@ -12,7 +12,7 @@ COUNTED_AT_ONCE = 8192  # images: counting takes int64 digits, eight times the b
 def analyze_codes(folder: Path, split: str) -> tuple[Table, Table]:
     """Use of every dimension's levels and of every group's indices, over all images of a split. Raises InputError."""
     cache = CodeCache.open(folder)
-    counts = CodeCounts(cache.spec)
+    counts = CodeCounts(cache.spec.levels, cache.spec.groups)
     for part in cache.read(split).content.split(COUNTED_AT_ONCE):
         counts.add(part)
     use = counts.statistics()

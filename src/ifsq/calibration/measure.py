@@ -39,12 +39,13 @@ class Candidate(NamedTuple):
             z = latents.detach().requires_grad_()
             slopes = 2 * torch.autograd.grad(self.rounding.unit(self.bound, z, 1).sum(), z)[0]
         with torch.no_grad():
-            digits = self.rounding.digits(self.bound, latents, 1)
+            digits = self.rounding.round(self.bound, latents, 1, torch.int64)[1]
+            assert digits is not None
             bounded = self.rounding.unrounded(self.bound, latents, 1)
         levels = self.rounding.levels
         codes = {L: digits_to_codes(torch.arange(L)[:, None], [L], self.cells)[:, 0] for L in set(levels)}
         return [
-            _use(latents[:, c], bounded[:, c], digits[:, c].long(), codes[L], L, slopes[:, c].mean().item())
+            _use(latents[:, c], bounded[:, c], digits[:, c], codes[L], L, slopes[:, c].mean().item())
             for c, L in enumerate(levels)
         ]
 

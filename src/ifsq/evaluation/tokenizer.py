@@ -11,7 +11,6 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from ifsq.codes import CodeSpec
 from ifsq.config import InputError
 from ifsq.data import DataError, ImageBatch, ImageSource, iterate_once, to_float, to_uint8
 from ifsq.data.images import DataConfig, size_text
@@ -119,13 +118,14 @@ def held_out_figures(tokenizer: Tokenizer, world: World, images: ImageSource) ->
 class _Counted:
     """What has been counted of some images, small enough to send: counts, moments, and a few numbers an image."""
 
-    def __init__(self, tokenizer: Tokenizer, spec: CodeSpec | None, features: dict[str, int]) -> None:
+    def __init__(self, tokenizer: Tokenizer, features: dict[str, int]) -> None:
+        quantizer = tokenizer.quantizer
         self.n = 0
         self.skipped: list[str] = []
         self.scores = ImageScores()
-        self.codes = None if spec is None else CodeCounts(spec)
+        self.codes = CodeCounts(quantizer.levels, quantizer.groups) if quantizer.levels and quantizer.groups else None
         self.levels = LevelCounts(tokenizer)
-        self.latents = FeatureStatistics(tokenizer.quantizer.width)
+        self.latents = FeatureStatistics(quantizer.width)
         self.originals = {name: FeatureStatistics(dim) for name, dim in features.items()}
         self.reconstructions = {name: FeatureStatistics(dim) for name, dim in features.items()}
 
@@ -152,7 +152,7 @@ class _Tally:
         self.scales = ms_ssim_scales(*data.sides)
         self.extractors = _extractors(networks)
         dims = {name: extractor.dim for name, extractor in self.extractors.items()}
-        self.counted = _Counted(tokenizer, _layout(tokenizer, data), dims)
+        self.counted = _Counted(tokenizer, dims)
 
     @property
     def n(self) -> int:
@@ -224,15 +224,6 @@ def _extractors(networks: Networks) -> dict[str, _Extractor]:
 def _lpips_name(lpips: LPIPS) -> str:
     """``LPIPS`` with the published weights alone."""
     return "LPIPS" if lpips.official else f"LPIPS({lpips.name})"
-
-
-def _layout(tokenizer: Tokenizer, data: DataConfig) -> CodeSpec | None:
-    """Levels and groups of what is counted; the lattice plays no part. None where codes are continuous."""
-    quantizer, (height, width) = tokenizer.quantizer, data.sides
-    if quantizer.levels is None or quantizer.groups is None:
-        return None
-    grid = (height // tokenizer.factor, width // tokenizer.factor)
-    return CodeSpec(quantizer.levels, quantizer.groups, "little", "equal", grid)
 
 
 def _result(counted: _Counted, tokenizer: Tokenizer, on: ImagesToMeasure, networks: Networks) -> Evaluation:

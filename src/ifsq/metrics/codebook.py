@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Integer
 from torch import Tensor
 
-from ifsq.codes.spec import CodeSpec
+from ifsq.quantizers.digits import check_layout, digits_to_indices, group_sizes
 from ifsq.quantizers.usage import entropy_bits
 
 
@@ -61,25 +61,28 @@ class CodeCounts:
     Memory grows with the different indices that occur (16 bytes each), not with the images.
     """
 
-    def __init__(self, spec: CodeSpec) -> None:
-        self.spec, self.tokens = spec, 0
-        self._levels = [np.zeros(count, np.int64) for count in spec.levels]
-        self._indices = [_SparseCounts() for _ in spec.groups]
+    def __init__(self, levels: tuple[int, ...], groups: tuple[int, ...]) -> None:
+        check_layout(levels, groups, "little")
+        self.levels, self.groups, self.tokens = levels, groups, 0
+        self._levels = [np.zeros(count, np.int64) for count in levels]
+        self._indices = [_SparseCounts() for _ in groups]
 
     def add(self, digits: Integer[Tensor, "n h w d"]) -> None:
-        """Count the digits of n images, of any integer type. Raises ValueError when one does not fit the spec."""
-        flat = _checked(digits, self.spec)
+        """Count the digits of n images, of any integer type. Raises ValueError when one does not fit the levels."""
+        flat = _checked(digits, self.levels)
+        # How often an index occurs does not depend on the order of the digits in it.
+        indices = digits_to_indices(flat, self.levels, self.groups, "little").reshape(len(flat), -1)
         self.tokens += len(flat)
-        for k, counts in enumerate(self._levels):
-            counts += np.bincount(flat[:, k], minlength=len(counts))
-        indices = self.spec.digits_to_indices(digits.long()).flatten(0, -2).cpu().numpy()
-        for group, sparse in enumerate(self._indices):
-            sparse.add(indices[:, group], np.ones(len(indices), np.int64))
+        for counts, column in zip(self._levels, flat.cpu().numpy().T, strict=True):
+            counts += np.bincount(column, minlength=len(counts))
+        for sparse, column in zip(self._indices, indices.cpu().numpy().T, strict=True):
+            sparse.add(column, np.ones(len(column), np.int64))
 
     def merge(self, other: "CodeCounts") -> None:
-        """Count what ``other`` has counted. Raises ValueError where its spec differs."""
-        if different := self.spec.differs_from(other.spec):
-            raise ValueError(f"counts of other codes ({different}): expected the same spec")
+        """Count what ``other`` has counted. Raises ValueError where its levels or groups differ."""
+        mine_of, theirs_of = (f"levels={list(one.levels)}, groups={list(one.groups)}" for one in (self, other))
+        if mine_of != theirs_of:
+            raise ValueError(f"counts of other codes, {theirs_of}: expected {mine_of}")
         self.tokens += other.tokens
         for mine, theirs in zip(self._levels, other._levels, strict=True):
             mine += theirs
@@ -91,7 +94,7 @@ class CodeCounts:
         if not self.tokens:
             raise ValueError("statistics of 0 tokens: expected some")
         bits = [entropy_bits(torch.from_numpy(histogram)) for histogram in self._levels]
-        fractions = [b / math.log2(count) for b, count in zip(bits, self.spec.levels, strict=True)]
+        fractions = [b / math.log2(count) for b, count in zip(bits, self.levels, strict=True)]
         return CodeStatistics(
             tokens=self.tokens,
             histograms=tuple(tuple(histogram.tolist()) for histogram in self._levels),
@@ -99,7 +102,7 @@ class CodeCounts:
             level_fraction=tuple(fractions),
             mean_fraction=float(np.mean(fractions)),
             dead_levels=tuple(int((histogram == 0).sum()) for histogram in self._levels),
-            groups=tuple(map(self._index_use, self._indices, self.spec.vocab_sizes)),
+            groups=tuple(map(self._index_use, self._indices, group_sizes(self.levels, self.groups))),
         )
 
     def _index_use(self, sparse: "_SparseCounts", vocab: int) -> IndexUse:
@@ -108,12 +111,14 @@ class CodeCounts:
         return IndexUse(vocab, len(counts), len(counts) / vocab, limit, 2 ** entropy_bits(torch.from_numpy(counts)))
 
 
-def code_statistics(digits: Integer[Tensor, "n h w d"], spec: CodeSpec) -> CodeStatistics:
+def code_statistics(
+    digits: Integer[Tensor, "n h w d"], levels: tuple[int, ...], groups: tuple[int, ...]
+) -> CodeStatistics:
     """Statistics of the digits of n images, of any integer type.
 
-    Raises ValueError when a digit does not fit the spec, or there is none.
+    Raises ValueError when a digit does not fit the levels, or there is none.
     """
-    counts = CodeCounts(spec)
+    counts = CodeCounts(levels, groups)
     counts.add(digits)
     return counts.statistics()
 
@@ -147,13 +152,15 @@ class _SparseCounts:
         return distinct, total
 
 
-def _checked(digits: Tensor, spec: CodeSpec) -> np.ndarray:
-    if digits.shape[-1] != spec.dim or digits.numel() == 0:
-        raise ValueError(f"digits {tuple(digits.shape)}: expected some with {spec.dim} dimensions")
-    flat = digits.reshape(-1, spec.dim).long()
-    outside = ((flat < 0) | (flat >= torch.tensor(spec.levels, device=flat.device))).any(dim=0).nonzero()
+def _checked(digits: Tensor, levels: tuple[int, ...]) -> Tensor:
+    """Digits as int64 rows, one a token."""
+    dim = len(levels)
+    if digits.shape[-1] != dim or digits.numel() == 0:
+        raise ValueError(f"digits {tuple(digits.shape)}: expected some with {dim} dimensions")
+    flat = digits.reshape(-1, dim).long()
+    outside = ((flat < 0) | (flat >= torch.tensor(levels, device=flat.device))).any(dim=0).nonzero()
     if len(outside):
         k = int(outside[0])
         low, high = int(flat[:, k].min()), int(flat[:, k].max())
-        raise ValueError(f"digits of dimension {k} from {low} to {high}: expected 0 to {spec.levels[k] - 1}")
-    return flat.cpu().numpy()
+        raise ValueError(f"digits of dimension {k} from {low} to {high}: expected 0 to {levels[k] - 1}")
+    return flat

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from ifsq.quantizers.digits import check_indices
 from ifsq.quantizers.lattice import Lattice
 
 MAX_COUNT = 2**31 - 1  # nobody's codes, channels or stages, and far from what overflows
@@ -75,6 +76,10 @@ class Bottleneck(nn.Module):
     def _check_finite(self, x: Tensor, name: str) -> None:
         if self._checks(x):
             check_finite(x, name)
+
+    def _check_indices(self, indices: Tensor) -> None:
+        if self._checks(indices) and self.levels and self.groups:
+            check_indices(indices, self.levels, self.groups)
 
     def _checks(self, x: Tensor) -> bool:
         """Whether to read values."""

@@ -2,26 +2,29 @@
 
 The paper's one line is here: FSQ bounds with ``tanh(z) = 2*sigmoid(2z) - 1``, iFSQ with ``2*sigmoid(1.6z) - 1``
 (arXiv 2601.17124, section 3), which sends N(0, 1) to nearly U(-1, 1). Every bound is computed as a map to the unit
-interval, ``unit(z) = (bound(z) + 1) / 2``: a bound is a distribution function, and it makes the distribution uniform
-whose distribution function it is. Two families:
+interval, ``unit(z) = (bound(z) + 1) / 2``. A bound is the CDF of some distribution; latents with that distribution
+become uniform. Two families:
 
 - fixed: ``tanh``, ``ifsq``, ``gaussian``, ``clamp``;
 - fitted to the latents, channel by channel: ``standardized`` and ``quantile`` follow slow running statistics,
   ``learned`` is trained with the model. Training and evaluation compute the same function of the same state:
   normalising by the statistics of a batch costs reconstruction, because a code then means something else each time.
-
-Called by ``fsq``; imports torch only.
 """
+
+from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ifsq.quantizers.compilers import constant, materialize
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
 
 FIXED = ("tanh", "ifsq", "gaussian", "clamp")
 FITTED = ("standardized", "quantile", "learned")
@@ -41,28 +44,28 @@ MIN_SLOPE = 1e-2
 class Bound(nn.Module):
     """A bound. Called on latents, float, of any shape with channels on ``axis``; returns (-1, 1), same shape.
 
-    Statistics and fitted tables are float32 whatever the module is cast to: 0.01 of a change is no bfloat16. Behind
-    activation checkpointing, which runs a forward twice, they move twice, and the second run sees them moved.
+    Statistics and fitted tables are float32 whatever the module is cast to, for bfloat16 cannot hold an update of 1 %.
+    Do not use running ones inside activation checkpointing: it runs a forward twice, and they would move twice.
     """
 
     name: str
     channels: int | None = None  # None: the same for every channel
 
-    def unit(self, z: Tensor, axis: int = -1) -> Tensor:
+    def unit(self, z: Float[Tensor, "..."], axis: int = -1) -> Float[Tensor, "..."]:
         """Latents -> [0, 1], same shape; differentiable."""
         raise NotImplementedError
 
-    def forward(self, z: Tensor, axis: int = -1) -> Tensor:
+    def forward(self, z: Float[Tensor, "..."], axis: int = -1) -> Float[Tensor, "..."]:
         return 2 * self.unit(z, axis) - 1
 
-    def observe(self, z: Tensor, axis: int = -1) -> None:
-        """Move the running statistics, if there are any, towards those of a batch. Called in training."""
+    def observe(self, z: Float[Tensor, "..."], axis: int = -1) -> None:
+        """Move the running statistics, if there are any, towards those of a training batch."""
 
-    def fit(self, samples: Tensor) -> None:
+    def fit(self, samples: Float[Tensor, "n c"]) -> None:
         """Set the state from latents (n, channels), float."""
         raise ValueError(f"bound={self.name!r} has nothing to fit; expected one of {', '.join(FITTED)}")
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Bound":
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Bound:
         def move(t: Tensor) -> Tensor:
             return fn(t) if t.is_meta else t.to(fn(t.new_empty(0)).device)
 
@@ -87,7 +90,7 @@ class Curve(Bound):
         """Slope and shift: numbers, or float32 tensors that broadcast over a latent of ``ndim`` axes."""
         return 1.0, 0.0
 
-    def unit(self, z: Tensor, axis: int = -1) -> Tensor:
+    def unit(self, z: Float[Tensor, "..."], axis: int = -1) -> Float[Tensor, "..."]:
         slope, shift = self.affine(z.ndim, axis)
         return CURVES[self.curve](z * slope + shift)
 
@@ -153,7 +156,7 @@ class Standardized(Curve):
         return _along(slope, ndim, axis), _along(-mean * slope, ndim, axis)
 
     @torch.no_grad()
-    def observe(self, z: Tensor, axis: int = -1) -> None:
+    def observe(self, z: Float[Tensor, "..."], axis: int = -1) -> None:
         rows = _rows(z.detach(), axis).float()
         mean = _average(rows.mean(1))
         variance = (rows - mean.unsqueeze(1)).square().mean(1)
@@ -161,7 +164,7 @@ class Standardized(Curve):
         _follow(self.variance, variance, self.momentum)
 
     @torch.no_grad()
-    def fit(self, samples: Tensor) -> None:
+    def fit(self, samples: Float[Tensor, "n c"]) -> None:
         _check_samples(self.name, samples, self.channels)
         samples = samples.detach().double()
         self.mean.copy_(samples.mean(0))
@@ -183,18 +186,18 @@ class Quantile(Bound):
         self.channels, self.momentum = channels, momentum
         self.register_buffer("knots", (torch.logit(_probabilities()) / alpha).expand(channels, KNOTS).clone())
 
-    def unit(self, z: Tensor, axis: int = -1) -> Tensor:
+    def unit(self, z: Float[Tensor, "..."], axis: int = -1) -> Float[Tensor, "..."]:
         knots = materialize(self.knots) if self.training else self.knots  # which `observe` moves
         return _unrows(_Piecewise.apply(_rows(z, axis), knots), z, axis)
 
     @torch.no_grad()
-    def observe(self, z: Tensor, axis: int = -1) -> None:
+    def observe(self, z: Float[Tensor, "..."], axis: int = -1) -> None:
         rows = _rows(z.detach(), axis).float()
         fresh = _separate(_quantiles(_spread(rows))) if rows.numel() else self.knots
         _follow(self.knots, fresh, self.momentum)
 
     @torch.no_grad()
-    def fit(self, samples: Tensor) -> None:
+    def fit(self, samples: Float[Tensor, "n c"]) -> None:
         _check_samples(self.name, samples, self.channels)
         self.knots.copy_(_separate(_quantiles(samples.detach().float().t())))
 
@@ -215,16 +218,19 @@ class Learned(Bound):
         self.heights = nn.Parameter(torch.zeros(channels, SPLINE_BINS))
         self.slopes = nn.Parameter(torch.full((channels, SPLINE_BINS + 1), math.log(math.expm1(1 - MIN_SLOPE))))
 
-    def unit(self, z: Tensor, axis: int = -1) -> Tensor:
+    def unit(self, z: Float[Tensor, "..."], axis: int = -1) -> Float[Tensor, "..."]:
         u = torch.sigmoid(_rows(z, axis) * self.alpha)
         dtype = u.dtype
+        # Heights of the bins and slopes at their ends, both positive: the spline rises.
         heights = materialize(MIN_MASS + (1 - SPLINE_BINS * MIN_MASS) * torch.softmax(self.heights.to(dtype), dim=1))
         slopes = MIN_SLOPE + F.softplus(self.slopes.to(dtype))
         base = F.pad(heights.cumsum(1), (1, 0))[:, :-1]
+        # The bin of each latent, and how far into it the latent is.
         scaled = u * SPLINE_BINS
         with torch.no_grad():
             piece = scaled.floor().clamp(0, SPLINE_BINS - 1).to(torch.int64)
         x = scaled - piece
+        # The rational quadratic of that bin, equation 4 of the source on a bin of width 1/16.
         height = heights.gather(1, piece)
         secant = height * SPLINE_BINS
         left, right = slopes.gather(1, piece), slopes.gather(1, piece + 1)
@@ -233,7 +239,7 @@ class Learned(Bound):
         return _unrows(base.gather(1, piece) + height * part, z, axis)
 
     @torch.no_grad()
-    def fit(self, samples: Tensor) -> None:
+    def fit(self, samples: Float[Tensor, "n c"]) -> None:
         _check_samples(self.name, samples, self.channels)
         u = torch.sigmoid(samples.detach().float() * self.alpha)
         for c in range(u.shape[1]):
@@ -293,21 +299,21 @@ def _along(vector: Tensor, ndim: int, axis: int) -> Tensor:
     return vector.view(shape)
 
 
-def _rows(z: Tensor, axis: int) -> Tensor:
+def _rows(z: Float[Tensor, "..."], axis: int) -> Float[Tensor, "c n"]:
     """A latent as (channels, n)."""
     return z.movedim(axis, 0).flatten(1)
 
 
-def _unrows(rows: Tensor, like: Tensor, axis: int) -> Tensor:
+def _unrows(rows: Float[Tensor, "c n"], like: Float[Tensor, "..."], axis: int) -> Float[Tensor, "..."]:
     moved = like.movedim(axis, 0).shape
     return rows.view(moved).movedim(0, axis)
 
 
-def _probabilities() -> Tensor:
+def _probabilities() -> Float[Tensor, "k"]:
     return torch.arange(1, KNOTS + 1, dtype=torch.float32) / (KNOTS + 1)
 
 
-def _quantiles(rows: Tensor) -> Tensor:
+def _quantiles(rows: Float[Tensor, "c n"]) -> Float[Tensor, "c k"]:
     """Quantiles (channels, KNOTS) of latents (channels, n), linear between order statistics."""
     ordered = rows.sort(dim=1).values
     place = _probabilities().to(rows.device) * (ordered.shape[1] - 1)
@@ -316,7 +322,7 @@ def _quantiles(rows: Tensor) -> Tensor:
     return torch.lerp(ordered[:, low], ordered[:, high], (place - low).expand(len(rows), -1))
 
 
-def _separate(knots: Tensor) -> Tensor:
+def _separate(knots: Float[Tensor, "c k"]) -> Float[Tensor, "c k"]:
     """Knots with a least distance between neighbours: a thousandth of their span, so that no slope is infinite.
 
     Averages of such knots keep it.
@@ -330,20 +336,22 @@ class _Piecewise(torch.autograd.Function):
     """Latents (channels, n) and knots (channels, KNOTS) -> [0, 1]; keeps its slope for the gradient, nothing else."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, knots: Tensor) -> Tensor:
+    def forward(ctx: Any, rows: Float[Tensor, "c n"], knots: Float[Tensor, "c k"]) -> Float[Tensor, "c n"]:
         # A piece's left knot and inverse width; the two tails continue the slope of their neighbours.
         inverse = 1 / knots.diff(dim=1)
         left = torch.cat([knots[:, :1], knots], dim=1)
         inverse = torch.cat([inverse[:, :1], inverse, inverse[:, -1:]], dim=1) / (KNOTS + 1)
         piece = _count_below(knots, rows)
         slope = inverse.gather(1, piece)
-        u = (rows - left.gather(1, piece)).mul_(slope)  # of the whole interval
+        # How far into its piece each latent is, in parts of the whole interval.
+        u = (rows - left.gather(1, piece)).mul_(slope)
         # In the tails: at the first knot exp(t)/64, beyond the last one 1 - exp(-t)/64.
         tail = torch.exp(u.abs().mul_(-(KNOTS + 1)))
         first, last = piece == 0, piece == KNOTS
+        # Every piece before it holds 1/64.
         u.add_(piece, alpha=1 / (KNOTS + 1))
         u = torch.where(first, tail / (KNOTS + 1), torch.where(last, 1 - tail / (KNOTS + 1), u))
-        if ctx.needs_input_grad[0]:
+        if ctx.needs_input_grad[0]:  # an exponential's slope falls as it does
             ctx.save_for_backward(torch.where(first | last, slope * tail, slope))
         return u
 
@@ -353,7 +361,7 @@ class _Piecewise(torch.autograd.Function):
         return grad * ctx.saved_tensors[0], None
 
 
-def _count_below(knots: Tensor, rows: Tensor) -> Tensor:
+def _count_below(knots: Float[Tensor, "c k"], rows: Float[Tensor, "c n"]) -> Int[Tensor, "c n"]:
     """How many of its channel's knots are at or below each latent: int64 (channels, n), 0 to KNOTS.
 
     By halving: gathers from a small table are quicker than torch.searchsorted, and every exporter knows them.
@@ -377,7 +385,7 @@ def _follow(state: Tensor, fresh: Tensor, momentum: float) -> None:
     state.lerp_(torch.where(torch.isfinite(fresh), fresh, state), momentum)
 
 
-def _spread(rows: Tensor) -> Tensor:
+def _spread(rows: Float[Tensor, "c n"]) -> Float[Tensor, "c m"]:
     """At most `SAMPLES_PER_CHANNEL` columns of (channels, n), spread by the golden ratio.
 
     Even steps would fall into step with the width of an image and see some of its columns alone.

@@ -3,7 +3,7 @@
 The official code and most peers sum the products in float32, which is wrong above 2**24 codes and for some small books
 too; here no float is ever an index. Horner's scheme keeps the radix in Python integers, so nothing is stored or copied
 to a device. ``little`` order (the official code's) makes the first dimension of a group the least significant digit,
-``big`` (the paper's pseudo-code) the most significant. Called by ``fsq`` and ``codes.spec``; imports torch only.
+``big`` (the paper's pseudo-code) the most significant.
 """
 
 import math
@@ -17,7 +17,7 @@ MAX_CODEBOOK = 2**63  # an index is an int64
 
 
 def check_layout(levels: Sequence[int], groups: Sequence[int], order: str) -> None:
-    """Raise ValueError unless ``groups`` (sizes) partition ``levels`` and every group's index fits an int64."""
+    """Raise ValueError unless level counts are at least 2, ``groups`` (sizes) partition them and ``order`` is known."""
     if not levels or any(not isinstance(L, int) or isinstance(L, bool) or L < 2 for L in levels):
         raise ValueError(f"levels={list(levels)}: expected a list of integers of at least 2")
     if any(not isinstance(g, int) or g < 1 for g in groups) or sum(groups) != len(levels):
@@ -131,7 +131,7 @@ def _divide(x: Tensor, base: int, small: bool) -> Tensor:
 
 
 def _signed(x: Tensor) -> Tensor:
-    """torch has little arithmetic for the larger unsigned types."""
+    """The same integers in a type that torch has arithmetic for, which the larger unsigned ones lack."""
     return x.to(torch.int64) if x.dtype in (torch.uint16, torch.uint32, torch.uint64) else x
 
 
@@ -144,7 +144,7 @@ def digits_of_groups(levels: Sequence[int], groups: Sequence[int]) -> list[Seque
 
 
 def _indexable(levels: Sequence[int]) -> int:
-    """Codes of a group, which must have an index."""
+    """The number of codes of a group. Raises ValueError where they have no index."""
     size = math.prod(levels)
     if size > MAX_CODEBOOK:
         raise ValueError(

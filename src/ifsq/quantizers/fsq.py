@@ -17,7 +17,7 @@ from ifsq.quantizers.bottleneck import Bottleneck, check_count
 from ifsq.quantizers.bounds import IFSQ_ALPHA, Bound, Clamp, make_bound
 from ifsq.quantizers.cells import CELLS, codes_to_digits
 from ifsq.quantizers.compilers import is_exporting
-from ifsq.quantizers.digits import check_digits, check_indices, check_layout
+from ifsq.quantizers.digits import check_digits, check_layout
 from ifsq.quantizers.lattice import Lattice
 from ifsq.quantizers.record import Quantized
 from ifsq.quantizers.rounding import Rounding, full
@@ -218,7 +218,7 @@ class FSQ(Bottleneck):
                 f"num_codebooks={self.num_codebooks} with bound={self.bound.name!r}: expected one codebook"
             )
         rounding = self.rounding if self.num_codebooks == 1 else Rounding(self.lattice, 1, self.original)
-        return rounding.codes(self.bound, full(z), -1).to(z.dtype)
+        return rounding.round(self.bound, full(z), -1)[0].to(z.dtype)
 
     def bounded(self, z: Float[Tensor, "..."], axis: int = -1) -> Float[Tensor, "..."]:
         """Latents, channels on ``axis``, behind any projection -> the unrounded codes, same shape, float32.
@@ -343,10 +343,6 @@ class FSQ(Bottleneck):
     def _check_digits(self, digits: Tensor) -> None:
         if self._checks(digits):
             check_digits(digits, self.levels)
-
-    def _check_indices(self, indices: Tensor) -> None:
-        if self._checks(indices):
-            check_indices(indices, self.levels, self.groups)
 
     def _checks(self, x: Tensor) -> bool:
         wanted = self.validate if self.validate is not None else x.device.type == "cpu"

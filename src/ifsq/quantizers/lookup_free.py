@@ -5,18 +5,23 @@ on the unit sphere. The entropies are of the soft assignment ``softmax(-|z - c|^
 which is a product over the bits: each is a logistic of its own latent.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ifsq.quantizers.bottleneck import Bottleneck, check_count, check_weight, reads_values
+from ifsq.quantizers.bottleneck import Bottleneck, check_count, check_weight
 from ifsq.quantizers.compilers import is_exporting
-from ifsq.quantizers.digits import check_indices
 from ifsq.quantizers.lattice import Lattice
 from ifsq.quantizers.record import Quantized
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
 
 MAX_DIM = 2**16  # bits of a code; every one is a level, an entry of a tuple
 MAX_JOINT_BITS = 20  # a distribution over a million codes
@@ -82,7 +87,7 @@ class LFQ(Bottleneck):
         """Codes over all groups, a Python integer of any size."""
         return 2**self.dim
 
-    def forward(self, z: Tensor) -> Quantized:
+    def forward(self, z: Float[Tensor, "..."]) -> Quantized:
         latent, axis = self._enter(z)
         rows = self._project(latent.movedim(axis, -1))
         digits = (rows >= 0).to(torch.uint8)
@@ -92,23 +97,22 @@ class LFQ(Bottleneck):
         indices = self.lattice.digits_to_indices(digits) if self._indexed else None
         return Quantized(codes.to(z.dtype).movedim(-1, axis), indices, digits, losses)
 
-    def indices_to_codes(self, indices: Tensor) -> Tensor:
+    def indices_to_codes(self, indices: Int[Tensor, "..."]) -> Float[Tensor, "..."]:
         """Integer indices as `forward` gives them -> float32 codes in its layout.
 
         Raises ValueError (on a CPU) outside the codebook, and where a group has no index.
         """
-        if reads_values(indices):
-            check_indices(indices, self.levels, self.groups)
+        self._check_indices(indices)
         return self._leave_codes(self._values(self.lattice.indices_to_digits(indices), torch.float32))
 
-    def codes_to_indices(self, codes: Tensor) -> Tensor:
+    def codes_to_indices(self, codes: Float[Tensor, "..."]) -> Int[Tensor, "..."]:
         """Float codes in `forward`'s layout -> int64 indices of their signs.
 
         Raises ValueError where a group has no index.
         """
         return self.lattice.digits_to_indices((self._enter_codes(codes) >= 0).to(torch.uint8))
 
-    def entropies(self, z: Tensor) -> tuple[Tensor, Tensor]:
+    def entropies(self, z: Float[Tensor, "..."]) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         """Mean entropy of a latent's soft assignment, and entropy of their mean: scalars in nats, 0 to d*log(2)."""
         latent, axis = self._enter(z)
         return self._entropies(self._project(latent.movedim(axis, -1)))
@@ -151,28 +155,8 @@ class BSQ(LFQ):
     Source: arXiv 2406.07548.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        *,
-        entropy_weight: float = 0.1,
-        diversity_gamma: float = 1.0,
-        commitment_weight: float = 0.25,
-        temperature: float = 1.0,
-        joint_bits: int = 1,
-        groups: Sequence[int] | None = None,
-        channel_first: bool = False,
-    ) -> None:
-        super().__init__(
-            dim,
-            entropy_weight=entropy_weight,
-            diversity_gamma=diversity_gamma,
-            commitment_weight=commitment_weight,
-            temperature=temperature,
-            joint_bits=joint_bits,
-            groups=groups,
-            channel_first=channel_first,
-        )
+    def __init__(self, dim: int, *, temperature: float = 1.0, joint_bits: int = 1, **options: Any) -> None:
+        super().__init__(dim, temperature=temperature, joint_bits=joint_bits, **options)
 
     @property
     def scale(self) -> float:
@@ -189,19 +173,20 @@ def _even_runs(dim: int, most: int) -> list[int]:
     return [dim // runs + (i < dim % runs) for i in range(runs)]
 
 
-def _mean_joint(bits: Tensor) -> Tensor:
+def _mean_joint(bits: Float[Tensor, "n k 2"]) -> Float[Tensor, "codes"]:
     """Probabilities (n, k, 2) of k independent bits -> the mean over n of their joint distribution, (2^k,).
 
     Two halves and one matrix product: n * 2^(k/2) numbers in memory where all joints would be n * 2^k.
     """
     half = bits.shape[1] // 2
+    # The joint of all bits is the outer product of the joints of both halves; its mean is their product as matrices.
     with torch.autocast(bits.device.type, enabled=False):
         return (_joint(bits[:, :half]).t() @ _joint(bits[:, half:])).flatten() / len(bits)
 
 
-def _joint(bits: Tensor) -> Tensor:
+def _joint(bits: Float[Tensor, "n k 2"]) -> Float[Tensor, "n codes"]:
     """Probabilities (n, k, 2) of k independent bits -> their joint distribution, (n, 2^k)."""
     joint = bits.new_ones(len(bits), 1)
-    for bit in bits.unbind(1):
+    for bit in bits.unbind(1):  # (n, 2): every code so far continues with a 0 and with a 1
         joint = (joint.unsqueeze(2) * bit.unsqueeze(1)).flatten(1)
     return joint

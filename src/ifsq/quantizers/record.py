@@ -1,12 +1,17 @@
 """What every quantizer returns."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,18 +26,18 @@ class Quantized:
     losses         auxiliary losses by name, scalars, already weighted: what training adds to the reconstruction loss
     """
 
-    codes: Tensor
-    indices: Tensor | None = None
-    packed_digits: Tensor | None = None
-    losses: dict[str, Tensor] = field(default_factory=dict)
+    codes: Float[Tensor, "..."]
+    indices: Int[Tensor, "..."] | None = None
+    packed_digits: Int[Tensor, "..."] | None = None
+    losses: dict[str, Float[Tensor, ""]] = field(default_factory=dict)
 
     @property
-    def digits(self) -> Tensor | None:
+    def digits(self) -> Int[Tensor, "..."] | None:
         """Digits as int64, channel axis last, each 0..L-1; None where there are none."""
         return None if self.packed_digits is None else self.packed_digits.to(torch.int64)
 
     @property
-    def loss(self) -> Tensor:
+    def loss(self) -> Float[Tensor, ""]:
         """Sum of the auxiliary losses, a scalar; zero where there are none."""
         zero = self.codes.new_zeros((), dtype=torch.float32)
         return sum(self.losses.values(), zero)

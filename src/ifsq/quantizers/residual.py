@@ -6,8 +6,11 @@ are one lattice of ``L**m`` cells whose digit is written in base L, the first st
 how it is computed, and no residual loses bits.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from math import log2
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -26,6 +29,9 @@ from ifsq.quantizers.digits import (
 )
 from ifsq.quantizers.lattice import Lattice
 from ifsq.quantizers.record import Quantized
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
 
 FINEST = 2**22  # cells of a dimension that float32 codes keep apart
 
@@ -80,7 +86,7 @@ class ResidualFSQ(Bottleneck):
         """Codes of one stage: what one index ranges over, a Python integer of any size."""
         return group_sizes(self.stage_levels, (self.dim,))[0]
 
-    def forward(self, z: Tensor) -> Quantized:
+    def forward(self, z: Float[Tensor, "..."]) -> Quantized:
         latent, axis = self._enter(z)
         unit = self.bound.unit(latent, axis).movedim(axis, -1)
         fine = torch.tensor(self.lattice.levels, dtype=torch.int32, device=unit.device)
@@ -95,7 +101,7 @@ class ResidualFSQ(Bottleneck):
         packed = digits.to(packed_dtype(self.levels))
         return Quantized(codes.to(z.dtype).movedim(-1, axis), indices, packed)
 
-    def indices_to_codes(self, indices: Tensor) -> Tensor:
+    def indices_to_codes(self, indices: Int[Tensor, "... k"]) -> Float[Tensor, "..."]:
         """Integer indices (..., k) of the first k stages, 1 to m -> float32 codes in `forward`'s layout.
 
         With fewer stages the code is the centre of the coarser cell. Raises ValueError on another k and (on a CPU)
@@ -113,7 +119,7 @@ class ResidualFSQ(Bottleneck):
         cell = self._join(indices_to_digits(rows, levels, groups, self.digit_order))
         return self._leave_codes(digits_to_codes(cell, [L**stages for L in self.stage_levels], "equal"))
 
-    def codes_to_indices(self, codes: Tensor) -> Tensor:
+    def codes_to_indices(self, codes: Float[Tensor, "..."]) -> Int[Tensor, "... m"]:
         """Float codes in `forward`'s layout, of all stages -> int64 indices (..., m) of the nearest lattice point.
 
         Raises ValueError where a stage has more than 2**63 codes.
@@ -123,7 +129,7 @@ class ResidualFSQ(Bottleneck):
     def extra_repr(self) -> str:
         return f"levels={list(self.stage_levels)}, num_quantizers={self.num_quantizers}"
 
-    def _split(self, cell: Tensor) -> Tensor:
+    def _split(self, cell: Int[Tensor, "... d"]) -> Int[Tensor, "... m*d"]:
         """Cells of the finest lattice (..., d) -> digits (..., m*d), stage by stage, coarsest first."""
         L = torch.tensor(self.stage_levels, dtype=torch.int32, device=cell.device)
         digits = []
@@ -133,7 +139,7 @@ class ResidualFSQ(Bottleneck):
             cell = above
         return torch.cat([cell, *reversed(digits)], dim=-1)
 
-    def _join(self, digits: Tensor) -> Tensor:
+    def _join(self, digits: Int[Tensor, "... k*d"]) -> Int[Tensor, "... d"]:
         """Digits (..., k*d) of the first k stages -> cells (..., d) of their lattice."""
         first, *others = digits.split(self.dim, dim=-1)
         L = torch.tensor(self.stage_levels, device=digits.device)

@@ -59,15 +59,12 @@ class Rounding:
         rows = full(rows)
         return *self._few_passes(bound, rows, axis, self.packed if with_digits else None), None
 
-    def codes(self, bound: Bound, z: Float[Tensor, "..."], axis: int) -> Float[Tensor, "..."]:
-        """Latents, float32 or float64 -> codes of that type, with a straight-through gradient."""
-        return self._straight_through(bound, z, axis, None)[0]
-
-    def digits(self, bound: Bound, z: Float[Tensor, "..."], axis: int) -> Int[Tensor, "..."]:
-        """Latents, float32 or float64 -> ``packed`` digits, same shape."""
-        digits = self._straight_through(bound, z, axis, self.packed)[1]
-        assert digits is not None
-        return digits
+    def round(
+        self, bound: Bound, z: Float[Tensor, "..."], axis: int, dtype: torch.dtype | None = None
+    ) -> tuple[Float[Tensor, "..."], Int[Tensor, "..."] | None]:
+        """Latents, float32 or float64 -> codes of that type, straight through, and digits of the ``dtype``, if any."""
+        steps = self._steps(z, axis)
+        return fused.straight_through(self._unit(bound, z, axis, steps), steps, dtype)
 
     def unit(self, bound: Bound, z: Float[Tensor, "..."], axis: int) -> Float[Tensor, "..."]:
         """Latents, float32 or float64 -> where they lie in the interval that is cut into cells, [0, 1]."""
@@ -143,18 +140,12 @@ class Rounding:
         slope, shift = self._affine(bound, rows, axis, steps)
         return fused.CURVES[bound.curve](rows * slope + shift)
 
-    def _straight_through(
-        self, bound: Bound, rows: Tensor, axis: int, dtype: torch.dtype | None
-    ) -> tuple[Tensor, Tensor | None]:
-        steps = self._steps(rows, axis)
-        return fused.straight_through(self._unit(bound, rows, axis, steps), steps, dtype)
-
     def _few_passes(
         self, bound: Bound, rows: Tensor, axis: int, dtype: torch.dtype | None
     ) -> tuple[Tensor, Tensor | None]:
         """Codes and digits by `fused`."""
         if not isinstance(bound, Curve):
-            return self._straight_through(bound, rows, axis, dtype)
+            return self.round(bound, rows, axis, dtype)
         steps = self._steps(rows, axis)
         slope, shift = self._affine(bound, rows, axis, steps)
         return fused.quantize(rows, bound.curve, slope, shift, steps, dtype)

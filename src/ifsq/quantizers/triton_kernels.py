@@ -1,8 +1,7 @@
 """The quantizer as one CUDA kernel forward and one backward (Triton, which comes with CUDA builds of torch).
 
 Forward reads the latents once, in their own type, and writes codes, digits and indices; backward reads gradient and
-latents and computes the curve again, so that nothing but the input is kept. Reference and fallback: `fused`. Called by
-``fsq`` where Triton is there; the only file of this room that imports more than torch.
+latents and computes the curve again, so that nothing but the input is kept. Reference and fallback: `fused`.
 """
 
 from contextlib import AbstractContextManager, nullcontext

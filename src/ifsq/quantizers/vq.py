@@ -4,19 +4,24 @@ With ``normalize`` codes and latents lie on the unit sphere (ViT-VQGAN, arXiv 21
 The codebook's key is ``embedding.weight``, as in taming, LlamaGen and the official code.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ifsq.quantizers.bottleneck import Bottleneck, check_count, check_weight, reads_values
+from ifsq.quantizers.bottleneck import Bottleneck, check_count, check_weight
 from ifsq.quantizers.cells import packed_dtype
 from ifsq.quantizers.compilers import is_exporting
-from ifsq.quantizers.digits import check_indices
 from ifsq.quantizers.lattice import CODEBOOK, Lattice
 from ifsq.quantizers.record import Quantized
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
 
 CODES_AT_ONCE = 16384  # of the codebook, in one matrix of distances
 DISTANCES = {"cpu": 2**20}  # elements of such a matrix: what a cache holds, and what fills an accelerator
@@ -91,7 +96,7 @@ class VQ(Bottleneck):
         self.register_buffer("unused", torch.zeros(codebook_size, dtype=torch.int32), persistent=revives)
         self.register_buffer("touched", torch.zeros(codebook_size, dtype=torch.bool), persistent=revives)
 
-    def forward(self, z: Tensor) -> Quantized:
+    def forward(self, z: Float[Tensor, "..."]) -> Quantized:
         latent, axis = self._enter(z)
         rows = self._project(latent.movedim(axis, -1))
         indices = self._nearest(rows)
@@ -103,20 +108,19 @@ class VQ(Bottleneck):
         digits = indices.unsqueeze(-1).to(packed_dtype(self.levels))
         return Quantized(codes.to(z.dtype).movedim(-1, axis), indices, digits, losses)
 
-    def indices_to_codes(self, indices: Tensor) -> Tensor:
+    def indices_to_codes(self, indices: Int[Tensor, "..."]) -> Float[Tensor, "..."]:
         """Integer indices (b, h, w), (b, t) or any shape -> float32 codes in `forward`'s layout, differentiable.
 
         Raises ValueError (on a CPU) outside the codebook.
         """
-        if reads_values(indices):
-            check_indices(indices, self.levels, self.groups)
+        self._check_indices(indices)
         return self._leave_codes(self._lookup(indices))
 
-    def codes_to_indices(self, codes: Tensor) -> Tensor:
+    def codes_to_indices(self, codes: Float[Tensor, "..."]) -> Int[Tensor, "..."]:
         """Float codes in `forward`'s layout -> int64 index of the nearest code; any real value is accepted."""
         return self._nearest(self._project(self._enter_codes(codes)))
 
-    def usage(self, window: int = 100) -> Tensor:
+    def usage(self, window: int = 100) -> Float[Tensor, ""]:
         """Fraction of the codes chosen in the last ``window`` training batches, a float32 scalar, 0 to 1.
 
         Of this process, or of all where ``ema`` or ``revive_after`` lets them share counts. Counted since the module
@@ -129,7 +133,7 @@ class VQ(Bottleneck):
         parts = [f"normalize={self.normalize}", f"ema={self.ema}", f"revive_after={self.revive_after}"]
         return ", ".join([f"codebook_size={self.codebook_size}", f"dim={self.dim}", *parts])
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "VQ":
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> VQ:
         def move(t: Tensor) -> Tensor:
             moved = fn(t)
             return moved if moved.dtype == t.dtype else t.to(moved.device)
@@ -144,7 +148,7 @@ class VQ(Bottleneck):
         return self._project(F.embedding(indices, self.embedding.weight))
 
     @torch.no_grad()
-    def _nearest(self, rows: Tensor) -> Tensor:
+    def _nearest(self, rows: Float[Tensor, "... d"]) -> Int[Tensor, "..."]:
         """Latents (..., d), float32 or float64 -> int64 indices (...)."""
         codebook = self._project(self.embedding.weight).to(rows.dtype)
         with torch.autocast(rows.device.type, enabled=False):
@@ -157,7 +161,7 @@ class VQ(Bottleneck):
         return losses
 
     @torch.no_grad()
-    def _update(self, rows: Tensor, indices: Tensor) -> None:
+    def _update(self, rows: Float[Tensor, "n d"], indices: Int[Tensor, "n"]) -> None:
         """What a training batch leaves behind: counts of use, the averages, revived codes."""
         weight = self.embedding.weight
         rows = rows.to(weight.dtype)
@@ -175,7 +179,7 @@ class VQ(Bottleneck):
         if self.revive_after:
             self._revive(rows)
 
-    def _average(self, count: Tensor, total: Tensor) -> None:
+    def _average(self, count: Float[Tensor, "k"], total: Float[Tensor, "k d"]) -> None:
         # The averaged sum of a cluster is its code times its smoothed count, so that it needs no state of its own, and
         # a codebook that was loaded without one goes on from where it is.
         weight = self.embedding.weight
@@ -187,7 +191,7 @@ class VQ(Bottleneck):
         whole = self.ema_count.sum()
         return (self.ema_count + SMOOTHING) / (whole + self.codebook_size * SMOOTHING) * whole
 
-    def _revive(self, rows: Tensor) -> None:
+    def _revive(self, rows: Float[Tensor, "n d"]) -> None:
         dead = self.unused >= self.revive_after
         distributed = _distributed()
         if len(rows) == 0 or (distributed and not bool(dead.any())):
@@ -205,7 +209,7 @@ class VQ(Bottleneck):
             self.ema_count.masked_fill_(dead, 1.0)
 
 
-def nearest(rows: Tensor, codebook: Tensor) -> Tensor:
+def nearest(rows: Float[Tensor, "n d"], codebook: Float[Tensor, "k d"]) -> Int[Tensor, "n"]:
     """Vectors (n, d) -> int64 index (n,) of the nearest row of a codebook (k, d); a tie goes to the smaller index.
 
     The matrix of distances exists in parts of at most 4 MiB (128 MiB on accelerators), float32. A compiler sees the
@@ -217,7 +221,7 @@ def nearest(rows: Tensor, codebook: Tensor) -> Tensor:
     return torch.cat([_search(part, codebook) for part in rows.split(at_once)])
 
 
-def _search(rows: Tensor, codebook: Tensor) -> Tensor:
+def _search(rows: Float[Tensor, "n d"], codebook: Float[Tensor, "k d"]) -> Int[Tensor, "n"]:
     best, indices = None, None
     for start in range(0, len(codebook), CODES_AT_ONCE):
         part = codebook[start : start + CODES_AT_ONCE]

@@ -97,7 +97,7 @@ def write_official(tokenizer: Tokenizer, path: Path, kept: tuple[Any, Any] | Non
 def official_tensors(tokenizer: Tokenizer) -> dict[str, Tensor]:
     """The state of a tokenizer under its official names, float32; running statistics are those of a new model."""
     tensors = {key: value.float().cpu().contiguous() for key, value in _state(tokenizer).items()}
-    if tokenizer.kind == "kl":
+    if tokenizer.quantizer.lattice is None:
         return tensors
     width = (1, tokenizer.quantizer.dim, 1, 1)
     return {**tensors, "quantize.running_mean": torch.zeros(width), "quantize.running_var": torch.ones(width)}
@@ -129,8 +129,8 @@ def _as_saved(tokenizer: Tokenizer) -> dict[str, Any]:
 
 def _tokenizer(config: TokenizerConfig, found: Any, path: Path, config_path: Path, weights: str) -> Tokenizer:
     table = find_weights(found, weights, path)
-    if config.quantizer.kind == "fsq":
-        _check_levels(table, config.quantizer.levels, path, config_path)
+    if levels := config.quantizer.scalar_levels:
+        _check_levels(table, levels, path, config_path)
     if config.conv.norm == "layer":
         table = {WRAPPED_NORM.sub(r"\1.\2", key): value for key, value in table.items()}
     table = {_own_name(key): value for key, value in table.items() if not DROPPED.fullmatch(key)}
