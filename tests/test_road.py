@@ -702,7 +702,9 @@ def test_sampling_is_chosen_after_training(kind, options, evaluations, tmp_path)
     for place in ("tokenizer", "codes"):
         (tmp_path / place).symlink_to(Path(place).absolute())
     assert main(["generator", "eval", str(tmp_path / kind), "--samples", "4", *options]) == 0
-    card = json.loads((tmp_path / kind / "evaluation.json").read_text())["cards"][0]
+    (found,) = (tmp_path / kind).glob("evaluation_guidance_*.json")  # beside that of the run's own options
+    card = json.loads(found.read_text())["cards"][0]
+    assert (tmp_path / kind / "samples" / found.name.replace("evaluation", "classes")).with_suffix(".png").is_file()
     assert card["function_evaluations"] == evaluations
     told = {option.removeprefix("--sampling.").partition("=")[0] for option in options if option.startswith("--")}
     assert all(name in card["sampler"] for name in told - {"guidance"})

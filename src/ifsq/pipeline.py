@@ -36,6 +36,7 @@ from ifsq.evaluation import (
     measure_generator,
     measure_tokenizer,
     shown_pairs,
+    suffix_of,
     write_evaluation,
     write_pairs,
 )
@@ -59,7 +60,7 @@ from ifsq.tokenizer.losses import load_perceptual
 from ifsq.tokenizer.model import Tokenizer
 from ifsq.tokenizer.train import TokenizerTask
 from ifsq.training.claim import Claim
-from ifsq.training.distributed import join
+from ifsq.training.distributed import from_first, join
 from ifsq.training.log import Reporter, Silent
 from ifsq.training.loop import check_batch, fit
 
@@ -247,8 +248,9 @@ def evaluate_generator(
     balanced  draw every one of these classes alike instead
     sampling  options of the kind's sampling class in place of the run's own
 
-    Writes ``evaluation.json``, ``samples/classes.png`` (one class a row) and ``samples/real.png``. The judge,
-    a classifier of the same images, is trained beside the run when it is not there yet.
+    Writes ``evaluation.json``, ``samples/classes.png`` (one class a row) and ``samples/real.png``; options that are not
+    the run's own are added to the names, as ``evaluation_guidance_3.0.json``. The judge, a classifier of the same
+    images, is trained beside the run when it is not there yet. All processes share the images.
     """
     check_seed(seed)
     if samples < 2:
@@ -257,13 +259,19 @@ def evaluate_generator(
         run = Run.open(folder)
         pair = load_pair(run, world.device)
         options = pair.generator.sampling(sampling)
+        suffix = suffix_of(options, pair.generator.sampling())
         cache = open_codes(run, pair.generator.origin)
-        cards: list[ProtocolCard] = []
-        if world.first:
-            measured = measure_generator(
-                run, pair, cache, options, reporter or Silent(), samples=samples, seed=seed, balanced=balanced
-            )
-            write_evaluation(run, measured)
-            cards = list(measured.cards)
-        world.barrier()
-    return cards
+        measured = measure_generator(
+            run,
+            pair,
+            cache,
+            options,
+            world,
+            reporter or Silent(),
+            samples=samples,
+            seed=seed,
+            balanced=balanced,
+            suffix=suffix,
+        )
+        from_first(world, lambda: write_evaluation(run, measured, suffix))
+    return list(measured.cards)

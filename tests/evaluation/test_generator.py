@@ -1,21 +1,36 @@
 """What generators are asked for and measured on: images that batches do not change."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 
-from ifsq.codes.spec import CodeSpec
-from ifsq.data import DataConfig, DataError, open_images, write_png
+from ifsq.codes import CodeSet, CodeSpec
+from ifsq.config import InputError
+from ifsq.data import DataConfig, open_images, write_png
 from ifsq.evaluation import generator
-from ifsq.evaluation.generator import draw_images, reconstructed
+from ifsq.evaluation.generator import (
+    dealt,
+    draw_images,
+    look,
+    measure_likelihood,
+    reconstructed_parts,
+    sample_parts,
+    suffix_of,
+)
 from ifsq.evaluation.judge import JudgeNet
 from ifsq.evaluation.labels import labels_balanced, labels_like
 from ifsq.evaluation.sheets import class_sheet, real_sheet, shown_pairs
 from ifsq.generators.ar import ARConfig, ARGenerator, ARSampling
+from ifsq.generators.diffusion import DiffusionSampling
+from ifsq.metrics import ProtocolCard
 from ifsq.tokenizer.bottleneck import QuantizerConfig
 from ifsq.tokenizer.conv import ConvConfig
 from ifsq.tokenizer.model import Tokenizer, TokenizerConfig
+from ifsq.training.distributed import World
 
+ALONE = World(0, 1, torch.device("cpu"))
 SPEC = CodeSpec((5, 5), (2,), "little", "paper", (2, 2))
 
 
@@ -38,6 +53,70 @@ def test_images_of_a_seed_are_the_same_in_batches_of_any_size(pair, monkeypatch)
         drawn = draw_images(*pair, labels, 5, ARSampling(2.0))
         assert np.abs(drawn.astype(int) - whole).max() <= 1  # convolutions of other batches round otherwise
     assert np.abs(draw_images(*pair, labels[:3], 5, ARSampling(2.0)).astype(int) - whole[:3]).max() <= 1
+
+
+class Together(World):
+    """One of several processes that meet through a list: the last to come gets all that was gathered."""
+
+    def gather(self, value):
+        SHARES.append(value)
+        return copy.deepcopy(SHARES)
+
+
+SHARES: list = []
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_processes_share_the_images_and_count_as_one(pair, size, monkeypatch):
+    monkeypatch.setattr(generator, "AT_ONCE", 4)
+    torch.manual_seed(0)
+    judge, labels = JudgeNet(2).eval(), torch.arange(22) % 2
+
+    def seen(world):
+        parts = sample_parts(*pair, labels, 5, ARSampling(2.0), dealt(range(22), world))
+        return look(judge, parts, world, keep={0, 9, 21})
+
+    whole = seen(ALONE)
+    SHARES.clear()
+    for rank in range(size):
+        merged = seen(Together(rank, size, torch.device("cpu")))
+    assert (merged.features.n, merged.right) == (whole.features.n, whole.right) == (22, whole.right)
+    torch.testing.assert_close(merged.features.mean, whole.features.mean)
+    torch.testing.assert_close(merged.features.covariance, whole.features.covariance)
+    assert sorted(merged.kept) == sorted(whole.kept) == [0, 9, 21]
+    assert all(np.array_equal(merged.kept[number], image) for number, image in whole.kept.items())
+
+
+def test_what_one_process_refuses_all_refuse(pair):
+    def broken():
+        raise InputError("image 7: cannot be read")
+        yield
+
+    SHARES.clear()
+    with pytest.raises(InputError, match="image 7"):
+        look(JudgeNet(2), broken(), Together(0, 2, torch.device("cpu")))
+    with pytest.raises(InputError, match="image 7"):
+        look(JudgeNet(2), iter(()), Together(1, 2, torch.device("cpu")))
+
+
+def test_the_likelihood_is_in_the_order_of_the_codes_whoever_measures(pair, monkeypatch):
+    monkeypatch.setattr(generator, "AT_ONCE", 4)
+    model = pair[0]
+    codes = CodeSet(SPEC, torch.randint(5, (18, *SPEC.shape), dtype=torch.uint8), torch.arange(18) % 2)
+    blank = ProtocolCard("", {}, "r", "h", 0, 16, "", "", "")
+    whole = measure_likelihood(model, codes, blank, ALONE)
+    SHARES.clear()
+    for rank in range(2):
+        shared = measure_likelihood(model, codes, blank, Together(rank, 2, torch.device("cpu")))
+    assert shared == whole
+    assert whole[0].n == 18
+
+
+def test_files_are_named_by_what_is_not_as_usual():
+    usual = DiffusionSampling(1.5, 25)
+    assert suffix_of(usual, usual) == ""
+    other = DiffusionSampling(3.0, 25, "heun", guidance_interval=(0.1, 0.9))
+    assert suffix_of(other, usual) == "_guidance_3.0_solver_heun_guidance_interval_0.1-0.9"
 
 
 def test_labels_are_in_the_proportions_of_the_reference():
@@ -93,13 +172,12 @@ def test_a_batch_of_broken_images_alone_ends_no_evaluation(pair, tmp_path, monke
     (tmp_path / "1.png").write_bytes(b"no picture")
     data = DataConfig(str(tmp_path), 16, broken="skip")
     images = open_images(data, "all")
-    kept = reconstructed(pair[1], images, 4)
-    assert (len(kept.images), len(kept.labels)) == (3, 3)
-    assert generator.reference(JudgeNet(2), images, data, "pictures").statistics.n == 3
+    parts = list(reconstructed_parts(pair[1], images, 4, ALONE))
+    assert [(len(part.images), len(part.labels)) for part in parts] == [(1, 1)] * 3
+    assert generator.reference(JudgeNet(2), images, data, "pictures", ALONE).statistics.n == 3
     for number in (0, 2, 3):
         (tmp_path / f"{number}.png").write_bytes(b"no picture")
-    with pytest.raises(DataError, match="none of 4 images could be read"):
-        reconstructed(pair[1], open_images(data, "all"), 4)
+    assert not list(reconstructed_parts(pair[1], open_images(data, "all"), 4, ALONE))
 
 
 def test_a_sheet_of_real_images_decodes_no_other_classes(tmp_path, monkeypatch):
@@ -125,7 +203,7 @@ def test_a_stream_is_read_from_front_to_back(pair, tmp_path, monkeypatch):
         images.block = block
         monkeypatch.setattr(generator, "spread", lambda images, n: [7, 3, 5][:n])
         for read in (
-            lambda: reconstructed(pair[1], images, 3),
+            lambda: list(reconstructed_parts(pair[1], images, 3, ALONE)),
             lambda: shown_pairs(pair[1], images, torch.device("cpu"), [7, 3, 5]),
         ):
             seen.clear()

@@ -1,6 +1,6 @@
 """What is measured of tokenizers and generators, each number with its protocol card, and the pictures beside."""
 
-from ifsq.evaluation.generator import draw_images, measure_generator
+from ifsq.evaluation.generator import draw_images, measure_generator, suffix_of
 from ifsq.evaluation.networks import load_networks
 from ifsq.evaluation.options import TokenizerEvaluation, images_to_measure
 from ifsq.evaluation.record import read_evaluation, write_evaluation
@@ -17,6 +17,7 @@ __all__ = [
     "measure_tokenizer",
     "read_evaluation",
     "shown_pairs",
+    "suffix_of",
     "write_evaluation",
     "write_pairs",
 ]

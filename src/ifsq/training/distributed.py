@@ -84,6 +84,24 @@ def from_first(world: World, make: Callable[[], Made]) -> Made:
     return value
 
 
+def gather_or_refuse(world: World, make: Callable[[], Made]) -> list[Made]:
+    """What ``make`` returns in every process, in the order of the ranks; or what the first of them that refuses says.
+
+    Raises InputError in all of them: no process waits for the share of one that has none.
+    """
+    made: Made | None = None
+    refusal: InputError | None = None
+    try:
+        made = make()
+    except InputError as error:
+        refusal = error
+    shares = world.gather((made, refusal))
+    for _, refused in shares:
+        if refused is not None:
+            raise refused
+    return [share for share, _ in shares]
+
+
 def in_turn(world: World, make: Callable[[], Made]) -> Made:
     """What ``make`` returns in this process; it runs in the first one before the others, as for a download.
 
