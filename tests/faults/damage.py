@@ -9,7 +9,7 @@ from pathlib import Path
 from tests.faults.cases import Case
 from tests.faults.surroundings import as_others
 from tests.faults.trial import Ended
-from tests.faults.world import LAST, weights_of
+from tests.faults.world import LAST, tensors_of
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def cases(world: Path, made: dict[str, str]) -> Iterator[Case]:
 def result(folder: Path, made: str) -> str:
     """What a command made: the digest of a folder's weights, or a file's bytes."""
     path = folder / made
-    return weights_of(path) if path.is_dir() else path.read_bytes().hex() if path.is_file() else ""
+    return tensors_of(path) if path.is_dir() else path.read_bytes().hex() if path.is_file() else ""
 
 
 def _judge(folder: Path, ended: Ended, target: Target, made: dict[str, str]) -> str:
