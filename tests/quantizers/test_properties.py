@@ -57,7 +57,7 @@ def test_a_quantizer_is_consistent(data):
     q = data.draw(quantizers())
     z = data.draw(latents(q))
     out = q(z)
-    axis = q._axis(z.ndim)
+    axis = q.axis_of(z.ndim)
     space = [n for k, n in enumerate(z.shape) if k != axis]
 
     assert out.codes.shape == z.shape

@@ -1,18 +1,17 @@
-"""``ifsq analyze bounds``: every bound on every distribution as tables, CSV and picture, and what they say in words.
+"""``ifsq analyze bounds``: every bound on every distribution as tables, CSV and picture.
 
-The figures come from `quadrature`; every number in the words is read from them.
+The figures are `quadrature`'s; what they say is in docs/method.md.
 """
 
 import csv
 import io
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ifsq.analysis.distributions import DISTRIBUTIONS, NORMAL
+from ifsq.analysis.distributions import DISTRIBUTIONS
 from ifsq.analysis.pictures import draw
-from ifsq.analysis.quadrature import CASES, GRADIENT_AT, PAPER, TANH, Analysis, BoundUse, CellUse, analyze, by_name
+from ifsq.analysis.quadrature import CASES, GRADIENT_AT, Analysis, BoundUse, CellUse, analyze, by_name
 from ifsq.analysis.table import Table
 from ifsq.config import InputError
 from ifsq.quantizers.cells import CELLS
@@ -20,8 +19,6 @@ from ifsq.store.files import make_folder, write_bytes, write_text
 
 LEVELS = tuple(range(2, 66))
 SHOWN = 17  # the paper's 4 bits, where it is among the levels
-UNIFORM_KS = 0.02  # what the words call uniform: the paper's 1.6 on N(0, 1) is within 0.0173
-EVEN = 0.995  # of log2 L: what they call even use
 MOST_STANDARD_ERRORS = 6.0
 
 
@@ -30,14 +27,13 @@ class BoundsReport:
     """What there is to print, and where the files lie."""
 
     tables: tuple[Table, ...]
-    verdict: tuple[str, ...]
     check: str
     table: Path
     picture: Path
 
 
 def analyze_bounds(out: Path, levels: Iterable[int] = LEVELS, samples: int = 100_000, seed: int = 0) -> BoundsReport:
-    """Analyse all bounds, write ``bounds.csv`` and ``bounds.png`` into the folder ``out``, and say what was found.
+    """Analyse all bounds, write ``bounds.csv`` and ``bounds.png`` into the folder ``out``.
 
     Raises InputError where the folder is a file, or for levels, samples or a seed that cannot be used.
     """
@@ -56,7 +52,7 @@ def analyze_bounds(out: Path, levels: Iterable[int] = LEVELS, samples: int = 100
     make_folder(out)
     write_text(table, to_csv(analysis))
     write_bytes(picture, content)
-    return BoundsReport(tables(analysis, shown), verdict(analysis, shown), check(analysis), table, picture)
+    return BoundsReport(tables(analysis, shown), check(analysis), table, picture)
 
 
 def to_csv(analysis: Analysis) -> str:
@@ -116,41 +112,6 @@ def tables(analysis: Analysis, shown: int) -> tuple[Table, ...]:
     )
 
 
-def verdict(analysis: Analysis, shown: int) -> tuple[str, ...]:
-    """Where the paper's uniformity holds and where it does not, in words; level figures at ``shown`` levels."""
-    found = by_name(analysis)
-    names = [distribution.name for distribution in DISTRIBUTIONS]
-    paper, tanh = found[PAPER, NORMAL.name], found[TANH, NORMAL.name]
-
-    def even(label: str, cells: str) -> str:
-        fractions = {name: _fraction(found[label, name], cells, shown) for name in names}
-        return _holds(fractions, {name for name in names if fractions[name] >= EVEN}, "{:.3f}")
-
-    def least(label: str) -> str:  # rounded down
-        return f"{math.floor(1e4 * min(_fraction(found[label, name], 'equal', shown) for name in names)) / 1e4:.4f}"
-
-    distances = {name: found[PAPER, name].ks for name in names}
-    lines = [
-        f"Before rounding, the uniformity of {PAPER} (to KS {UNIFORM_KS:g}) "
-        f"{_holds(distances, {name for name in names if distances[name] <= UNIFORM_KS}, '{:.4f}')}. On N(0, 1) RMSE is "
-        f"{paper.rmse:.4f}; tanh has KS {tanh.ks:.4f} and RMSE {tanh.rmse:.4f}."
-    ]
-    if paper.use("paper", shown) is None:
-        lines.append(f"The paper's cells need an odd L, which {shown} is not.")
-    else:
-        lines.append(
-            f"After the paper's rounding, with L = {shown}, even use (entropy at least {EVEN:g} of log2 L) "
-            f"{even(PAPER, 'paper')}. {_against_tanh(paper, tanh, shown)}"
-        )
-    lines += [
-        f"With equal cells, even use by {PAPER} {even(PAPER, 'equal')}; by gaussian it {even('gaussian', 'equal')}.",
-        f"Fitted to {analysis.samples} samples, even use by standardized {even('standardized', 'equal')}; quantile "
-        f"reaches at least {least('quantile')} of log2 L on all latents, learned at least {least('learned')}.",
-        _distortion(analysis, found, shown),
-    ]
-    return tuple(lines)
-
-
 def check(analysis: Analysis) -> str:
     """What sampling says about the integrals."""
     checks = analysis.checks
@@ -171,63 +132,7 @@ def _gradient(before: Callable[[str, Callable[[BoundUse], float]], Table], i: in
     return before(f"gradient of the bound at |z| = {GRADIENT_AT[i]:g}", lambda use: use.gradient[i])
 
 
-def _holds(figures: dict[str, float], holding: set[str], form: str) -> str:
-    """``holds on a (1) and b (2), not on c (3)``."""
-    texts = {name: f"{name} ({form.format(figure)})" for name, figure in figures.items()}
-    on = [texts[name] for name in figures if name in holding]
-    off = [texts[name] for name in figures if name not in holding]
-    if not off:
-        return f"holds on {_list(on)}"
-    return f"holds on {_list(on)}, not on {_list(off)}" if on else f"does not hold: {_list(off)}"
-
-
-def _against_tanh(paper: BoundUse, tanh: BoundUse, shown: int) -> str:
-    """The paper's bound and tanh in the paper's cells on N(0, 1)."""
-    use, other = paper.use("paper", shown), tanh.use("paper", shown)
-    assert use is not None
-    assert other is not None
-    odd = [use.levels for use in paper.uses if use.cells == "paper"]
-    fewer = [L for L in odd if _fraction(paper, "paper", L) < _fraction(tanh, "paper", L)]
-    return (
-        f"On N(0, 1) the least-used level gets {use.least:.2f} of an even share (the end cells are half as wide as "
-        f"the others); tanh reaches {other.fraction:.3f} with {other.least:.2f}, and uses the levels more evenly "
-        f"than {PAPER} for {len(fewer)} of the {len(odd)} odd L from {odd[0]} to {odd[-1]}."
-    )
-
-
-def _distortion(analysis: Analysis, found: dict[tuple[str, str], BoundUse], shown: int) -> str:
-    """Even use against the error that the best decoder leaves in the latent."""
-    parts = []
-    for distribution in DISTRIBUTIONS:
-        optimum = analysis.optimum[distribution.name, shown]
-        options = [
-            (use.distortion / optimum, f"{case.label}, {use.cells} cells")
-            for case in CASES
-            for use in _distinct(found[case.label, distribution.name], shown)
-        ]
-        least, which = min(options)
-        quantile = found["quantile", distribution.name].use("equal", shown)
-        assert quantile is not None
-        even = quantile.distortion / optimum
-        parts.append(f"{distribution.name} {even:.2f} against {least:.2f} ({which})")
-    return (
-        f"Even use is not least distortion. Distortion over the least possible with L = {shown}, quantile with equal "
-        f"cells against the best bound and cells here: {'; '.join(parts)}."
-    )
-
-
 def _distinct(bound: BoundUse, shown: int) -> list[CellUse]:
     """Its uses at ``shown`` levels, without symmetric cells where they are the paper's."""
     uses = [use for use in (bound.use(cells, shown) for cells in CELLS) if use is not None]
     return [use for use in uses if use.cells != "symmetric" or uses[0].cells != "paper"]
-
-
-def _fraction(bound: BoundUse, cells: str, levels: int) -> float:
-    use = bound.use(cells, levels)
-    assert use is not None
-    return use.fraction
-
-
-def _list(items: Iterable[str]) -> str:
-    *first, last = items
-    return f"{', '.join(first)} and {last}" if first else last

@@ -55,7 +55,7 @@ CASES = (
     Case("quantile"),
     Case("learned"),
 )
-PAPER, TANH = Case("ifsq").label, Case("tanh").label
+PAPER = Case("ifsq").label
 
 
 @dataclass(frozen=True)
@@ -271,6 +271,7 @@ def _integrate(bound: Bound, shift: float, distribution: Distribution, edges: Se
     def unit(z: Tensor) -> Tensor:
         return bound.unit((z + shift).view(-1, 1)).view(z.shape)
 
+    # Where the cells' edges, which are given in u, lie in z.
     inner = torch.cat([torch.empty(0, dtype=torch.float64), *edges]).unique()
     z = _invert(unit, inner)
     # Kinks are ends of intervals: those of a quantile bound, of clamp, and of the distributions (all at 0).
@@ -278,6 +279,7 @@ def _integrate(bound: Bound, shift: float, distribution: Distribution, edges: Se
     ends = torch.tensor([-1.0 - shift, 0.0, 1.0 - shift], dtype=torch.float64)
     grid = torch.cat([_grid(), z, kinks, ends]).unique()
 
+    # Four nodes in every interval of the grid; their weights hold the density.
     middle, half = (grid[1:] + grid[:-1]) / 2, (grid[1:] - grid[:-1]) / 2
     nodes = middle + half * torch.tensor(NODES, dtype=torch.float64).view(-1, 1)
     weights = half * torch.tensor(WEIGHTS, dtype=torch.float64).view(-1, 1) * distribution.density(nodes)
@@ -285,6 +287,7 @@ def _integrate(bound: Bound, shift: float, distribution: Distribution, edges: Se
     at = torch.searchsorted(grid, z)
 
     def up_to_edges(values: Tensor) -> Tensor:
+        """The integral of ``values`` * density from minus infinity to every edge."""
         total = torch.nn.functional.pad((weights * values).sum(0).cumsum(0), (1, 0))
         return torch.cat([total[:1], total[at], total[-1:]])
 
@@ -302,6 +305,7 @@ def _integrate(bound: Bound, shift: float, distribution: Distribution, edges: Se
 
 
 def _use(cut: _Cut, integrals: _Integrals, variance: float) -> CellUse:
+    # The integrals over each cell are differences of those up to its edges.
     at = torch.searchsorted(integrals.edges, cut.edges)
     at = torch.nn.functional.pad(at, (1, 1))
     at[-1] = len(integrals.edges) - 1
@@ -311,6 +315,7 @@ def _use(cut: _Cut, integrals: _Integrals, variance: float) -> CellUse:
     away = cut.offset - cut.codes
     error = float((cut.gain**2 * second + 2 * cut.gain * away * first + away.square() * shares).sum())
     spread = cut.gain**2 * float(integrals.second[-1] - integrals.first[-1] ** 2)
+    # Var E[z | digit] over Var z is what the best decoder keeps.
     between = torch.where(shares > 0, moment.square() / shares, 0.0).sum()
     return CellUse(
         share=tuple(shares.tolist()),

@@ -14,6 +14,7 @@ from ifsq import pipeline
 from ifsq.config import InputError, build
 from ifsq.data.images import size_text
 from ifsq.evaluation import TokenizerEvaluation
+from ifsq.evaluation.levels import COMPARED_QUANTIZERS
 from ifsq.evaluation.record import read_evaluation
 from ifsq.experiment import TokenizerExperiment
 from ifsq.metrics import ProtocolCard
@@ -22,12 +23,7 @@ from ifsq.store.run import EVALUATION, Run
 DIM = 4
 BITS = (2, 3, 4, 6)
 VQ_BITS = (2, 3, 4)  # the 65^4 rows of 6 bits and their distances fit no small machine
-FSQS = {
-    "FSQ (tanh)": {"bound": "tanh", "cells": "paper"},
-    "iFSQ": {"bound": "ifsq", "cells": "paper"},
-    "iFSQ, equal cells": {"bound": "ifsq", "cells": "equal"},
-    "iFSQ, calibrated": {"bound": "quantile", "cells": "equal"},
-}
+FSQS = {**COMPARED_QUANTIZERS, "iFSQ, calibrated": {"bound": "quantile", "cells": "equal"}}
 LARGEST_CODEBOOK = 2**16  # of VQ, for 4 bits a dimension
 JUDGED = "rFD(judge)"
 METRICS = (("PSNR, dB", 2), ("SSIM", 4), ("LPIPS", 4), (JUDGED, 2), ("level entropy / log2 L", 4))  # digits shown

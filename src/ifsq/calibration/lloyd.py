@@ -47,10 +47,12 @@ def companding_points(values: Tensor, weight: Tensor, levels: Sequence[int], pla
     ``weight`` (n,) is the integral of f^(1/3) between neighbours of ``values`` (n + 1,), up to a factor; ``place``
     is where in its cell of that measure a point lies. Shorter rows are filled with multiples of FAR.
     """
+    # The measure with density f^(1/3) up to each value, from 0 to 1.
     total = pad(weight.cumsum(0), (1, 0))
     total = total / total[-1].clamp(min=1e-300)
     rows = torch.empty(len(levels), max(levels), dtype=torch.float64)
     for row, L in zip(rows, levels, strict=True):
+        # L equal parts of it, a point in each: the value where the measure is that large, by interpolation.
         wanted = (torch.arange(L, dtype=torch.float64) + place) / L
         right = torch.searchsorted(total, wanted).clamp(1, len(total) - 1)
         step = total[right] - total[right - 1]
@@ -66,6 +68,7 @@ def _lloyd_max(ordered: Tensor, points: Tensor) -> tuple[Tensor, float]:
     Points that end without samples are put where the error is greatest, a few times.
     """
     n = len(ordered)
+    # Sums over the first k samples, so that the sums over a cell are differences of two.
     sums, squares = pad(ordered.cumsum(0), (1, 0)), pad(ordered.square().cumsum(0), (1, 0))
 
     def cells(edges: Tensor) -> tuple[Tensor, Tensor]:
@@ -73,6 +76,7 @@ def _lloyd_max(ordered: Tensor, points: Tensor) -> tuple[Tensor, float]:
         return with_ends(below.double() / n, 1).diff(), with_ends(sums[below] / n, 0).diff()
 
     for _ in range(REFILLS):
+        # To a local optimum, then find the cells without samples.
         points, _ = lloyd(points, cells, float(squares[-1]) / n)
         edges = (points[0, 1:] + points[0, :-1]) / 2
         ends = pad(pad(torch.searchsorted(ordered, edges), (1, 0)), (0, 1), value=n)
@@ -80,9 +84,11 @@ def _lloyd_max(ordered: Tensor, points: Tensor) -> tuple[Tensor, float]:
         empty = count == 0
         if not bool(empty.any()):
             break
+        # The square error within each cell; the worst cells give their largest sample to the points without any.
         within = squares[ends].diff() - total.square() / count.clamp(min=1)
         worst = within.argsort(descending=True)[: int(empty.sum())]
         points = torch.cat([points[0, ~empty], ordered[ends[worst + 1] - 1]]).sort().values.unsqueeze(0)
+    # Edges between neighbouring points: each sample goes to its nearest.
     nearest = points[0][torch.searchsorted((points[0, 1:] + points[0, :-1]) / 2, ordered)]
     return points[0], float((ordered - nearest).square().mean())
 
@@ -95,10 +101,12 @@ def lloyd(points: Tensor, cells: Callable[[Tensor], tuple[Tensor, Tensor]], squa
     """
     error = torch.full(points.shape[:1], torch.inf, dtype=torch.float64)
     for _ in range(LLOYD_ROUNDS):
+        # Cells end half-way between points; each point moves to the mean of its cell.
         edges = (points[:, 1:] + points[:, :-1]) / 2
         share, moment = cells(edges.contiguous())
         used = (share > 0) & (points < FAR)
         points = torch.where(used, moment / torch.where(used, share, 1.0), points)
+        # E z^2 - E E[z | cell]^2: rounds end where it hardly falls.
         before, error = error, square - (moment * torch.where(used, points, 0.0)).sum(1)
         if bool((before - error <= 1e-9 * error.abs()).all()):
             break

@@ -34,7 +34,7 @@ def _analyze_bounds(options: argparse.Namespace) -> None:
     report = analyze_bounds(options.out, options.levels or LEVELS, options.samples, options.seed)
     for table in report.tables:
         print_table(table.title, table.columns, table.rows)
-    for line in (*report.verdict, report.check, f"table: {report.table}", f"picture: {report.picture}"):
+    for line in (report.check, f"table: {report.table}", f"picture: {report.picture}"):
         say(line)
 
 

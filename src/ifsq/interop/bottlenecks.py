@@ -99,7 +99,7 @@ class OfficialFSQ(FSQ):
     def forward(self, z: Tensor) -> Any:
         if self.training and self.running_mean is not None and self.running_var is not None:
             with torch.no_grad():
-                axes = [axis for axis in range(z.ndim) if axis != self._axis(z.ndim)]
+                axes = [axis for axis in range(z.ndim) if axis != self.axis_of(z.ndim)]
                 variance, mean = torch.var_mean(z.float(), axes, correction=0)
                 self.running_mean.lerp_(mean.view_as(self.running_mean).to(self.running_mean), self.momentum or 0.0)
                 self.running_var.lerp_(variance.view_as(self.running_var).to(self.running_var), self.momentum or 0.0)

@@ -44,7 +44,8 @@ class Bottleneck(nn.Module):
         """Indices as `forward` gives them -> its codes."""
         raise NotImplementedError
 
-    def _axis(self, ndim: int) -> int:
+    def axis_of(self, ndim: int) -> int:
+        """The axis of the channels in latents of so many axes."""
         if self.channel_axis is not None:
             return self.channel_axis if self.channel_axis >= 0 else ndim + self.channel_axis
         return 1 if ndim >= 4 else ndim - 1
@@ -61,11 +62,11 @@ class Bottleneck(nn.Module):
 
     def _leave_codes(self, codes: Tensor) -> Tensor:
         """Codes with channels last -> `forward`'s layout."""
-        return codes.movedim(-1, self._axis(codes.ndim))
+        return codes.movedim(-1, self.axis_of(codes.ndim))
 
     def _check(self, x: Tensor, name: str, channels: int) -> int:
         """The axis of the channels of latents or codes. Raises ValueError on another width, type or value."""
-        axis = self._axis(x.ndim)
+        axis = self.axis_of(x.ndim)
         if not x.is_floating_point():
             raise ValueError(f"{name} of dtype {x.dtype}: expected a floating point type")
         if x.ndim < 2 or not 0 <= axis < x.ndim or x.shape[axis] != channels:

@@ -185,7 +185,7 @@ class FSQ(Bottleneck):
                 codes = self.rounding.disturb(self.bound, codes, rows, axis, *rates)
             if not is_exporting():
                 self.bound.observe(rows, axis)
-        codes = self._leave(codes, axis, self._axis(z.ndim), z.dtype)
+        codes = self._leave(codes, axis, self.axis_of(z.ndim), z.dtype)
         if digits is None:
             return Quantized(codes)
         indices = None
