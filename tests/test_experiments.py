@@ -135,7 +135,7 @@ def test_parameters_are_the_official_ones():
 
 @every_tokenizer
 def test_it_trains_in_shrunken_form(path, tmp_path, monkeypatch):
-    monkeypatch.setattr(measuring, "HELD_OUT", 4)
+    monkeypatch.setattr(measuring, "WATCHED", 4)
     adversarial = load_tokenizer_experiment(path).loss.adversarial is not None
     overrides = [*shrunken(adversarial), "--out", str(tmp_path / "run")]
     experiment = load_tokenizer_experiment(path, overrides)
@@ -149,7 +149,7 @@ def test_it_trains_in_shrunken_form(path, tmp_path, monkeypatch):
 
 def test_the_official_recipe_trains_with_every_loss(tmp_path, monkeypatch):
     """LPIPS with a stand-in for VGG16: the published weights are half a gigabyte."""
-    monkeypatch.setattr(measuring, "HELD_OUT", 4)
+    monkeypatch.setattr(measuring, "WATCHED", 4)
     rng = torch.Generator().manual_seed(0)
     table, inner = {}, 3
     convolutions = zip(

@@ -144,7 +144,7 @@ def test_a_folder_of_one_image_becomes_codes(capsys):
     fill("one/picture.png")
     assert "expected at least two images" in refused(capsys, "encode", "tok", "one", "codes", *SIZE)
     assert main(["encode", "tok", "one", "codes", *SIZE, "--split", "all"]) == 0
-    assert CodeCache.open("codes").read("all").digits.shape == (1, 4, 4, 2)
+    assert CodeCache.open("codes").read("all").content.shape == (1, 4, 4, 2)
 
 
 def test_validation_images_may_lie_elsewhere():
@@ -177,7 +177,7 @@ def test_latents_of_one_split_have_no_statistics_of_training(kind):
     Tokenizer(TokenizerConfig(conv, QuantizerConfig(kind=kind))).save_pretrained(kind)
     fill(*(f"pictures/{i}.png" for i in range(3)))
     cache = pipeline.encode(Path(kind), "pictures", Path("codes"), 16, splits=["all"])
-    assert cache.read_latents("all").latents.shape == (3, 4, 4, 4)
+    assert cache.read("all").content.shape == (3, 4, 4, 4)
     assert cache.statistics == {}
 
 

@@ -147,7 +147,7 @@ def test_a_cache_of_rectangles_holds_their_grid_and_their_mirrors():
     tokenizer = ifsq.Tokenizer.from_pretrained("tokenizer")
     (batch,) = iterate_once(open_images(DataConfig("pictures", (HEIGHT, WIDTH)), "val"), 128)
     stored = cache.read("val")
-    assert torch.equal(stored.digits.long(), tokenizer.encode(batch.images).digits)
+    assert torch.equal(stored.content.long(), tokenizer.encode(batch.images).digits)
     assert torch.equal(stored.flipped.long(), tokenizer.encode(batch.images.flip(-1)).digits)
 
 
@@ -222,7 +222,12 @@ WRONG = {
     (*TRAIN, "[16, 18]"): "data.size=16x18: expected a multiple of the tokenizer's factor 4",
     (*TRAIN, "[16, 24, 3]"): "data.size: input should be a valid integer or tuple should have at most 2 items",
     (*TRAIN, "[16, 4]"): "size=[16, 4]: expected 8 to 4096 pixels",
-    (*TRAIN, "[64, 8]", "--loss.lpips", "1"): "data.size=64x8: expected at least 16 pixels for the judges of the loss",
+    (
+        *TRAIN,
+        "[64, 8]",
+        "--loss.lpips",
+        "1",
+    ): "data.size=64x8: expected at least 16 pixels for the networks of the loss",
     (*ENCODE, "16x30"): "size 16x30: expected a multiple of the tokenizer's factor 4",
     (*ENCODE, "16x24x3"): "'16x24x3': expected pixels a side as 256, or height and width as 256x384",
     (*ENCODE, "wide"): "'wide': expected pixels a side as 256",
@@ -277,7 +282,7 @@ def test_a_tokenizer_of_luminance_learns_and_its_codes_are_of_luminance():
     (batch,) = iterate_once(source, 128)
     assert batch.images.shape == (12, 1, HEIGHT, WIDTH)
     cache = CodeCache.open("grey_codes")
-    assert torch.equal(cache.read("val").digits.long(), tokenizer.encode(batch.images).digits)
+    assert torch.equal(cache.read("val").content.long(), tokenizer.encode(batch.images).digits)
     assert cache.about["fingerprints"]["val"] == source.fingerprint
     assert cache.about["fingerprints"]["val"] != CodeCache.open("codes").about["fingerprints"]["val"]
 

@@ -46,7 +46,7 @@ class TokenizerExperiment:
         if self.loss.adversarial is not None:
             least = max(least, self.loss.adversarial.discriminator().smallest)
         if min(self.data.sides) < least:
-            raise ValueError(f"data.size={size}: expected at least {least} pixels for the judges of the loss")
+            raise ValueError(f"data.size={size}: expected at least {least} pixels for the networks of the loss")
 
 
 @dataclass(frozen=True, kw_only=True)

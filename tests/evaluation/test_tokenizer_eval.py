@@ -232,7 +232,7 @@ class Broken:
 
 def test_images_that_cannot_be_read_are_not_counted(tokenizer, images, monkeypatch):
     networks = Networks(judge=JudgeNet(10).eval())
-    monkeypatch.setattr(measuring, "at_once", lambda height, width: 2)
+    monkeypatch.setattr(measuring, "max_batch", lambda height, width: 2)
     whole = measure(tokenizer, images, [0, 3, 5, 6], networks)
     monkeypatch.setattr(measuring, "iterate_once", Broken(1, 2, 4))  # 2 and 4 are a whole batch
     found = measure(tokenizer, images, [0, 1, 2, 4, 3, 5, 6], networks)
@@ -265,7 +265,7 @@ def test_small_images_say_that_ms_ssim_is_absent(tokenizer):
 
 
 def test_large_images_pass_a_few_at_a_time():
-    assert [measuring.at_once(size, size) for size in (16, 32, 90, 128, 256, 512, 4096)] == [
+    assert [measuring.max_batch(size, size) for size in (16, 32, 90, 128, 256, 512, 4096)] == [
         128,
         128,
         128,
@@ -274,7 +274,7 @@ def test_large_images_pass_a_few_at_a_time():
         4,
         1,
     ]
-    assert measuring.at_once(256, 128) == measuring.at_once(128, 256) == 32
+    assert measuring.max_batch(256, 128) == measuring.max_batch(128, 256) == 32
 
 
 def test_difference_sheet_shows_original_reconstruction_and_scaled_difference():
@@ -303,7 +303,7 @@ def test_sheets_show_the_first_indices_and_large_images_in_fewer_columns(tokeniz
 
 
 def test_held_out_figures_are_of_so_many_images_drawn_over_the_source(tokenizer, images, monkeypatch):
-    monkeypatch.setattr(measuring, "HELD_OUT", 9)
+    monkeypatch.setattr(measuring, "WATCHED", 9)
     batch = next(iterate_once(images, 9, indices=spread(images, 9)))
     expected = psnr(batch.images, tokenizer.reconstruct(batch.images)).mean()
     alone = World(0, 1, torch.device("cpu"))

@@ -13,8 +13,8 @@ from ifsq.tokenizer.adversarial import (
     LeCAM,
     balance,
     discriminator_loss,
+    frozen_logits,
     generator_loss,
-    judge,
     r1_penalty,
 )
 from ifsq.tokenizer.bottleneck import QuantizerConfig
@@ -52,11 +52,11 @@ def test_official_total_weight_and_discriminator_loss(golden, loss, step):
     else:
         assert not want["g_log/d_weight"].any()
         assert "adversarial" not in out
-    judged = adversary(images, recon, step)
-    torch.testing.assert_close(judged["discriminator"].reshape(1), want["d_total"], **CLOSE)
+    seen = adversary(images, recon, step)
+    torch.testing.assert_close(seen["discriminator"].reshape(1), want["d_total"], **CLOSE)
     if step:
-        torch.testing.assert_close(judged["logits_real"].reshape(1), want["d_log/logits_real"], **CLOSE)
-        torch.testing.assert_close(judged["logits_fake"].reshape(1), want["d_log/logits_fake"], **CLOSE)
+        torch.testing.assert_close(seen["logits_real"].reshape(1), want["d_log/logits_real"], **CLOSE)
+        torch.testing.assert_close(seen["logits_fake"].reshape(1), want["d_log/logits_fake"], **CLOSE)
 
 
 def scalar(value):
@@ -156,13 +156,13 @@ def test_the_tokenizers_half_leaves_the_discriminator_alone():
     assert all(torch.equal(value, before[name]) for name, value in adversary.state_dict().items())
 
 
-def test_judge_is_the_discriminator_to_its_input():
+def test_frozen_logits_are_the_discriminators():
     adversary, _, images, _ = game()
     ours, theirs = images.clone().requires_grad_(), images.clone().requires_grad_()
-    judged = judge(adversary.discriminator, ours)
+    seen = frozen_logits(adversary.discriminator, ours)
     plain = adversary.discriminator(theirs)
-    assert torch.equal(judged, plain)
-    judged.square().sum().backward()
+    assert torch.equal(seen, plain)
+    seen.square().sum().backward()
     plain.square().sum().backward()
     assert torch.equal(ours.grad, theirs.grad)
 
@@ -183,10 +183,10 @@ def test_discriminator_learns_to_tell(kind):
     optimizer = torch.optim.Adam(adversary.parameters(), lr=2e-3, betas=(0.5, 0.9))
     for _ in range(25):
         optimizer.zero_grad()
-        judged = adversary(images, fake, 0)
-        judged["discriminator"].backward()
+        seen = adversary(images, fake, 0)
+        seen["discriminator"].backward()
         optimizer.step()
-    assert judged["logits_real"] > judged["logits_fake"] + 0.2
+    assert seen["logits_real"] > seen["logits_fake"] + 0.2
 
 
 def test_before_start_and_without_weight_nothing_runs():

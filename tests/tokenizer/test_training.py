@@ -68,7 +68,7 @@ def test_perceptual_weights_are_a_loss_and_no_state(tmp_path, vgg16):
 def test_the_discriminator_starts_at_its_step_and_is_saved_as_it_is(tmp_path):
     whole = pipeline.train_tokenizer(experiment(tmp_path / "whole"), "cpu")
     rows = losses(whole)
-    assert ["opponent/loss" in row for row in rows] == [False, False, True, True, True, True]
+    assert ["discriminator/loss" in row for row in rows] == [False, False, True, True, True, True]
     assert ["adversarial" in row for row in rows] == [False, False, True, True, True, True]
     longer = pipeline.train_tokenizer(experiment(tmp_path / "longer", save_every=1), "cpu")
     for name in ("model", "ema", "opponent", "opponent_optimizer"):
@@ -157,7 +157,7 @@ def test_the_discriminators_rate_is_its_own():
 @pytest.mark.parametrize(
     ("loss", "size", "message"),
     [
-        ({"lpips": 1.0}, 8, "data.size=8: expected at least 16 pixels for the judges of the loss"),
+        ({"lpips": 1.0}, 8, "data.size=8: expected at least 16 pixels for the networks of the loss"),
         ({"adversarial": {"layers": 4}}, 32, "data.size=32: expected at least 48 pixels"),
         ({"lpips": -1.0}, 32, r"lpips=-1\.0: expected weights of at least 0"),
         ({"adversarial": {"rates": 1}}, 32, "loss.adversarial.rates: unknown key; did you mean 'rate'"),

@@ -26,7 +26,7 @@ from ifsq.training.ema import EMA
 from ifsq.training.log import Silent, read_metrics
 from ifsq.training.loop import Task, fit, train
 from ifsq.training.optim import OptimConfig, lr_at, make_optimizer
-from ifsq.training.player import Opponent
+from ifsq.training.trainee import Opponent
 
 MEASURED = ("data_wait", "memory_gib")
 HERE = World(0, 1, torch.device("cpu"))

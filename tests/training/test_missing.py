@@ -14,7 +14,7 @@ from ifsq.training.distributed import World
 from ifsq.training.log import Silent, read_metrics
 from ifsq.training.loop import Task, train
 from ifsq.training.optim import OptimConfig
-from ifsq.training.player import Opponent
+from ifsq.training.trainee import Opponent
 
 BATCH, STEPS = 8, 6
 CONFIG = TrainConfig(

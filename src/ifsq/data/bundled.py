@@ -47,21 +47,21 @@ class Photo(NamedTuple):
     name: str
     package: str
     file: str
-    held_out: str
+    val_side: str
     frame: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
 
 
 PHOTOS = (
-    Photo("astronaut", "scikit-image", "astronaut.png", held_out="right"),
-    Photo("cat", "scikit-image", "chelsea.png", held_out="left"),
-    Photo("coffee", "scikit-image", "coffee.png", frame=(0.1, 0.0, 0.9, 1.0), held_out="left"),
-    Photo("galaxies", "scikit-image", "hubble_deep_field.jpg", held_out="right"),
-    Photo("tissue", "scikit-image", "ihc.png", held_out="right"),
-    Photo("motorcycle", "scikit-image", "motorcycle_left.png", frame=(0.1, 0.1, 0.95, 0.95), held_out="left"),
-    Photo("retina", "scikit-image", "retina.jpg", frame=(0.12, 0.12, 0.88, 0.88), held_out="right"),
-    Photo("rocket", "scikit-image", "rocket.jpg", frame=(0.0, 0.25, 1.0, 1.0), held_out="left"),
-    Photo("pagoda", "scikit-learn", "china.jpg", frame=(0.0, 0.1, 0.8, 1.0), held_out="left"),
-    Photo("flower", "scikit-learn", "flower.jpg", frame=(0.1, 0.1, 0.85, 1.0), held_out="right"),
+    Photo("astronaut", "scikit-image", "astronaut.png", val_side="right"),
+    Photo("cat", "scikit-image", "chelsea.png", val_side="left"),
+    Photo("coffee", "scikit-image", "coffee.png", frame=(0.1, 0.0, 0.9, 1.0), val_side="left"),
+    Photo("galaxies", "scikit-image", "hubble_deep_field.jpg", val_side="right"),
+    Photo("tissue", "scikit-image", "ihc.png", val_side="right"),
+    Photo("motorcycle", "scikit-image", "motorcycle_left.png", frame=(0.1, 0.1, 0.95, 0.95), val_side="left"),
+    Photo("retina", "scikit-image", "retina.jpg", frame=(0.12, 0.12, 0.88, 0.88), val_side="right"),
+    Photo("rocket", "scikit-image", "rocket.jpg", frame=(0.0, 0.25, 1.0, 1.0), val_side="left"),
+    Photo("pagoda", "scikit-learn", "china.jpg", frame=(0.0, 0.1, 0.8, 1.0), val_side="left"),
+    Photo("flower", "scikit-learn", "flower.jpg", frame=(0.1, 0.1, 0.85, 1.0), val_side="right"),
 )
 SCALES = tuple(0.16 * 2 ** (step / 4) for step in range(5))
 """Longer side of a crop as a part of the picture's shorter side: 0.16 to 0.32, evenly in the logarithm."""
@@ -104,8 +104,8 @@ def photo_part(image: UInt8[np.ndarray, "H W 3"], photo: Photo, split: str) -> t
     left, top, right, bottom = photo.frame
     frame = image[round(top * height) : round(bottom * height), round(left * width) : round(right * width)]
     width = frame.shape[1]
-    first, second = np.split(frame, [width // 3 if photo.held_out == "left" else width - width // 3], axis=1)
-    part = first if (photo.held_out == "left") == (split == "val") else second
+    first, second = np.split(frame, [width // 3 if photo.val_side == "left" else width - width // 3], axis=1)
+    part = first if (photo.val_side == "left") == (split == "val") else second
     return part, min(frame.shape[:2])
 
 

@@ -21,7 +21,7 @@ from ifsq.data.labels import NO_CLASSES, NO_LABEL, number_classes, plain_label
 from ifsq.data.splits import VAL, Part
 from ifsq.data.transforms import RESIZE_KERNEL, center_crop, random_crop, resized_crop, to_channels
 
-HELD_OUT = 0.05
+VAL_SHARE = 0.05
 """Part of the images that validation takes when the source has no split of its own; at least one."""
 
 
@@ -82,7 +82,7 @@ class EncodedImages(ImageSource):
         if self.unread and self.broken == "refuse":
             refuse_unread(self.unread)
         names = self.catalogue.names
-        self.kept = held_out(names, part.split, self.catalogue.place) if part.drawn else range(len(names))
+        self.kept = drawn_by_name(names, part.split, self.catalogue.place) if part.drawn else range(len(names))
         if not self.kept:
             raise DataError(f"{self.catalogue.place}: expected images, found none")
         self.classes = part.train.classes()
@@ -171,11 +171,11 @@ def refuse_unread(unread: Sequence[str]) -> NoReturn:
     )
 
 
-def held_out(names: Sequence[str], split: str, place: str) -> list[int]:
-    """Positions of a split when names decide: those that hash into the lowest `HELD_OUT` are validation images."""
+def drawn_by_name(names: Sequence[str], split: str, place: str) -> list[int]:
+    """Positions of a split when names decide: those that hash into the lowest `VAL_SHARE` are validation images."""
     if len(names) < 2:
         raise DataError(f"{place}: expected at least two images, one to train on and one held out, found {len(names)}")
     points = [int(hashlib.sha256(name.encode()).hexdigest()[:8], 16) / 2**32 for name in names]
     ordered = sorted(range(len(names)), key=lambda position: (points[position], names[position]))
-    count = min(max(sum(point < HELD_OUT for point in points), 1), len(names) - 1)
+    count = min(max(sum(point < VAL_SHARE for point in points), 1), len(names) - 1)
     return sorted(ordered[:count] if split == VAL else ordered[count:])

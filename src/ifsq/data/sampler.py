@@ -46,7 +46,7 @@ class ImageBatch:
         return 0 if self.stands_in else len(self.labels)
 
 
-def at_once(height: int, width: int) -> int:
+def max_batch(height: int, width: int) -> int:
     """Images of this size that pass through a tokenizer together: fewer of large ones."""
     return max(1, min(AT_ONCE, PIXELS_AT_ONCE // (height * width)))
 

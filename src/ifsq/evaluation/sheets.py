@@ -10,7 +10,7 @@ from jaxtyping import Int, UInt8
 
 from ifsq.data import DataError, image_grid, iterate_once, to_uint8, write_png
 from ifsq.data.images import BrokenImageError, ImageSource
-from ifsq.data.sampler import at_once
+from ifsq.data.sampler import max_batch
 from ifsq.store.files import make_folder
 from ifsq.tokenizer.model import Tokenizer
 
@@ -34,7 +34,7 @@ def shown_pairs(tokenizer: Tokenizer, images: ImageSource, device: torch.device,
     height, width, _ = images.shape
     shown = indices[: SHEET_ROWS * _columns(width)]
     shown = sorted(shown) if images.block else shown  # a stream passes over all that lies before an image
-    for batch in iterate_once(images, at_once(height, width), indices=shown):
+    for batch in iterate_once(images, max_batch(height, width), indices=shown):
         if not len(batch.images):  # none of them could be read
             continue
         originals.append(to_uint8(batch.images))

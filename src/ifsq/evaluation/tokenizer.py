@@ -14,7 +14,7 @@ from torch import Tensor
 from ifsq.config import InputError
 from ifsq.data import DataError, ImageBatch, ImageSource, iterate_once, to_float, to_uint8
 from ifsq.data.images import DataConfig, size_text
-from ifsq.data.sampler import at_once
+from ifsq.data.sampler import max_batch
 from ifsq.evaluation.judge import FEATURES
 from ifsq.evaluation.levels import LevelCounts
 from ifsq.evaluation.networks import Networks
@@ -41,7 +41,7 @@ from ifsq.tokenizer.model import Tokenizer
 from ifsq.training.distributed import World, from_first
 from ifsq.training.log import Reporter
 
-HELD_OUT = 1024  # images at most that are looked at while a tokenizer trains
+WATCHED = 1024  # images at most that are looked at while a tokenizer trains
 FEATURES_AT_ONCE = 32  # images: Inception enlarges each to 299 pixels
 METHODS = {
     "PSNR, dB": "mean over images",
@@ -62,7 +62,7 @@ def measure_tokenizer(
     Whole batches are dealt out, so that a network sees the same batches however many processes there are. An image that
     could not be read is missing in ``n``. Raises DataError when too few could.
     """
-    batch, indices = at_once(*on.data.sides), sorted(on.indices)
+    batch, indices = max_batch(*on.data.sides), sorted(on.indices)
     shares = [indices[at : at + batch] for at in range(0, len(indices), batch)][world.rank :: world.size]
     mine = [index for share in shares for index in share]
     tally = _Tally(tokenizer, on.data, networks)
@@ -91,14 +91,14 @@ def measure_tokenizer(
 
 @torch.no_grad()
 def held_out_figures(tokenizer: Tokenizer, world: World, images: ImageSource) -> dict[str, float]:
-    """What is watched while a tokenizer trains: PSNR of all held-out images, or of `HELD_OUT` drawn over them.
+    """What is watched while a tokenizer trains: PSNR of all held-out images, or of `WATCHED` drawn over them.
 
     ``skipped``, where some of them cannot be read, is their number. What one process refuses, all refuse.
     """
-    drawn = sorted(spread(images, HELD_OUT))
+    drawn = sorted(spread(images, WATCHED))
     measured, skipped, refusal = [], 0, None
     try:
-        for batch in iterate_once(images, at_once(*images.shape[:2]), indices=drawn[world.rank :: world.size]):
+        for batch in iterate_once(images, max_batch(*images.shape[:2]), indices=drawn[world.rank :: world.size]):
             skipped += len(batch.skipped)
             if len(batch.images):
                 measured.append(psnr(batch.images, tokenizer(batch.images.to(world.device)).images.cpu()))

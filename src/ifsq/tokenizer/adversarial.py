@@ -90,7 +90,7 @@ class Adversary(nn.Module):
 
     def against(self, reconstructed: Float[Tensor, "b c H W"]) -> Float[Tensor, ""]:
         """The tokenizer's unweighted loss, `generator_loss`; its gradient reaches the images alone."""
-        return generator_loss(judge(self.discriminator, reconstructed), self.config.kind)
+        return generator_loss(frozen_logits(self.discriminator, reconstructed), self.config.kind)
 
     def forward(
         self, images: Float[Tensor, "b c H W"], reconstructed: Float[Tensor, "b c H W"], step: int
@@ -139,7 +139,7 @@ def discriminator_loss(real: Float[Tensor, "b 1 h w"], fake: Float[Tensor, "b 1 
     return 0.5 * (F.softplus(-real).mean() + F.softplus(fake).mean())
 
 
-def judge(discriminator: nn.Module, images: Float[Tensor, "b c H W"]) -> Float[Tensor, "b 1 h w"]:
+def frozen_logits(discriminator: nn.Module, images: Float[Tensor, "b c H W"]) -> Float[Tensor, "b 1 h w"]:
     """Logits with a gradient into the images alone; running statistics of a batch norm stay as they are."""
     held = {name: parameter.detach() for name, parameter in discriminator.named_parameters()}
     spare = {name: buffer.clone() for name, buffer in discriminator.named_buffers()}

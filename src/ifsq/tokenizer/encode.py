@@ -13,7 +13,7 @@ from ifsq.codes.spec import CodeSpec, LatentSpec
 from ifsq.config import InputError, to_dict
 from ifsq.data import DataConfig, describe_images, describe_splits, iterate_once
 from ifsq.data.images import SPLITS, ImageSource
-from ifsq.data.sampler import at_once
+from ifsq.data.sampler import max_batch
 from ifsq.tokenizer.model import Tokenizer
 from ifsq.training.claim import alone_in
 from ifsq.training.distributed import World, from_first
@@ -100,7 +100,7 @@ def _encoder(
         codes, flipped, labels = [nothing], [nothing], [torch.empty(0, dtype=torch.int64)]
         skipped: list[str] = []
         names: list[str] = []
-        once = iterate_once(images, at_once(*images.shape[:2]), workers=workers, indices=range(start, stop))
+        once = iterate_once(images, max_batch(*images.shape[:2]), workers=workers, indices=range(start, stop))
         with closing(once) as batches:
             for batch in batches:
                 skipped += batch.skipped

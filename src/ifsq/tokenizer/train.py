@@ -22,7 +22,7 @@ class TokenizerTask(Task):
     """Reconstruct the images of a source, against a discriminator where the losses name one.
 
     perceptual  frozen LPIPS, where the losses weigh it; it is on no list of what is saved
-    held_out    figures of a model on images it was not trained on
+    validation  figures of a model on images it was not trained on
     """
 
     model: Tokenizer
@@ -34,17 +34,19 @@ class TokenizerTask(Task):
         loss: LossConfig,
         config: TrainConfig,
         perceptual: nn.Module | None,
-        held_out: Callable[[Tokenizer, World], dict[str, float]],
+        validation: Callable[[Tokenizer, World], dict[str, float]],
     ) -> None:
         self.model = model
         self.source, self.weights, self.config = source, loss, config
-        self.perceptual, self.held_out = perceptual, held_out
+        self.perceptual, self.validation = perceptual, validation
         self._described = model.describe()
         self._reconstructed: Tensor | None = None  # by the latest `loss`, for the discriminator's half of the step
         self.adversary: Adversary | None = None
         if loss.adversarial is not None:
             self.adversary = Adversary(loss.adversarial, model.channels)
-            self.opponent = Opponent(self.adversary, replace(config.optim, lr=loss.adversarial.rate, clip=0.0))
+            self.opponent = Opponent(
+                self.adversary, replace(config.optim, lr=loss.adversarial.rate, clip=0.0), "discriminator"
+            )
 
     def batches(self, start: int, world: World) -> Generator[ImageBatch, None, None]:
         sampler = StepSampler(
@@ -77,7 +79,7 @@ class TokenizerTask(Task):
             out = model(batch.images)
         except ValueError as error:  # the quantizer refuses what is not finite
             raise InputError(f"training diverged ({error}); lower train.optim.lr, in a new folder") from error
-        # Kept only for an opponent that plays on the same part: a later step would judge what no longer is.
+        # Kept only for a discriminator that has its turn on the same part: a later step would see what no longer is.
         self._reconstructed = out.images.detach() if self.turns(step)[1] else None
         return tokenizer_loss(
             batch.images, out, self.model.decoder, self.weights, self.perceptual, self.adversary, step
@@ -93,7 +95,7 @@ class TokenizerTask(Task):
         return {"loss": losses.pop("discriminator"), **losses}
 
     def validate(self, model: Tokenizer, world: World) -> dict[str, float]:
-        return self.held_out(model, world)
+        return self.validation(model, world)
 
     def compiled(self) -> Iterable[nn.Module]:
         return self.model.encoder, self.model.decoder

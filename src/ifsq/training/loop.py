@@ -29,8 +29,8 @@ from ifsq.training.distributed import World
 from ifsq.training.ema import EMA
 from ifsq.training.log import MetricsLog, Reporter, SkippedLog, memory_gib
 from ifsq.training.optim import lr_at
-from ifsq.training.player import Opponent, Player
 from ifsq.training.sinks import check_sinks, open_sinks
+from ifsq.training.trainee import Opponent, Trainee
 
 SAME_REQUEST = 2.0
 """Seconds: a terminal and torchrun both tell the same process to stop, a scheduler tells one process after another."""
@@ -167,11 +167,12 @@ class _Training:
         if config.engine.compile:
             for part in task.compiled():
                 part.compile()
-        self.main = Player(model, task.loss, config.optim, config, world, replicated=not sharded)
-        self.other: Player | None = None
+        self.main = Trainee(model, task.loss, config.optim, config, world, replicated=not sharded)
+        self.other: Trainee | None = None
+        self.other_name = "" if task.opponent is None else task.opponent.name
         if task.opponent is not None:
             module = task.opponent.module.to(world.device)
-            self.other = Player(module, self._opponent_loss, task.opponent.optim, config, world)
+            self.other = Trainee(module, self._opponent_loss, task.opponent.optim, config, world)
         # A sharded model needs every process in each forward, so validation is not split over them.
         self.validates = replace(world, rank=0, size=1) if sharded else world
         folder.mkdir(parents=True, exist_ok=True)
@@ -245,7 +246,7 @@ class _Training:
                 losses |= self.main.backward(batch, rng, self.step, last=last, share=shares[-1])
             if other_plays and self.other is not None:
                 others = self.other.backward(batch, self.step, last=last, share=shares[-1])
-                losses |= {f"opponent/{name}": value for name, value in others.items()}
+                losses |= {f"{self.other_name}/{name}": value for name, value in others.items()}
             added.append(losses)
         self.skipped.add(self.step + 1, tuple(missing))
         of_all = self._share_of_all(sum(shares) / parts, missing, left is not None)
@@ -254,7 +255,7 @@ class _Training:
             mean["grad_norm"] = self.main.step(self.step, of_all)
             self.ema.update(self.main.module, self.step)
         if other_plays and self.other is not None:
-            mean["opponent/grad_norm"] = self.other.step(self.step, of_all)
+            mean[f"{self.other_name}/grad_norm"] = self.other.step(self.step, of_all)
             parallel.average_buffers(self.other.module, self.world)
         self.losses |= mean
         self.share = sum(shares) / parts
@@ -287,20 +288,20 @@ class _Training:
             checkpoint.check_files(found, self.world)
             self.step, self.seconds = found.step, checkpoint.number(found, "seconds")
             load_weights(self.ema.model, found.load("ema"), str(found.folder / "ema"))
-            self._restore_player(self.main, found, ("model", "optimizer", "scaler"), 0)
+            self._restore_trainee(self.main, found, ("model", "optimizer", "scaler"), 0)
             if self.other is not None:
-                self._restore_player(self.other, found, ("opponent", "opponent_optimizer", "opponent_scaler"), 1)
+                self._restore_trainee(self.other, found, ("opponent", "opponent_optimizer", "opponent_scaler"), 1)
             self.notes += [found.remark, self._new_length(found.state.get("steps"))]
         if self.world.first:
             self.notes += [self.skipped.rewind(self.step), self.log.rewind(self.step)]
 
-    def _restore_player(self, player: Player, found: Checkpoint, names: tuple[str, str, str], turn: int) -> None:
+    def _restore_trainee(self, trainee: Trainee, found: Checkpoint, names: tuple[str, str, str], turn: int) -> None:
         weights, optimizer, scale = names
-        load_weights(player.module, found.load(weights), str(found.folder / weights))
+        load_weights(trainee.module, found.load(weights), str(found.folder / weights))
         moved = any(self.task.turns(step)[turn] for step in range(self.step))
         where = str(found.folder / optimizer)
-        checkpoint.restore_optimizer(player.optimizer, found.load(optimizer), where, self.step if moved else 0)
-        player.scaler.load_state_dict(checkpoint.scaler_state(found, scale, player.scaler))
+        checkpoint.restore_optimizer(trainee.optimizer, found.load(optimizer), where, self.step if moved else 0)
+        trainee.scaler.load_state_dict(checkpoint.scaler_state(found, scale, trainee.scaler))
 
     def _new_length(self, planned: Any) -> str:
         """What it means that a run goes on to another step than it was planned for; nothing where it means nothing."""
@@ -350,8 +351,8 @@ class _Training:
     def _refuse_infinite(self, losses: dict[str, Any]) -> None:
         lr = self.config.optim.lr
         # A loss scale meets infinite gradients by design, and passes over them.
-        norms = () if self.config.precision == "fp16" else ("grad_norm", "opponent/grad_norm")
-        for name in ("loss", "opponent/loss", *norms):
+        norms = () if self.config.precision == "fp16" else ("grad_norm", f"{self.other_name}/grad_norm")
+        for name in ("loss", f"{self.other_name}/loss", *norms):
             if name in losses and not math.isfinite(value := float(losses[name])):
                 raise InputError(
                     f"{name} is {value} at step {self.step}; lower train.optim.lr (now {lr}), in a new folder"

@@ -19,13 +19,17 @@ from ifsq.training.optim import OptimConfig, lr_at, make_optimizer
 
 @dataclass(frozen=True)
 class Opponent:
-    """A second module, trained beside the model on a loss of its own: a discriminator."""
+    """A second module, trained beside the model on a loss of its own: a discriminator.
+
+    name  of its figures in the log
+    """
 
     module: nn.Module
     optim: OptimConfig
+    name: str = "opponent"
 
 
-class Player:
+class Trainee:
     """A module with its optimizer and loss scale: what takes a step.
 
     loss  of a part of the batch; called behind DistributedDataParallel, so that it sees the forward pass
