@@ -1,7 +1,6 @@
 """What a generator is told: the class label, with a null class for guidance, and the diffusion time.
 
 Classifier-free guidance (arXiv 2207.12598) trains on a share of labels replaced by the null class ``num_classes``.
-Called by both generators.
 """
 
 import math
