@@ -3,14 +3,17 @@
 import re
 import subprocess
 import sys
+from dataclasses import fields, is_dataclass
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 import torch
 
 import ifsq
 from ifsq.bench.demo import experiment_file
-from ifsq.experiment import load_generator_experiment, load_tokenizer_experiment
+from ifsq.experiment import EXPERIMENTS as GENERATORS
+from ifsq.experiment import TokenizerExperiment, load_generator_experiment, load_tokenizer_experiment
 from ifsq.tokenizer.model import Tokenizer
 
 HEAVY = ("torch", "matplotlib", "sklearn", "skimage", "torchmetrics", "pydantic", "rich", "PIL", "pandas", "scipy")
@@ -42,6 +45,24 @@ def test_the_quantizer_pulls_in_torch_and_nothing_heavier():
 def test_help_does_not_wait_for_torch():
     code = "from ifsq.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass"
     assert not imported_by(code) & set(HEAVY)
+
+
+def configs(cls):
+    """A config and all configs below it."""
+    yield cls
+    for hint in get_type_hints(cls).values():
+        for part in (hint, *get_args(hint)):
+            if is_dataclass(part):
+                yield from configs(part)
+
+
+@pytest.mark.parametrize("config", sorted({c for e in (TokenizerExperiment, *GENERATORS) for c in configs(e)}, key=str))
+def test_the_table_of_a_config_lists_every_field(config):
+    told = "\n".join(cls.__doc__ or "" for cls in config.__mro__)
+    for field in fields(config):
+        assert re.search(rf"^    (\w+, +)*{field.name}\b", told, flags=re.MULTILINE), (
+            f"{field.name} is not in the table"
+        )
 
 
 EXPERIMENTS = sorted(experiment_file(".").rglob("*.toml"), key=str)

@@ -25,7 +25,11 @@ from ifsq.training.config import EngineConfig, TrainConfig
 class TokenizerExperiment:
     """One tokenizer run.
 
-    out   folder of the run
+    out        folder of the run
+    data       its images, see `DataConfig`
+    tokenizer  the model, see `TokenizerConfig`
+    loss       what it is trained with, see `LossConfig`
+    train      the training, see `TrainConfig`
     """
 
     out: str
@@ -92,7 +96,10 @@ class GeneratorExperiment:
 
 @dataclass(frozen=True, kw_only=True)
 class ARExperiment(GeneratorExperiment):
-    """The run of an autoregressive generator."""
+    """The run of an autoregressive generator.
+
+    ar  the model, see `ARConfig`
+    """
 
     kind = "ar"
     ar: ARConfig
@@ -101,7 +108,10 @@ class ARExperiment(GeneratorExperiment):
 
 @dataclass(frozen=True, kw_only=True)
 class DiffusionExperiment(GeneratorExperiment):
-    """The run of a diffusion generator."""
+    """The run of a diffusion generator.
+
+    diffusion  the model, see `DiTConfig`
+    """
 
     kind = "diffusion"
     diffusion: DiTConfig

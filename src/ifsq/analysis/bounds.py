@@ -24,7 +24,7 @@ MOST_STANDARD_ERRORS = 6.0
 
 @dataclass(frozen=True)
 class BoundsReport:
-    """What there is to print, and where the files lie."""
+    """Tables and a check to print; ``bounds.csv`` and ``bounds.png`` as they were written."""
 
     tables: tuple[Table, ...]
     check: str

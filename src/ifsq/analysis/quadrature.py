@@ -119,6 +119,8 @@ class Check:
 class Analysis:
     """All bounds on all distributions.
 
+    samples   latents of each distribution, drawn from ``seed``
+    checks    what sampling says of the integrals
     optimum   (distribution, levels) -> the least possible distortion with so many levels (Lloyd-Max)
     """
 
@@ -211,7 +213,7 @@ def bound_gradient(bound: Bound, at: Sequence[float] = GRADIENT_AT) -> tuple[flo
 
 
 def least_distortion(distribution: Distribution, levels: Sequence[int]) -> list[float]:
-    """For every level count, the mean square error of the Lloyd-Max quantizer over the distribution's variance.
+    """Mean square error of the Lloyd-Max quantizer over the distribution's variance, for every level count.
 
     A local optimum; on the distributions here the global one for L to 20, as dynamic programming finds it.
     """

@@ -50,7 +50,7 @@ class Candidate(NamedTuple):
         ]
 
     def trial(self, uses: list[Use]) -> Trial:
-        """The same of all channels together."""
+        """What the uses of all channels come to."""
         n = len(uses)
         fraction, distortion = sum(use.fraction for use in uses) / n, sum(use.distortion for use in uses) / n
         return Trial(self.bound.name, self.cells, sum(use.bits for use in uses), fraction, distortion)

@@ -42,7 +42,7 @@ class CodeSpec:
 
     @cached_property
     def lattice(self) -> Lattice:
-        """The same without the grid."""
+        """The lattice, without the grid."""
         return Lattice(self.levels, self.groups, self.digit_order, self.cells, self.scale)
 
     @property

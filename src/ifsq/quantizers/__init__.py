@@ -1,4 +1,7 @@
-"""Quantizers: the bottleneck between encoder and decoder. Read record, bounds, cells, digits, lattice, fused, fsq."""
+"""Quantizers: the bottleneck between encoder and decoder.
+
+Read `record`, `bounds`, `cells`, `digits`, `lattice`, `fused`, `rounding`, `fsq` in this order.
+"""
 
 from ifsq.quantizers.continuous import KL, Identity
 from ifsq.quantizers.fsq import FSQ

@@ -272,7 +272,7 @@ def make_bound(name: str, channels: int, alpha: float = IFSQ_ALPHA) -> Bound:
 
 
 def refuse_second_derivative() -> None:
-    """For the backward of a fused function: raise RuntimeError rather than leave a term out in silence."""
+    """Raise RuntimeError in the backward pass of a fused function, which would leave a term out in silence."""
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         raise RuntimeError("create_graph=True: a quantizer has no second derivative; expected a first one")
 

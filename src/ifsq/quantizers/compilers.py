@@ -35,7 +35,7 @@ def is_exporting() -> bool:
 
 
 def materialize(x: Tensor) -> Tensor:
-    """The same tensor; in a compiled graph with gradients a copy, by an operator that a compiler cannot see into.
+    """The tensor itself; in a compiled graph with gradients a copy, by an operator that a compiler cannot see into.
 
     Neither the copy nor its gradient is then computed twice or fused with anything. Under `torch.export`, which writes
     graphs without a backward pass, there is nothing to keep.

@@ -131,7 +131,7 @@ def _divide(x: Tensor, base: int, small: bool) -> Tensor:
 
 
 def _signed(x: Tensor) -> Tensor:
-    """The same integers in a type that torch has arithmetic for, which the larger unsigned ones lack."""
+    """Integers in a type that torch has arithmetic for, which the larger unsigned ones lack."""
     return x.to(torch.int64) if x.dtype in (torch.uint16, torch.uint32, torch.uint64) else x
 
 

@@ -64,7 +64,7 @@ def quantize(
 
 
 def straight_through(u: Tensor, steps: Steps, dtype: torch.dtype | None) -> tuple[Tensor, Tensor | None]:
-    """The same for a latent that another function has bounded: u in [0, 1] -> codes and digits."""
+    """Latents that another function has bounded, u in [0, 1] -> codes and digits as `quantize` gives them."""
     codes, digits = _Round.apply(u, steps, dtype)
     return codes, digits
 

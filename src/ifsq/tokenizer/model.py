@@ -30,7 +30,11 @@ from ifsq.tokenizer.tiling import Tiling, tiled
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """Everything that decides the shape of a tokenizer."""
+    """Everything that decides the shape of a tokenizer.
+
+    conv       encoder and decoder, see `ConvConfig`
+    quantizer  the bottleneck between them, see `QuantizerConfig`
+    """
 
     conv: ConvConfig = field(default_factory=ConvConfig)
     quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)

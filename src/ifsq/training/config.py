@@ -57,6 +57,8 @@ class TrainConfig:
     validate_every  steps between validations; 0 for the last step only
     keep            newest checkpoints kept
     keep_every      checkpoints at multiples of this step are kept for good; 0 for none
+    optim           the optimizer, see `OptimConfig`
+    engine          how the work is laid out, see `EngineConfig`
     """
 
     steps: int = 1000

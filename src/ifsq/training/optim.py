@@ -17,6 +17,7 @@ class OptimConfig:
     weight_decay  on matrices and convolutions only: never on norms, biases and one-dimensional tables
     warmup        steps of linear warm-up
     schedule      ``constant``, or ``cosine`` down to ``final`` times the peak
+    final         what the cosine ends at, 0 to 1
     clip          largest gradient norm; 0 for no clipping
     """
 
