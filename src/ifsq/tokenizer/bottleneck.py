@@ -14,16 +14,20 @@ from ifsq.quantizers import BSQ, FSQ, KL, LFQ, VQ, Identity, ResidualFSQ
 from ifsq.quantizers.bottleneck import Bottleneck
 from ifsq.tokenizer.checks import check_indices
 
-# The options of each kind of bottleneck; the others must keep their defaults, or an experiment says what is not done.
-KINDS: dict[str, tuple[str, ...]] = {
-    "fsq": ("levels", "bound", "alpha", "cells", "groups", "digit_order"),
-    "residual": ("levels", "stages", "bound", "alpha", "cells", "digit_order"),
-    "vq": ("dim", "codebook_size", "commitment_weight", "codebook_weight", "normalize", "ema", "revive_after"),
-    "lfq": ("dim", "commitment_weight", "entropy_weight", "groups"),
-    "bsq": ("dim", "commitment_weight", "entropy_weight", "groups"),
-    "kl": ("dim", "kl_weight"),
-    "ae": ("dim",),
+# The class of each kind and its options; the others must keep their defaults, or an experiment says what is not done.
+KINDS: dict[str, tuple[type[Bottleneck], tuple[str, ...]]] = {
+    "fsq": (FSQ, ("levels", "bound", "alpha", "cells", "groups", "digit_order")),
+    "residual": (ResidualFSQ, ("levels", "stages", "bound", "alpha", "cells", "digit_order")),
+    "vq": (
+        VQ,
+        ("dim", "codebook_size", "commitment_weight", "codebook_weight", "normalize", "ema", "revive_after"),
+    ),
+    "lfq": (LFQ, ("dim", "commitment_weight", "entropy_weight", "groups")),
+    "bsq": (BSQ, ("dim", "commitment_weight", "entropy_weight", "groups")),
+    "kl": (KL, ("dim", "kl_weight")),
+    "ae": (Identity, ("dim",)),
 }
+ARGUMENTS = {"stages": "num_quantizers", "kl_weight": "weight"}  # options whose quantizer calls them otherwise
 
 
 @dataclass(frozen=True)
@@ -68,11 +72,12 @@ class QuantizerConfig:
     kl_weight: float = 1e-6
 
     def __post_init__(self) -> None:
+        _, own = KINDS[self.kind]
         for option in fields(self):
-            if option.name not in ("kind", *KINDS[self.kind]) and getattr(self, option.name) != option.default:
+            if option.name not in ("kind", *own) and getattr(self, option.name) != option.default:
                 raise ValueError(
                     f"{option.name}={getattr(self, option.name)!r} with kind={self.kind!r}: expected options of this"
-                    f" kind, {', '.join(KINDS[self.kind])}"
+                    f" kind, {', '.join(own)}"
                 )
         try:
             with torch.device("meta"):  # the quantizer knows what it accepts; its size is no matter yet
@@ -87,48 +92,12 @@ class QuantizerConfig:
 
     def make(self) -> Bottleneck:
         """The quantizer."""
-        if self.kind == "fsq":
-            return FSQ(
-                self.levels,
-                bound=self.bound,
-                alpha=self.alpha,
-                cells=self.cells,
-                groups=self.groups or None,
-                digit_order=self.digit_order,
-                channel_first=True,
-            )
-        if self.kind == "residual":
-            return ResidualFSQ(
-                self.levels,
-                self.stages,
-                bound=self.bound,
-                alpha=self.alpha,
-                cells=self.cells,
-                digit_order=self.digit_order,
-                channel_first=True,
-            )
-        if self.kind == "vq":
-            return VQ(
-                self.codebook_size,
-                self.dim,
-                commitment_weight=self.commitment_weight,
-                codebook_weight=self.codebook_weight,
-                normalize=self.normalize,
-                ema=self.ema,
-                revive_after=self.revive_after,
-                channel_first=True,
-            )
-        if self.kind == "kl":
-            return KL(self.dim, weight=self.kl_weight, channel_first=True)
-        if self.kind == "ae":
-            return Identity(self.dim, channel_first=True)
-        return {"lfq": LFQ, "bsq": BSQ}[self.kind](
-            self.dim,
-            commitment_weight=self.commitment_weight,
-            entropy_weight=self.entropy_weight,
-            groups=self.groups or None,
-            channel_first=True,
-        )
+        made: Any
+        made, own = KINDS[self.kind]
+        given = {ARGUMENTS.get(name, name): getattr(self, name) for name in own}
+        if "groups" in given:
+            given["groups"] = self.groups or None
+        return made(**given, channel_first=True)
 
 
 def in_force(config: QuantizerConfig, quantizer: Bottleneck) -> QuantizerConfig:
