@@ -6,6 +6,7 @@ arXiv 2406.06525.
 """
 
 from collections.abc import Sequence
+from itertools import islice
 
 import torch
 from jaxtyping import Float, Int
@@ -64,7 +65,7 @@ class ARNetwork(Generator):
         self, x: Float[Tensor, "b t width"], caches: Sequence[KVCache] | None = None, depth: int | None = None
     ) -> Float[Tensor, "b t width"]:
         """Through all blocks, or the first ``depth``; with ``caches``, one a block, x is the next position alone."""
-        for i, layer in enumerate(self.layers[:depth]):
+        for i, layer in enumerate(islice(self.layers, depth)):
             x = layer(x, self.rope, None if caches is None else caches[i])
         return x
 

@@ -4,6 +4,8 @@ The options turn the original block into the one the paper trains: qk-norm, SwiG
 Every block starts as the identity and the output as zero.
 """
 
+from itertools import islice
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -101,7 +103,7 @@ class DiT(nn.Module):
     ) -> Float[Tensor, "b t width"]:
         """Tokens after all blocks, or the first ``depth``."""
         tokens = self.positions(self.x_embedder(x))
-        for block in self.blocks[:depth]:
+        for block in islice(self.blocks, depth):
             tokens = block(tokens, c, self.rope)
         return tokens
 
