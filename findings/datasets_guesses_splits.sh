@@ -4,7 +4,7 @@
 # What happens (datasets 5.2.0): words of splits count in lower case only, and anywhere in a path, also as a part of a name. Train/ and
 # Test/ are one split, in which tests are trained on; beside a class called train all other classes are left out; the images of
 # train/test_tube are in both splits. Nothing is said.
-# Here: where the library takes other images for a split than the folders say, hf:FOLDER is refused, src/ifsq/data/hf_files.py.
+# Here: where the library takes other images for a split than the folders say, hf:FOLDER is refused, src/ifsq/data/containers/hf_files.py.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT

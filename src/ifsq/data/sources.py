@@ -5,8 +5,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ifsq.data import folder, hf, listed, shards
 from ifsq.data.bundled import Bundled, Digits, Photos, Shapes
+from ifsq.data.containers import folder, hf, listed, shards
 from ifsq.data.encoded import Catalogue, EncodedImages
 from ifsq.data.images import SPLITS, DataConfig, DataError, ImageSource, check_channels
 from ifsq.data.labels import NO_CLASSES

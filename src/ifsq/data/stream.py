@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
+from ifsq.data.containers.hf import Columns, classes_of, find_columns, label_of, read_errors, undecoded
+from ifsq.data.containers.hf_files import file_of
 from ifsq.data.decode import DECODING
 from ifsq.data.draws import Draws
 from ifsq.data.encoded import to_shape
-from ifsq.data.hf import Columns, classes_of, find_columns, label_of, read_errors, undecoded
-from ifsq.data.hf_files import file_of
 from ifsq.data.images import DataConfig, DataError, ImageSource, fingerprint
 from ifsq.data.labels import NO_CLASSES, NO_LABEL, plain_label
 from ifsq.data.splits import VAL, Part

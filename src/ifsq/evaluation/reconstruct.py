@@ -7,7 +7,7 @@ import torch
 
 from ifsq.config import InputError
 from ifsq.data import image_grid, read_image, to_channels, to_float, to_uint8, write_png
-from ifsq.data.folder import images_below
+from ifsq.data.containers.folder import images_below
 from ifsq.metrics import psnr
 from ifsq.store.files import make_folder
 from ifsq.tokenizer.model import Tokenizer

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ifsq.data.folder import images_below
+from ifsq.data.containers.folder import images_below
 from ifsq.data.formats import is_image
 from ifsq.data.images import DataError
 from ifsq.data.paths import at_home, file_state, shown

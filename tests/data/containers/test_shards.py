@@ -16,7 +16,8 @@ import pytest
 import webdataset
 from PIL import Image
 
-from ifsq.data import DataConfig, DataError, describe_images, formats, open_images, read_image, shards, tar_index
+from ifsq.data import DataConfig, DataError, describe_images, formats, open_images, read_image
+from ifsq.data.containers import shards, tar_index
 from ifsq.data.encoded import EncodedImages
 
 

@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ifsq.data.containers.hf_files import check_files, file_of, refuse_addresses
 from ifsq.data.encoded import Catalogue
-from ifsq.data.hf_files import check_files, file_of, refuse_addresses
 from ifsq.data.images import DataError
 from ifsq.data.labels import LABEL_COLUMNS, all_or_none, are_numbers, choose_column, label_text, number_classes
 from ifsq.data.paths import at_home

@@ -18,13 +18,13 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from ifsq.data.containers.tar_index import KEYS, Sample, index_shard
 from ifsq.data.encoded import Catalogue
 from ifsq.data.formats import EXTENSIONS, KNOWN
 from ifsq.data.images import DataError
 from ifsq.data.labels import FOLDER, LABEL_COLUMNS, NO_COLUMN, ask
 from ifsq.data.paths import shown
 from ifsq.data.splits import in_order, names_by_split, refuse_splits_below
-from ifsq.data.tar_index import KEYS, Sample, index_shard
 
 OPEN_AT_ONCE = 64
 """Shards that a process keeps open; the system may allow a thousand files to all of it."""

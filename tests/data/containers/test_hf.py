@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from ifsq.data import DataConfig, DataError, ImageBatches, ImageSource, StepSampler, open_images, read_image, stream
-from ifsq.data.hf_files import _own, file_of
+from ifsq.data.containers.hf_files import _own, file_of
 from ifsq.data.labels import NO_LABEL
 
 datasets = pytest.importorskip("datasets")

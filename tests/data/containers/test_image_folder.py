@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from ifsq.data import BrokenImageError, DataConfig, DataError, describe_images, open_images, read_image, write_png
+from ifsq.data.containers.folder import images_below
 from ifsq.data.encoded import EncodedImages
-from ifsq.data.folder import images_below
 
 
 def fill(folder: Path, names: list[str], height: int = 20, width: int = 30) -> None:

@@ -1,0 +1,1 @@
+"""What holds encoded image files, and which there are: folders, lists, tar shards, tables of Hugging Face's library."""
