@@ -138,7 +138,7 @@ def test_a_killed_process_ends_the_other_although_its_workers_outlive_it(folder)
     ]
     wait_for(lambda: rows(folder / "pair") > 0, processes[0])
     os.kill(processes[1].pid, signal.SIGKILL)
-    assert end_of(processes[0]) == (2, "ifsq: another process of this run has ended; what it said tells why")
+    assert end_of(processes[0]) == (2, "ifsq: another process of this run has ended; see its message above")
     assert processes[1].wait() == -signal.SIGKILL
     processes[1].communicate()
 

@@ -27,7 +27,7 @@ class Reported:
 
     @property
     def folder(self) -> Path:
-        """Of the run."""
+        """Where the run lies."""
         return self.run.folder
 
     @property

@@ -83,7 +83,7 @@ class Manifest:
                 named.add(entry.file)
 
     def layout(self, where: str) -> CodeSpec | LatentSpec:
-        """Of the digits or the latents. Raises InputError naming ``where``."""
+        """Layout of the digits or of the latents. Raises InputError naming ``where``."""
         if self.content == "latents":
             latents = build(LatentSpec, self.spec, f"{where}: spec")
             for name in ("mean", "std") if self.splits.get("train") else ():

@@ -35,7 +35,7 @@ def content_of(layout: CodeSpec | LatentSpec) -> str:
 
 
 def stored_dtype(layout: CodeSpec | LatentSpec) -> torch.dtype:
-    """Of that tensor."""
+    """Type in which digits or latents are stored."""
     return torch.float16 if isinstance(layout, LatentSpec) else layout.digit_dtype
 
 

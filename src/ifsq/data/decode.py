@@ -117,7 +117,7 @@ def _decode(file: io.BufferedReader | io.BytesIO, max_pixels: int) -> UInt8[np.n
 
 
 def _from_bytes(image: ImageFile.ImageFile) -> UInt8[np.ndarray, "H W 3"]:
-    """Of a picture of 8 bits a channel or fewer."""
+    """RGB of a picture of 8 bits a channel or fewer."""
     scale = {"L;2": 85, "L;4": 17}.get(deep.raw_mode(image))
     image.load()
     if scale and "transparency" in image.info:  # Pillow widens the pixels, but not the grey that stands for nothing

@@ -32,7 +32,7 @@ _HEADER = 1 << 20  # bytes in which it must begin: a colour profile may come bef
 
 
 def bits_a_channel(image: ImageFile.ImageFile, file: io.BufferedReader | io.BytesIO) -> int:
-    """Of a picture that is not loaded yet. Raises ValueError where they have no known range: signs, floats, 32 bits."""
+    """8 or 16, of a picture not loaded yet. Raises ValueError where the range is not known: signs, floats, 32 bits."""
     bits = 16 if image.mode.startswith("I") or ";16" in raw_mode(image) else 8
     unsigned = image.mode != "F"
     if isinstance(image, TiffImageFile):
@@ -94,7 +94,7 @@ def _grey(image: ImageFile.ImageFile, bits: int) -> UInt8[np.ndarray, "H W 3"]:
 
 
 def _colour(image: Image.Image, values_in: Callable[[Box], UInt16[np.ndarray, "h w c"]]) -> UInt8[np.ndarray, "H W 3"]:
-    """Of grey with alpha, RGB with and without; all of 16 bits."""
+    """8-bit RGB of a picture of 16 bits a channel: grey with alpha, RGB with and without."""
     table = _rounding(16)
     pixels = np.empty((image.height, image.width, 3), np.uint8)
     for rows, box in strips(image):

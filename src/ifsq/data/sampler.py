@@ -84,7 +84,7 @@ class StepSampler:
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
 
     def in_blocks(self, block: int) -> "StepSampler":
-        """The same, but for an order that stays inside of blocks (`sample_order`)."""
+        """A sampler of the same steps whose order stays inside of blocks (`sample_order`)."""
         other = StepSampler(self.n, self.batch, self.seed, self.rank, self.world, self.parts)
         other.block = block
         return other

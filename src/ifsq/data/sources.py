@@ -64,13 +64,13 @@ def describe_images(train: ImageSource, val: ImageSource) -> str:
 
 
 def describe_splits(sources: Mapping[str, ImageSource]) -> str:
-    """The same of any splits, by their names: ``64 images in 10 classes of test``."""
+    """What will be read of any splits, by their names: ``64 images in 10 classes of test``."""
     told = (f"{_counted(len(one), one.labels, one.classes)} of {split}" for split, one in sources.items())
     return ", ".join(told) + _left_out(*sources.values())
 
 
 def describe_counts(train: int, labels: Iterable[int] | None, classes: Sequence[str], val: int) -> str:
-    """The same of numbers of images.
+    """What will be read, from numbers of images alone.
 
     labels  of the training images; None where they are not known
     """

@@ -31,7 +31,7 @@ def labels_like(reference: Int[Tensor, "m"], n: int) -> Int[Tensor, "n"]:
 
 
 def labels_balanced(reference: Int[Tensor, "m"], n: int) -> Int[Tensor, "n"]:
-    """As `labels_like`, but of every class that the reference has as many as of any other."""
+    """``n`` labels of the classes that the reference has, every class as often as any other; see `labels_like`."""
     return labels_like(reference.unique(), n)
 
 

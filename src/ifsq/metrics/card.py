@@ -13,7 +13,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class ProtocolCard:
-    """Values and how they came about. Empty text and zero mean: plays no part in this metric.
+    """Values and how they came about. Fields left at "" or 0 do not apply to this metric.
 
     metric               name, as ``PSNR`` or ``FD(judge)``
     values               named results

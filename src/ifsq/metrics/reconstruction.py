@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 MS_SSIM_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
-"""Of the scales, finest first (Wang, Simoncelli and Bovik 2003)."""
+"""Weights of the scales, finest first (Wang, Simoncelli and Bovik 2003)."""
 WINDOW, SIGMA = 11, 1.5
 """Pixels of the Gaussian window of SSIM, and its standard deviation (Wang et al. 2004)."""
 
@@ -79,7 +79,7 @@ def ms_ssim(images: Float[Tensor, "b c H W"], reconstructions: Float[Tensor, "b 
 
 @dataclass(frozen=True)
 class _Similarity:
-    """Of every image: mean of luminance times contrast, and mean of the contrast inside the reflected border."""
+    """For every image: mean of luminance times contrast, and mean of the contrast inside the reflected border."""
 
     whole: Float[Tensor, "b"]
     contrast: Float[Tensor, "b"]
@@ -140,7 +140,7 @@ class ImageScores:
             self._values.setdefault(name, []).extend(parts)
 
     def summary(self) -> dict[str, Summary]:
-        """Of all images so far. Raises ValueError when there are none."""
+        """Mean and deviation of every score over all images so far. Raises ValueError when there are none."""
         if not self._values:
             raise ValueError("scores of 0 images: expected at least one")
         found = {name: torch.cat(parts) for name, parts in self._values.items()}

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ifsq.config import InputError
-from ifsq.store.files import WriteError, reason, sha256, whole_file
+from ifsq.store.files import WriteError, first_line, reason, sha256, whole_file
 from ifsq.store.pickles import read_pickle
 from ifsq.store.weights import load_weights, read_tensors
 
@@ -128,10 +128,6 @@ def _fetch(file: WeightsFile, folder: Path) -> Iterator[bytes]:
                 yield block
     except (OSError, http.client.HTTPException) as error:
         raise InputError(
-            f"{file.name}: not on this machine and not to be had from {file.url} ({_one_line(error)});"
+            f"{file.name}: not on this machine and not to be had from {file.url} ({first_line(error)});"
             f" fetch it and put it into {folder} or into the folder ${FOLDER} names"
         ) from error
-
-
-def _one_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -47,7 +47,7 @@ class WriteError(InputError):
 
 
 def sha256(path: Path) -> str:
-    """Of a regular file's bytes, in hexadecimal, read piece by piece. Raises InputError when it cannot be read."""
+    """SHA-256 (hex) of a regular file's bytes, read piece by piece. Raises InputError when it cannot be read."""
     if path.exists() and not path.is_file():  # a pipe would wait, a device might never end
         raise InputError(f"{path}: is no regular file")
     try:
@@ -177,6 +177,11 @@ def reason(error: Exception) -> str:
         number = int(match[1])
     text = os.strerror(number) if number else str(error) or type(error).__name__
     return text[:1].lower() + text[1:] if number else text
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, for the line that says what came of it; its name where it says nothing."""
+    return str(error).strip().partition("\n")[0][:200] or type(error).__name__
 
 
 def flush(path: Path) -> None:

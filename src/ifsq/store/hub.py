@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 from ifsq.config import InputError
+from ifsq.store.files import first_line
 
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 NEEDED = ("config.json", "model.safetensors")
@@ -49,7 +50,7 @@ def push(folder: Path, repo_id: str, *, private: bool = False) -> str:
         hub.create_repo(repo_id, private=private, exist_ok=True)
         return str(hub.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload with ifsq"))
     except Exception as error:  # the client's own, and those of the transport under it
-        raise InputError(f"{repo_id}: cannot be written on the hub: {_first_line(error)}") from error
+        raise InputError(f"{repo_id}: cannot be written on the hub: {first_line(error)}") from error
 
 
 def _fetch(repo_id: str, revision: str | None, files: tuple[str, ...], optional: tuple[str, ...]) -> Path:
@@ -71,7 +72,7 @@ def _fetch(repo_id: str, revision: str | None, files: tuple[str, ...], optional:
             f"{named}: no such folder here, no copy in the hub's cache, and no way to the hub; expected a network"
         ) from error
     except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
-        raise InputError(f"{named}: cannot be fetched from the hub: {_first_line(error)}") from error
+        raise InputError(f"{named}: cannot be fetched from the hub: {first_line(error)}") from error
     for name in files:
         if not (folder / name).is_file():
             raise InputError(f"{named}: the repository holds no {name}; expected {' and '.join(files)}")
@@ -87,7 +88,3 @@ def _hub(repo_id: str) -> ModuleType:
             f"{repo_id}: no such folder here; to use the hub, install the extra: pip install 'ifsq[hub]'"
         ) from error
     return huggingface_hub
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0][:200] or type(error).__name__

@@ -106,7 +106,7 @@ class Run:
 
     @property
     def step(self) -> int | None:
-        """Of the newest whole checkpoint; None where there is none, as in a saved model. Raises InputError."""
+        """Step of the newest whole checkpoint; None where there is none, as in a saved model. Raises InputError."""
         found = self.newest.checkpoint
         return None if found is None else found.step
 

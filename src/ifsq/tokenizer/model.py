@@ -84,7 +84,7 @@ class Tokenizer(nn.Module):
 
     @property
     def channels(self) -> int:
-        """Of the images, 3 for RGB and 1 for luminance."""
+        """Channels of the images: 3 for RGB, 1 for luminance."""
         return self.config.conv.in_channels
 
     @property

@@ -29,7 +29,7 @@ class Tiling:
 
     @classmethod
     def of_pixels(cls, tile: int, overlap: int | None, factor: int) -> "Tiling":
-        """The same from pixels, multiples of ``factor``; no overlap given: a quarter of the tile, rounded down."""
+        """Tiles given in pixels, multiples of ``factor``; overlap None: a quarter of the tile, rounded down."""
         if tile < 1 or tile % factor:
             raise ValueError(f"tile={tile}: expected a positive multiple of the tokenizer's factor {factor}")
         if overlap is None:

@@ -145,7 +145,10 @@ def _aside(path: Path) -> Path:
 
 
 def _share(tables: Tables, world: World) -> dict[str, dict[str, Tensor]]:
-    """Copies on the CPU of the tensors that this process writes, by file: the largest first to whoever has least."""
+    """Copies on the CPU of the tensors that this process writes, by file.
+
+    Greedy balancing: the largest tensor goes to the process with the fewest bytes, then the next.
+    """
     sizes = sorted(
         ((value.numel() * value.element_size(), name, key) for name, t in tables.items() for key, value in t.items()),
         reverse=True,

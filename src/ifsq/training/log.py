@@ -96,7 +96,7 @@ class SkippedLog:
             append_text(self.path, "".join(f"{step}\t{line}\n" for step, line in told))
 
     def rewind(self, step: int) -> str:
-        """As that of `MetricsLog`."""
+        """Drop what it says of later steps, see `MetricsLog.rewind`; returns what there is to say of it."""
         self.count, told = _rewind(self.path, _step_of, step)
         return told
 
@@ -155,7 +155,7 @@ def _row(line: bytes) -> dict[str, Any]:
 
 
 def _step_of(line: bytes) -> int:
-    """Of a line of ``skipped.txt``. Raises ValueError."""
+    """The step that a line of ``skipped.txt`` is of. Raises ValueError."""
     step, tab, _ = line.decode().partition("\t")
     if not tab or not (step.isascii() and step.isdigit()):
         raise ValueError("it names no step")

@@ -372,7 +372,7 @@ class _Training:
 
 
 def _mean(losses: Sequence[dict[str, Tensor]], shares: Sequence[float]) -> dict[str, Tensor]:
-    """Of the losses of some parts, each weighed by what is left in it."""
+    """Mean of the losses of some parts, each weighed by what is left in it."""
     whole = sum(shares)
     weights = [share / whole if whole else 1 / len(shares) for share in shares]
     return {

@@ -27,7 +27,7 @@ PATIENCE = "IFSQ_PATIENCE"
 EVERY = 1.0  # seconds between meetings
 SETTLED = 5.0  # seconds for what is not to be waited for
 TO_UNWIND = 60.0  # seconds for a process to end by itself when another has
-ENDED = "another process of this run has ended; what it said tells why"
+ENDED = "another process of this run has ended; see its message above"
 
 
 class LostProcessError(InputError):

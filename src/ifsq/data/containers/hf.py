@@ -77,7 +77,7 @@ class Table(Catalogue):
             return file_of(self.where(position), self.images[position][self.columns.image], self.source)
 
     def _size(self, position: int) -> int:
-        """Of an image that the table only names."""
+        """Bytes of an image that the table only names."""
         file = self.read(position)
         return len(file) if isinstance(file, bytes) else file.stat().st_size
 
