@@ -11,7 +11,6 @@ from ifsq.config import InputError
 from ifsq.data import DataConfig, open_images, write_png
 from ifsq.evaluation import generator
 from ifsq.evaluation.generator import (
-    dealt,
     draw_images,
     look,
     measure_likelihood,
@@ -21,6 +20,7 @@ from ifsq.evaluation.generator import (
 )
 from ifsq.evaluation.judge import JudgeNet
 from ifsq.evaluation.labels import labels_balanced, labels_like
+from ifsq.evaluation.protocol import dealt
 from ifsq.evaluation.sheets import class_sheet, real_sheet, shown_pairs
 from ifsq.generators.ar import ARConfig, ARGenerator, ARSampling
 from ifsq.generators.diffusion import DiffusionSampling
@@ -73,7 +73,7 @@ def test_processes_share_the_images_and_count_as_one(pair, size, monkeypatch):
     judge, labels = JudgeNet(2).eval(), torch.arange(22) % 2
 
     def seen(world):
-        parts = sample_parts(*pair, labels, 5, ARSampling(2.0), dealt(range(22), world))
+        parts = sample_parts(*pair, labels, 5, ARSampling(2.0), dealt(range(22), 4, world))
         return look(judge, parts, world, keep={0, 9, 21})
 
     whole = seen(ALONE)

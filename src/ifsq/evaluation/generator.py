@@ -18,7 +18,7 @@ from ifsq.data.images import DataConfig
 from ifsq.data.sampler import AT_ONCE
 from ifsq.evaluation.judge import FEATURES, JudgeNet, share_judge
 from ifsq.evaluation.labels import BALANCED, LIKE_REFERENCE, labels_balanced, labels_like
-from ifsq.evaluation.protocol import blank_card, name_of, spread
+from ifsq.evaluation.protocol import blank_card, dealt, name_of, spread
 from ifsq.evaluation.record import Evaluation
 from ifsq.evaluation.sheets import CLASS_COLUMNS, SHEET_CLASSES, class_sheet, real_sheet
 from ifsq.experiment import Pair
@@ -75,7 +75,7 @@ def measure_generator(
     pictured = [number for label in shown for number in (labels == label).nonzero()[:CLASS_COLUMNS, 0].tolist()]
 
     def drawn(model: Generator, keep: Collection[int] = ()) -> Seen:
-        numbers = dealt(range(samples), world)
+        numbers = dealt(range(samples), AT_ONCE, world)
         return look(judge, sample_parts(model, tokenizer, labels, seed, sampling, numbers), world, keep)
 
     seen = drawn(generator, pictured)
@@ -163,11 +163,6 @@ def look(judge: JudgeNet, parts: Iterable[Part], world: World, keep: Collection[
     return first
 
 
-def dealt(indices: Sequence[int], world: World) -> list[Sequence[int]]:
-    """This process's batches, whole ones: a network sees the same ones however many processes there are."""
-    return [indices[at : at + AT_ONCE] for at in range(0, len(indices), AT_ONCE)][world.rank :: world.size]
-
-
 @dataclass(frozen=True)
 class Reference:
     """Real images that samples are held against: name, hash, classes and the judge's statistics of their features."""
@@ -184,7 +179,7 @@ def reference(judge: JudgeNet, images: ImageSource, data: DataConfig, name: str,
 
     def count() -> FeatureStatistics:
         statistics = FeatureStatistics(judge.feature_dim)
-        mine = [index for batch in dealt(range(len(images)), world) for index in batch]
+        mine = [index for batch in dealt(range(len(images)), AT_ONCE, world) for index in batch]
         for read in iterate_once(images, AT_ONCE, indices=mine):
             statistics.add(_features(judge, read.images))
         return statistics
@@ -219,7 +214,7 @@ def draw_images(
 ) -> UInt8[np.ndarray, "n H W c"]:
     """All of them: 8-bit images, one a label."""
     alone = World(0, 1, labels.device)
-    parts = sample_parts(generator, tokenizer, labels, seed, sampling, dealt(range(len(labels)), alone))
+    parts = sample_parts(generator, tokenizer, labels, seed, sampling, dealt(range(len(labels)), AT_ONCE, alone))
     return np.concatenate([part.images for part in parts])
 
 
@@ -231,7 +226,7 @@ def reconstructed_parts(tokenizer: Tokenizer, images: ImageSource, n: int, world
     """
     device = next(tokenizer.parameters()).device
     drawn = spread(images, n)
-    mine = [index for batch in dealt(sorted(drawn) if images.block else drawn, world) for index in batch]
+    mine = [index for batch in dealt(sorted(drawn) if images.block else drawn, AT_ONCE, world) for index in batch]
     for read in iterate_once(images, AT_ONCE, indices=mine):
         if len(read.images):  # else none of them could be read
             yield Part(to_uint8(tokenizer(read.images.to(device)).images), read.labels, read.indices)
@@ -270,7 +265,7 @@ def sampling_card(
 def measure_likelihood(generator: Generator, codes: CodeSet, card: ProtocolCard, world: World) -> list[ProtocolCard]:
     """Bits per image of held-out codes, for a generator that has a likelihood; nothing for one that has none."""
     device = next(generator.parameters()).device
-    batches = dealt(range(len(codes)), world)
+    batches = dealt(range(len(codes)), AT_ONCE, world)
     parts = [generator.nll(codes.batch(torch.tensor(list(rows)), device)) for rows in batches]
     shares = world.gather([None if part is None else part.cpu() for part in parts])
     # Dealt in turn, so in turn they are in the order of the codes again.

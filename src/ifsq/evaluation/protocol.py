@@ -1,10 +1,13 @@
 """What measurements share: the frame of a card, what it calls images, and which images of a source are taken."""
 
+from collections.abc import Sequence
+
 from ifsq.data import ImageSource, sample_order
 from ifsq.data.images import DataConfig
 from ifsq.data.transforms import RESIZE_KERNEL
 from ifsq.metrics import ProtocolCard
 from ifsq.tokenizer.model import Tokenizer
+from ifsq.training.distributed import World
 
 
 def spread(images: ImageSource, n: int) -> list[int]:
@@ -14,6 +17,11 @@ def spread(images: ImageSource, n: int) -> list[int]:
     be biased.
     """
     return sample_order(0, 0, len(images))[:n].tolist()
+
+
+def dealt(indices: Sequence[int], batch: int, world: World) -> list[Sequence[int]]:
+    """This process's batches, whole ones: a network sees the same ones however many processes there are."""
+    return [indices[at : at + batch] for at in range(0, len(indices), batch)][world.rank :: world.size]
 
 
 def name_of(data: DataConfig, split: str) -> str:

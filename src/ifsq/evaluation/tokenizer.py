@@ -11,7 +11,6 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from ifsq.config import InputError
 from ifsq.data import DataError, ImageBatch, ImageSource, iterate_once, to_float, to_uint8
 from ifsq.data.images import DataConfig, size_text
 from ifsq.data.sampler import max_batch
@@ -19,7 +18,7 @@ from ifsq.evaluation.judge import FEATURES
 from ifsq.evaluation.levels import LevelCounts
 from ifsq.evaluation.networks import Networks
 from ifsq.evaluation.options import ImagesToMeasure
-from ifsq.evaluation.protocol import blank_card, spread
+from ifsq.evaluation.protocol import blank_card, dealt, spread
 from ifsq.evaluation.record import Evaluation
 from ifsq.metrics import (
     CodeCounts,
@@ -38,7 +37,7 @@ from ifsq.nn.modes import exact_float32
 from ifsq.pretrained.lpips import LPIPS
 from ifsq.store.weights import weights_digest
 from ifsq.tokenizer.model import Tokenizer
-from ifsq.training.distributed import World, from_first
+from ifsq.training.distributed import World, from_first, gather_or_refuse
 from ifsq.training.log import Reporter
 
 WATCHED = 1024  # images at most that are looked at while a tokenizer trains
@@ -63,28 +62,24 @@ def measure_tokenizer(
     could not be read is missing in ``n``. Raises DataError when too few could.
     """
     batch, indices = max_batch(*on.data.sides), sorted(on.indices)
-    shares = [indices[at : at + batch] for at in range(0, len(indices), batch)][world.rank :: world.size]
-    mine = [index for share in shares for index in share]
+    mine = [index for share in dealt(indices, batch, world) for index in share]
     tally = _Tally(tokenizer, on.data, networks)
     reporter.start("images", 0, len(indices))
-    refusal: InputError | None = None
-    try:
+
+    def count() -> _Counted:
         with exact_float32(), closing(iterate_once(on.images, batch, indices=mine, workers=workers)) as batches:
             for read in batches:
                 tally.add(read)
                 reporter.advance(min(tally.n * world.size, len(indices)), {})
-    except InputError as error:  # an image cannot be read: no process may wait for this one's figures
-        refusal = error
-    counted = world.gather((tally.counted, refusal))
-    for _, refused in counted:
-        if refused is not None:
-            raise refused
+        return tally.counted
+
+    first, *others = gather_or_refuse(world, count)
     reporter.finish({})
 
     def result() -> Evaluation:
-        for other, _ in counted[1:]:
-            counted[0][0].merge(other)
-        return _result(counted[0][0], tokenizer, on, networks)
+        for other in others:
+            first.merge(other)
+        return _result(first, tokenizer, on, networks)
 
     return from_first(world, result)
 
@@ -96,22 +91,20 @@ def held_out_figures(tokenizer: Tokenizer, world: World, images: ImageSource) ->
     ``skipped``, where some of them cannot be read, is their number. What one process refuses, all refuse.
     """
     drawn = sorted(spread(images, WATCHED))
-    measured, skipped, refusal = [], 0, None
-    try:
+
+    def count() -> tuple[list[Tensor], int]:
+        measured, skipped = [], 0
         for batch in iterate_once(images, max_batch(*images.shape[:2]), indices=drawn[world.rank :: world.size]):
             skipped += len(batch.skipped)
             if len(batch.images):
                 measured.append(psnr(batch.images, tokenizer(batch.images.to(world.device)).images.cpu()))
-    except InputError as error:
-        refusal = error
-    shares = world.gather((measured, skipped, refusal))
-    for _, _, refused in shares:
-        if refused is not None:
-            raise refused
-    decibels = [part for share, _, _ in shares for part in share]
+        return measured, skipped
+
+    shares = gather_or_refuse(world, count)
+    decibels = [part for share, _ in shares for part in share]
     if not decibels:
         raise DataError(f"held-out images: none of {len(drawn)} could be read")
-    left_out = sum(count for _, count, _ in shares)
+    left_out = sum(skipped for _, skipped in shares)
     return {"psnr": float(torch.cat(decibels).mean()), **({"skipped": float(left_out)} if left_out else {})}
 
 
