@@ -25,7 +25,7 @@ from ifsq.codes import CodeCache
 from ifsq.config import InputError
 from ifsq.data.sampler import StepSampler
 from ifsq.evaluation import generator
-from ifsq.evaluation.protocol import spread
+from ifsq.evaluation.protocol import sample_indices
 from ifsq.generators import Generator, Origin
 from ifsq.generators.train import GeneratorTask
 from ifsq.metrics import ProtocolCard
@@ -302,7 +302,7 @@ def test_a_run_that_stopped_before_its_first_checkpoint_may_be_changed(tmp_path)
 
 def test_shown_images_are_of_many_classes():
     images = ifsq.data.open_images(ifsq.data.DataConfig("bundled:shapes", 16), "val")
-    chosen = spread(images, 64)
+    chosen = sample_indices(images, 64)
     assert len(set(chosen)) == 64
     assert len({images.load(index, 0)[1] for index in chosen}) == 10
 
@@ -618,7 +618,7 @@ def test_a_config_that_was_changed_is_one_line(value, capsys):
 
 
 def test_images_that_have_changed_are_told_before_a_judge_learns_them(capsys, monkeypatch):
-    monkeypatch.setattr(generator, "train_judge", lambda *_: pytest.fail("a judge was asked for"))
+    monkeypatch.setattr(generator, "share_judge", lambda *_: pytest.fail("a judge was asked for"))
     monkeypatch.setattr(generator, "open_images", lambda *_, **__: SimpleNamespace(fingerprint="of other images"))
     assert "has changed since codes was written" in refused(capsys, ["generator", "eval", "ar", "--samples", "20"])
 

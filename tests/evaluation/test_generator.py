@@ -201,7 +201,7 @@ def test_a_stream_is_read_from_front_to_back(pair, tmp_path, monkeypatch):
     monkeypatch.setattr(images, "load", lambda index, seed: seen.append(index) or load(index, seed))
     for block, expected in ((0, [7, 3, 5]), (4, [3, 5, 7])):
         images.block = block
-        monkeypatch.setattr(generator, "spread", lambda images, n: [7, 3, 5][:n])
+        monkeypatch.setattr(generator, "sample_indices", lambda images, n: [7, 3, 5][:n])
         for read in (
             lambda: list(reconstructed_parts(pair[1], images, 3, ALONE)),
             lambda: shown_pairs(pair[1], images, torch.device("cpu"), [7, 3, 5]),

@@ -21,7 +21,7 @@ from ifsq.evaluation import tokenizer as measuring
 from ifsq.evaluation.judge import JudgeNet, train_judge
 from ifsq.evaluation.networks import Networks
 from ifsq.evaluation.options import ImagesToMeasure
-from ifsq.evaluation.protocol import spread
+from ifsq.evaluation.protocol import sample_indices
 from ifsq.evaluation.record import Evaluation
 from ifsq.evaluation.sheets import Pairs, difference_sheet, pair_sheet, shown_pairs
 from ifsq.evaluation.tokenizer import held_out_figures, measure_tokenizer
@@ -140,7 +140,7 @@ def test_lpips_and_rfid_are_their_definitions(tokenizer, images, weights_files, 
     assert main(["tokenizer", "eval", "saved", *few, *paths]) == 0
     (written,) = Path("saved").glob("evaluation_val_*_4.json")
     cards = {card["metric"]: ProtocolCard.from_dict(card) for card in read(written)["cards"]}
-    originals = next(iterate_once(images, 4, indices=sorted(spread(images, 4)))).images
+    originals = next(iterate_once(images, 4, indices=sorted(sample_indices(images, 4)))).images
     again = to_float(to_uint8(tokenizer.reconstruct(originals)))
     vectors = golden("lpips_vgg")
     heads = {key.removeprefix("lin/"): vectors.get_tensor(key) for key in vectors.keys() if key.startswith("lin/")}  # noqa: SIM118
@@ -304,7 +304,7 @@ def test_sheets_show_the_first_indices_and_large_images_in_fewer_columns(tokeniz
 
 def test_held_out_figures_are_of_so_many_images_drawn_over_the_source(tokenizer, images, monkeypatch):
     monkeypatch.setattr(measuring, "WATCHED", 9)
-    batch = next(iterate_once(images, 9, indices=spread(images, 9)))
+    batch = next(iterate_once(images, 9, indices=sample_indices(images, 9)))
     expected = psnr(batch.images, tokenizer.reconstruct(batch.images)).mean()
     alone = World(0, 1, torch.device("cpu"))
     assert held_out_figures(tokenizer, alone, images) == {"psnr": pytest.approx(float(expected), rel=1e-6)}

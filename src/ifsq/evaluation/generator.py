@@ -18,7 +18,7 @@ from ifsq.data.images import DataConfig
 from ifsq.data.sampler import AT_ONCE
 from ifsq.evaluation.judge import FEATURES, JudgeNet, share_judge
 from ifsq.evaluation.labels import BALANCED, LIKE_REFERENCE, labels_balanced, labels_like
-from ifsq.evaluation.protocol import blank_card, dealt, name_of, spread
+from ifsq.evaluation.protocol import blank_card, dealt, name_of, sample_indices
 from ifsq.evaluation.record import Evaluation
 from ifsq.evaluation.sheets import CLASS_COLUMNS, SHEET_CLASSES, class_sheet, real_sheet
 from ifsq.experiment import Pair
@@ -225,7 +225,7 @@ def reconstructed_parts(tokenizer: Tokenizer, images: ImageSource, n: int, world
     This process's batches of them. Fewer where some are skipped.
     """
     device = next(tokenizer.parameters()).device
-    drawn = spread(images, n)
+    drawn = sample_indices(images, n)
     mine = [index for batch in dealt(sorted(drawn) if images.block else drawn, AT_ONCE, world) for index in batch]
     for read in iterate_once(images, AT_ONCE, indices=mine):
         if len(read.images):  # else none of them could be read

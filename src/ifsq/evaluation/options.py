@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from ifsq.config import InputError
 from ifsq.data import ImageSource, open_images, split_called, splits_of
 from ifsq.data.images import DataConfig, Reading, Size, height_width, size_text
-from ifsq.evaluation.protocol import name_of, spread
+from ifsq.evaluation.protocol import name_of, sample_indices
 from ifsq.experiment import check_size
 from ifsq.pretrained.lpips import SMALLEST
 from ifsq.store.run import Run
@@ -84,7 +84,7 @@ def images_to_measure(run: Run, options: TokenizerEvaluation, tokenizer: Tokeniz
     name = name_of(data, split)
     if options.count:
         name, suffix = f"{name}, {options.count} drawn", f"{suffix}_{options.count}"
-    return ImagesToMeasure(images, data, name, spread(images, options.count or len(images)), suffix)
+    return ImagesToMeasure(images, data, name, sample_indices(images, options.count or len(images)), suffix)
 
 
 def data_to_measure(run: Run, options: TokenizerEvaluation, factor: int) -> DataConfig:

@@ -10,7 +10,7 @@ from ifsq.tokenizer.model import Tokenizer
 from ifsq.training.distributed import World
 
 
-def spread(images: ImageSource, n: int) -> list[int]:
+def sample_indices(images: ImageSource, n: int) -> list[int]:
     """At most ``n`` indices drawn over a source, always the same.
 
     A random subset: folders are sorted by class and bundled sources go round the classes, so a prefix or a stride would

@@ -18,7 +18,7 @@ from ifsq.evaluation.judge import FEATURES
 from ifsq.evaluation.levels import LevelCounts
 from ifsq.evaluation.networks import Networks
 from ifsq.evaluation.options import ImagesToMeasure
-from ifsq.evaluation.protocol import blank_card, dealt, spread
+from ifsq.evaluation.protocol import blank_card, dealt, sample_indices
 from ifsq.evaluation.record import Evaluation
 from ifsq.metrics import (
     CodeCounts,
@@ -90,7 +90,7 @@ def held_out_figures(tokenizer: Tokenizer, world: World, images: ImageSource) ->
 
     ``skipped``, where some of them cannot be read, is their number. What one process refuses, all refuse.
     """
-    drawn = sorted(spread(images, WATCHED))
+    drawn = sorted(sample_indices(images, WATCHED))
 
     def count() -> tuple[list[Tensor], int]:
         measured, skipped = [], 0
