@@ -16,8 +16,6 @@ from torch import Tensor
 from ifsq.quantizers.bounds import CURVES, refuse_second_derivative
 from ifsq.quantizers.cells import divide_, half_width, is_power_of_two, placement
 
-TANH_EPS = 1e-3  # the original FSQ widens its tanh a little so that the end levels can be reached
-
 
 class Steps(NamedTuple):
     """From a bounded latent u in [0, 1] to digits; every entry is one number or a tensor along the channels.
@@ -47,7 +45,8 @@ def make_steps(levels: Sequence[int], L: float | Tensor, cells: str, original: b
         return Steps(cells, L, L - 1, 0.0, max(levels))
     # Of one number the parity is asked of the integer: a compiler may hold the other as a symbol, and has no remainder.
     even = 1 - L % 2 if isinstance(L, Tensor) else 1.0 - levels[0] % 2
-    return Steps(cells, L, (L - 1) * (1 + TANH_EPS), 0.5 * even, max(levels))
+    # A thousandth wider, to reach the end levels. A literal: a compiler makes a symbol of a global number.
+    return Steps(cells, L, (L - 1) * 1.001, 0.5 * even, max(levels))
 
 
 def quantize(
