@@ -290,3 +290,13 @@ def test_a_refused_encoding_leaves_no_folder(tokenizer, tmp_path, capsys):
         (tmp_path / "broken" / f"{number}.png").write_bytes(b"no picture")
     assert encode(tmp_path / "broken", "codes") == 2
     assert sorted(os.listdir()) == ["broken", "tokenizer"]
+
+
+def test_a_generator_of_digits_needs_some_that_are_held_out(road, tmp_path, monkeypatch, capsys):
+    shutil.copytree(road, tmp_path / "road")
+    monkeypatch.chdir(tmp_path / "road")
+    assert main(["encode", "tok", "pictures", "half", "--split", "train"]) == 0
+    capsys.readouterr()
+    assert main(["generator", "train", "ar.toml", "--codes", "half", "--out", "new"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == "ifsq: half: has no split 'val'; expected one of train"
+    assert not Path("new").exists()

@@ -140,7 +140,8 @@ def train_generator(experiment: GeneratorExperiment, device: str = "auto", repor
             sampling=to_dict(experiment.sampling),
         )
         train = cache.read("train", codebook)
-        val = cache.read("val", codebook) if "val" in cache.splits else None
+        lacks = not cache.about["tokenizer"] and "val" not in cache.splits  # as latents of another project may
+        val = None if lacks else cache.read("val", codebook)
         model.observe(train)
         task = GeneratorTask(model, train, val, experiment.train)
         counts = describe_counts(len(train), train.labels.tolist(), cache.classes, len(val or ()))

@@ -396,6 +396,17 @@ LIES = [
 ]
 
 
+@pytest.mark.parametrize(("name", "value"), [("mean", 1e39), ("mean", -7e4), ("std", -1.0), ("std", 1e39)])
+def test_statistics_that_no_stored_latents_have_are_refused(latents, name, value):
+    folder = latents[1].folder
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["statistics"][name][0] = value
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match=rf"statistics\.{name}: .*: expected "):
+        CodeCache.open(folder)
+
+
 @pytest.mark.parametrize("lie", LIES, ids=lambda lie: " ".join(str(part)[:20] for part in lie))
 def test_a_manifest_that_says_what_cannot_be_is_refused(written, lie):
     """Before memory is taken on its word, and with a line that names it."""

@@ -1,6 +1,10 @@
 """What generators are asked for and measured on: images that batches do not change."""
 
 import copy
+import json
+import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -178,6 +182,33 @@ def test_a_batch_of_broken_images_alone_ends_no_evaluation(pair, tmp_path, monke
     for number in (0, 2, 3):
         (tmp_path / f"{number}.png").write_bytes(b"no picture")
     assert not list(reconstructed_parts(pair[1], open_images(data, "all"), 4, ALONE))
+
+
+@pytest.fixture
+def evaluate(road, tmp_path):
+    """``evaluate(2)``: what a command of its own, of so many processes, finds of the road's generator."""
+
+    def act(processes):
+        place = tmp_path / str(processes)
+        shutil.copytree(road, place, ignore=shutil.ignore_patterns("judge_*"))
+        many = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--standalone"] if processes > 1 else []
+        command = [sys.executable, *many, "-m", "ifsq", "generator", "eval", "ar", "--samples", "150"]
+        done = subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return json.loads((place / "ar/evaluation.json").read_text()), (place / "ar/samples/classes.png").read_bytes()
+
+    return act
+
+
+def test_two_processes_find_what_one_does(evaluate):
+    (one, sheet), (two, same) = evaluate(1), evaluate(2)
+    assert [card["metric"] for card in two["cards"]] == [card["metric"] for card in one["cards"]]
+    assert len(one["cards"]) == 5
+    for mine, theirs in zip(one["cards"], two["cards"], strict=True):
+        assert theirs.pop("values") == pytest.approx(mine.pop("values"), rel=1e-6)
+        assert theirs == mine
+    assert {**one, "cards": []} == {**two, "cards": []}
+    assert sheet == same
 
 
 def test_a_sheet_of_real_images_decodes_no_other_classes(tmp_path, monkeypatch):

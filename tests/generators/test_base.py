@@ -7,7 +7,7 @@ import ifsq
 from ifsq.codes.spec import CodeSpec
 from ifsq.config import InputError
 from ifsq.generators import ARGenerator, DiffusionGenerator, Generator, Origin
-from ifsq.generators.ar import ARConfig, ARSampling
+from ifsq.generators.ar import ARConfig, ARSampling, HeadConfig
 from ifsq.generators.diffusion import DiffusionSampling, DiTConfig
 
 SPEC = CodeSpec((5, 5), (2,), "little", "paper", (2, 2))
@@ -40,6 +40,16 @@ def test_a_description_gives_the_same_generator(make, tmp_path):
     other = next(cls for cls in Generator.kinds.values() if cls is not type(model))
     with pytest.raises(InputError, match=f"holds a {model.kind} model; expected a model of kind {other.kind}"):
         other.from_pretrained(tmp_path / "saved")
+
+
+def test_a_description_from_before_heads_had_options_of_their_own():
+    config = ARConfig(1, 16, 2, mlp_multiple_of=8, head=HeadConfig("transformer", 1, None))
+    described = ARGenerator(config, SPEC, 3).describe()
+    described["config"] |= {"head": "transformer", "head_depth": 1, "head_width": None}
+    assert Generator.from_description(described, "here").config == config
+    described["config"] |= {"head_depth": 0}
+    with pytest.raises(InputError, match=r"head.*depth=0: expected at least 1"):
+        Generator.from_description(described, "here")
 
 
 def test_a_generator_may_stand_without_a_tokenizer(tmp_path):
@@ -77,4 +87,5 @@ def test_a_runs_own_options_have_others_on_top():
 def test_a_card_says_how_it_was_sampled():
     assert ARSampling().sampler == "temperature 1.0, top_k 0, top_p 1.0"
     assert ARSampling(2.0, greedy=True, guidance_interval=5).sampler.endswith("greedy True, guidance_interval 5")
-    assert DiffusionSampling(2.0).sampler == "steps 25, solver euler, timestep_shift 0.0"
+    assert DiffusionSampling(2.0).sampler == "steps 25, solver euler"
+    assert DiffusionSampling(timestep_shift=2.0).sampler.endswith("timestep_shift 2.0")

@@ -92,6 +92,28 @@ def test_what_changes_weights_is_another_run(tmp_path, other, message):
         check_run(tmp_path, {**record(other), "data": "y"})
 
 
+@dataclass(frozen=True)
+class OtherExperiment:
+    out: str
+    depth: int = 2
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+def test_a_run_of_another_kind_is_told_by_its_kind(tmp_path):
+    """Whose experiment has other options."""
+    begun(tmp_path)
+    other = Claim(Path("here"), "ar", OtherExperiment("here"), "x").config
+    with pytest.raises(InputError, match=r"holds another run \(kind tokenizer against ar\); choose another folder"):
+        check_run(tmp_path, other, OtherExperiment)
+
+
+def test_a_run_of_options_that_are_gone_is_refused_in_words(tmp_path):
+    agreed = begun(tmp_path)
+    write_config(tmp_path, {**agreed, "experiment": {**agreed["experiment"], "height": 3}})
+    with pytest.raises(InputError, match=r"holds a run of options that this version does not have \(.*height: unknown"):
+        check_run(tmp_path, record(), Experiment)
+
+
 def test_a_run_cannot_have_gone_further_than_it_is_to_go(tmp_path):
     begun(tmp_path)
     shorter = replace(PLAIN, train=TrainConfig(steps=999))

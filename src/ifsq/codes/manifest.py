@@ -12,6 +12,7 @@ from ifsq.data.paths import is_plain, shown
 
 FORMATS = (1, 2, 3)  # 1: digits only, without flips; 2: no names of the images
 MOST_IMAGES = 2**40
+LARGEST = 65504.0  # float16, in which latents are stored
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -89,6 +90,9 @@ class Manifest:
             for name in ("mean", "std") if self.splits.get("train") else ():
                 if len(self.statistics.get(name, ())) != latents.dim:
                     raise InputError(f"{where}: statistics.{name}: expected {latents.dim} numbers, one a channel")
+                least = -LARGEST if name == "mean" else 0.0
+                if wrong := [value for value in self.statistics[name] if not least <= value <= LARGEST]:
+                    raise InputError(f"{where}: statistics.{name}: {wrong[0]:g}: expected {least:g} to {LARGEST:g}")
             return latents
         digits = build(CodeSpec, self.spec, f"{where}: spec")
         try:

@@ -19,16 +19,16 @@ OFFICIAL = "official"
 class TokenizerEvaluation:
     """Which images, and which measures beside those that cost nothing.
 
-    source  images, as ``data.source`` of an experiment; empty: what the tokenizer was trained on
-    split   ``val``, ``train``, any other that the source has, or ``all``; none is flipped or cropped at random. Empty:
-            ``val``; of another source than the tokenizer's its ``val``, else its ``test``, or all of it without splits
-    size    pixels a side, or height and width; 0: what the tokenizer was trained on
-    count   this many images, drawn over the split, always the same; 0: all of them
-    judge   the Fréchet distance on the features of the judge, which is trained beside the run when it is not there yet
-    lpips   LPIPS: ``official`` for the published weights, found on this machine or fetched; the path of VGG16 weights
-            for these; empty: not measured
-    fid     rFID: ``official`` or the path of Inception weights; empty: not measured
-    reading how the images are read
+    source   images, as ``data.source`` of an experiment; empty: what the tokenizer was trained on
+    split    ``val``, ``train``, any other that the source has, or ``all``; none is flipped or cropped at random. Empty:
+             ``val``; of another source than the tokenizer's its ``val``, else its ``test``, or all of it without splits
+    size     pixels a side, or height and width; 0: what the tokenizer was trained on
+    count    this many images, drawn over the split, always the same; 0: all of them
+    judge    the Fréchet distance on the features of the judge, which is trained beside the run when it is not there yet
+    lpips    LPIPS: ``official`` for the published weights, found on this machine or fetched; the path of VGG16 weights
+             for these; empty: not measured
+    fid      rFID: ``official`` or the path of Inception weights; empty: not measured
+    reading  how the images are read
     """
 
     source: str = ""

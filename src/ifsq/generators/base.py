@@ -42,8 +42,13 @@ class Sampling:
     @property
     def sampler(self) -> str:
         """The options beside guidance in words, as a protocol card states them; what is switched off is left out."""
-        own = {name: value for name, value in vars(self).items() if name != "guidance"}
+        own = {name: value for name, value in vars(self).items() if name not in ("guidance", *self.unsaid)}
         return ", ".join(f"{name} {value}" for name, value in own.items() if value is not None and value is not False)
+
+    @property
+    def unsaid(self) -> tuple[str, ...]:
+        """Options that are switched off by a number."""
+        return ()
 
 
 class Generator(nn.Module, ABC):
@@ -165,6 +170,11 @@ class Generator(nn.Module, ABC):
         }
 
     @classmethod
+    def current(cls, config: dict[str, Any]) -> dict[str, Any]:
+        """A described config with its options as they are called now."""
+        return config
+
+    @classmethod
     def from_description(cls, described: dict[str, Any], where: str) -> "Generator":
         """Inverse of `describe`, with fresh weights. Raises InputError when it describes something else."""
         make = cls._maker(described, where)
@@ -213,7 +223,7 @@ class Generator(nn.Module, ABC):
         known = kinds[kind]
         origin = build(Origin, described["origin"], f"{where}: origin")
         build(known.sampling_class, origin.sampling, f"{where}: origin.sampling")
-        config: Any = build(known.config_class, described["config"], where)
+        config: Any = build(known.config_class, known.current(described["config"]), where)
         layout: Any = LatentSpec if "dim" in described["spec"] else CodeSpec
         spec = build(layout, described["spec"], f"{where}: spec")
         code_dim = described.get("code_dim")

@@ -96,8 +96,11 @@ def check_run(folder: Path, config: dict[str, Any], experiment: type | None = No
         raise InputError(f"{folder}: is not empty and holds no run of ifsq ({entries[0].name}); choose another folder")
     run = Run.open(folder)
     found = run.config
+    if found["kind"] != config["kind"]:
+        kinds = f"kind {found['kind']} against {config['kind']}"
+        raise InputError(f"{folder}: holds another run ({kinds}); choose another folder or remove it")
     identity = {"run": found.get("run", secrets.token_hex(16))}
-    if found["kind"] == config["kind"] and not steps_in(folder / "checkpoints"):
+    if not steps_in(folder / "checkpoints"):
         agreed = {**config, **identity}  # it stopped before its first checkpoint: there is nothing to lose
         return None if agreed == found else agreed
     known = {"experiment": _completed(found, experiment, folder), **identity}
@@ -118,7 +121,13 @@ def check_run(folder: Path, config: dict[str, Any], experiment: type | None = No
 def _completed(found: dict[str, Any], experiment: type | None, folder: Path) -> Any:
     if experiment is None:
         return found.get("experiment")
-    return to_dict(build(experiment, found.get("experiment", {}), str(folder / CONFIG)))
+    try:
+        return to_dict(build(experiment, found.get("experiment", {}), CONFIG))
+    except InputError as error:
+        raise InputError(
+            f"{folder}: holds a run of options that this version does not have ({error}); go on with the version that"
+            " began it, or choose another folder"
+        ) from error
 
 
 def _refuse_shorter(run: Run, steps: int) -> None:

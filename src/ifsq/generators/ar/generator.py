@@ -1,6 +1,7 @@
 """The autoregressive generator: cross-entropy of the next token in training, one draw after the other in sampling."""
 
 import math
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -30,6 +31,14 @@ class ARGenerator(ARNetwork, kind="ar"):
     title = "autoregressive"
     config_class = ARConfig
     sampling_class = ARSampling
+
+    @classmethod
+    def current(cls, config: dict[str, Any]) -> dict[str, Any]:
+        if not isinstance(config.get("head"), str):
+            return config
+        names = {"kind": "head", "depth": "head_depth", "width": "head_width"}  # before the head had a table of its own
+        head = {name: config[key] for name, key in names.items() if key in config}
+        return {key: value for key, value in config.items() if key not in names.values()} | {"head": head}
 
     def loss(self, batch: CodeBatch, rng: torch.Generator) -> dict[str, Tensor]:
         """``loss``: cross-entropy in nats per token, summed over its groups; ``bits_per_token``: the same in bits."""

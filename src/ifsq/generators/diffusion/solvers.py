@@ -45,6 +45,10 @@ class DiffusionSampling(Sampling):
         if interval is not None and not 0 <= interval[0] <= interval[1] <= 1:
             raise ValueError(f"guidance_interval={interval}: expected two times, 0 <= low <= high <= 1")
 
+    @property
+    def unsaid(self) -> tuple[str, ...]:
+        return ("timestep_shift",) if self.timestep_shift == 0 else ()
+
     def guides(self, t: float) -> bool:
         """Whether the null class is asked at this time."""
         low, high = self.guidance_interval or (0.0, 1.0)
