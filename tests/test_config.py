@@ -96,6 +96,7 @@ def test_what_is_text_in_the_config_is_text_in_an_override():
     [
         (["steps", "3"], "'steps': expected --section.key value"),
         (["--steps"], "--steps: expected a value after it"),
+        (["--out", "--steps", "3"], "--out: expected a value after it"),
         (["--a", "1", "--a.b", "2"], "--a.b: 'a' was already given as a value"),
     ],
 )

@@ -300,3 +300,13 @@ def test_a_generator_of_digits_needs_some_that_are_held_out(road, tmp_path, monk
     assert main(["generator", "train", "ar.toml", "--codes", "half", "--out", "new"]) == 2
     assert capsys.readouterr().err.splitlines()[-1] == "ifsq: half: has no split 'val'; expected one of train"
     assert not Path("new").exists()
+
+
+def test_a_run_whose_config_names_another_kind_is_refused(road, tmp_path, monkeypatch, capsys):
+    shutil.copytree(road / "ar", tmp_path / "odd")
+    monkeypatch.chdir(tmp_path)
+    config = Path("odd/config.json")
+    config.write_text(config.read_text().replace('"kind": "ar"', '"kind": "diffusion"', 1))
+    assert main(["sample", "odd", "--labels", "0", "--out", "new.png"]) == 2
+    told = "odd/config.json: kind 'diffusion', and its weights are of kind 'ar'"
+    assert told in capsys.readouterr().err

@@ -70,7 +70,7 @@ def parse_overrides(arguments: Iterable[str], cls: type | None = None) -> dict[s
         if not flag.startswith("--") or not name:
             raise InputError(f"{flag!r}: expected --section.key value")
         if not equals:
-            if not rest:
+            if not rest or rest[0].startswith("--"):
                 raise InputError(f"{flag}: expected a value after it")
             value = rest.pop(0)
         *sections, key = name.replace("-", "_").split(".")

@@ -64,6 +64,8 @@ from ifsq.training.distributed import from_first, join
 from ifsq.training.log import Reporter, Silent
 from ifsq.training.loop import check_batch, fit
 
+MOST_SAMPLES = 10**7
+
 
 def train_tokenizer(experiment: TokenizerExperiment, device: str = "auto", reporter: Reporter | None = None) -> Path:
     """Train, or go on training, the tokenizer of an experiment; returns its folder."""
@@ -254,8 +256,8 @@ def evaluate_generator(
     images, is trained beside the run when it is not there yet. All processes share the images.
     """
     check_seed(seed)
-    if samples < 2:
-        raise InputError(f"samples {samples}: expected at least 2")
+    if not 2 <= samples <= MOST_SAMPLES:
+        raise InputError(f"samples {samples}: expected 2 to {MOST_SAMPLES}")
     with join(device) as world:
         run = Run.open(folder)
         pair = load_pair(run, world.device)

@@ -57,6 +57,12 @@ def test_results_that_cannot_be_printed_are_one_line() -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_a_standard_output_that_is_closed_is_one_line() -> None:
+    command = f"{sys.executable} -m ifsq analyze bounds --levels 3 >&-"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "ifsq: standard output: is closed; expected somewhere to write to\n")
+
+
 def test_a_reader_that_is_gone_is_one_line() -> None:
     reading, writing = os.pipe()
     os.close(reading)

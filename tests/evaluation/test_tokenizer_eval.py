@@ -418,3 +418,10 @@ def test_a_report_refuses_figures_that_do_not_compare():
     for changes, message in (({"n": 50}, "n 40 against 50"), ({"reference_hash": "cd"}, "'ab' against 'cd'")):
         with pytest.raises(InputError, match=f"ar and diffusion: .*{message}.*; evaluate both again"):
             refuse_unlike([run_with("ar"), run_with("diffusion", **changes)])
+
+
+def test_a_report_refuses_a_tokenizer_that_is_not_behind_the_generators():
+    own = {"tokenizer_hash": "t"}
+    refuse_unlike([run_with("tokenizer", **own), run_with("ar", **own), run_with("diffusion", **own)])
+    with pytest.raises(InputError, match="diffusion: was evaluated with another tokenizer than tokenizer"):
+        refuse_unlike([run_with("tokenizer", **own), run_with("ar", **own), run_with("diffusion", tokenizer_hash="u")])

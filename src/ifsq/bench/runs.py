@@ -86,7 +86,7 @@ def read_run(run: Run) -> Reported:
 def refuse_unlike(runs: Sequence[Reported]) -> None:
     """Raise InputError unless figures that stand beside each other were taken in the same way.
 
-    How a generator samples is its own.
+    How a generator samples is its own. A tokenizer is the one behind the generators.
     """
     measured = {run.folder: {card.metric: card for card in run.evaluation.cards} for run in runs}
     first, *others = [run.folder for run in runs if run.kind != "tokenizer"] or [Path()]
@@ -100,3 +100,7 @@ def refuse_unlike(runs: Sequence[Reported]) -> None:
                 )
             except ValueError as error:
                 raise InputError(f"{first} and {other}: {metric}: {error}; evaluate both again") from error
+    hashes = {run.folder: {card.tokenizer_hash for card in run.evaluation.cards} for run in runs}
+    for tokenizer in [run.folder for run in runs if run.kind == "tokenizer"]:
+        if unlike := [folder for folder, found in hashes.items() if found != hashes[tokenizer]]:
+            raise InputError(f"{unlike[0]}: was evaluated with another tokenizer than {tokenizer}; expected its own")

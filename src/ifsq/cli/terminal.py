@@ -138,6 +138,8 @@ def say(line: str, *, everyone: bool = False) -> None:
 @contextmanager
 def _standard_output() -> Iterator[None]:
     """Print, and know that it is printed. Raises InputError where it cannot be."""
+    if sys.stdout is None:  # so Python has it where the caller closed it
+        raise InputError("standard output: is closed; expected somewhere to write to")
     try:
         yield
         sys.stdout.flush()

@@ -126,6 +126,9 @@ class Run:
             raise InputError(f"{self.folder}: holds no checkpoint yet; train it first")
         if not isinstance(checkpoint.state.get("model"), dict):
             raise InputError(f"{checkpoint.folder / STATE}: describes no model; {checkpoint.advice}")
+        described = checkpoint.state["model"].get("kind", self.kind)
+        if described != self.kind:
+            raise InputError(f"{self.folder / CONFIG}: kind {self.kind!r}, and its weights are of kind {described!r}")
         for path, lacks in found.unfinished:
             warnings.warn(f"{path}: is unfinished ({lacks}); {checkpoint.folder.name} is used", Remark, stacklevel=2)
         if checkpoint.remark:

@@ -171,7 +171,8 @@ class DiffusionGenerator(Generator, kind="diffusion"):
         with evaluating(self):
             x = sampling.solve(lambda x, t: self.velocity(x, t, labels, sampling), noise.to(device), on_step)
             if not bool(x.isfinite().all()):
-                less = f"guidance={sampling.guidance}"
+                shift = f", timestep_shift={sampling.timestep_shift}" if sampling.timestep_shift else ""
+                less = f"guidance={sampling.guidance}{shift}"
                 raise InputError(f"the codes are not finite numbers: expected finite weights and less than {less}")
             return self._snap(self.denormalize(x))
 
