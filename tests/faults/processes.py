@@ -121,11 +121,11 @@ def other_errors(world: Path, place: Path, signals: int = 6) -> Iterator[Found]:
             shutil.rmtree(folder)
             yield found("A4b", f"{which.name} to the {'group' if number % 2 else 'process'}", ended, ("stopped",))
     folder = copy(world, place)
-    limited = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (14, 14))"
+    limited = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (11, 11))"
     limited += "; from ifsq.cli import main; raise SystemExit(main())"
     ended = Started([sys.executable, "-c", limited, *f"{TRAIN} {workers}".split()], folder, "said").end(LIMIT)
     shutil.rmtree(folder)
-    yield found("A4b", "14 descriptors", ended, ("refused",))
+    yield found("A4b", "11 descriptors", ended, ("refused",))
 
 
 def frozen_reader(world: Path, place: Path) -> Iterator[Found]:
