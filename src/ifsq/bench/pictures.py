@@ -27,7 +27,7 @@ def level_bars(run: Reported) -> dict[str, str] | None:
         return None
     figure = Figure(figsize=(9.6, 2.6), layout="constrained")
     axes = figure.subplots(1, len(used), sharey=True, squeeze=False)[0]
-    for axis, (name, use), colour in zip(axes, used, COLOURS, strict=False):
+    for axis, (name, use), colour in zip(axes, used, COLOURS[: len(used)], strict=True):
         count = len(use.share)
         bars = [part.mean() for part in np.array_split(use.share, min(count, MOST_BARS))]
         axis.bar(np.linspace(0, count - 1, len(bars)), bars, color=colour, width=0.85 * count / len(bars))

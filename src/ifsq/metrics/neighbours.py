@@ -7,7 +7,7 @@ density and coverage of Naeem et al. 2020, arXiv:2002.09797.
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 BLOCK = 1024  # rows of distances at a time
@@ -54,7 +54,7 @@ def neighbours(real: Float[Tensor, "n f"], samples: Float[Tensor, "m e"], k: int
         precision.append((squares <= near).any(dim=1))
         density.append((squares <= dense).sum(dim=1) / k_density)
         covered |= (squares <= dense).any(dim=0)
-        reached.append(_any(squares <= radius[:, None]))
+        reached.append((squares <= radius[:, None]).any(dim=0))
     return Neighbours(
         torch.cat(precision).double(),
         torch.stack(reached).any(dim=0).double(),
@@ -78,7 +78,3 @@ def radii(features: Float[Tensor, "n f"], ks: tuple[int, ...]) -> Float[Tensor, 
 def _squared_distances(a: Float[Tensor, "a f"], b: Float[Tensor, "b f"]) -> Float[Tensor, "a b"]:
     squares = a.square().sum(dim=1)[:, None] + b.square().sum(dim=1) - 2 * (a @ b.T)
     return squares.clamp(min=0)
-
-
-def _any(inside: Bool[Tensor, "a b"]) -> Bool[Tensor, "b"]:
-    return inside.any(dim=0)

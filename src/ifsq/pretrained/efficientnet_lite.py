@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from ifsq.pretrained.lpips import unit
 from ifsq.pretrained.weights import WeightsFile, fill, find_weights, read_weights, sha256
 
 EFFICIENTNET_LITE0 = WeightsFile(
@@ -149,7 +150,7 @@ class FeatureDistance(nn.Module):
     def forward(self, a: Float[Tensor, "b c H W"], b: Float[Tensor, "b c H W"]) -> Float[Tensor, "b"]:
         """One distance a pair; the gradient reaches the images."""
         pairs = zip(self.network.maps(a)[:-1], self.network.maps(b)[:-1], strict=True)
-        distances = [(_unit(one) - _unit(two)).square().sum(dim=1).mean(dim=(1, 2)) for one, two in pairs]
+        distances = [(unit(one) - unit(two)).square().sum(dim=1).mean(dim=(1, 2)) for one, two in pairs]
         return torch.stack(distances).sum(dim=0)
 
 
@@ -187,8 +188,3 @@ def _same(conv: nn.Conv2d, x: Tensor) -> Tensor:
         total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
         pads += [total // 2, total - total // 2]
     return conv(F.pad(x, pads))
-
-
-def _unit(x: Tensor) -> Tensor:
-    # vector_norm has gradient zero at zero, where a square root of a sum of squares has nan
-    return x / (torch.linalg.vector_norm(x, dim=1, keepdim=True) + 1e-10)

@@ -106,9 +106,14 @@ class LPIPS(nn.Module):
         for number, layer in enumerate(self.features):
             hidden = layer(hidden)
             if number in _TAKEN:
-                # vector_norm has gradient zero at zero, where a square root of a sum of squares has nan
-                taken.append(hidden / (torch.linalg.vector_norm(hidden, dim=1, keepdim=True) + 1e-10))
+                taken.append(unit(hidden))
         return taken
+
+
+def unit(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+    """Activations of unit length along the channels; zero stays zero."""
+    # vector_norm has gradient zero at zero, where a square root of a sum of squares has nan
+    return x / (torch.linalg.vector_norm(x, dim=1, keepdim=True) + 1e-10)
 
 
 class _Head(nn.Module):
