@@ -207,12 +207,12 @@ class Pair:
     tokenizer: Tokenizer
 
 
-def load_pair(run: Run, device: torch.device) -> Pair:
-    """The generator of a run and its tokenizer, on a device.
+def load_pair(run: Run, device: torch.device, step: int | None = None, average: bool = True) -> Pair:
+    """The generator of a run and its tokenizer, on a device; ``step`` and ``average`` as of `Run.weights`.
 
     Raises InputError when that tokenizer is gone or has other weights now.
     """
-    generator = Generator.from_run(run)
+    generator = Generator.from_run(run, step, average)
     origin = generator.origin
     if not origin.tokenizer:
         raise InputError(f"{run.name}: names no tokenizer to decode its codes with; expected one as origin.tokenizer")

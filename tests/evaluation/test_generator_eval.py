@@ -14,7 +14,7 @@ from ifsq.bench.runs import Reported, refuse_unlike
 from ifsq.cli import main
 from ifsq.config import InputError
 from ifsq.evaluation import judge
-from ifsq.evaluation.record import read_evaluation
+from ifsq.evaluation.record import read_evaluation, read_evaluations, write_evaluation
 from ifsq.generators.ar import ARGenerator
 from ifsq.store import run as store
 from ifsq.store.run import Run
@@ -110,6 +110,18 @@ def test_generators_asked_for_other_classes_do_not_stand_on_one_page():
     ]
     with pytest.raises(InputError, match=r"a and b: FD.judge.: cards do not compare: labels"):
         refuse_unlike(runs)
+
+
+def test_evaluations_of_steps_are_read_in_their_order(tmp_path):
+    run = Run(tmp_path, "run", {"kind": "ar"})
+    held = read_evaluation(Run.open("ar"))
+    assert read_evaluations(run) == {}
+    for step in (20, 3):
+        write_evaluation(run, replace(held, step=step, seen=4 * step, flops=1.5e9, weights="raw"), step=step)
+    found = read_evaluations(run)
+    assert [(step, one.seen, one.weights) for step, one in found.items()] == [(3, 12, "raw"), (20, 80, "raw")]
+    assert found[3].cards == held.cards
+    assert (held.weights, read_evaluation(run, 4)) == ("average", None)
 
 
 def test_a_run_is_opened_once_in_an_evaluation(monkeypatch):

@@ -5,10 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
 from ifsq.config import InputError
 from ifsq.store import run as store
 from ifsq.store.run import Run, write_config
+from ifsq.training.checkpoint import Writer
+from ifsq.training.distributed import World
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,52 @@ def test_a_folder_without_a_config_is_no_run(tmp_path: Path) -> None:
         Run.open(tmp_path)
     with pytest.raises(InputError, match="gone: no such folder; expected a run of ifsq"):
         Run.open(str(tmp_path / "gone"))
+
+
+@pytest.fixture
+def trained(folder: Path) -> Run:
+    """A run that keeps the steps 4 and 8, whose tensor is the step, and a tenth of it on average."""
+    writer = Writer(folder / "checkpoints", World(0, 1, torch.device("cpu")), keep=9, run="this")
+    for step in (4, 8):
+        tables = {"model": {"w": torch.tensor([float(step)])}, "ema": {"w": torch.tensor([step / 10])}}
+        writer.save(step, tables, {"seconds": 1.0, "model": {"kind": "tokenizer"}})
+    writer.wait()
+    writer.close()
+    return Run.open(folder)
+
+
+@pytest.mark.parametrize(
+    ("asked", "step", "value"), [({}, 8, 0.8), ({"step": 4}, 4, 0.4), ({"step": 4, "average": False}, 4, 4.0)]
+)
+def test_weights_of_any_kept_step_averaged_or_raw(asked: dict[str, int], step: int, value: float, trained: Run) -> None:
+    found = trained.weights(**asked)
+    assert (found.step, found.load()["w"].item()) == (step, pytest.approx(value))
+    assert trained.kept == (4, 8)
+
+
+def test_a_step_that_is_not_kept_is_refused(trained: Run, folder: Path) -> None:
+    with pytest.raises(InputError, match=r"checkpoints: step 5 is not kept; expected one of 4, 8$"):
+        trained.weights(5)
+    (folder / "checkpoints/step_4/ema.safetensors").unlink()
+    with pytest.raises(InputError, match=r"step_4: is unfinished, ema.safetensors is missing; expected another step"):
+        trained.weights(4)
+    assert trained.kept == (8,)
+    write_config(folder, {"kind": "model", "model": {}})
+    for asked, told in (({"step": 4}, "step 4"), ({"average": False}, "weights raw")):
+        with pytest.raises(InputError, match=rf"is a saved model with one set of weights; got {told}$"):
+            Run.open(folder).weights(**asked)
+
+
+def test_evaluations_of_steps_are_in_a_folder_of_their_own(folder: Path) -> None:
+    run = Run.open(folder)
+    assert run.evaluated == ()
+    for step in (12, 4):
+        run.write_evaluation({"cards": [step]}, step=step)
+    run.write_evaluation({"cards": [0]}, "_raw", step=8)
+    assert run.evaluated == (4, 12)  # what was measured otherwise is no point of the curve
+    assert run.evaluation(4) == {"cards": [4]}
+    assert run.evaluation(8) is None
+    assert (folder / "evaluations/step_8_raw.json").is_file()
 
 
 def test_evaluations_are_beside_it(folder: Path) -> None:

@@ -3,7 +3,7 @@
 from ifsq.evaluation.generator import draw_images, measure_generator, suffix_of
 from ifsq.evaluation.networks import load_networks
 from ifsq.evaluation.options import TokenizerEvaluation, images_to_measure
-from ifsq.evaluation.record import read_evaluation, write_evaluation
+from ifsq.evaluation.record import read_evaluation, read_evaluations, write_evaluation
 from ifsq.evaluation.sheets import shown_pairs, write_pairs
 from ifsq.evaluation.tokenizer import held_out_figures, measure_tokenizer
 
@@ -16,6 +16,7 @@ __all__ = [
     "measure_generator",
     "measure_tokenizer",
     "read_evaluation",
+    "read_evaluations",
     "shown_pairs",
     "suffix_of",
     "write_evaluation",

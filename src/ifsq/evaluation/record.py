@@ -1,11 +1,11 @@
-"""``evaluation.json``: what was measured of a run, written whole and read strictly."""
+"""``evaluation.json`` and ``evaluations/step_N.json``: what was measured of a run, written whole and read strictly."""
 
 from dataclasses import asdict, dataclass, field
 
 from ifsq.config import InputError, build
 from ifsq.metrics.card import ProtocolCard
 from ifsq.quantizers.usage import LevelUse
-from ifsq.store.run import EVALUATION, Run
+from ifsq.store.run import Run
 
 
 @dataclass(frozen=True)
@@ -14,6 +14,9 @@ class Evaluation:
 
     cards     a figure each, with its protocol
     step      of the checkpoint that was measured; None of a saved model
+    weights   ``average`` or ``raw``: which of the two that a checkpoint holds
+    seen      images that training had taken by that step, those it took again counted again; None where not counted
+    flops     floating-point operations of training by that step, forward and backward; None where not counted
     levels    how several quantizers would use their levels, by name
     latent    ``mean`` and ``std`` of every dimension
     left_out  measurements that could not be taken, and why
@@ -30,20 +33,30 @@ class Evaluation:
     skipped: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
     shown: tuple[str, ...] = ()
+    weights: str = "average"
+    seen: int | None = None
+    flops: float | None = None
 
     def __post_init__(self) -> None:
         if not self.cards:
             raise ValueError("cards []: expected at least one protocol card")
 
 
-def write_evaluation(run: Run, evaluation: Evaluation, suffix: str = "") -> None:
-    """Write the file, or ``evaluation<suffix>.json`` of other images than the usual ones. Raises InputError."""
-    run.write_evaluation(asdict(evaluation) | {"cards": [card.to_dict() for card in evaluation.cards]}, suffix)
+def write_evaluation(run: Run, evaluation: Evaluation, suffix: str = "", step: int | None = None) -> None:
+    """Write the file, or that of a step; with ``suffix`` in its name where it was measured otherwise than usual.
+
+    Raises InputError.
+    """
+    table = asdict(evaluation) | {"cards": [card.to_dict() for card in evaluation.cards]}
+    run.write_evaluation(table, suffix, step)
 
 
-def read_evaluation(run: Run) -> Evaluation | None:
-    """Read it; None where there is none. Raises InputError naming what is missing, unknown or of another type."""
-    path, table = run.folder / EVALUATION, run.evaluation()
+def read_evaluation(run: Run, step: int | None = None) -> Evaluation | None:
+    """Read the file, or that of a step; None where there is none.
+
+    Raises InputError naming what is missing, unknown or of another type.
+    """
+    path, table = run.evaluation_file(step), run.evaluation(step)
     if table is None:
         return None
     for card in table["cards"]:
@@ -54,3 +67,9 @@ def read_evaluation(run: Run) -> Evaluation | None:
         except ValueError as error:
             raise InputError(f"{path}: {error}; evaluate the run again") from error
     return build(Evaluation, table, str(path))
+
+
+def read_evaluations(run: Run) -> dict[int, Evaluation]:
+    """The evaluations of a run by step, oldest first; empty where no step was evaluated. Raises InputError."""
+    found = {step: read_evaluation(run, step) for step in run.evaluated}
+    return {step: evaluation for step, evaluation in found.items() if evaluation is not None}

@@ -196,9 +196,9 @@ class Generator(nn.Module, ABC):
         return cls.from_run(Run.open(source, revision))
 
     @classmethod
-    def from_run(cls, run: Run) -> "Generator":
-        """As `from_pretrained`, of a run that is open."""
-        found = run.weights()
+    def from_run(cls, run: Run, step: int | None = None, average: bool = True) -> "Generator":
+        """As `from_pretrained`, of a run that is open; ``step`` and ``average`` as of `Run.weights`."""
+        found = run.weights(step, average)
         make = cls._maker(found.described, run.name)
         return build_with(make, found.load(), run.name, halves=found.step is None).eval()
 

@@ -118,6 +118,25 @@ def newest(folder: Path, run: str | None) -> Newest:
     return Newest(None)
 
 
+def of_step(folder: Path, run: str | None, step: int) -> Checkpoint:
+    """The whole checkpoint of one step in ``folder``; ``run`` as of `newest`.
+
+    Raises InputError naming the steps that are kept where it is not, and as `newest` where it is damaged.
+    """
+    path = dict(steps_in(folder)).get(step)
+    if path is None:
+        there = ", ".join(str(number) for number, _ in steps_in(folder))
+        raise InputError(f"{folder}: step {step} is not kept; expected one of {there or 'those that training saves'}")
+    if lacks := _lacks(path):
+        raise InputError(f"{path}: is unfinished, {lacks}; expected another step, or that training saves it again")
+    return _of_run(at(path), run)
+
+
+def whole_steps(folder: Path) -> tuple[int, ...]:
+    """Steps of the checkpoints in ``folder`` that are whole, oldest first. Raises InputError for a damaged state."""
+    return tuple(step for step, path in steps_in(folder) if not _lacks(path))
+
+
 def at(path: Path) -> Checkpoint:
     """The checkpoint ``path``, of any run. Raises InputError where its state is damaged, or it was renamed."""
     step, state = _step_of(path), _read_state(path)

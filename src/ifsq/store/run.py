@@ -1,8 +1,8 @@
 """A run, or a saved model, on disk: one object, whose ``config.json`` is read once.
 
 A run's folder holds ``config.json`` (its kind, its experiment, the fingerprint of its data and its identity),
-``metrics.jsonl``, ``checkpoints/``, ``evaluation.json`` and ``samples/``; a saved model's holds ``config.json`` and
-``model.safetensors``.
+``metrics.jsonl``, ``checkpoints/``, ``evaluation.json``, ``evaluations/`` and ``samples/``; a saved model's holds
+``config.json`` and ``model.safetensors``.
 """
 
 import json
@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from ifsq.config import InputError, Remark, build, read_json
-from ifsq.store.checkpoints import STATE, Newest, newest
+from ifsq.store.checkpoints import STATE, STEP, Checkpoint, Newest, newest, of_step, whole_steps
 from ifsq.store.files import make_folder, record, write_text
 from ifsq.store.hub import locate
 from ifsq.store.weights import read_tensors
@@ -25,6 +25,8 @@ T = TypeVar("T")
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 EVALUATION = "evaluation.json"
+EVALUATIONS = "evaluations"
+"""Folder of a run's evaluations by step."""
 MODEL = "model"
 """The kind of a saved model."""
 
@@ -110,8 +112,16 @@ class Run:
         found = self.newest.checkpoint
         return None if found is None else found.step
 
-    def weights(self) -> Weights:
-        """The averaged weights of a run's newest whole checkpoint, or those of a saved model.
+    @property
+    def kept(self) -> tuple[int, ...]:
+        """Steps of its whole checkpoints, oldest first. Raises InputError where one is damaged."""
+        return whole_steps(self.folder / "checkpoints")
+
+    def weights(self, step: int | None = None, average: bool = True) -> Weights:
+        """The weights of a run's checkpoint, or those of a saved model, which has one set and no steps.
+
+        step     of a checkpoint that is kept; None: the newest whole one
+        average  the averaged weights, else those that training goes on from
 
         Warns of checkpoints that are unfinished, and of one whose bytes nothing vouches for. Raises InputError when
         there are neither, or what there is is damaged.
@@ -119,25 +129,35 @@ class Run:
         if self.kind == MODEL:
             if not isinstance(self.config.get("model"), dict):
                 raise InputError(f"{self.folder / CONFIG}: describes no model; write it with save_pretrained")
+            if step is not None or not average:
+                asked = f"step {step}" if step is not None else "weights raw"
+                raise InputError(f"{self.name}: is a saved model with one set of weights; got {asked}")
             return Weights(self.config["model"], partial(_load_saved, self.folder, self.config))
-        found = self.newest
-        checkpoint = found.checkpoint
-        if checkpoint is None:
-            raise InputError(f"{self.folder}: holds no checkpoint yet; train it first")
+        checkpoint = self._checkpoint(step)
         if not isinstance(checkpoint.state.get("model"), dict):
             raise InputError(f"{checkpoint.folder / STATE}: describes no model; {checkpoint.advice}")
         described = checkpoint.state["model"].get("kind", self.kind)
         if described != self.kind:
             raise InputError(f"{self.folder / CONFIG}: kind {self.kind!r}, and its weights are of kind {described!r}")
-        for path, lacks in found.unfinished:
-            warnings.warn(f"{path}: is unfinished ({lacks}); {checkpoint.folder.name} is used", Remark, stacklevel=2)
         if checkpoint.remark:
             warnings.warn(checkpoint.remark, Remark, stacklevel=2)
-        return Weights(checkpoint.state["model"], partial(checkpoint.load_checked, "ema"), checkpoint.step)
+        load = partial(checkpoint.load_checked, "ema" if average else "model")
+        return Weights(checkpoint.state["model"], load, checkpoint.step)
 
-    def evaluation(self) -> dict[str, Any] | None:
-        """What its ``evaluation.json`` holds; None where it was not evaluated. Raises InputError."""
-        path = self.folder / EVALUATION
+    def _checkpoint(self, step: int | None) -> Checkpoint:
+        if step is not None:
+            return of_step(self.folder / "checkpoints", self.config.get("run"), step)
+        found = self.newest
+        if found.checkpoint is None:
+            raise InputError(f"{self.folder}: holds no checkpoint yet; train it first")
+        for path, lacks in found.unfinished:
+            told = f"{path}: is unfinished ({lacks}); {found.checkpoint.folder.name} is used"
+            warnings.warn(told, Remark, stacklevel=3)
+        return found.checkpoint
+
+    def evaluation(self, step: int | None = None) -> dict[str, Any] | None:
+        """What its ``evaluation.json``, or that of a step, holds; None where there is none. Raises InputError."""
+        path = self.evaluation_file(step)
         if not path.exists():
             return None
         found = read_json(path)
@@ -145,10 +165,21 @@ class Run:
             raise InputError(f"{path}: holds no cards; expected what eval wrote, evaluate again")
         return found
 
-    def write_evaluation(self, table: Mapping[str, Any], suffix: str = "") -> None:
-        """Write ``evaluation.json``, or ``evaluation<suffix>.json`` of other images than the usual ones."""
-        path = (self.folder / EVALUATION).with_stem(f"{Path(EVALUATION).stem}{suffix}")
-        write_text(path, json.dumps(table, indent=1) + "\n")
+    def evaluation_file(self, step: int | None = None) -> Path:
+        """``evaluation.json``, or ``evaluations/step_N.json``."""
+        return self.folder / (EVALUATION if step is None else f"{EVALUATIONS}/step_{step}.json")
+
+    @property
+    def evaluated(self) -> tuple[int, ...]:
+        """Steps that have an evaluation of their own, ``evaluations/step_N.json``, oldest first."""
+        files = (self.folder / EVALUATIONS).glob("*.json")
+        return tuple(sorted(int(match[1]) for path in files if (match := STEP.fullmatch(path.stem))))
+
+    def write_evaluation(self, table: Mapping[str, Any], suffix: str = "", step: int | None = None) -> None:
+        """Write ``evaluation.json``, or that of a step; with ``suffix`` in its name where it was measured otherwise."""
+        path = self.evaluation_file(step)
+        make_folder(path.parent)
+        write_text(path.with_stem(f"{path.stem}{suffix}"), json.dumps(table, indent=1) + "\n")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
