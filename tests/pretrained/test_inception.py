@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -40,11 +41,31 @@ def test_keys_are_those_of_the_file(inception, stored):
 @pytest.mark.parametrize("name", ["x", "x299"])
 def test_golden(inception, stored, name):
     """Within 2e-5 of each output's largest value."""
-    found = inception(stored.get_tensor(f"in/{name}"), FEATURES)
-    assert tuple(found) == FEATURES
+    means = [key for key in FEATURES if key != "spatial"]
+    found = inception(stored.get_tensor(f"in/{name}"), means)
+    assert list(found) == means
     for key, value in found.items():
         expected = stored.get_tensor(f"out/{name}/{key}")
         torch.testing.assert_close(value, expected, atol=2e-5 * float(expected.abs().max()), rtol=0)
+
+
+def test_spatial_features_equal_a_second_implementation(inception, table, stored):
+    """TensorFlow's ``mixed_6/conv`` from its inputs: 1x1 convolution, norm and ReLU in float64, channels last."""
+    inputs = []
+    handle = inception.Mixed_6d.register_forward_pre_hook(lambda module, given: inputs.append(given[0]))
+    found = inception(stored.get_tensor("in/x"), ("spatial",))["spatial"]
+    handle.remove()
+    x = inputs[0].double().numpy()
+    conv, scale, shift, mean, var = (
+        table[f"Mixed_6d.branch1x1.{part}"].double().numpy()[:7]
+        for part in ("conv.weight", "bn.weight", "bn.bias", "bn.running_mean", "bn.running_var")
+    )
+    assert x.shape[1:] == (768, 17, 17)
+    summed = np.einsum("bchw,oc->bhwo", x, conv[:, :, 0, 0])
+    expected = np.maximum((summed - mean) / np.sqrt(var + 1e-3) * scale + shift, 0).reshape(len(x), -1)
+    assert expected.shape == found.shape == (len(x), 2023)
+    assert (expected > 0).any()
+    np.testing.assert_allclose(found.double().numpy(), expected, atol=1e-5 * expected.max(), rtol=0)
 
 
 def test_only_what_is_wanted(inception, stored):

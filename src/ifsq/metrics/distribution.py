@@ -15,6 +15,11 @@ def fd_name(features: str) -> str:
     return "FID" if features == INCEPTION_2015 else f"FD({features})"
 
 
+def sfd_name(features: str) -> str:
+    """Of spatial features: ``sFID`` for the 2015-12-05 Inception network, ``sFD(<features>)`` for every other."""
+    return "sFID" if features == INCEPTION_2015 else f"sFD({features})"
+
+
 class FeatureStatistics:
     """Running mean and covariance of features, as sums of deviations (Chan et al. 1983), so nothing cancels."""
 

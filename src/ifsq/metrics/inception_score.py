@@ -4,7 +4,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ifsq.metrics.distribution import INCEPTION_2015
+
 PART = 5000
+
+
+def score_name(features: str) -> str:
+    """``Inception Score`` for the 2015-12-05 Inception network, ``IS(<features>)`` for every other classifier."""
+    return "Inception Score" if features == INCEPTION_2015 else f"IS({features})"
 
 
 class InceptionScore:

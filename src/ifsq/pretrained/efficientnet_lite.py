@@ -4,6 +4,7 @@ Tan and Le 2019, arXiv:1905.11946, in the variant without squeeze-and-excitation
 any size, a perceptual distance, both offline. Layers bear the names of the file's tensors.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from ifsq.pretrained.lpips import unit
+from ifsq.pretrained.network import FeatureNetwork
 from ifsq.pretrained.weights import WeightsFile, fill, find_weights, read_weights, sha256
 
 EFFICIENTNET_LITE0 = WeightsFile(
@@ -26,6 +28,8 @@ EFFICIENTNET_LITE0 = WeightsFile(
 NAME = "efficientnet-lite0"
 SIDE = 224
 """Pixels a side that it was trained on."""
+SMALLEST_SIDE = 32
+"""One position at stride 32."""
 
 FEATURES = ("spatial", "1280", "logits")
 """Outputs: a crop of the channels of a map, flattened; means over the last map; class scores."""
@@ -58,7 +62,7 @@ def load_efficientnet_lite(path: str | Path | None = None, side: int = SIDE) -> 
     return EfficientNetLite0(read_weights(file), name if side == SIDE else f"{name}@{side}", side, where=str(file))
 
 
-class EfficientNetLite0(nn.Module):
+class EfficientNetLite0(FeatureNetwork):
     """Features of images. Frozen, always in eval mode and in float32 under any autocast.
 
     table  state dict in the layout of the package's file
@@ -67,13 +71,16 @@ class EfficientNetLite0(nn.Module):
     where  the weights' origin, for messages
     """
 
+    pooled, spatial, logits = "1280", "spatial", "logits"
+
     def __init__(
         self, table: Mapping[str, Tensor], name: str = "other", side: int = SIDE, where: str = "EfficientNet-Lite0"
     ) -> None:
         super().__init__()
-        if side < 32:
-            raise ValueError(f"side={side}: expected at least 32 pixels, one position at stride 32")
+        if side < SMALLEST_SIDE:
+            raise ValueError(f"side={side}: expected at least {SMALLEST_SIDE} pixels, one position at stride 32")
         self.name, self.side = name, side
+        self.widths = {"spatial": SPATIAL * math.ceil(side / 16) ** 2, "1280": 1280, "logits": 1000}
         with torch.device("meta"):  # no random weights first
             self._conv_stem = nn.Conv2d(3, 32, 3, stride=2, bias=False)
             self._bn0 = _norm(32)
@@ -88,20 +95,15 @@ class EfficientNetLite0(nn.Module):
             self._fc = nn.Linear(1280, 1000)
         fill(self, table, where)
 
-    def train(self, mode: bool = True) -> "EfficientNetLite0":
-        """Stays in eval mode, whatever a surrounding module asks."""
-        return super().train(False)
-
     @torch.no_grad()
     def forward(
         self, images: UInt8[Tensor, "b c H W"], wanted: Sequence[str] = ("1280",)
     ) -> dict[str, Float[Tensor, "b _"]]:
         """The wanted ones of `FEATURES` by name, of images resized to ``side`` (bicubic, antialiased).
 
-        Images of one channel, luminance, are taken as grey RGB. Raises ValueError for a name that is none.
+        Images of one channel, luminance, are taken as grey RGB. Raises ValueError, as `FeatureNetwork.check`.
         """
-        if unknown := sorted(set(wanted) - set(FEATURES)):
-            raise ValueError(f"features {unknown}: expected some of {', '.join(FEATURES)}")
+        self.check(images, wanted)
         with torch.autocast(images.device.type, enabled=False):
             x = images.float()
             if tuple(x.shape[-2:]) != (self.side, self.side):

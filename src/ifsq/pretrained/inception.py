@@ -13,18 +13,22 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from ifsq.pretrained.network import FeatureNetwork
 from ifsq.pretrained.weights import WeightsFile, fill, find_weights, read_weights, sha256
 
 INCEPTION = WeightsFile(
     "pt_inception-2015-12-05-6726825d.pth",
     "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth",
     "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+    instead="ifsq evaluate --features efficientnet-lite0 works without it",
 )
 """The network of 2015-12-05, 96 MB."""
 OFFICIAL_NAME = "inception-2015-12-05"
 
-FEATURES = ("64", "192", "768", "2048", "logits_unbiased", "logits")
-"""Outputs: means over the grid, named by their width, and class scores without and with the bias."""
+FEATURES = {"64": 64, "192": 192, "spatial": 2023, "768": 768, "2048": 2048, "logits_unbiased": 1008, "logits": 1008}
+"""Outputs and their widths: means over the grid, a part of the 17 x 17 grid, class scores without and with the bias."""
+SPATIAL = 7
+"""Channels of ``spatial``."""
 
 
 def load_inception(path: str | Path | None = None) -> "FIDInception":
@@ -38,13 +42,20 @@ def load_inception(path: str | Path | None = None) -> "FIDInception":
     return FIDInception(read_weights(file), name, where=str(file))
 
 
-class FIDInception(nn.Module):
+class FIDInception(FeatureNetwork):
     """Features of 8-bit images. Frozen, always in eval mode and in float32 under any autocast; no gradient.
 
     table  state dict in the layout of pytorch-fid's file
     name   of these weights; a distance of their features bears it
     where  the weights' origin, for messages
+
+    ``spatial`` is what sFID measures (Nash et al. 2021, arXiv:2103.03841) as the field's evaluator (ADM) takes it:
+    TensorFlow's node ``mixed_6/conv``, here the 1x1 branch of ``Mixed_6d``, its first 7 channels of 192, as 17 x 17 x 7
+    with the channels last, so that statistics of either make one distance.
     """
+
+    widths = FEATURES
+    pooled, spatial, logits = "2048", "spatial", "logits_unbiased"
 
     def __init__(self, table: Mapping[str, Tensor], name: str, where: str = "Inception") -> None:
         super().__init__()
@@ -69,20 +80,15 @@ class FIDInception(nn.Module):
             self.fc = nn.Linear(2048, 1008)
         fill(self, table, where)
 
-    def train(self, mode: bool = True) -> "FIDInception":
-        """Stays in eval mode, whatever a surrounding module asks."""
-        return super().train(False)
-
     @torch.no_grad()
     def forward(
         self, images: UInt8[Tensor, "b c H W"], wanted: Sequence[str] = ("2048",)
     ) -> dict[str, Float[Tensor, "b _"]]:
         """The wanted ones of `FEATURES` by name; what lies behind the last of them is not computed.
 
-        Images of one channel, luminance, are taken as grey RGB. Raises ValueError for a name that is none.
+        Images of one channel, luminance, are taken as grey RGB. Raises ValueError, as `FeatureNetwork.check`.
         """
-        if unknown := sorted(set(wanted) - set(FEATURES)):
-            raise ValueError(f"features {unknown}: expected some of {', '.join(FEATURES)}")
+        self.check(images, wanted)
         found: dict[str, Tensor] = {}
         with torch.autocast(images.device.type, enabled=False):
             for name, value in self._outputs(images.expand(-1, 3, -1, -1)):
@@ -101,7 +107,9 @@ class FIDInception(nn.Module):
         x = F.max_pool2d(x, 3, stride=2)
         yield "192", x.mean(dim=(2, 3))
         x = self.Mixed_5d(self.Mixed_5c(self.Mixed_5b(x)))  # (b, 288, 35, 35)
-        x = self.Mixed_6e(self.Mixed_6d(self.Mixed_6c(self.Mixed_6b(self.Mixed_6a(x)))))  # (b, 768, 17, 17)
+        x = self.Mixed_6d(self.Mixed_6c(self.Mixed_6b(self.Mixed_6a(x))))  # (b, 768, 17, 17), its 1x1 branch first
+        yield "spatial", x[:, :SPATIAL].permute(0, 2, 3, 1).flatten(1)
+        x = self.Mixed_6e(x)
         yield "768", x.mean(dim=(2, 3))
         x = self.Mixed_7c(self.Mixed_7b(self.Mixed_7a(x)))  # (b, 2048, 8, 8)
         pooled = x.mean(dim=(2, 3))

@@ -34,6 +34,7 @@ class WeightsFile:
     sha256   of its bytes
     package  (name, path inside it) of an installed package that carries the same bytes
     extra    of ifsq, which installs this package; the file is then not downloaded by itself
+    instead  what somebody without it can do, in words
     """
 
     name: str
@@ -41,6 +42,7 @@ class WeightsFile:
     sha256: str
     package: tuple[str, str] | None = None
     extra: str = ""
+    instead: str = ""
 
 
 def find_weights(file: WeightsFile, path: str | Path | None = None) -> Path:
@@ -136,5 +138,6 @@ def _fetch(file: WeightsFile, folder: Path) -> Iterator[bytes]:
     except (OSError, http.client.HTTPException) as error:
         raise InputError(
             f"{file.name}: not on this machine and not to be had from {file.url} ({first_line(error)});"
-            f" fetch it and put it into {folder} or into the folder ${FOLDER} names"
+            f" fetch it (SHA-256 {file.sha256}) and put it into {folder} or into the folder ${FOLDER} names"
+            + (f"; {file.instead}" if file.instead else "")
         ) from error
