@@ -192,3 +192,20 @@ def test_sharded_weights_train_like_replicated_ones_and_resume(pair, tmp_path):
     two(tmp_path / "cut", sharded, stop_at=6)
     two(tmp_path / "cut", sharded)
     assert_same(tables(tmp_path / "whole"), tables(tmp_path / "cut"))
+
+
+def _frozen(rank, port, folder, config):
+    for sharding in ("replicate", "shard"):
+        _process(rank, port, folder / sharding, replace(config, engine=EngineConfig(sharding=sharding)), None)
+
+
+def test_two_processes_leave_frozen_parts_as_they_are_replicated_or_sharded(tmp_path):
+    spawn(_frozen, tmp_path, replace(CONFIG, freeze=("blocks.0", "out.bias")))
+    before = Game(1).model.state_dict()
+    for sharding in ("replicate", "shard"):
+        after = tables(tmp_path / sharding)
+        for key, value in before.items():
+            frozen = key.startswith("blocks.0.") or key in ("out.bias", "count")
+            for name in ("model", "ema"):
+                assert torch.equal(after[name][key], value) == frozen, (sharding, name, key)
+        assert {key.partition(".")[0] for key in after["optimizer"]} == set("01234")

@@ -57,6 +57,7 @@ class TrainConfig:
     validate_every  steps between validations; 0 for the last step only
     keep            newest checkpoints kept
     keep_every      checkpoints at multiples of this step are kept for good; 0 for none
+    freeze          parts of the model that stay as they are, as ``["encoder"]`` or ``["blocks.0"]``, see `freeze`
     optim           the optimizer, see `OptimConfig`
     engine          how the work is laid out, see `EngineConfig`
     """
@@ -71,6 +72,7 @@ class TrainConfig:
     validate_every: int = 0
     keep: int = 2
     keep_every: int = 0
+    freeze: tuple[str, ...] = ()
     optim: OptimConfig = field(default_factory=OptimConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
 

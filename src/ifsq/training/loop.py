@@ -29,6 +29,7 @@ from ifsq.training.distributed import World
 from ifsq.training.ema import EMA
 from ifsq.training.log import MetricsLog, Reporter, SkippedLog, memory_gib
 from ifsq.training.optim import lr_at
+from ifsq.training.parts import check_frozen, freeze
 from ifsq.training.sinks import check_sinks, open_sinks
 from ifsq.training.trainee import Opponent, Trainee
 
@@ -98,8 +99,9 @@ def fit(
     notes  said once the folder is the run's own
     wait   for another process that is at work in the folder; else it is refused
 
-    Raises InputError as `claimed` and `train`, Interrupted as `train`.
+    Raises InputError as `check_frozen`, `claimed` and `train`, Interrupted as `train`.
     """
+    check_frozen(task.model, config.freeze)
     with claimed(claim, world, reporter.say, wait=wait) as ours:
         for note in notes:
             reporter.say(note)
@@ -159,6 +161,7 @@ class _Training:
     ) -> None:
         self.task, self.config, self.folder, self.world, self.check = task, config, folder, world, check
         model = task.model.to(world.device)
+        still = freeze(model, config.freeze)
         self.ema = EMA(model, config.ema)
         sharded = config.engine.sharding == "shard" and world.size > 1
         if sharded:
@@ -167,7 +170,7 @@ class _Training:
         if config.engine.compile:
             for part in task.compiled():
                 part.compile()
-        self.main = Trainee(model, task.loss, config.optim, config, world, replicated=not sharded)
+        self.main = Trainee(model, task.loss, config.optim, config, world, replicated=not sharded, still=still)
         self.other: Trainee | None = None
         self.other_name = "" if task.opponent is None else task.opponent.name
         if task.opponent is not None:

@@ -1,7 +1,7 @@
 """A module with its optimizer and loss scale: what takes a step, the model as well as its opponent."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -32,14 +32,16 @@ class Opponent:
 class Trainee:
     """A module with its optimizer and loss scale: what takes a step.
 
-    loss  of a part of the batch; called behind DistributedDataParallel, so that it sees the forward pass
+    loss   of a part of the batch; called behind DistributedDataParallel, so that it sees the forward pass
+    still  modules of it that stay in evaluation mode
     """
 
     def __init__(
         self, module: nn.Module, loss: Callable[..., dict[str, Tensor]], optim: OptimConfig, config: TrainConfig,
-        world: World, *, replicated: bool = True,
+        world: World, *, replicated: bool = True, still: Sequence[nn.Module] = (),
     ) -> None:  # fmt: skip
         self.module, self.optim, self.config, self.world = module, optim, config, world
+        self.still = still
         self.optimizer = make_optimizer(module, optim)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=config.precision == "fp16")
         step = _Step(module, loss)
@@ -53,6 +55,8 @@ class Trainee:
         device, precision = self.world.device.type, self.config.precision
         half = torch.float16 if precision == "fp16" else torch.bfloat16
         self.module.train()
+        for frozen in self.still:
+            frozen.eval()
         with self._alone() if not last else nullcontext():
             with torch.autocast(device, half, enabled=precision != "fp32"):
                 losses = self.forward(*given)
