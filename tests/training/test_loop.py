@@ -18,7 +18,7 @@ from ifsq.store import checkpoints
 from ifsq.store.files import LOCK
 from ifsq.store.lock import lock
 from ifsq.store.run import Run
-from ifsq.training import loop
+from ifsq.training import stopping
 from ifsq.training.claim import Claim
 from ifsq.training.config import EngineConfig, TrainConfig
 from ifsq.training.distributed import World, pick_device
@@ -168,7 +168,7 @@ def test_a_request_to_stop_saves_and_says_so(tmp_path):
 @pytest.mark.parametrize("asked", ["here", "elsewhere"])
 def test_requests_to_stop_are_one_for_a_moment_and_then_act_as_usual(tmp_path, monkeypatch, ordinary, asked):
     """As of a terminal and torchrun, or of a scheduler that has told another process first."""
-    monkeypatch.setattr(loop, "SAME_REQUEST", 0.2)
+    monkeypatch.setattr(stopping, "SAME_REQUEST", 0.2)
     stop = (lambda step: os.kill(os.getpid(), signal.SIGTERM)) if asked == "here" else (lambda step: None)
     here = HERE if asked == "here" else AskedElsewhere(0, 1, torch.device("cpu"))
     with pytest.raises(Interrupted):

@@ -6,6 +6,7 @@ import shutil
 import socket
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -77,12 +78,27 @@ class Game(Task):
         return {"kind": "game"}
 
 
+class Eye:
+    """Each process looks at its own row, so that whoever asks another process for weights meanwhile waits for ever."""
+
+    def picture(self, model, world):
+        return np.zeros((1, 1, 3), np.uint8)
+
+    def figures(self, model, world):
+        found = {}
+        for row in range(world.rank, 3, world.size):
+            with torch.no_grad():
+                found[f"row {row}"] = float(model(torch.full((1, 4), float(row))))
+        return {name: value for share in world.gather(found) for name, value in share.items()}
+
+
 def _process(rank, port, folder, config, stop_at):
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
     os.environ["MASTER_PORT"] = str(port)
     torch.set_num_threads(1)
     with join("cpu") as here:
         task = Game(config.engine.accumulate, stop_at)
+        task.observer = Eye()
         with contextlib.suppress(Interrupted):
             train(task, config, folder, here, Silent(), "two")
         running = torch.cat([b.reshape(-1) for b in task.opponent.module.buffers() if b.is_floating_point()])
@@ -189,9 +205,23 @@ def test_sharded_weights_train_like_replicated_ones_and_resume(pair, tmp_path):
         for folder in (pair, tmp_path / "whole")
     ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-    two(tmp_path / "cut", sharded, stop_at=6)
-    two(tmp_path / "cut", sharded)
+    looked_at = replace(sharded, sample_every=6, evaluate_every=6)
+    two(tmp_path / "cut", looked_at, stop_at=6)
+    two(tmp_path / "cut", looked_at)
     assert_same(tables(tmp_path / "whole"), tables(tmp_path / "cut"))
+    _seen_is_what_is_saved(tmp_path / "cut")
+
+
+def _seen_is_what_is_saved(folder):
+    """The figures that two processes took at the last step, against the averaged weights of its checkpoint."""
+    model = Blocks().eval()
+    model.load_state_dict(tables(folder)["ema"])
+    seen = [row for row in read_metrics(folder / "metrics.jsonl") if "evaluate/row 0" in row]
+    assert [row["step"] for row in seen] == [6, 12]
+    with torch.no_grad():
+        saved = [float(model(torch.full((1, 4), float(row)))) for row in range(3)]
+    assert [seen[-1][f"evaluate/row {row}"] for row in range(3)] == pytest.approx(saved, rel=1e-5)
+    assert sorted(path.name for path in (folder / "samples").iterdir()) == ["step_12.png", "step_6.png"]
 
 
 def _frozen(rank, port, folder, config):

@@ -1,12 +1,17 @@
 """Figures beside metrics.jsonl: TensorBoard read back, the others by what they are told."""
 
+import io
 import sys
 import threading
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tests.training.test_loop import HERE, Killed, Regression, config
+from tests.training.test_observer import Eye
 
 from ifsq.config import InputError
 from ifsq.training.config import EngineConfig
@@ -49,6 +54,9 @@ class Recorder:
     def finish(self):
         self.told.append("finished")
 
+    def Image(self, path):  # noqa: N802
+        return Path(path).read_bytes()
+
 
 @pytest.mark.parametrize("name", ["wandb", "trackio"])
 def test_the_others_are_told_the_same(tmp_path, monkeypatch, name):
@@ -68,6 +76,35 @@ def test_the_others_are_told_the_same(tmp_path, monkeypatch, name):
     )
     assert held_out.keys() == {"val/zero"}
     assert end == "finished"
+
+
+@pytest.mark.parametrize("name", ["wandb", "trackio"])
+def test_the_others_are_shown_the_pictures_of_the_folder(tmp_path, monkeypatch, name):
+    recorder = Recorder()
+    monkeypatch.setitem(sys.modules, name, recorder)
+    looked = config(steps=4, sample_every=2, evaluate_every=4, engine=EngineConfig(loggers=(name,)))
+    task = Regression()
+    task.observer = Eye()
+    train(task, looked, tmp_path, HERE, Silent(), "run")
+    told = [row for row in recorder.told if isinstance(row, tuple)]
+    assert {step: values["samples"] for step, values in told if "samples" in values} == {
+        step: (tmp_path / f"samples/step_{step}.png").read_bytes() for step in (2, 4)
+    }
+    assert [step for step, values in told if "evaluate/zero" in values] == [4]
+
+
+def test_tensorboard_shows_the_pictures_of_the_folder(tmp_path):
+    looked = config(steps=4, sample_every=2, engine=EngineConfig(loggers=("tensorboard",)))
+    task = Regression()
+    task.observer = Eye()
+    train(task, looked, tmp_path, HERE, Silent(), "run")
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    shown = {image.step: Image.open(io.BytesIO(image.encoded_image_string)) for image in events.Images("samples")}
+    assert shown.keys() == {2, 4}
+    for step, image in shown.items():
+        with Image.open(tmp_path / f"samples/step_{step}.png") as drawn:
+            assert (np.asarray(image) == np.asarray(drawn.convert("RGB"))).all()
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb", "trackio"])

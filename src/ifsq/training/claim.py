@@ -18,7 +18,10 @@ from ifsq.store.lock import lock
 from ifsq.store.run import CONFIG, Run, write_config
 from ifsq.training.distributed import World, from_first
 
-MAY_CHANGE = ("steps", "log_every", "save_every", "validate_every", "keep", "keep_every")
+MAY_CHANGE = (
+    *("steps", "log_every", "save_every", "validate_every", "keep", "keep_every"),
+    *("sample_every", "evaluate_every", "evaluate_images"),
+)
 """Options of ``[train]`` that change no weight of the steps behind."""
 FREE = (
     "experiment.out ",
@@ -83,9 +86,9 @@ def check_run(folder: Path, config: dict[str, Any], experiment: type | None = No
     config      kind, experiment and fingerprint of the data; the folder gives the run's identity, ``run``
     experiment  the class of ``config["experiment"]``: options that came after the run was started have their defaults
 
-    Where a run lies, how its work is laid out on machines, how long it is (`MAY_CHANGE`) and how often it logs, saves
-    and validates may change. Raises InputError when ``folder`` is a file, holds something else, a run of another
-    configuration, or one that has gone further than it is now to go.
+    Where a run lies, how its work is laid out on machines, how long it is and how often it logs, saves, validates and
+    is looked at (`MAY_CHANGE`) may change. Raises InputError when ``folder`` is a file, holds something else, a run of
+    another configuration, or one that has gone further than it is now to go.
     """
     if folder.is_file():
         raise InputError(f"{folder}: is a file; expected a folder for the run")

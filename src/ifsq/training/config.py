@@ -55,6 +55,9 @@ class TrainConfig:
     log_every       steps between lines of metrics.jsonl
     save_every      steps between checkpoints; the last step is always saved
     validate_every  steps between validations; 0 for the last step only
+    sample_every    steps between pictures ``samples/step_N.png`` of the run's folder, and at the last; 0 for none
+    evaluate_every  steps between figures ``evaluate/...`` of metrics.jsonl, and at the last; 0 for none
+    evaluate_images  images drawn, or held-out images reconstructed, for these figures; at most all that are held out
     keep            newest checkpoints kept
     keep_every      checkpoints at multiples of this step are kept for good; 0 for none
     freeze          parts of the model that stay as they are, as ``["encoder"]`` or ``["blocks.0"]``, see `freeze`
@@ -70,6 +73,9 @@ class TrainConfig:
     log_every: int = 50
     save_every: int = 500
     validate_every: int = 0
+    sample_every: int = 0
+    evaluate_every: int = 0
+    evaluate_images: int = 1000
     keep: int = 2
     keep_every: int = 0
     freeze: tuple[str, ...] = ()
@@ -82,6 +88,9 @@ class TrainConfig:
                 raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
         if self.validate_every < 0 or self.keep_every < 0 or not 0 <= self.seed < 2**31:
             raise ValueError("validate_every and keep_every must not be negative, and seed must lie in 0..2**31-1")
+        for name, least in (("sample_every", 0), ("evaluate_every", 0), ("evaluate_images", 2)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)}: expected at least {least}")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema={self.ema}: expected a decay in [0, 1)")
         if self.precision == "fp16" and self.engine.sharding == "shard":

@@ -6,8 +6,6 @@ same bits.
 """
 
 import math
-import signal
-import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -28,13 +26,12 @@ from ifsq.training.config import TrainConfig
 from ifsq.training.distributed import World
 from ifsq.training.ema import EMA
 from ifsq.training.log import MetricsLog, Reporter, SkippedLog, memory_gib
+from ifsq.training.observer import Observer, Observing
 from ifsq.training.optim import lr_at
 from ifsq.training.parts import check_frozen, freeze
 from ifsq.training.sinks import check_sinks, open_sinks
+from ifsq.training.stopping import stop_requests
 from ifsq.training.trainee import Opponent, Trainee
-
-SAME_REQUEST = 2.0
-"""Seconds: a terminal and torchrun both tell the same process to stop, a scheduler tells one process after another."""
 
 
 class Task(ABC):
@@ -42,10 +39,12 @@ class Task(ABC):
 
     model     averaged, evaluated and exported
     opponent  None where nothing is trained beside it
+    observer  looks at the model while it is trained, see `Observer`; None where nobody does
     """
 
     model: nn.Module
     opponent: Opponent | None = None
+    observer: Observer | None = None
 
     @abstractmethod
     def batches(self, start: int, world: World) -> Generator[Any, None, None]:
@@ -127,7 +126,7 @@ def train(
     for note in filter(None, training.notes):
         reporter.say(note)
     try:
-        with _stop_requests() as stop, closing(task.batches(training.step, world)) as batches:
+        with stop_requests() as stop, closing(task.batches(training.step, world)) as batches:
             while training.step < config.steps:
                 values = training.advance(batches)
                 reporter.advance(training.step, values)
@@ -163,7 +162,9 @@ class _Training:
         model = task.model.to(world.device)
         still = freeze(model, config.freeze)
         self.ema = EMA(model, config.ema)
+        self.observing = Observing(task.observer, config, folder, world)
         sharded = config.engine.sharding == "shard" and world.size > 1
+        self.bare = parallel.without_weights(self.ema.model) if sharded and self.observing.wanted else None
         if sharded:
             parallel.shard(model, world)
             parallel.shard(self.ema.model, world)
@@ -198,9 +199,11 @@ class _Training:
         self.step += 1
         self.writer.check()
         saves = self.step == config.steps or self.step % config.save_every == 0
-        if saves:
+        if saves or self.observing.due(self.step):
             self._refuse_infinite(self.losses)  # before anything is overwritten
         logged = self._log() if self.step % config.log_every == 0 or self.step == config.steps else {}
+        if self.observing.due(self.step):
+            self._observe()
         began = time.perf_counter()
         if self.step == config.steps or (config.validate_every and self.step % config.validate_every == 0):
             self._validate()
@@ -297,6 +300,7 @@ class _Training:
             self.notes += [found.remark, self._new_length(found.state.get("steps"))]
         if self.world.first:
             self.notes += [self.skipped.rewind(self.step), self.log.rewind(self.step)]
+            self.observing.rewind(self.step)
 
     def _restore_trainee(self, trainee: Trainee, found: Checkpoint, names: tuple[str, str, str], turn: int) -> None:
         weights, optimizer, scale = names
@@ -361,13 +365,33 @@ class _Training:
                     f"{name} is {value} at step {self.step}; lower train.optim.lr (now {lr}), in a new folder"
                 )
 
-    def _validate(self) -> None:
+    def _observe(self) -> None:
+        """Look at the averaged weights; no time of the training."""
+        began = time.perf_counter()
+        if self.world.first:
+            self.check()
+        with self._saved():
+            model = self.ema.model if self.bare is None else parallel.gathered(self.bare, self.ema.model)
+            seen = self.observing.look(self.step, model)
+        self._tell(seen.figures)
+        if seen.picture is not None:
+            for sink in self.sinks:
+                sink.picture(self.step, seen.picture)
+        self._since = (self._since[0] + time.perf_counter() - began, self._since[1])
+
+    @contextmanager
+    def _saved(self) -> Iterator[None]:
+        """The steps are not lost for what is refused while they are measured."""
         try:
-            found = self.task.validate(self.ema.model, self.validates)
-        except InputError:  # the steps are not lost for it
+            yield
+        except InputError:
             self.save()
             self.writer.wait()
             raise
+
+    def _validate(self) -> None:
+        with self._saved():
+            found = self.task.validate(self.ema.model, self.validates)
         values = {f"val/{name}": value for name, value in found.items()}
         self._tell(values)
         self.last = self.last | values
@@ -389,42 +413,3 @@ def _seed_step(seed: int, step: int, part: int, world: World) -> torch.Generator
     number = ((seed * 1_000_003 + step) * 65_537 + part) % 2**63
     torch.manual_seed(number)
     return torch.Generator(world.device).manual_seed(number)
-
-
-@contextmanager
-def _stop_requests() -> Iterator[threading.Event]:
-    """Turn the first SIGINT or SIGTERM into a flag that is looked at between steps; a later one acts as usual.
-
-    All that come within `SAME_REQUEST` seconds are one. A run that was interrupted, perhaps because another process was
-    asked, still waits for its own: the handlers stay until a later one has come.
-    """
-    request, since = threading.Event(), 0.0
-    if threading.current_thread() is not threading.main_thread():
-        yield request  # only the main thread may handle signals
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    def ask(number: int, _: Any) -> None:
-        nonlocal since
-        if not request.is_set():
-            since = time.monotonic()
-            request.set()
-        elif time.monotonic() - since > SAME_REQUEST:
-            restore()
-            signal.raise_signal(number)
-
-    for number in before:
-        signal.signal(number, ask)
-    try:
-        yield request
-    except Interrupted:
-        raise
-    except BaseException:
-        restore()
-        raise
-    else:
-        restore()

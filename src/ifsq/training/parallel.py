@@ -4,6 +4,7 @@ The sharding rule knows no model: every innermost element of a ``ModuleList`` (a
 with the whole.
 """
 
+import copy
 import inspect
 from collections.abc import Iterator
 from typing import Any
@@ -14,6 +15,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.nn.parallel import DistributedDataParallel
 
+from ifsq.store.weights import whole
 from ifsq.training.distributed import World
 
 # torch 2.13 warns in every process of the older name.
@@ -41,6 +43,25 @@ def shard(model: nn.Module, world: World) -> None:
     fully_shard(model, mesh=mesh)
     if hasattr(model, "loss"):
         register_fsdp_forward_method(model, "loss")
+
+
+def without_weights(model: nn.Module) -> nn.Module:
+    """A copy of a model that is not sharded yet, whose parameters take no memory: what `gathered` fills."""
+    bare: dict[int, Any] = {
+        id(parameter): nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
+        for parameter in model.parameters()
+    }
+    return copy.deepcopy(model, bare)
+
+
+def gathered(bare: nn.Module, sharded: nn.Module) -> nn.Module:
+    """A whole copy of a sharded model in every process, in eval mode; all processes must ask at once.
+
+    bare  the model before it was sharded, `without_weights`
+    """
+    model = copy.deepcopy(bare)
+    model.load_state_dict({name: whole(value) for name, value in sharded.state_dict().items()}, assign=True)
+    return model.eval()
 
 
 def blocks(model: nn.Module) -> Iterator[nn.Module]:

@@ -1,7 +1,7 @@
-"""Where a run's figures go besides ``metrics.jsonl``: TensorBoard, Weights & Biases, trackio.
+"""Where a run's figures and pictures go besides the run's folder: TensorBoard, Weights & Biases, trackio.
 
 All three are extras, imported when asked for; none takes a credential from a config. What they show is a copy:
-``metrics.jsonl`` is the record.
+the run's folder is the record.
 """
 
 import importlib
@@ -12,17 +12,22 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from ifsq.config import InputError
+from ifsq.data.decode import read_image
 from ifsq.store.files import write_text, writing
 
 PROJECT = "ifsq"
+PICTURE = "samples"
 
 
 @runtime_checkable
 class Sink(Protocol):
-    """Takes figures by name at a step."""
+    """Takes figures by name, and pictures, at a step."""
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Show them."""
+
+    def picture(self, step: int, path: Path) -> None:
+        """Show the picture of a file, under the name ``samples``."""
 
     def close(self) -> None:
         """Flush."""
@@ -54,6 +59,10 @@ class TensorBoard:
             for name, value in values.items():
                 self._writer.add_scalar(name, value, step)
 
+    def picture(self, step: int, path: Path) -> None:
+        with writing(self._folder):
+            self._writer.add_image(PICTURE, read_image(path), step, dataformats="HWC")
+
     def close(self) -> None:
         try:
             with writing(self._folder):
@@ -76,12 +85,16 @@ class WandB:
         if not step or not known.is_file():
             write_text(known, uuid.uuid4().hex)
         name = f"{folder.parent.name}/{folder.name}"
+        self._image = wandb.Image
         self._run = wandb.init(
             project=PROJECT, name=name, id=known.read_text(), resume="allow", dir=str(folder), reinit=True
         )
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         self._run.log(dict(values), step=step)
+
+    def picture(self, step: int, path: Path) -> None:
+        self._run.log({PICTURE: self._image(str(path))}, step=step)
 
     def close(self) -> None:
         self._run.finish()
@@ -92,10 +105,14 @@ class Trackio:
 
     def __init__(self, folder: Path, step: int) -> None:
         trackio = _import("trackio", "trackio")
+        self._image = trackio.Image
         self._run = trackio.init(project=PROJECT, name=f"{folder.parent.name}-{folder.name}", resume="allow")
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         self._run.log(dict(values), step=step)
+
+    def picture(self, step: int, path: Path) -> None:
+        self._run.log({PICTURE: self._image(str(path))}, step=step)
 
     def close(self) -> None:
         self._run.finish()
