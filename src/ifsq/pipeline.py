@@ -63,6 +63,7 @@ from ifsq.training.claim import Claim
 from ifsq.training.distributed import from_first, join
 from ifsq.training.log import Reporter, Silent
 from ifsq.training.loop import check_batch, fit
+from ifsq.training.warm_start import warm_start
 
 MOST_SAMPLES = 10**7
 
@@ -83,8 +84,10 @@ def train_tokenizer(experiment: TokenizerExperiment, device: str = "auto", repor
         task = TokenizerTask(
             model, train, experiment.loss, experiment.train, perceptual, lambda net, at: held_out_figures(net, at, val)
         )
-        claim = Claim(folder, "tokenizer", experiment, train.fingerprint)
-        fit(task, experiment.train, claim, world, reporter, notes=[f"data: {describe_images(train, val)}"])
+        start = warm_start(model, model.describe(), experiment.train, folder, world)
+        claim = Claim(folder, "tokenizer", experiment, train.fingerprint, start.record)
+        notes = [f"data: {describe_images(train, val)}", *start.notes]
+        fit(task, experiment.train, claim, world, reporter, notes=notes)
     return folder
 
 
@@ -147,8 +150,10 @@ def train_generator(experiment: GeneratorExperiment, device: str = "auto", repor
         model.observe(train)
         task = GeneratorTask(model, train, val, experiment.train)
         counts = describe_counts(len(train), train.labels.tolist(), cache.classes, len(val or ()))
-        claim = Claim(folder, experiment.kind, experiment, cache.digest)
-        fit(task, experiment.train, claim, world, reporter, notes=[f"codes: {counts}"])
+        # The vectors that the digits number are this tokenizer's, whatever the source was trained behind.
+        start = warm_start(model, model.describe(), experiment.train, folder, world, own=("codebook",))
+        claim = Claim(folder, experiment.kind, experiment, cache.digest, start.record)
+        fit(task, experiment.train, claim, world, reporter, notes=[f"codes: {counts}", *start.notes])
     return folder
 
 

@@ -50,7 +50,15 @@ def provenance(run: Run, steps: int, license: str = LICENSE) -> Provenance:
     current = found if found is not None and found.get("step") == steps else None
     data = experiment.get("data", {}).get("source") if isinstance(experiment.get("data"), dict) else None
     source = data or experiment.get("codes")
-    return Provenance(source if isinstance(source, str) else None, steps, current, license)
+    init = run.config.get("init")
+    notes = () if init is None else (_begun(init),)
+    return Provenance(source if isinstance(source, str) else None, steps, current, license, notes)
+
+
+def _begun(init: Mapping[str, Any]) -> str:
+    """Where the weights came from that a run began with."""
+    how = init.get("how", "Began with weights of")
+    return f"{how} {code_span(str(init.get('source')))}, SHA-256 {code_span(str(init.get('digest')))}."
 
 
 def code_span(text: str) -> str:

@@ -192,7 +192,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     found = read_json(path)
     if not isinstance(found, dict) or not isinstance(found.get("kind"), str):
         raise InputError(f"{path}: is not a run of ifsq; expected a JSON object with a kind")
-    for key, kind in (("experiment", dict), ("run", str), ("data", str)):
+    for key, kind in (("experiment", dict), ("run", str), ("data", str), ("init", dict)):
         if not isinstance(found.get(key, kind()), kind):
             raise InputError(f"{path}: {key}: expected {'a JSON object' if kind is dict else 'text'}")
     return found

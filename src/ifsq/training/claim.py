@@ -5,7 +5,7 @@ A folder that is not ours, or that holds another configuration, is refused: noth
 
 import os
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,17 +39,20 @@ class Claim:
     kind        ``tokenizer``, a kind of generator, or ``judge``
     experiment  all of its options: a dataclass
     data        fingerprint of what it is trained on
+    init        `Start.record` of the weights that it begins with; None of fresh ones, and where it goes on
     """
 
     folder: Path
     kind: str
     experiment: Any
     data: str
+    init: Mapping[str, Any] | None = None
 
     @property
     def config(self) -> dict[str, Any]:
         """What ``config.json`` says of it, but for the run's identity."""
-        return {"kind": self.kind, "experiment": to_dict(self.experiment), "data": self.data}
+        said = {"kind": self.kind, "experiment": to_dict(self.experiment), "data": self.data}
+        return said if self.init is None else {**said, "init": dict(self.init)}
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,8 @@ def check_run(folder: Path, config: dict[str, Any], experiment: type | None = No
     if not steps_in(folder / "checkpoints"):
         agreed = {**config, **identity}  # it stopped before its first checkpoint: there is nothing to lose
         return None if agreed == found else agreed
+    if "init" in found:  # a run that goes on has not looked at its source again
+        config = {"init": found["init"], **config}
     known = {"experiment": _completed(found, experiment, folder), **identity}
     different = [told for told in differences({**found, **known}, {**config, **identity}) if not told.startswith(FREE)]
     if different:

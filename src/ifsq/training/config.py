@@ -60,6 +60,9 @@ class TrainConfig:
     evaluate_images  images drawn, or held-out images reconstructed, for these figures; at most all that are held out
     keep            newest checkpoints kept
     keep_every      checkpoints at multiples of this step are kept for good; 0 for none
+    init            run, folder of a saved model or ``owner/name`` on the hub, whose averaged weights the run begins
+                    with, see `warm_start`; empty: fresh weights
+    init_parts      parts of the model that are taken from there, as ``["encoder", "decoder"]``; empty: all of it
     freeze          parts of the model that stay as they are, as ``["encoder"]`` or ``["blocks.0"]``, see `freeze`
     optim           the optimizer, see `OptimConfig`
     engine          how the work is laid out, see `EngineConfig`
@@ -78,6 +81,8 @@ class TrainConfig:
     evaluate_images: int = 1000
     keep: int = 2
     keep_every: int = 0
+    init: str = ""
+    init_parts: tuple[str, ...] = ()
     freeze: tuple[str, ...] = ()
     optim: OptimConfig = field(default_factory=OptimConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
@@ -93,5 +98,7 @@ class TrainConfig:
                 raise ValueError(f"{name}={getattr(self, name)}: expected at least {least}")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema={self.ema}: expected a decay in [0, 1)")
+        if self.init_parts and not self.init:
+            raise ValueError(f"init_parts={list(self.init_parts)} without init: expected where they are taken from")
         if self.precision == "fp16" and self.engine.sharding == "shard":
             raise ValueError("precision='fp16' with engine.sharding='shard': expected bf16, or replicate")

@@ -126,6 +126,8 @@ def train(
     for note in filter(None, training.notes):
         reporter.say(note)
     try:
+        if config.init and not training.step:
+            training.measure_start()
         with stop_requests() as stop, closing(task.batches(training.step, world)) as batches:
             while training.step < config.steps:
                 values = training.advance(batches)
@@ -214,6 +216,11 @@ class _Training:
         self._since = (self._since[0] + paused, self._since[1])
         return logged
 
+    def measure_start(self) -> None:
+        """Log the held-out figures of the weights that the run begins with."""
+        self._validate()
+        self._since = (time.perf_counter(), self.step)
+
     def save(self) -> None:
         """Begin to write a checkpoint."""
         if self.world.first:
@@ -299,7 +306,7 @@ class _Training:
                 self._restore_trainee(self.other, found, ("opponent", "opponent_optimizer", "opponent_scaler"), 1)
             self.notes += [found.remark, self._new_length(found.state.get("steps"))]
         if self.world.first:
-            self.notes += [self.skipped.rewind(self.step), self.log.rewind(self.step)]
+            self.notes += [self.skipped.rewind(self.step), self.log.rewind(self.step if found is not None else -1)]
             self.observing.rewind(self.step)
 
     def _restore_trainee(self, trainee: Trainee, found: Checkpoint, names: tuple[str, str, str], turn: int) -> None:
