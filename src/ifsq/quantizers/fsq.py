@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,7 +20,7 @@ from ifsq.quantizers.cells import CELLS, codes_to_digits
 from ifsq.quantizers.compilers import is_exporting
 from ifsq.quantizers.digits import check_digits, check_layout
 from ifsq.quantizers.lattice import Lattice
-from ifsq.quantizers.record import Quantized
+from ifsq.quantizers.record import Deferred, Quantized
 from ifsq.quantizers.rounding import Rounding, full
 
 if TYPE_CHECKING:
@@ -188,13 +189,16 @@ class FSQ(Bottleneck):
         codes = self._leave(codes, axis, self.axis_of(z.ndim), z.dtype)
         if digits is None:
             return Quantized(codes)
-        indices = None
-        if self.rounding.has_indices:
-            indices = self._indices(digits, axis) if flat is None else self._by_codebook(flat)
-        digits = digits.movedim(axis, -1)
+        last = digits.movedim(axis, -1)
         if self.num_codebooks > 1:
-            digits = digits.unflatten(-1, (self.num_codebooks, -1))
-        return Quantized(codes, indices, digits)
+            last = last.unflatten(-1, (self.num_codebooks, -1))
+        if not self.rounding.has_indices:
+            return Quantized(codes, None, last)
+        if flat is not None:
+            return Quantized(codes, self._by_codebook(flat), last)
+        if digits.is_cuda or torch.compiler.is_compiling():  # what is recorded to be run again must hold all of it
+            return Quantized(codes, self._indices(digits, axis), last)
+        return Deferred(codes, partial(self._indices, digits, axis), last)  # type: ignore[arg-type]
 
     def entered(self, z: Float[Tensor, "..."]) -> tuple[Float[Tensor, "..."], int]:
         """Latents as they reach the bound, behind projection and rotation, and the axis of their channels.

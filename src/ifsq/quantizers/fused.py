@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ifsq.quantizers.bounds import CURVES, refuse_second_derivative
-from ifsq.quantizers.cells import divide_, half_width, is_power_of_two, placement
+from ifsq.quantizers.cells import divide_, half_width, is_power_of_two, placement, whole
 
 
 class Steps(NamedTuple):
@@ -152,14 +152,14 @@ def _to_lattice(u: Tensor, steps: Steps, dtype: torch.dtype | None, in_place: bo
         t.round_()
         if steps.largest > 500:  # there the widened tanh would round beyond the last level
             _clamp_(t.add_(c), L).sub_(c)
-        digits = None if dtype is None else (t + c).to(dtype)
+        digits = None if dtype is None else whole(t, dtype, c)
     else:
         if steps.cells == "symmetric":
             t = (u.mul_(L - 1) if in_place else u * (L - 1)).add_(0.5)
         else:
             t = u.mul_(L) if in_place else u * L
         _clamp_(t.floor_(), L)
-        digits = None if dtype is None else t.to(dtype)
+        digits = None if dtype is None else whole(t, dtype)
         t.sub_(c)
     if digits is not None and torch.compiler.is_compiling():
         # A compiled loop over indices then reads the small digits again, not the large codes.

@@ -20,7 +20,8 @@ class Quantized:
 
     codes          like the input, float: what the decoder sees; the gradient is the quantizer's (straight through)
     indices        int64, the input's shape without its channel axis, then codebooks and groups where there are several;
-                   None where a bottleneck has no index (AE, KL, a group of more than 2**63 codes, not asked for)
+                   None where a bottleneck has no index (AE, KL, a group of more than 2**63 codes, not asked for).
+                   FSQ computes them where they are first read: training seldom reads them
     packed_digits  the digits in the smallest convenient integer type (uint8 up to 256 levels, else int32), channel
                    axis last; None where there are none. Use `digits`: arithmetic on uint8 wraps
     losses         auxiliary losses by name, scalars, already weighted: what training adds to the reconstruction loss
@@ -46,10 +47,29 @@ class Quantized:
         return iter((self.codes, self.indices))
 
     def __getitem__(self, item: int) -> Tensor | None:
-        return (self.codes, self.indices)[item]
+        return self.codes if item in (0, -2) else (self.codes, self.indices)[item]
 
     def __len__(self) -> int:
         return 2
+
+
+class Deferred(Quantized):
+    """A record whose indices are a function without arguments until they are read, and then what it returns."""
+
+    @property
+    def indices(self) -> Int[Tensor, "..."] | None:
+        """As of every record."""
+        found = vars(self)["indices"]
+        if not isinstance(found, Tensor):
+            found = vars(self)["indices"] = found()
+        return found
+
+    @indices.setter
+    def indices(self, value: Any) -> None:  # by the initialisation alone: fields are frozen
+        vars(self)["indices"] = value
+
+    def __reduce__(self) -> tuple[type[Quantized], tuple[Any, ...]]:
+        return Quantized, (self.codes, self.indices, self.packed_digits, self.losses)
 
 
 def _flatten(record: Quantized) -> tuple[list[Any], None]:
@@ -61,11 +81,12 @@ def _unflatten(values: Any, _: Any) -> Quantized:
 
 
 # So that torch.export and torch.func see the tensors inside.
-_pytree.register_pytree_node(
-    Quantized,
-    _flatten,
-    _unflatten,
-    serialized_type_name="ifsq.quantizers.Quantized",
-    to_dumpable_context=lambda _: "",
-    from_dumpable_context=lambda _: None,
-)
+for _record in (Quantized, Deferred):
+    _pytree.register_pytree_node(
+        _record,
+        _flatten,
+        _unflatten,
+        serialized_type_name=f"ifsq.quantizers.{_record.__name__}",
+        to_dumpable_context=lambda _: "",
+        from_dumpable_context=lambda _: None,
+    )
