@@ -74,6 +74,11 @@ class GeneratorExperiment:
     train: TrainConfig = field(default_factory=TrainConfig)
     sampling: Sampling = field(default_factory=Sampling)
 
+    def __post_init__(self) -> None:
+        for name in ("sample_every", "evaluate_every"):
+            if (every := getattr(self.train, name)) and not self.tokenizer:
+                raise ValueError(f"train.{name}={every} without a tokenizer, which decodes the samples: expected 0")
+
     def make(self, layout: CodeSpec | LatentSpec, num_classes: int, code_dim: int | None = None) -> Generator:
         """The generator, with fresh weights. Raises InputError when the config does not fit the codes.
 

@@ -35,6 +35,8 @@ from ifsq.evaluation import (
     load_networks,
     measure_generator,
     measure_tokenizer,
+    observe_generator,
+    observe_tokenizer,
     shown_pairs,
     suffix_of,
     write_evaluation,
@@ -84,6 +86,7 @@ def train_tokenizer(experiment: TokenizerExperiment, device: str = "auto", repor
         task = TokenizerTask(
             model, train, experiment.loss, experiment.train, perceptual, lambda net, at: held_out_figures(net, at, val)
         )
+        task.observer = observe_tokenizer(experiment.train, val, world)
         start = warm_start(model, model.describe(), experiment.train, folder, world)
         claim = Claim(folder, "tokenizer", experiment, train.fingerprint, start.record)
         notes = [f"data: {describe_images(train, val)}", *start.notes]
@@ -149,6 +152,7 @@ def train_generator(experiment: GeneratorExperiment, device: str = "auto", repor
         val = None if lacks else cache.read("val", codebook)
         model.observe(train)
         task = GeneratorTask(model, train, val, experiment.train)
+        task.observer = observe_generator(experiment.train, tokenizer, cache, train.labels, task.validate, world)
         counts = describe_counts(len(train), train.labels.tolist(), cache.classes, len(val or ()))
         # The vectors that the digits number are this tokenizer's, whatever the source was trained behind.
         start = warm_start(model, model.describe(), experiment.train, folder, world, own=("codebook",))

@@ -1,6 +1,7 @@
 """What is measured of tokenizers and generators, each number with its protocol card, and the pictures beside."""
 
 from ifsq.evaluation.generator import draw_images, measure_generator, suffix_of
+from ifsq.evaluation.in_training import observe_generator, observe_tokenizer
 from ifsq.evaluation.networks import load_networks
 from ifsq.evaluation.options import TokenizerEvaluation, images_to_measure
 from ifsq.evaluation.record import read_evaluation, read_evaluations, write_evaluation
@@ -15,6 +16,8 @@ __all__ = [
     "load_networks",
     "measure_generator",
     "measure_tokenizer",
+    "observe_generator",
+    "observe_tokenizer",
     "read_evaluation",
     "read_evaluations",
     "shown_pairs",
