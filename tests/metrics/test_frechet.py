@@ -39,10 +39,45 @@ def test_a_shift_and_a_scale_have_closed_forms() -> None:
     assert frechet_distance(centred, 3 * centred) == pytest.approx(4 * float(variance), rel=1e-10)
 
 
-def test_fewer_vectors_than_dimensions_stay_finite_and_symmetric() -> None:
-    a, b = gaussian(4, 30, 0), gaussian(5, 30, 1)
-    assert frechet_distance(a, b) == pytest.approx(frechet_distance(b, a), rel=1e-6)
-    assert frechet_distance(a, a) == pytest.approx(0, abs=1e-5)
+def exactly(mean: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """Rows whose mean and covariance are ``mean`` and ``factor factor^T``, to rounding."""
+    points = factor.T * ((2 * factor.shape[1] - 1) / 2) ** 0.5
+    return torch.cat([mean + points, mean - points])
+
+
+def test_two_gaussians_have_a_closed_form() -> None:
+    """In two dimensions ``tr (A B)^(1/2) = (tr A B + 2 (det A B)^(1/2))^(1/2)``, whether or not A and B commute."""
+    for seed in range(5):
+        first, second = gaussian(2, 2, seed), gaussian(2, 2, 100 + seed)
+        shift = gaussian(2, 1, 200 + seed)[:, 0]
+        a, b = first @ first.T, second @ second.T
+        root = ((a @ b).trace() + 2 * torch.linalg.det(a @ b).sqrt()).sqrt()
+        expected = shift.square().sum() + a.trace() + b.trace() - 2 * root
+        found = frechet_distance(exactly(torch.zeros(2), first), exactly(shift, second))
+        assert found == pytest.approx(float(expected), rel=1e-10)
+
+
+def test_fewer_vectors_than_dimensions_are_exact() -> None:
+    """The trace of the root is then the sum of singular values of the products of rows, which needs no covariance."""
+    for n, m in ((4, 5), (20, 29), (29, 60)):
+        a, b = gaussian(n, 30, 0), gaussian(m, 30, 1)
+        rows = [x - x.mean(dim=0) for x in (a, b)]
+        cross = torch.linalg.svdvals(rows[0] @ rows[1].T).sum() / ((n - 1) * (m - 1)) ** 0.5
+        traces = sum(x.square().sum() / (len(x) - 1) for x in rows)
+        expected = (a.mean(dim=0) - b.mean(dim=0)).square().sum() + traces - 2 * cross
+        assert frechet_distance(a, b) == pytest.approx(float(expected), rel=1e-12)
+        assert frechet_distance(b, a) == pytest.approx(float(expected), rel=1e-12)
+        assert frechet_distance(a, a) == pytest.approx(0, abs=1e-12)
+
+
+def test_features_that_repeat_or_never_change() -> None:
+    """A feature twice counts twice, a constant one by its mean alone; sets of equal images have a distance too."""
+    a, b = gaussian(80, 4, 0), gaussian(90, 4, 1, 1.5, 0.4)
+    once, constant = frechet_distance(a, b), torch.ones(1)
+    assert frechet_distance(a.repeat(1, 2), b.repeat(1, 2)) == pytest.approx(2 * once, rel=1e-12)
+    wider = (torch.cat([x, constant.expand(len(x), 1) * value], dim=1) for x, value in ((a, 2), (b, 5)))
+    assert frechet_distance(*wider) == pytest.approx(once + 9, rel=1e-12)
+    assert frechet_distance(torch.zeros(3, 4), torch.ones(5, 4)) == pytest.approx(4)
 
 
 def test_statistics_stream_and_survive_a_large_mean() -> None:

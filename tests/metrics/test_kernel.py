@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ifsq.metrics import kernel as module
+from ifsq.metrics import kernel, tiles
 from ifsq.metrics.kernel import kernel_distance, kid_name
 
 
@@ -18,7 +18,8 @@ def test_names():
 
 @pytest.mark.parametrize("block", [5, 1000])
 def test_it_is_the_mean_over_pairs(monkeypatch, block):
-    monkeypatch.setattr(module, "BLOCK", block)
+    monkeypatch.setattr(tiles, "BLOCK", block)
+    monkeypatch.setattr(kernel, "BLOCK", block)
     a, b = normal(12, seed=1), normal(9, seed=2, shift=0.5)
 
     def k(x, y):
@@ -35,6 +36,15 @@ def test_equal_distributions_are_unbiased():
     values = torch.tensor([kernel_distance(normal(60, seed=i), normal(60, seed=1000 + i), 0).value for i in range(50)])
     assert abs(float(values.mean())) < 2 * float(values.std()) / 50**0.5
     assert float(values.min()) < 0 < float(values.max())
+
+
+def test_processes_share_the_work(monkeypatch, processes):
+    monkeypatch.setattr(tiles, "BLOCK", 16)
+    a, b = normal(90, seed=1).float(), normal(70, seed=2, shift=0.4).float()
+    alone = kernel_distance(a, b, 5)
+    for found in processes(3, lambda world: kernel_distance(a, b, 5, world=world)):
+        assert found.value == pytest.approx(alone.value, rel=1e-12)
+        torch.testing.assert_close(found.drawn, alone.drawn, rtol=1e-12, atol=0)
 
 
 def test_another_distribution_is_farther():
@@ -59,8 +69,8 @@ def test_the_bootstrap_tells_the_error():
 @pytest.mark.parametrize(
     ("a", "b", "message"),
     [
-        (normal(1), normal(5), r"features \(1, 6\): expected at least two rows of 6"),
-        (normal(5), normal(5, dim=7), r"features \(5, 7\): expected at least two rows of 6"),
+        (normal(1), normal(5), r"features \(1, 6\): expected at least 2 rows of 6"),
+        (normal(5), normal(5, dim=7), r"features \(5, 7\): expected at least 2 rows of 6"),
         (normal(5) / 0, normal(5), "features: expected finite values"),
     ],
 )

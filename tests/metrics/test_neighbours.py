@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ifsq.metrics import neighbours as module
+from ifsq.metrics import tiles
 from ifsq.metrics.neighbours import neighbours, radii
 
 
@@ -24,7 +24,7 @@ def test_golden(golden):
 
 @pytest.mark.parametrize("block", [7, 1000])
 def test_all_equal_a_loop_over_images(monkeypatch, block):
-    monkeypatch.setattr(module, "BLOCK", block)
+    monkeypatch.setattr(tiles, "BLOCK", block)
     real, samples = normal(40, seed=1), normal(30, seed=2, shift=0.4)
     found = neighbours(real, samples, k=2, k_density=4)
 
@@ -53,13 +53,31 @@ def test_known_sets():
     assert abs(float(neighbours(normal(800, 4, 4), normal(800, 4, 5)).density.mean()) - 1) < 0.1
 
 
+def test_processes_share_the_work_to_the_bit(monkeypatch, processes):
+    monkeypatch.setattr(tiles, "BLOCK", 16)
+    real, samples = normal(90, seed=1).float(), normal(70, seed=2, shift=0.4).float()
+    alone = neighbours(real, samples)
+    for size in (2, 3):
+        for found in processes(size, lambda world: neighbours(real, samples, world=world)):
+            for name in ("precision", "recall", "density", "coverage"):
+                assert torch.equal(getattr(found, name), getattr(alone, name))
+
+
+def test_memory_does_not_grow_with_the_pairs():
+    """The most at a time is a few tiles, of 33 MB each at 2048 rows; all pairs of these would take 800 MB."""
+    rows, columns = next(tiles.tiles(10_000, 10_000, tiles.ALONE))
+    assert rows == columns == slice(0, 2048)
+    assert len(list(tiles.tiles(10_000, 10_000, tiles.ALONE))) == 25
+    assert len(list(tiles.own_tiles(10_000, tiles.ALONE))) == 15
+
+
 @pytest.mark.parametrize(
     ("real", "samples", "message"),
     [
-        (normal(5), normal(20), "5 real: expected more than the 5 neighbours"),
-        (normal(20), normal(2), "2 samples: expected more than the 5"),
-        (normal(20), normal(20, dim=9), r"samples features \(20, 9\): expected rows of 8"),
-        (normal(20), normal(20) / 0, "samples features: expected finite values"),
+        (normal(5), normal(20), r"real features \(5, 8\): expected at least 6 rows of 8"),
+        (normal(20), normal(2), r"features of samples \(2, 8\): expected at least 6 rows of 8"),
+        (normal(20), normal(20, dim=9), r"features of samples \(20, 9\): expected at least 6 rows of 8"),
+        (normal(20), normal(20) / 0, "features of samples: expected finite values"),
     ],
 )
 def test_refuses(real, samples, message):

@@ -49,6 +49,16 @@ def test_golden_psnr_and_ssim(golden: Callable[[str], Any]) -> None:
     torch.testing.assert_close(ssim(x, y), vectors.get_tensor("img/ssim_each"), atol=2e-3, rtol=0)
 
 
+def test_golden_psnr_and_ssim_on_floats_are_the_second_implementations(golden: Callable[[str], Any]) -> None:
+    """To 1e-6, SSIM in a flat window. On bytes, SSIM in ours, the tests above hold `psnr` and `ssim` to them."""
+    vectors = golden("metrics")
+    pairs = zip(*(vectors.get_tensor(f"img/{name}").double().numpy() for name in "xy"), strict=True)
+    for number, (x, y) in enumerate(pairs):
+        found = -10 * np.log10(((x - y) ** 2).mean()), structural_similarity(x, y, channel_axis=0, data_range=1.0)
+        expected = (float(vectors.get_tensor(f"img/{name}_each")[number]) for name in ("psnr", "ssim"))
+        assert found == pytest.approx(tuple(expected), rel=1e-6)
+
+
 def test_reconstructions_are_clamped_and_rounded_first() -> None:
     images = torch.ones(1, 3, 16, 16)
     assert torch.equal(psnr(images, images * 7), psnr(images, images))

@@ -3,8 +3,10 @@
 Float64 on the CPU throughout.
 """
 
+import numpy as np
 import torch
 from jaxtyping import Float
+from scipy.linalg.lapack import dpstrf
 from torch import Tensor
 
 INCEPTION_2015 = "inception-2015-12-05"
@@ -74,16 +76,24 @@ def frechet_distance(features_a: Float[Tensor, "n f"], features_b: Float[Tensor,
 def frechet_from_statistics(a: FeatureStatistics, b: FeatureStatistics) -> float:
     """``|mean_a - mean_b|^2 + tr(C_a) + tr(C_b) - 2 tr((C_a C_b)^(1/2))``.
 
-    The last trace is that of the symmetric ``(S C_b S)^(1/2)`` with S the root of C_a: real and stable also where
-    a covariance is singular, which the general matrix root of the usual code is not.
+    With ``C_a = F F^T`` and ``C_b = G G^T`` the last trace is the sum of the singular values of ``F^T G``: real, and
+    exact where a covariance is singular. The usual code's root of the product finds it to half the digits there.
     """
     if len(a.mean) != len(b.mean):
         raise ValueError(f"features of {len(a.mean)} and {len(b.mean)} dimensions: expected equal")
-    values, vectors = torch.linalg.eigh(a.covariance)
-    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
-    cross = torch.linalg.eigvalsh(root @ b.covariance @ root).clamp(min=0).sqrt().sum()
+    first, second = a.covariance, b.covariance
+    product = _factor(first).T @ _factor(second)
+    cross = float(np.linalg.svd(product.numpy(), compute_uv=False).sum())  # torch's takes half as long again
     means = (a.mean - b.mean).square().sum()
-    return max(0.0, float(means + a.covariance.trace() + b.covariance.trace() - 2 * cross))
+    return max(0.0, float(means + first.trace() + second.trace() - 2 * cross))
+
+
+def _factor(covariance: Float[Tensor, "f f"]) -> Float[Tensor, "f r"]:
+    """F of as many columns as the rank, with ``F F^T`` the covariance: Cholesky's with pivots (LAPACK's pstrf)."""
+    lower, pivots, rank, _ = dpstrf(covariance.numpy(), lower=1)
+    factor = np.empty((len(lower), rank))
+    factor[pivots - 1] = np.tril(lower)[:, :rank]  # pivots count from 1
+    return torch.from_numpy(factor)
 
 
 def _statistics(features: Tensor) -> FeatureStatistics:

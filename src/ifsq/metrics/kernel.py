@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ifsq.metrics.distribution import INCEPTION_2015
-
-BLOCK = 1024  # rows of the kernel at a time
+from ifsq.metrics.tiles import ALONE, BLOCK, check_rows, own_tiles, tiles
+from ifsq.training.distributed import World
 
 
 @dataclass(frozen=True)
@@ -33,23 +33,25 @@ def kid_name(features: str) -> str:
 
 
 def kernel_distance(
-    a: Float[Tensor, "n f"], b: Float[Tensor, "m e"], draws: int = 100, seed: int = 0
+    a: Float[Tensor, "n f"], b: Float[Tensor, "m e"], draws: int = 100, seed: int = 0, world: World = ALONE
 ) -> KernelDistance:
-    """Over all pairs of two sets, in float64; memory grows with n + m, time with (n + m)^2.
+    """Over all pairs of two sets, in float64 a tile at a time: memory beside the sets grows with n + m.
 
     draws  of the bootstrap over images, of both sets; pairs of an image with itself never count
+    world  processes that share the work; all have the same two sets, and each gets the result
 
     Raises ValueError on unlike widths, on fewer than two rows, and on values that are not finite.
     """
     for features in (a, b):
-        if features.ndim != 2 or features.shape[1] != a.shape[1] or len(features) < 2:
-            raise ValueError(f"features {tuple(features.shape)}: expected at least two rows of {a.shape[1]}")
-        if not bool(features.isfinite().all()):
-            raise ValueError("features: expected finite values, found nan or infinity")
-    a, b = a.to(torch.float64), b.to(torch.float64)
+        check_rows(features, a.shape[1], "features", 2)
     rng = torch.Generator().manual_seed(seed)
-    of_a, of_b = _weights(len(a), draws, rng), _weights(len(b), draws, rng)
-    values = _within(a, of_a) + _within(b, of_b) - 2 * _sums(a, b, of_a, of_b) / (of_a.sum(dim=0) * of_b.sum(dim=0))
+    of_a, of_b = (_weights(len(features), draws, rng).to(features.device) for features in (a, b))
+    parts = torch.stack(
+        [_sums(a, a, of_a, of_a, world), _sums(b, b, of_b, of_b, world), _sums(a, b, of_a, of_b, world)]
+    )
+    within_a, within_b, across = sum(world.gather(parts))
+    values = _within(within_a, a, of_a) + _within(within_b, b, of_b)
+    values = (values - 2 * across / (of_a.sum(dim=0) * of_b.sum(dim=0))).cpu()
     return KernelDistance(float(values[0]), values[1:])
 
 
@@ -61,18 +63,24 @@ def _weights(n: int, draws: int, rng: torch.Generator) -> Float[Tensor, "n r"]:
     return torch.stack(columns, dim=1)
 
 
-def _within(x: Tensor, weights: Tensor) -> Float[Tensor, "r"]:
-    """Weighted mean of the kernel over the pairs of different images of a set."""
-    own = (x.square().sum(dim=1) / x.shape[1] + 1).pow(3)  # of each with itself
+def _within(total: Tensor, x: Tensor, weights: Tensor) -> Float[Tensor, "r"]:
+    """Weighted mean of the kernel over the pairs of different images of a set, of its sum over all pairs."""
     squares = weights.square()
-    pairs = _sums(x, x, weights, weights) - (squares * own[:, None]).sum(dim=0)
+    with_itself = torch.cat([_kernel(rows.double().square().sum(dim=1), x.shape[1]) for rows in x.split(BLOCK)])
+    pairs = total - (squares * with_itself[:, None]).sum(dim=0)
     return pairs / (weights.sum(dim=0).square() - squares.sum(dim=0))
 
 
-def _sums(a: Tensor, b: Tensor, of_a: Tensor, of_b: Tensor) -> Float[Tensor, "r"]:
-    """Weighted sum of the kernel over all pairs."""
+def _sums(a: Tensor, b: Tensor, of_a: Tensor, of_b: Tensor, world: World) -> Float[Tensor, "r"]:
+    """This process's share of the weighted sum of the kernel over all pairs."""
     total = of_a.new_zeros(of_a.shape[1])
-    for rows, weights in zip(a.split(BLOCK), of_a.split(BLOCK), strict=True):
-        kernel = (rows @ b.T / a.shape[1] + 1).pow(3)
-        total += (weights * (kernel @ of_b)).sum(dim=0)
+    for rows, columns in own_tiles(len(a), world) if a is b else tiles(len(a), len(b), world):
+        kernel = _kernel(a[rows].double() @ b[columns].double().T, a.shape[1])
+        times = 2 if a is b and rows != columns else 1  # the tile and its mirror image
+        total += times * (of_a[rows] * (kernel @ of_b[columns])).sum(dim=0)
     return total
+
+
+def _kernel(products: Tensor, width: int) -> Tensor:
+    """Of inner products."""
+    return (products / width + 1).pow(3)

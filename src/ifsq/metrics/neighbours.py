@@ -4,13 +4,15 @@ Precision and recall as the field's evaluator (ADM) computes them, after KynkÃ¤Ã
 density and coverage of Naeem et al. 2020, arXiv:2002.09797.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-BLOCK = 1024  # rows of distances at a time
+from ifsq.metrics.tiles import ALONE, check_rows, own_tiles, squared_distances, tiles
+from ifsq.training.distributed import World
 
 
 @dataclass(frozen=True)
@@ -29,52 +31,49 @@ class Neighbours:
     coverage: Float[Tensor, "n"]
 
 
-def neighbours(real: Float[Tensor, "n f"], samples: Float[Tensor, "m e"], k: int = 3, k_density: int = 5) -> Neighbours:
-    """Compare two sets of features, in float64; memory grows with n + m, time with n * m.
+def neighbours(
+    real: Float[Tensor, "n f"], samples: Float[Tensor, "m e"], k: int = 3, k_density: int = 5, world: World = ALONE
+) -> Neighbours:
+    """Compare two sets of features, in float64 a tile at a time: memory beside the sets grows with n + m.
 
     k          of precision and recall
     k_density  of density and coverage
+    world      processes that share the work; all have the same two sets, and each gets the result, the same to the bit
 
-    Raises ValueError on unlike widths, on fewer than k + 1 rows of a set, and on values that are not finite.
+    Raises ValueError on unlike widths, on fewer rows than the greater k and one, and on values that are not finite.
     """
-    for name, features in (("real", real), ("samples", samples)):
-        if features.ndim != 2 or features.shape[1] != real.shape[1]:
-            raise ValueError(f"{name} features {tuple(features.shape)}: expected rows of {real.shape[1]}")
-        if len(features) <= max(k, k_density):
-            raise ValueError(f"{len(features)} {name}: expected more than the {max(k, k_density)} neighbours")
-        if not bool(features.isfinite().all()):
-            raise ValueError(f"{name} features: expected finite values, found nan or infinity")
-    real, samples = real.to(torch.float64), samples.to(torch.float64)
-    near, dense = radii(real, (k, k_density)).unbind(1)
-    own = radii(samples, (k,))[:, 0]
-    precision, density, reached = [], [], []
-    covered = torch.zeros(len(real), dtype=torch.bool)
-    for rows, radius in zip(samples.split(BLOCK), own.split(BLOCK), strict=True):
-        squares = _squared_distances(rows, real)  # of a block of samples to every real image
-        precision.append((squares <= near).any(dim=1))
-        density.append((squares <= dense).sum(dim=1) / k_density)
-        covered |= (squares <= dense).any(dim=0)
-        reached.append((squares <= radius[:, None]).any(dim=0))
-    return Neighbours(
-        torch.cat(precision).double(),
-        torch.stack(reached).any(dim=0).double(),
-        torch.cat(density).double(),
-        covered.double(),
-    )
+    for name, features in (("real features", real), ("features of samples", samples)):
+        check_rows(features, real.shape[1], name, max(k, k_density) + 1)
+    near, dense = radii(real, (k, k_density), world).unbind(1)
+    own = radii(samples, (k,), world)[:, 0]
+    hit, inside = (torch.zeros(len(samples), dtype=torch.int64, device=real.device) for _ in range(2))
+    reached, covered = (torch.zeros(len(real), dtype=torch.int64, device=real.device) for _ in range(2))
+    for rows, columns in tiles(len(samples), len(real), world):
+        squares = squared_distances(samples[rows], real[columns])
+        within = squares <= dense[columns]
+        hit[rows] += (squares <= near[columns]).any(dim=1)
+        inside[rows] += within.sum(dim=1)
+        covered[columns] += within.any(dim=0)
+        reached[columns] += (squares <= own[rows, None]).any(dim=0)
+    shares = world.gather((hit, inside, reached, covered))
+    hit, inside, reached, covered = (sum(counts) for counts in zip(*shares, strict=True))
+    return Neighbours((hit > 0).double(), (reached > 0).double(), inside.double() / k_density, (covered > 0).double())
 
 
-def radii(features: Float[Tensor, "n f"], ks: tuple[int, ...]) -> Float[Tensor, "n ks"]:
+def radii(features: Float[Tensor, "n f"], ks: tuple[int, ...], world: World = ALONE) -> Float[Tensor, "n ks"]:
     """Squared distance from each row to its k-th nearest other one."""
-    found = []
-    for start in range(0, len(features), BLOCK):
-        squares = _squared_distances(features[start : start + BLOCK], features)
-        rows = torch.arange(len(squares))
-        squares[rows, start + rows] = -1.0  # each is its own nearest, whatever is rounded
-        nearest = squares.topk(max(ks) + 1, dim=1, largest=False).values  # in their order, itself first
-        found.append(nearest[:, list(ks)])
-    return torch.cat(found)
+    most = max(ks)
+    nearest = torch.full((len(features), most), torch.inf, dtype=torch.float64, device=features.device)
+    for rows, columns in own_tiles(len(features), world):
+        squares = squared_distances(features[rows], features[columns])
+        if rows == columns:
+            squares.fill_diagonal_(torch.inf)  # none is its own neighbour
+        else:
+            nearest[columns] = _smallest((nearest[columns], squares.T), most)
+        nearest[rows] = _smallest((nearest[rows], squares), most)
+    return _smallest(world.gather(nearest), most)[:, [k - 1 for k in ks]]
 
 
-def _squared_distances(a: Float[Tensor, "a f"], b: Float[Tensor, "b f"]) -> Float[Tensor, "a b"]:
-    squares = a.square().sum(dim=1)[:, None] + b.square().sum(dim=1) - 2 * (a @ b.T)
-    return squares.clamp(min=0)
+def _smallest(found: Sequence[Float[Tensor, "n _"]], count: int) -> Float[Tensor, "n count"]:
+    """The smallest values of each row, in their order."""
+    return torch.cat(list(found), dim=1).topk(count, dim=1, largest=False).values
