@@ -33,6 +33,30 @@ def test_attention_is_the_written_out_formula(causal, qk_norm):
     assert torch.allclose(attention(x, rope, causal=causal), expected, atol=2e-5, rtol=1e-4)
 
 
+def test_short_sequences_in_bf16_attend_in_float32_while_they_train(monkeypatch):
+    attention, x = make(bias=True), torch.randn(2, 6, 16)
+
+    def gradient(dtype):
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            out = attention(x, causal=True)
+        attention.zero_grad()
+        out.float().square().sum().backward()
+        return out.detach().float(), attention.qkv.weight.grad
+
+    seen = []
+    whole = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        "ifsq.nn.attention.F.scaled_dot_product_attention",
+        lambda q, *rest, **o: (seen.append(q.dtype), whole(q, *rest, **o))[1],
+    )
+    ours = gradient(torch.bfloat16)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        attention(x, causal=True)
+    assert seen == [torch.float32, torch.bfloat16]
+    for got, expected in zip(ours, gradient(torch.float32), strict=True):
+        torch.testing.assert_close(got, expected, atol=0.03 * expected.abs().max().item(), rtol=0.03)
+
+
 @pytest.mark.parametrize(("width", "heads"), [(10, 3), (8, 0)])
 def test_heads_that_do_not_share_the_width_are_refused(width, heads):
     with pytest.raises(ValueError, match=f"width={width}: expected a positive multiple of heads={heads}"):

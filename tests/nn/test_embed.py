@@ -22,6 +22,22 @@ def test_rotary_equals_complex_multiplication():
             assert got == pytest.approx([turned.real, turned.imag], abs=1e-6)
 
 
+@pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 1e-6), (torch.bfloat16, 0.02)])
+def test_pairs_as_complex_numbers_turn_as_pairs_apart(dtype, close, monkeypatch):
+    rope = Rotary((2, 3), 8, prefix="zero")
+    x = torch.randn(4, 7, 8).to(dtype).requires_grad_()
+
+    def both():
+        turned = rope(x)
+        return turned, *torch.autograd.grad(turned.float().square().sum(), x)
+
+    together = both()
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)  # compilers know no complex numbers
+    for got, expected in zip(together, both(), strict=True):
+        assert got.dtype == dtype
+        torch.testing.assert_close(got.float(), expected.float(), atol=close, rtol=close)
+
+
 def test_rotary_scores_depend_on_the_offset_alone():
     rope = Rotary((5, 4), 16)
     q, k = torch.randn(2, 16, generator=torch.Generator().manual_seed(0))

@@ -13,6 +13,21 @@ def test_norm_is_the_formula():
     assert torch.allclose(norm(x), expected, atol=1e-6)
 
 
+def test_the_gradient_in_one_step_is_that_of_the_formula():
+    norm = RMSNorm(8, eps=1e-5).double()
+    torch.nn.init.normal_(norm.weight)
+    x = torch.randn(3, 5, 8, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(norm, x)
+    slope = torch.randn(3, 5, 8, dtype=torch.float64)
+    theirs = torch.nn.functional.rms_norm(x, (8,), norm.weight, 1e-5)
+    for got, expected in zip(
+        *(torch.autograd.grad(y, (x, norm.weight), slope) for y in (norm(x), theirs)), strict=True
+    ):
+        torch.testing.assert_close(got, expected)
+    half = x.detach().bfloat16().requires_grad_()
+    assert torch.autograd.grad(norm.float()(half).sum(), half)[0].dtype == torch.bfloat16
+
+
 def test_norm_computes_in_the_dtype_of_its_scale():
     x = torch.randn(3, 8).bfloat16()
     with torch.autocast("cpu", torch.bfloat16):

@@ -7,11 +7,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from ifsq.tokenizer import norms
 from ifsq.tokenizer.blocks import AttnBlock, Downsample, ResnetBlock, Upsample
 from ifsq.tokenizer.bottleneck import QuantizerConfig
 from ifsq.tokenizer.conv import ConvConfig, Decoder, Encoder
 from ifsq.tokenizer.model import Tokenizer, TokenizerConfig
-from ifsq.tokenizer.norms import _GroupNormSilu, make_norm, norm_silu
+from ifsq.tokenizer.norms import _GroupNormSilu, _SmallGroupNormSilu, make_norm, norm_silu
 
 TINY = ConvConfig(width=8, multipliers=(1, 2), blocks=2, groups=4)
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}
@@ -54,26 +55,31 @@ def norm_and_map(dtype):
     return norm, (2 * x + 1).requires_grad_(), weight
 
 
-def test_group_norm_and_silu_in_one_step():
-    norm, x, weight = norm_and_map(torch.float64)
-    ours = gradients_of(lambda x: _GroupNormSilu.apply(x, norm.weight, norm.bias, 4, 1e-6), x, norm, weight)
+@pytest.mark.parametrize(("function", "close"), [(_GroupNormSilu, 1e-11), (_SmallGroupNormSilu, 1e-5)])
+@pytest.mark.parametrize("at_once", [1, 500, 1 << 18])
+def test_group_norm_and_silu_in_one_step(function, close, at_once, monkeypatch):
+    monkeypatch.setattr(norms, "AT_ONCE", at_once)  # one image, two and all of them
+    norm, x, weight = norm_and_map(torch.float64 if close < 1e-6 else torch.float32)
+    ours = gradients_of(lambda x: function.apply(x, norm.weight, norm.bias, 4, 1e-6), x, norm, weight)
     theirs = gradients_of(lambda x: F.silu(norm(x)), x, norm, weight)
     for value, expected in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(value, expected, atol=1e-11, rtol=1e-11)
+        torch.testing.assert_close(value, expected, atol=close, rtol=close)
 
 
-def test_group_norm_and_silu_in_bf16():
+@pytest.mark.parametrize(("small", "name"), [(0, "_GroupNormSilu"), (1 << 16, "_SmallGroupNormSilu")])
+def test_group_norm_and_silu_in_bf16(small, name, monkeypatch):
+    monkeypatch.setattr(norms, "SMALL", small)
     norm, x, weight = norm_and_map(torch.float32)
     x = x.detach().bfloat16().requires_grad_()
     ours = gradients_of(lambda x: norm_silu(norm, x), x, norm, weight.bfloat16())
-    assert "GroupNormSilu" in type(ours[0].grad_fn).__name__
-    assert ours[1].is_contiguous(memory_format=torch.channels_last)
+    assert type(ours[0].grad_fn).__name__ == f"{name}Backward"
+    assert all(value.is_contiguous(memory_format=torch.channels_last) for value in ours[:2])
     exact = x.detach().float().requires_grad_()
     theirs = gradients_of(lambda x: F.silu(norm(x)), exact, norm, weight.bfloat16().float())
     for value, expected in zip(ours, theirs, strict=True):
         torch.testing.assert_close(value.float(), expected, atol=0.02 * expected.abs().max().item(), rtol=0.02)
     with torch.no_grad():
-        torch.testing.assert_close(norm_silu(norm, x), ours[0])
+        torch.testing.assert_close(norm_silu(norm, x), ours[0], atol=0.02, rtol=0.02)
 
 
 def test_attention_by_its_formula():

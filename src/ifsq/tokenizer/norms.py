@@ -11,6 +11,8 @@ from torch.autograd.function import once_differentiable
 Norm = Literal["group", "layer", "rms"]
 NORMS: tuple[Norm, ...] = ("group", "layer", "rms")
 EPS = 1e-6
+SMALL = 1 << 16  # numbers of an image below which a call for each image costs more than its arithmetic
+AT_ONCE = 1 << 18  # numbers that are float32 at one time, of small images: they stay in a processor's cache
 
 
 def make_norm(kind: Norm, width: int, groups: int) -> nn.Module:
@@ -42,9 +44,10 @@ class RMSNorm2d(nn.RMSNorm):
 
 
 def norm_silu(norm: nn.Module, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-    """``F.silu(norm(x))``; a group norm trains in half precision on a CPU by `_GroupNormSilu`."""
+    """``F.silu(norm(x))``; a group norm trains in half precision on a CPU by functions of its own."""
     if isinstance(norm, nn.GroupNorm) and _is_slow(norm, x):
-        return _GroupNormSilu.apply(x, norm.weight, norm.bias, norm.num_groups, norm.eps)
+        function = _SmallGroupNormSilu if x[0].numel() < SMALL else _GroupNormSilu
+        return function.apply(x, norm.weight, norm.bias, norm.num_groups, norm.eps)
     return F.silu(norm(x))
 
 
@@ -100,6 +103,76 @@ class _GroupNormSilu(torch.autograd.Function):
             )[0]
             torch.add(part, rest, out=out[i : i + 1])
         return out, by_weight, by_bias, None, None
+
+
+class _SmallGroupNormSilu(torch.autograd.Function):
+    """The same for small images, many in each call and in float32 inside: two to six times as fast, and more exact."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> Tensor:
+        b, c, h, w = x.shape
+        rows, share, count = _rows(x), c // groups, c // groups * h * w
+        y, mean, rstd = torch.empty_like(rows), weight.new_empty(b, groups), weight.new_empty(b, groups)
+        for some in _parts(rows):
+            values = rows[some].float()  # n h*w c
+            level = values.sum(1).view(-1, groups, share).sum(2) / count
+            square = values.square().sum(1).view(-1, groups, share).sum(2) / count
+            mean[some], rstd[some] = level, (square - level.square()).clamp_min(0).add(eps).rsqrt()
+            scale, shift = _affine(weight, bias, mean[some], rstd[some])
+            y[some] = F.silu(torch.addcmul(shift, values, scale), inplace=True)
+        ctx.save_for_backward(x, weight, bias, mean, rstd)
+        return _map(y, h)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias, mean, rstd = ctx.saved_tensors
+        c, h, w = x.shape[1:]
+        groups = mean.shape[1]
+        rows, slopes, count = _rows(x), _rows(grad), c // groups * h * w
+        out, by_weight, by_bias = torch.empty_like(rows), torch.zeros_like(weight), torch.zeros_like(bias)
+        for some in _parts(rows):
+            values = rows[some].float()
+            scale, shift = _affine(weight, bias, mean[some], rstd[some])
+            slope = torch.ops.aten.silu_backward(slopes[some].float(), torch.addcmul(shift, values, scale))
+            m, r = (_by_channel(value[some], c) for value in (mean, rstd))
+            db = slope.sum(1)  # n c
+            dw = ((slope * values).sum(1) - m * db) * r
+            by_weight += dw.sum(0)
+            by_bias += db.sum(0)
+            # through variance and mean of a group, as slope and offset of x
+            along, level = (_by_channel((weight * d).view(-1, groups, c // groups).sum(2) / count, c) for d in (dw, db))
+            tilt = -along * r.square()
+            offset = -level * r - tilt * m
+            out[some] = torch.addcmul(offset[:, None], values, tilt[:, None]).addcmul_(slope, scale)
+        return _map(out, h), by_weight, by_bias, None, None
+
+
+def _rows(x: Tensor) -> Tensor:
+    """A map (b, c, h, w) as (b, h*w, c), which is how it lies in memory with channels last."""
+    return x.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def _map(rows: Tensor, height: int) -> Tensor:
+    """Inverse of `_rows`."""
+    return rows.unflatten(1, (height, -1)).permute(0, 3, 1, 2)
+
+
+def _parts(rows: Tensor) -> list[slice]:
+    """Some images at a time."""
+    size = max(1, AT_ONCE // rows[0].numel())
+    return [slice(start, start + size) for start in range(0, len(rows), size)]
+
+
+def _by_channel(values: Tensor, channels: int) -> Tensor:
+    """What each group has (n, groups), for each of its channels (n, channels)."""
+    return values.repeat_interleave(channels // values.shape[1], dim=1)
+
+
+def _affine(weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor) -> tuple[Tensor, Tensor]:
+    """The norm of some images as a scale and a shift of each channel (n, 1, c)."""
+    scale = weight * _by_channel(rstd, len(weight))
+    return scale[:, None], (bias - _by_channel(mean, len(weight)) * scale)[:, None]
 
 
 def _group_norm(x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor, Tensor]:
