@@ -1,7 +1,7 @@
 """READ FIRST. The whole road, one function a stage, in flow order:
 
     train_tokenizer -> encode -> train_generator -> sample
-    evaluate_tokenizer, evaluate_generator (with a judge), reconstruct
+    evaluate_tokenizer, evaluate_generator (with a judge), evaluate (anybody's images), reconstruct
 
 Every stage joins the processes that torchrun started (or stands alone), opens the run it is of once, checks what it is
 given before it writes anything, and can be run again after an interruption.
@@ -28,17 +28,20 @@ from ifsq.data import (
 )
 from ifsq.data.images import SPLITS, Size
 from ifsq.evaluation import (
+    ImageEvaluation,
     TokenizerEvaluation,
     draw_images,
     held_out_figures,
     images_to_measure,
     load_networks,
     measure_generator,
+    measure_images,
     measure_tokenizer,
     observe_generator,
     observe_tokenizer,
     shown_pairs,
     suffix_of,
+    write_cards,
     write_evaluation,
     write_pairs,
 )
@@ -286,4 +289,25 @@ def evaluate_generator(
             suffix=suffix,
         )
         from_first(world, lambda: write_evaluation(run, measured, suffix))
+    return list(measured.cards)
+
+
+def evaluate(
+    asked: ImageEvaluation, out: Path | None = None, device: str = "auto", reporter: Reporter | None = None
+) -> list[ProtocolCard]:
+    """Measure anybody's images against a reference: FID and its relatives, over Inception's or other features.
+
+    out  file for the cards, in JSON; None: they are returned alone
+
+    All processes share the images. Statistics of the reference are kept in a cache folder.
+    """
+    reporter = reporter or Silent()
+    with join(device) as world:
+        measured = measure_images(asked, world, reporter)
+        for line in measured.left_out:
+            reporter.say(f"left out: {line}")
+        if measured.skipped:
+            reporter.say(f"skipped: {len(measured.skipped)} images; the first: {measured.skipped[0]}")
+        if out is not None:
+            from_first(world, lambda: write_cards(out, measured))
     return list(measured.cards)

@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from ifsq.cli import analyze, bench, generator, interop, tokenizer
+from ifsq.cli import analyze, bench, evaluate, generator, interop, tokenizer
 from ifsq.cli.parser import Parser, Version
 from ifsq.cli.terminal import refuse, remarks, stopped
 from ifsq.config import InputError, Interrupted
@@ -64,6 +64,8 @@ def parser() -> argparse.ArgumentParser:
     tokenizer.add_encode(verbs)
     generator.add_generator(verbs)
     generator.add_sample(verbs)
+    evaluate.add_evaluate(verbs)
+    evaluate.add_compare(verbs)
     tokenizer.add_reconstruct(verbs)
     bench.add_report(verbs)
     analyze.add_analyze(verbs)

@@ -4,7 +4,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -94,8 +94,7 @@ def print_cards(measured: Sequence[Any]) -> None:
 
     table = Table("metric", "value", "images", "on", box=None)
     for card in measured:
-        values = ", ".join(f"{name} {_number(value)}" for name, value in card.values.items())
-        table.add_row(card.metric, values, str(card.n), card.reference)
+        table.add_row(card.metric, _values(card.values), str(card.n), card.reference)
     with _standard_output():
         Console(highlight=False, markup=False, emoji=False).print(table)
     for card in measured[:1]:  # all were taken together
@@ -103,6 +102,14 @@ def print_cards(measured: Sequence[Any]) -> None:
         say(f"{size} px, crop {card.crop}, resize {card.resize_kernel}, {card.dtype}, ifsq {card.code_version}")
     for features in dict.fromkeys(card.features for card in measured if card.features):
         say(f"features: {features}")
+
+
+def _values(values: Mapping[str, float]) -> str:
+    """The figure with its interval, where it has one, then the others."""
+    told = [f"{name} {_number(value)}" for name, value in values.items() if name not in ("low", "high")]
+    if {"low", "high"} <= values.keys():
+        told[0] += f" ({_number(values['low'])} to {_number(values['high'])})"
+    return ", ".join(told)
 
 
 def _number(value: float) -> str:

@@ -164,6 +164,19 @@ def iterate_once(
     return _read(source, [items[at : at + batch] for at in range(0, len(items), batch)], workers)
 
 
+def iterate_bytes(
+    source: ImageSource, batches: Iterable[Sequence[int]], workers: int = 0
+) -> Generator[Loaded, None, None]:
+    """The images at these places as bytes, batch by batch, as `iterate_once` does it; it owns the workers likewise."""
+    load = functools.partial(_load, source, False)
+    items = ([(index, mix(0, 0, index)) for index in indices] for indices in batches)
+    if not workers:
+        yield from map(load, items)
+        return
+    with closing(load_ahead(load, items, workers)) as loaded:
+        yield from loaded
+
+
 def _load(source: ImageSource, fills: bool, items: Items) -> Loaded:
     """A batch of a source as bytes: a quarter of what floats would cost between processes. Raises DataError.
 

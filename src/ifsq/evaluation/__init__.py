@@ -1,20 +1,26 @@
 """What is measured of tokenizers and generators, each number with its protocol card, and the pictures beside."""
 
+from ifsq.evaluation.compare import Compared, compare_evaluations
+from ifsq.evaluation.evaluate_images import ImageEvaluation, measure_images
 from ifsq.evaluation.generator import draw_images, measure_generator, suffix_of
 from ifsq.evaluation.in_training import observe_generator, observe_tokenizer
 from ifsq.evaluation.networks import load_networks
 from ifsq.evaluation.options import TokenizerEvaluation, images_to_measure
-from ifsq.evaluation.record import read_evaluation, read_evaluations, write_evaluation
+from ifsq.evaluation.record import read_evaluation, read_evaluations, write_cards, write_evaluation
 from ifsq.evaluation.sheets import shown_pairs, write_pairs
 from ifsq.evaluation.tokenizer import held_out_figures, measure_tokenizer
 
 __all__ = [
+    "Compared",
+    "ImageEvaluation",
     "TokenizerEvaluation",
+    "compare_evaluations",
     "draw_images",
     "held_out_figures",
     "images_to_measure",
     "load_networks",
     "measure_generator",
+    "measure_images",
     "measure_tokenizer",
     "observe_generator",
     "observe_tokenizer",
@@ -22,6 +28,7 @@ __all__ = [
     "read_evaluations",
     "shown_pairs",
     "suffix_of",
+    "write_cards",
     "write_evaluation",
     "write_pairs",
 ]

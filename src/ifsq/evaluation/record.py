@@ -1,10 +1,14 @@
 """``evaluation.json`` and ``evaluations/step_N.json``: what was measured of a run, written whole and read strictly."""
 
+import json
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
 
-from ifsq.config import InputError, build
+from ifsq.config import InputError, build, read_json
 from ifsq.metrics.card import ProtocolCard
 from ifsq.quantizers.usage import LevelUse
+from ifsq.store.files import make_folder, write_text
 from ifsq.store.run import Run
 
 
@@ -47,8 +51,21 @@ def write_evaluation(run: Run, evaluation: Evaluation, suffix: str = "", step: i
 
     Raises InputError.
     """
-    table = asdict(evaluation) | {"cards": [card.to_dict() for card in evaluation.cards]}
-    run.write_evaluation(table, suffix, step)
+    run.write_evaluation(_table(evaluation), suffix, step)
+
+
+def write_cards(path: Path, evaluation: Evaluation) -> None:
+    """Write an evaluation that is of no run, in the same form. Raises InputError."""
+    make_folder(path.parent)
+    write_text(path, json.dumps(_table(evaluation), indent=1) + "\n")
+
+
+def read_cards(path: Path) -> Evaluation:
+    """Read an evaluation by the path of its file. Raises InputError, as `read_evaluation`."""
+    table = read_json(path)
+    if not isinstance(table, dict) or not isinstance(table.get("cards"), list):
+        raise InputError(f"{path}: holds no cards; expected what ifsq evaluate or an eval wrote")
+    return _evaluation(table, path)
 
 
 def read_evaluation(run: Run, step: int | None = None) -> Evaluation | None:
@@ -57,8 +74,20 @@ def read_evaluation(run: Run, step: int | None = None) -> Evaluation | None:
     Raises InputError naming what is missing, unknown or of another type.
     """
     path, table = run.evaluation_file(step), run.evaluation(step)
-    if table is None:
-        return None
+    return None if table is None else _evaluation(table, path)
+
+
+def read_evaluations(run: Run) -> dict[int, Evaluation]:
+    """The evaluations of a run by step, oldest first; empty where no step was evaluated. Raises InputError."""
+    found = {step: read_evaluation(run, step) for step in run.evaluated}
+    return {step: evaluation for step, evaluation in found.items() if evaluation is not None}
+
+
+def _table(evaluation: Evaluation) -> dict[str, Any]:
+    return asdict(evaluation) | {"cards": [card.to_dict() for card in evaluation.cards]}
+
+
+def _evaluation(table: dict[str, Any], path: Path) -> Evaluation:
     for card in table["cards"]:
         if not isinstance(card, dict):
             raise InputError(f"{path}: cards: {str(card)[:80]!r}: expected a JSON object; evaluate the run again")
@@ -67,9 +96,3 @@ def read_evaluation(run: Run, step: int | None = None) -> Evaluation | None:
         except ValueError as error:
             raise InputError(f"{path}: {error}; evaluate the run again") from error
     return build(Evaluation, table, str(path))
-
-
-def read_evaluations(run: Run) -> dict[int, Evaluation]:
-    """The evaluations of a run by step, oldest first; empty where no step was evaluated. Raises InputError."""
-    found = {step: read_evaluation(run, step) for step in run.evaluated}
-    return {step: evaluation for step, evaluation in found.items() if evaluation is not None}

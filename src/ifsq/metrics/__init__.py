@@ -4,6 +4,7 @@ from ifsq.metrics.card import ProtocolCard, compare
 from ifsq.metrics.codebook import CodeCounts, CodeStatistics, IndexUse, code_statistics
 from ifsq.metrics.distribution import (
     FeatureStatistics,
+    Moments,
     fd_name,
     frechet_distance,
     frechet_from_statistics,
@@ -16,6 +17,7 @@ __all__ = [
     "FeatureStatistics",
     "ImageScores",
     "IndexUse",
+    "Moments",
     "ProtocolCard",
     "code_statistics",
     "compare",

@@ -30,6 +30,8 @@ class ProtocolCard:
     sampler              as ``euler`` or ``top-k 0, temperature 1``
     function_evaluations of the generator for one image
     features             feature extractor with the hash of its weights
+    samples, samples_hash
+                         whose images these are, and their fingerprint, where no run drew them
     tokenizer_hash, generator_hash
                          of the measured weights: what is compared, so they may differ
     code_version         of ifsq, with its commit where that is known
@@ -53,6 +55,8 @@ class ProtocolCard:
     generator_hash: str = ""
     method: str = ""
     labels: str = ""
+    samples: str = ""
+    samples_hash: str = ""
     code_version: str = field(default_factory=lambda: code_version())
 
     def to_dict(self) -> dict[str, Any]:
@@ -79,8 +83,8 @@ class ProtocolCard:
             raise ValueError(f"protocol card: field {odd[0]!r} is {'missing' if odd[0] in names else 'unknown'}")
 
 
-COMPARED = ("values", "tokenizer_hash", "generator_hash")
-"""What a comparison is about: the results and the models."""
+COMPARED = ("values", "samples", "samples_hash", "tokenizer_hash", "generator_hash")
+"""What a comparison is about: the results, and the images or models that they are of."""
 
 
 def compare(a: ProtocolCard, b: ProtocolCard, allow: Collection[str] = ()) -> dict[str, float]:

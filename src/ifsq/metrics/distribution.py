@@ -3,6 +3,8 @@
 Float64 on the CPU throughout.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -68,12 +70,20 @@ class FeatureStatistics:
         return self._scatter / (self.n - 1)
 
 
+@dataclass(frozen=True)
+class Moments:
+    """Mean and covariance of features where nothing else is known of them, as from a file of statistics."""
+
+    mean: Float[Tensor, "f"]
+    covariance: Float[Tensor, "f f"]
+
+
 def frechet_distance(features_a: Float[Tensor, "n f"], features_b: Float[Tensor, "m f"]) -> float:
     """Fréchet distance (squared, as the field reports it) between the Gaussians fitted to two feature sets."""
     return frechet_from_statistics(_statistics(features_a), _statistics(features_b))
 
 
-def frechet_from_statistics(a: FeatureStatistics, b: FeatureStatistics) -> float:
+def frechet_from_statistics(a: FeatureStatistics | Moments, b: FeatureStatistics | Moments) -> float:
     """``|mean_a - mean_b|^2 + tr(C_a) + tr(C_b) - 2 tr((C_a C_b)^(1/2))``.
 
     With ``C_a = F F^T`` and ``C_b = G G^T`` the last trace is the sum of the singular values of ``F^T G``: real, and

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ifsq.metrics.distribution import FeatureStatistics, frechet_from_statistics
+from ifsq.metrics.distribution import FeatureStatistics, Moments, frechet_from_statistics
 
 LEVEL = 0.95
 """Of intervals: the share that holds the true value, where the assumption of the method is met."""
@@ -43,7 +43,7 @@ class Jackknife:
         return count * self.value - (count - 1) * sum(self.without) / count
 
 
-def frechet_jackknife(parts: Sequence[FeatureStatistics], reference: FeatureStatistics) -> Jackknife:
+def frechet_jackknife(parts: Sequence[FeatureStatistics], reference: FeatureStatistics | Moments) -> Jackknife:
     """From statistics of groups of the samples, of about equal counts, as of every tenth image.
 
     Takes as many distances as there are groups, and one. Raises ValueError for fewer than two groups, and where two

@@ -21,6 +21,8 @@ from torch import Tensor
 
 from ifsq.config import InputError
 
+CACHE = "IFSQ_CACHE"
+"""Environment variable: the folder of what is kept to save time; default ``~/.cache/ifsq``."""
 PARTIAL = ".partial_"
 """How the names of unfinished files and folders begin."""
 LOCK = ".lock"
@@ -130,6 +132,11 @@ def whole_file(path: Path) -> Iterator[Path]:
             flush(place.parent)
         finally:
             partial.unlink(missing_ok=True)
+
+
+def cache_folder(what: str) -> Path:
+    """Where things of a kind are kept that can be made again; it may not be there yet."""
+    return Path(os.environ.get(CACHE) or Path.home() / ".cache" / "ifsq") / what
 
 
 def is_free(folder: Path) -> bool:

@@ -19,10 +19,9 @@ from ifsq.data.formats import is_image, is_unread
 from ifsq.data.images import DataError
 from ifsq.data.labels import FOLDER, LABEL_COLUMNS, LONGEST_LABEL, NO_COLUMN, could_be_label, label_text
 from ifsq.data.paths import file_state, is_plain, shown
-from ifsq.store.files import WriteError, reason, write_text
+from ifsq.store import files
+from ifsq.store.files import CACHE, WriteError, reason, write_text
 
-CACHE = "IFSQ_CACHE"
-"""Environment variable: the folder of the indexes; default ``~/.cache/ifsq``."""
 FORMAT = 2
 LARGEST_LABEL, LARGEST_JSON = 4 * LONGEST_LABEL, 2**20
 """Bytes of a file that holds a label, and of a ``.json`` file beside an image."""
@@ -83,7 +82,7 @@ def index_shard(path: Path, label_column: str = "") -> Index:
 
 def cache_folder() -> Path:
     """Where indexes are kept."""
-    return Path(os.environ.get(CACHE) or Path.home() / ".cache" / "ifsq") / "shards"
+    return files.cache_folder("shards")
 
 
 def _read_index(path: Path, stamp: dict[str, Any]) -> Index | None:

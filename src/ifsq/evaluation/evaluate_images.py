@@ -1,0 +1,205 @@
+"""Anybody's images against a reference: what is asked, and the measuring, over any number of processes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ifsq.config import InputError, check_seed
+from ifsq.data.images import Reading, Size, height_width, size_text
+from ifsq.evaluation.collect import Look, collect
+from ifsq.evaluation.generator import sample_parts
+from ifsq.evaluation.given import (
+    ArrayImages,
+    DrawnImages,
+    GivenImages,
+    open_source,
+    refuse_other_size,
+)
+from ifsq.evaluation.image_cards import LEAST, image_cards
+from ifsq.evaluation.labels import labels_balanced
+from ifsq.evaluation.record import Evaluation
+from ifsq.evaluation.reference import Reference, open_reference, views_of
+from ifsq.experiment import load_pair
+from ifsq.generators import Generator
+from ifsq.metrics import ProtocolCard
+from ifsq.pretrained.features import load_features
+from ifsq.pretrained.network import FeatureNetwork
+from ifsq.store.run import CONFIG, Run
+from ifsq.store.weights import weights_digest
+from ifsq.training.distributed import World, gather_or_refuse, in_turn
+from ifsq.training.log import Reporter
+
+DRAWN = 1000
+"""Images that a run draws where nothing else is said."""
+
+
+@dataclass(frozen=True)
+class ImageEvaluation:
+    """What is measured against what.
+
+    samples          an .npz in ADM's layout, a data source, or the folder of a generator run, which is then sampled
+    reference        an .npz of images or statistics, or a data source
+    features         names of feature networks, see `load_features`
+    weights          file of the weights of the one network that is named; empty: found by checksum, or fetched
+    count            images, drawn over the samples; 0: all of them, and `DRAWN` of a run
+    size             pixels a side, or height and width, that data sources are brought to; 0: they are as they are
+    split            of the samples; empty: ``val``, ``test``, or all of a source without splits
+    reference_split  of the reference; empty: ``train``, or all of a source without splits
+    pairs            images of each side at most that are compared pair by pair; 0: none
+    seed, sampling   of a run
+    cache            whether the statistics of the reference are kept
+    reading          how data sources are read
+    """
+
+    samples: str
+    reference: str
+    features: tuple[str, ...] = ("inception",)
+    weights: str = ""
+    count: int = 0
+    size: Size = 0
+    split: str = ""
+    reference_split: str = ""
+    pairs: int = 10_000
+    seed: int = 0
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    cache: bool = True
+    reading: Reading = field(default_factory=Reading)
+
+    def __post_init__(self) -> None:
+        for name, value in (("count", self.count), ("pairs", self.pairs)):
+            if value and value < LEAST:
+                raise InputError(f"{name} {value}: expected at least {LEAST}")
+        if min(height_width(self.size)) < 0:
+            raise InputError(f"size {size_text(self.size)}: expected at least 1")
+        if len(set(self.features)) != len(self.features) or not self.features:
+            raise InputError(f"features {' '.join(self.features) or 'none'}: expected different names, one at least")
+        if self.weights and len(self.features) > 1:
+            raise InputError(f"weights {self.weights}: given for {len(self.features)} networks; expected one")
+        check_seed(self.seed)
+
+
+def measure_images(asked: ImageEvaluation, world: World, reporter: Reporter) -> Evaluation:
+    """Measure samples against a reference; every process takes a part, and all get the whole result.
+
+    Raises InputError in every process.
+    """
+    opened: list[tuple[GivenImages, Reference]] = []
+    gather_or_refuse(world, lambda: opened.append(_open(asked, world)))
+    samples, reference = opened[0]
+    networks = _networks(asked, samples, world)
+    count = asked.count or len(samples)
+    looks = [Look(network, spatial=True, score=True, pairs=asked.pairs) for network in networks]
+    views = views_of(reference, looks, world, reporter, asked.cache)
+    reporter.start("images", 0, count)
+    found = collect(looks, samples, samples.chosen(count), world, lambda done: reporter.advance(done, {}))
+    reporter.finish({})
+
+    cards: list[ProtocolCard] = []
+    left_out: list[str] = []
+    for look, seen, view in zip(looks, found.seen, views, strict=True):
+        some, without = image_cards(look, seen, view, _blank(samples, reference, count), world)
+        cards += some
+        left_out += without
+    return Evaluation(tuple(cards), left_out=tuple(left_out), skipped=tuple(sorted(found.skipped)))
+
+
+def _open(asked: ImageEvaluation, world: World) -> tuple[GivenImages, Reference]:
+    """Samples and reference, of one size. Raises InputError."""
+    samples = _open_samples(asked, world)
+    if asked.count > len(samples):
+        raise InputError(f"count {asked.count}: expected {LEAST} to {len(samples)}, the images of {samples.name}")
+    if len(samples) < LEAST:
+        raise InputError(f"{samples.name}: {len(samples)} images; expected at least {LEAST} to measure")
+    reference = open_reference(asked.reference, asked.reference_split, asked.size, samples.size, asked.reading)
+    images = reference.images
+    if images is not None and images.size != samples.size:
+        raise InputError(
+            f"{reference.name}: is of {size_text(images.size)} pixels, {samples.name} of {size_text(samples.size)};"
+            " expected one size (--size brings folders and other data sources to it)"
+        )
+    return samples, reference
+
+
+def _open_samples(asked: ImageEvaluation, world: World) -> GivenImages:
+    place = Path(asked.samples)
+    if place.suffix.lower() == ".npz":
+        images = ArrayImages(place)
+        refuse_other_size(images, asked.size)
+        return images
+    if (place / CONFIG).is_file():
+        return _open_run(asked, world)
+    return open_source(asked.samples, asked.split, asked.size, asked.size, asked.reading)
+
+
+def _open_run(asked: ImageEvaluation, world: World) -> GivenImages:
+    """The images that a generator run draws, every class alike. Raises InputError for a run of another kind."""
+    run = Run.open(asked.samples)
+    if run.kind not in Generator.kinds and run.kind != "model":
+        raise InputError(f"{run.name}: is the run of a {run.kind}; expected images, or the run of a generator")
+    pair = load_pair(run, world.device)
+    generator, tokenizer = pair.generator, pair.tokenizer
+    sampling = generator.sampling(asked.sampling)
+    count = asked.count or DRAWN
+    labels = labels_balanced(torch.arange(len(generator.origin.classes)), count)
+    height, width = (side * tokenizer.factor for side in generator.spec.grid)
+    told = {
+        "seed": asked.seed,
+        "labels": f"{len(generator.origin.classes)} classes alike",
+        "guidance": sampling.guidance,
+        "sampler": sampling.sampler,
+        "function_evaluations": generator.cost(sampling),
+        "tokenizer_hash": tokenizer.digest(),
+        "generator_hash": weights_digest(generator),
+        "dtype": str(next(generator.parameters()).dtype).removeprefix("torch."),
+    }
+    return DrawnImages(
+        f"{asked.samples}, {count} drawn",
+        "",
+        (height, width, tokenizer.channels),
+        count,
+        lambda batches: sample_parts(generator, tokenizer, labels, asked.seed, sampling, batches),
+        told,
+    )
+
+
+def _networks(asked: ImageEvaluation, samples: GivenImages, world: World) -> list[FeatureNetwork]:
+    """The networks that are asked for, on this process's device. Raises InputError, as for images too small for one."""
+    found = []
+    for name in asked.features:
+        network = in_turn(world, lambda name=name: load_features(name, asked.weights or None))  # type: ignore[misc]
+        side = min(samples.shape[:2])
+        if side < network.smallest:
+            raise InputError(
+                f"{samples.name}: is of {size_text(samples.size)} pixels; {network.name} expects at least"
+                f" {network.smallest} a side"
+            )
+        found.append(network.to(world.device))
+    return found
+
+
+def _blank(samples: GivenImages, reference: Reference, n: int) -> ProtocolCard:
+    """The card of a measurement, without metric and values yet."""
+    of = reference.images
+    crops = (samples.crop, "not known" if of is None else of.crop)
+    kernels = (samples.kernel, "not known" if of is None else of.kernel)
+    card = ProtocolCard(
+        metric="",
+        values={},
+        reference=reference.name,
+        reference_hash=reference.fingerprint,
+        n=n,
+        size=samples.size,
+        crop=_both(*crops),
+        resize_kernel=_both(*kernels),
+        dtype="8-bit images",
+        samples=samples.name,
+        samples_hash=samples.fingerprint,
+    )
+    return replace(card, **samples.told)
+
+
+def _both(samples: str, reference: str) -> str:
+    return samples if samples == reference else f"{samples}; of the reference: {reference}"
