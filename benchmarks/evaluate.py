@@ -38,7 +38,10 @@ def write_images(path: Path, count: int, seed: int) -> None:
     """An npz of uint8 (count, 256, 256, 3), a few hundred images in memory at a time."""
     rng = np.random.default_rng(seed)
     photographs = [data.astronaut(), data.coffee(), data.chelsea(), data.rocket()]
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as file, file.open("arr_0.npy", "w", force_zip64=True) as stream:
+    with (
+        zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as file,
+        file.open("arr_0.npy", "w", force_zip64=True) as stream,
+    ):
         header = {"descr": "|u1", "fortran_order": False, "shape": (count, SIDE, SIDE, 3)}
         np.lib.format.write_array_header_1_0(stream, header)
         for start in range(0, count, AT_ONCE):
@@ -115,10 +118,13 @@ def main() -> None:
     count = min(options.count, int(free * 0.8) // (SIDE * SIDE * 3))
     started = time.perf_counter()
     write_images(many, count, 0)
-    print(f"{count} images of {SIDE} px: {many.stat().st_size / 2**30:.2f} GiB in {time.perf_counter() - started:.0f} s")
+    print(
+        f"{count} images of {SIDE} px: {many.stat().st_size / 2**30:.2f} GiB in {time.perf_counter() - started:.0f} s"
+    )
     write_images(real, options.real, 1)
     write_random_inception(weights)
-    print("\n| features | processes | images | seconds | images/s | peak memory of a process, GiB |\n|---|---|---|---|---|---|")
+    print("\n| features | processes | images | seconds | images/s | peak memory of a process, GiB |")
+    print("|---|---|---|---|---|---|")
     few, cards = str(options.few), {}
     for features, processes, n, *more in (
         ("pixels", 1, str(count)),
