@@ -68,7 +68,7 @@ def test_a_cache_holds_the_codes_and_their_mirror_images(kind, images, tmp_path)
     read = next(iterate_once(source, len(source)))
     stored = cache.read("train")
     assert torch.equal(stored.labels, read.labels)
-    for digits, pictures in ((stored.content, read.images), (stored.flipped, read.images.flip(-1))):
+    for digits, pictures in ((stored.content[:], read.images), (stored.flipped[:], read.images.flip(-1))):
         with torch.no_grad():
             encoded = tokenizer.encode(pictures)
         indices = cache.spec.digits_to_indices(digits.long())

@@ -398,7 +398,7 @@ def test_codes_of_mirrored_images_are_drawn_by_half(tmp_path):
     assert main(["encode", "tokenizer", "bundled:shapes", str(tmp_path / "codes"), "--flip"]) == 0
     codes = CodeCache.open(tmp_path / "codes").read("train")
     plain = CodeCache.open("codes").read("train")
-    assert torch.equal(codes.content, plain.content)
+    assert torch.equal(codes.content[:], plain.content[:])
     assert (
         main(
             [

@@ -65,7 +65,7 @@ from ifsq.tokenizer.losses import load_perceptual
 from ifsq.tokenizer.model import Tokenizer
 from ifsq.tokenizer.train import TokenizerTask
 from ifsq.training.claim import Claim
-from ifsq.training.distributed import from_first, join
+from ifsq.training.distributed import from_first, in_turn, join
 from ifsq.training.log import Reporter, Silent
 from ifsq.training.loop import check_batch, fit
 from ifsq.training.warm_start import warm_start
@@ -150,13 +150,14 @@ def train_generator(experiment: GeneratorExperiment, device: str = "auto", repor
             codes_digest=cache.digest,
             sampling=to_dict(experiment.sampling),
         )
-        train = cache.read("train", codebook)
+        # What the first process finds good the others need not read again.
+        train = in_turn(world, lambda: cache.read("train", codebook))
         lacks = not cache.about["tokenizer"] and "val" not in cache.splits  # as latents of another project may
-        val = None if lacks else cache.read("val", codebook)
-        model.observe(train)
+        val = None if lacks else in_turn(world, lambda: cache.read("val", codebook))
+        in_turn(world, lambda: model.observe(train))
         task = GeneratorTask(model, train, val, experiment.train)
         task.observer = observe_generator(experiment.train, tokenizer, cache, train.labels, task.validate, world)
-        counts = describe_counts(len(train), train.labels.tolist(), cache.classes, len(val or ()))
+        counts = describe_counts(len(train), train.labels.unique().tolist(), cache.classes, len(val or ()))
         # The vectors that the digits number are this tokenizer's, whatever the source was trained behind.
         start = warm_start(model, model.describe(), experiment.train, folder, world, own=("codebook",))
         claim = Claim(folder, experiment.kind, experiment, cache.digest, start.record)

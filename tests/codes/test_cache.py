@@ -40,7 +40,7 @@ def written(tmp_path, digits, monkeypatch):
 def test_reads_what_was_written_by_two_processes(written, digits):
     codes = CodeCache.open(written.folder).read("train")
     assert codes.content.dtype == torch.uint16
-    assert torch.equal(codes.content.long(), digits)
+    assert torch.equal(codes.content[:].long(), digits)
     assert torch.equal(codes.labels, torch.arange(25) % 3)
     assert (written.count("train"), len(codes)) == (25, 25)
     assert written.spec == SPEC
@@ -90,7 +90,7 @@ def test_a_cache_of_the_first_format_is_read(written, digits):
     del manifest["content"]
     path.write_text(json.dumps(manifest | {"format": 1}))
     codes = CodeCache.open(written.folder).read("val")
-    assert torch.equal(codes.content.long(), digits)
+    assert torch.equal(codes.content[:].long(), digits)
     assert codes.flipped is None
 
 
@@ -210,8 +210,8 @@ def test_latents_with_flips_and_their_statistics(latents):
     values, cache = latents
     kept = torch.tensor([i for i in range(25) if i % 10])
     read = cache.read("train")
-    assert torch.equal(read.content, values[kept].half())
-    assert torch.equal(read.flipped, values[kept].flip(-1).half())
+    assert torch.equal(read.content[:], values[kept].half())
+    assert torch.equal(read.flipped[:], values[kept].flip(-1).half())
     assert torch.equal(read.labels, kept)
     assert (len(read), cache.count("val")) == (22, 3)
     stored = torch.cat([values[kept], values[kept].flip(-1)]).half().double()
@@ -253,7 +253,7 @@ def test_a_writer_goes_on_where_it_was_killed(tmp_path, digits, monkeypatch):
     write_shards(partial, "train", 25, encode, range(3), SPEC)
     assert asked == [0, 10, 20, 20]
     cache = finish(partial, tmp_path / "codes", SPEC, ("a",), {"train": 25}, {"tokenizer": "t"})
-    assert torch.equal(cache.read("train").content.long(), digits)
+    assert torch.equal(cache.read("train").content[:].long(), digits)
     assert {path.name for path in cache.folder.iterdir()} == {
         "manifest.json",
         *(f"train_0000{i}.safetensors" for i in range(3)),
@@ -300,7 +300,7 @@ def test_a_writer_killed_at_its_end_goes_on(tmp_path, digits, monkeypatch):
     assert prepare(partial, about)
     assert writer.is_complete(partial)
     cache = finish(partial, out, SPEC, ("a",), {"train": 25}, about)
-    assert torch.equal(cache.read("train").content.long(), digits)
+    assert torch.equal(cache.read("train").content[:].long(), digits)
     assert not partial.exists()
 
 
@@ -459,15 +459,6 @@ def test_a_manifest_is_a_regular_file(written):
         CodeCache.open(written.folder)
 
 
-def test_more_than_there_is_memory_for_is_one_line(written, monkeypatch):
-    def full(*_, **__):
-        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
-
-    monkeypatch.setattr(torch, "empty", full)
-    with pytest.raises(InputError, match="codes: 25 images of 'train' are more than there is memory for"):
-        written.read("train")
-
-
 ODD = [b"", b"{", b"[]", b"null", b'"text"', b"{}", b"\xff\xfe", b"[" * 9999, b"1" * 5000, "pipe", "folder", "link"]
 
 
@@ -496,7 +487,7 @@ def test_a_hidden_folder_of_any_content_is_used_again_or_refused(tmp_path, digit
         return
     write()
     cache = finish(partial, tmp_path / "codes", SPEC, ("a",), {"train": 25}, about)
-    assert torch.equal(cache.read("train").content.long(), digits)
+    assert torch.equal(cache.read("train").content[:].long(), digits)
 
 
 def test_a_shard_of_another_layout_in_a_hidden_folder_is_written_again(tmp_path, digits):
@@ -507,4 +498,4 @@ def test_a_shard_of_another_layout_in_a_hidden_folder_is_written_again(tmp_path,
     write_shards(partial, "train", 25, lambda a, b: Part(digits[a:b, :1], labels), range(1), SPEC)
     write_shards(partial, "train", 25, lambda a, b: Part(digits[a:b], labels), range(1), SPEC)
     cache = finish(partial, tmp_path / "codes", SPEC, ("a",), {"train": 25}, about)
-    assert torch.equal(cache.read("train").content.long(), digits)
+    assert torch.equal(cache.read("train").content[:].long(), digits)

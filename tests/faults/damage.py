@@ -48,6 +48,7 @@ TARGETS = (
     Target(
         "codes/val_00000.safetensors", "generator train ar.toml --out fresh", True, f"fresh/checkpoints/step_{LAST}"
     ),
+    Target("codes/.checked.json", "generator train ar.toml --out fresh", True, f"fresh/checkpoints/step_{LAST}"),
     Target("saved/config.json", "reconstruct saved picture.png --out p"),
     Target("saved/model.safetensors", "reconstruct saved picture.png --out p", True, "p/picture.png"),
     Target("tok/evaluation.json", "report tok ar diffusion"),

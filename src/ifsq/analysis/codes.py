@@ -13,8 +13,9 @@ def analyze_codes(folder: Path, split: str) -> tuple[Table, Table]:
     """Use of every dimension's levels and of every group's indices, over all images of a split. Raises InputError."""
     cache = CodeCache.open(folder)
     counts = CodeCounts(cache.spec.levels, cache.spec.groups)
-    for part in cache.read(split).content.split(COUNTED_AT_ONCE):
-        counts.add(part)
+    content = cache.read(split).content
+    for start in range(0, len(content), COUNTED_AT_ONCE):
+        counts.add(content[start : start + COUNTED_AT_ONCE])
     use = counts.statistics()
     dimensions = tuple(
         (str(d), str(L), f"{use.level_bits[d]:.3f}", f"{use.level_fraction[d]:.4f}", str(use.dead_levels[d]))

@@ -4,50 +4,60 @@ A folder of safetensors shards and ``manifest.json``, which names the layout, th
 hash and every shard's SHA-256. A shard holds ``labels`` int64 (n,) and ``digits`` uint8 or uint16 (n, h, w, d), or of a
 continuous tokenizer ``latents`` float16 (n, d, h, w); with flips also those of the mirrored images, ``digits_flipped``
 or ``latents_flipped``. All generators open the same bytes, so "the same tokens" is one hash. Beside each shard lies a
-list in JSON of what its images are called. Written by `writer`.
+list in JSON of what its images are called, and of all shards what was found good in them, see `checks`. Written by
+`writer`.
 """
 
+import hashlib
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, Num
-from safetensors import safe_open
 from torch import Tensor
 
 from ifsq.codes.batch import CodeBatch
+from ifsq.codes.checks import Checked, FileState
 from ifsq.codes.manifest import Manifest, ShardEntry, read_manifest, tokens_digest
 from ifsq.codes.shard import FLIPPED, LABELS, content_of, names_of, read_header, stored_dtype
 from ifsq.codes.spec import CodeSpec, LatentSpec
+from ifsq.codes.stored import Shard, ShardFiles, StoredRows, open_regular, state_of
 from ifsq.config import InputError, read_json
 from ifsq.data.paths import is_plain
-from ifsq.store.files import sha256
+from ifsq.store.files import sha256, sha256_of
 
 MANIFEST = "manifest.json"
 CPU = torch.device("cpu")
+SUMMED_AT_ONCE = 4096  # images whose codes are floats at one time
+CHECKED_AT_ONCE = 1 << 24  # bytes of a shard that are looked at together
 
 
 @dataclass(frozen=True)
 class CodeSet:
-    """One split in memory.
+    """One split. Labels are in memory; codes may lie on the disk, and `batch` reads its rows alone.
 
     layout      of the digits, or of the latents
-    content     digits as stored (n, h, w, d), or float16 latents (n, d, h, w)
+    content     digits as stored (n, h, w, d), or float16 latents (n, d, h, w): a tensor, or one in shards, of which
+                ``content[rows]`` is a tensor
     labels      int64 (n,)
     flipped     the content of the mirrored images, where it was stored
     codebook    float32 (v, c): the vectors that a VQ tokenizer's digits number, where they are known
     statistics  of latents: ``mean`` and ``std`` of every channel over the training split
+    known       what was computed of whole splits, and the name of this one's there; None where nothing is remembered
     """
 
     layout: CodeSpec | LatentSpec
-    content: Num[Tensor, "n _ _ _"]
+    content: Num[Tensor, "n _ _ _"] | StoredRows
     labels: Int[Tensor, "n"]
-    flipped: Num[Tensor, "n _ _ _"] | None = None
+    flipped: Num[Tensor, "n _ _ _"] | StoredRows | None = None
     codebook: Float[Tensor, "v c"] | None = None
     statistics: Mapping[str, list[float]] = field(default_factory=dict)
+    known: tuple[Checked, str] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -58,13 +68,47 @@ class CodeSet:
         """The images of these rows, on a device.
 
         mirrored  whether a row is taken from the codes of the mirrored images, where the set has them
+
+        Raises InputError where a shard is no longer what it was when the split was read.
         """
-        dtype = torch.float32 if isinstance(self.layout, LatentSpec) else torch.int64
-        content = self.content[rows].to(dtype)
-        if mirrored is not None and self.flipped is not None:
-            content = torch.where(mirrored.view(-1, 1, 1, 1), self.flipped[rows].to(dtype), content)
         codebook = None if self.codebook is None else self.codebook.to(device)
-        return CodeBatch(self.layout, content.to(device), self.labels[rows].to(device), codebook)
+        return CodeBatch(self.layout, self._taken(rows, mirrored).to(device), self.labels[rows].to(device), codebook)
+
+    def moments(self) -> tuple[Float[Tensor, "d"], Float[Tensor, "d"]]:
+        """Mean and variance of every channel of the codes over all images and positions, float64.
+
+        Of a split on the disk they are computed once and remembered; see `checks`.
+        """
+        if self.known is None:
+            return self._moments()
+        checked, split = self.known
+        book = "" if self.codebook is None else hashlib.sha256(self.codebook.cpu().numpy().tobytes()).hexdigest()
+        name = f"moments {split} {book}".strip()
+        told = checked.fact(name)
+        if told is None:
+            told = [value.tolist() for value in self._moments()]
+            checked.add({}, {name: told})
+        mean, variance = (torch.tensor(value, dtype=torch.float64) for value in told)
+        return mean, variance
+
+    def _moments(self) -> tuple[Float[Tensor, "d"], Float[Tensor, "d"]]:
+        count, total, squares = 0, torch.zeros(()).double(), torch.zeros(()).double()
+        for rows in torch.arange(len(self)).split(SUMMED_AT_ONCE):
+            part = self.batch(rows).codes().double().cpu()
+            count += part[:, 0].numel()
+            total = total + part.sum(dim=(0, 2, 3))
+            squares = squares + part.square().sum(dim=(0, 2, 3))
+        mean = total / count
+        return mean, squares / count - mean.square()
+
+    def _taken(self, rows: Int[Tensor, "b"], mirrored: Bool[Tensor, "b"] | None) -> Num[Tensor, "b _ _ _"]:
+        dtype = torch.float32 if isinstance(self.layout, LatentSpec) else torch.int64
+        if mirrored is None or self.flipped is None:
+            return self.content[rows].to(dtype)
+        taken = torch.empty(len(rows), *self.layout.shape, dtype=dtype)
+        taken[~mirrored] = self.content[rows[~mirrored]].to(dtype)
+        taken[mirrored] = self.flipped[rows[mirrored]].to(dtype)
+        return taken
 
 
 class CodeCache:
@@ -106,15 +150,32 @@ class CodeCache:
         return self.layout
 
     def read(self, split: str, codebook: Float[Tensor, "v c"] | None = None) -> CodeSet:
-        """All codes and labels of a split, every shard checked against its hash.
+        """The codes and labels of a split. Codes stay in their shards.
 
         codebook  of the tokenizer, where the digits are those of one; see `Tokenizer.codebook`
 
-        Raises InputError for a split that is absent, and a shard that is missing or damaged.
+        Every shard is checked against its hash, and its values are looked at, the first time and whenever it has
+        changed; see `checks`. Raises InputError for a split that is absent, and a shard that is missing or damaged.
         """
-        found = self._read(split)
-        content, labels, flipped = found[content_of(self.layout)], found[LABELS], found.get("flipped")
-        return CodeSet(self.layout, content, labels, flipped, codebook, self.statistics)
+        entries = self._entries(split)
+        if not self.count(split):
+            raise InputError(f"{self.folder}: split {split!r} holds no images; encode again")
+        checked = Checked.read(self.folder, self.digest)
+        began, good = time.time(), dict[str, FileState]()
+        shards = []
+        for entry in entries:
+            shards.append(self._checked(entry, checked))
+            if not checked.knows(entry.file, shards[-1].state) and shards[-1].state.settled(began):
+                good[entry.file] = shards[-1].state
+        if good:
+            checked.add(good, {})
+        files = ShardFiles(shards, self._verify)
+        name, dtype = content_of(self.layout), stored_dtype(self.layout)
+        content = StoredRows(files, name, self.layout.shape, dtype)
+        flipped = StoredRows(files, name + FLIPPED, self.layout.shape, dtype) if self._flips else None
+        labels = StoredRows(files, LABELS, (), torch.int64)[:]
+        self._check_labels(labels, files)
+        return CodeSet(self.layout, content, labels, flipped, codebook, self.statistics, (checked, split))
 
     def names(self, split: str) -> list[str]:
         """What the images of a split are called, in the order of their codes: a path below the source, a member of a
@@ -162,59 +223,68 @@ class CodeCache:
             raise InputError(f"{path}: leads out of the cache's folder; expected a file in it")
         return path
 
-    def _read(self, split: str) -> dict[str, Tensor]:
-        entries, n = self._entries(split), self.count(split)
-        if not n:
-            raise InputError(f"{self.folder}: split {split!r} holds no images; encode again")
-        paths = [self._checked(entry) for entry in entries]
-        content, dtype = content_of(self.layout), stored_dtype(self.layout)
-        names = {content: content, LABELS: LABELS, **({"flipped": content + FLIPPED} if self._flips else {})}
-        try:
-            # One allocation, filled shard by shard: putting shards together at the end would need it all twice.
-            whole = {
-                name: torch.empty(n, dtype=torch.int64)
-                if name == LABELS
-                else torch.empty(n, *self.layout.shape, dtype=dtype)
-                for name in names
-            }
-        except RuntimeError as error:
-            raise InputError(f"{self.folder}: {n} images of {split!r} are more than there is memory for") from error
-        place = 0
-        for path, entry in zip(paths, entries, strict=True):
-            with safe_open(path, "pt") as shard:
-                for name, table in whole.items():
-                    stored = shard.get_tensor(names[name])
-                    self._check_values(path, names[name], stored)
-                    table[place : place + entry.count] = stored
-            place += entry.count
-        return whole
-
     @property
     def _flips(self) -> bool:
         return bool(self.about.get("flips"))
 
-    def _checked(self, entry: ShardEntry) -> Path:
-        """The path of a shard whose bytes and header are those that the manifest names."""
+    def _checked(self, entry: ShardEntry, checked: Checked) -> Shard:
+        """A shard whose bytes and header are those that the manifest names, and whose values can be."""
         path = self._inside(entry.file)
-        if sha256(path) != entry.sha256:
-            raise InputError(f"{path}: is damaged, its SHA-256 is not the one in {MANIFEST}; encode again")
-        header = read_header(path, self.layout, self._flips)
-        if header.count != entry.count:
-            raise InputError(f"{path}: holds {header.count} images; expected {entry.count}, the count in {MANIFEST}")
-        return path
+        handle = open_regular(path)
+        try:
+            state = state_of(handle, path)
+            known = checked.knows(entry.file, state)
+            if not known and sha256_of(handle, path) != entry.sha256:
+                raise InputError(f"{path}: is damaged, its SHA-256 is not the one in {MANIFEST}; encode again")
+            header = read_header(path, self.layout, self._flips)
+            if header.count != entry.count:
+                raise InputError(
+                    f"{path}: holds {header.count} images; expected {entry.count}, the count in {MANIFEST}"
+                )
+            shard = Shard(path, entry.count, header.starts, state)
+            if not known:
+                self._check_codes(shard)
+            after = state_of(handle, path)  # a link to it from elsewhere changes its state too, but no byte
+            if (after.size, after.modified) != (state.size, state.modified):
+                raise InputError(f"{path}: is written while it is read; wait until that ends")
+        finally:
+            os.close(handle)
+        return shard
 
-    def _check_values(self, path: Path, name: str, stored: Tensor) -> None:
-        """Raise InputError for a label that is no class, a digit that is no level and a latent that is not finite."""
-        if not len(stored):
+    def _verify(self, shard: Shard, handle: int) -> None:
+        """Raise InputError unless the bytes of a shard that was touched since it was checked are still the same."""
+        sums = {entry.file: entry.sha256 for entries in self._splits.values() for entry in entries}
+        if sha256_of(handle, shard.path) != sums[shard.path.name]:
+            raise InputError(f"{shard.path}: has changed since it was opened, its SHA-256 is not the one in {MANIFEST}")
+
+    def _check_labels(self, labels: Int[Tensor, "n"], files: ShardFiles) -> None:
+        """Raise InputError for a label that is no class."""
+        wrong = ((labels < 0) | (labels >= len(self.classes))).nonzero()
+        if len(wrong):
+            path = files.shards[int(np.searchsorted(files.ends, int(wrong[0]), side="right"))].path
+            most = len(self.classes) - 1
+            raise InputError(f"{path}: label {int(labels[wrong[0]])}: expected 0 to {most}, a class")
+
+    def _check_codes(self, shard: Shard) -> None:
+        """Raise InputError for a digit that is no level and a latent that is not finite."""
+        if not shard.count:
             return
-        if name == LABELS:
-            if int(stored.min()) < 0 or int(stored.max()) >= len(self.classes):
-                wrong = stored[(stored < 0) | (stored >= len(self.classes))][0]
-                raise InputError(f"{path}: label {int(wrong)}: expected 0 to {len(self.classes) - 1}, a class")
-        elif isinstance(self.layout, CodeSpec):
-            most = stored.flatten(0, -2).to(torch.int32).amax(dim=0)
-            over = most >= torch.tensor(self.layout.levels)
-            if bool(over.any()):
-                raise InputError(f"{path}: a digit of dimension {int(over.nonzero()[0])} is not below its level count")
-        elif not bool(stored.isfinite().all()):
-            raise InputError(f"{path}: {name}: expected finite numbers")
+        alone = ShardFiles([shard], self._verify)
+        name, dtype = content_of(self.layout), stored_dtype(self.layout)
+        for stored in (name, name + FLIPPED) if self._flips else (name,):
+            rows = StoredRows(alone, stored, self.layout.shape, dtype)
+            step = max(1, CHECKED_AT_ONCE // (rows[0].numel() * dtype.itemsize))
+            for start in range(0, shard.count, step):
+                self._check_values(shard.path, stored, rows[start : start + step])
+        alone.close()
+
+    def _check_values(self, path: Path, name: str, stored: Num[Tensor, "b _ _ _"]) -> None:
+        if isinstance(self.layout, LatentSpec):
+            if not bool(stored.isfinite().all()):
+                raise InputError(f"{path}: {name}: expected finite numbers")
+            return
+        digits, levels = stored.numpy(), np.array(self.layout.levels)
+        if digits.max() >= levels.min():  # of the whole first: that is quick
+            over = digits.reshape(-1, len(levels)).max(axis=0) >= levels
+            if over.any():
+                raise InputError(f"{path}: a digit of dimension {int(over.argmax())} is not below its level count")

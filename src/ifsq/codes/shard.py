@@ -1,5 +1,6 @@
 """One safetensors file of a cache: the tensors it holds, told by its header before any memory is taken for them."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,10 +19,16 @@ DTYPES = {"U8": torch.uint8, "U16": torch.uint16, "I64": torch.int64, "F16": tor
 
 @dataclass(frozen=True)
 class ShardHeader:
-    """Images of a shard, and a line about each that is missing in it."""
+    """What a shard says it holds.
+
+    count    images
+    skipped  a line about each that is missing
+    starts   where each tensor begins, in bytes from the beginning of the file
+    """
 
     count: int
     skipped: tuple[str, ...]
+    starts: dict[str, int]
 
 
 def names_of(path: Path) -> Path:
@@ -54,6 +61,7 @@ def read_header(path: Path, layout: CodeSpec | LatentSpec, flips: bool) -> Shard
             slices = {name: shard.get_slice(name) for name in names}
             found = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
             about = shard.metadata() or {}
+        starts = _starts(path)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path}: cannot be read: {reason(error)}") from error
     count = next(iter(found.get(LABELS, ("", ()))[1]), 0)
@@ -69,4 +77,12 @@ def read_header(path: Path, layout: CodeSpec | LatentSpec, flips: bool) -> Shard
     skipped = parse_json(about.get(SKIPPED, "[]"), f"{path}: {SKIPPED}")
     if not isinstance(skipped, list) or not all(isinstance(line, str) for line in skipped):
         raise InputError(f"{path}: {SKIPPED} in its metadata: expected a list of lines")
-    return ShardHeader(count, tuple(skipped))
+    return ShardHeader(count, tuple(skipped), starts)
+
+
+def _starts(path: Path) -> dict[str, int]:
+    """Offsets that the header of a file that safetensors has accepted gives its tensors."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    return {name: 8 + length + int(told["data_offsets"][0]) for name, told in header.items() if name != "__metadata__"}

@@ -59,6 +59,16 @@ def sha256(path: Path) -> str:
         raise InputError(f"{path}: cannot be read: {reason(error)}") from error
 
 
+def sha256_of(handle: int, path: Path) -> str:
+    """SHA-256 (hex) of an open file, ``path`` being what to call it. Raises InputError when it cannot be read."""
+    try:
+        with os.fdopen(os.dup(handle), "rb") as stream:
+            stream.seek(0)
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {reason(error)}") from error
+
+
 def record(path: Path) -> dict[str, Any]:
     """What vouches for a file: its size in bytes and its SHA-256. Raises InputError."""
     return {"sha256": sha256(path), "bytes": path.stat().st_size}

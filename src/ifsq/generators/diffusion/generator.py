@@ -23,7 +23,6 @@ from ifsq.generators.diffusion.solvers import DiffusionSampling, OnStep
 from ifsq.generators.streams import normals
 from ifsq.nn.modes import evaluating
 
-OBSERVED_AT_ONCE = 4096  # images whose codes are floats at one time
 SNAPPED_AT_ONCE = 1024  # positions whose distances to all of a codebook are there at one time
 
 # The network starts at v = 0, where the cosine's slope is 1 / eps: with torch's 1e-8 the first step would leave an
@@ -92,7 +91,7 @@ class DiffusionGenerator(Generator, kind="diffusion"):
             mean, std = (torch.tensor(codes.statistics[name], dtype=torch.float64) for name in ("mean", "std"))
             variance = std.square()
         else:
-            mean, variance = _moments(codes, self.code_dim)
+            mean, variance = codes.moments()
         std = torch.where(variance > DEAD_VARIANCE, variance, 1).sqrt()
         self.set_statistics(mean.float(), std.float())
 
@@ -215,18 +214,6 @@ class DiffusionGenerator(Generator, kind="diffusion"):
         if self.config.time_sampling == "uniform":
             return torch.rand(count, generator=rng, device=rng.device)
         return torch.randn(count, generator=rng, device=rng.device).sigmoid()
-
-
-def _moments(codes: CodeSet, dim: int) -> tuple[Tensor, Tensor]:
-    """Mean and variance of each channel over all images and positions, float64 (d,)."""
-    count, total, squares = 0, torch.zeros(dim).double(), torch.zeros(dim).double()
-    for rows in torch.arange(len(codes)).split(OBSERVED_AT_ONCE):
-        part = codes.batch(rows).codes().double().cpu()
-        count += part[:, 0].numel()
-        total += part.sum(dim=(0, 2, 3))
-        squares += part.square().sum(dim=(0, 2, 3))
-    mean = total / count
-    return mean, squares / count - mean.square()
 
 
 def _channels(value: Tensor) -> Tensor:
