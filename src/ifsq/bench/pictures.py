@@ -41,7 +41,7 @@ def level_bars(run: Reported) -> dict[str, str] | None:
         f"standard deviations of the dimensions are {deviations}."
     )
     caption = "Share of all digits on each level, all dimensions together; dashed: even use."
-    return {"image": _svg(figure), "text": text, "caption": caption}
+    return {"image": svg(figure), "text": text, "caption": caption}
 
 
 @rc_context(STYLE)
@@ -59,7 +59,7 @@ def loss_curve(run: Reported) -> dict[str, str]:
         axis.legend(frameon=False)
     axis.set_title(f"{run.name}: loss", fontsize=9)
     axis.set_xlabel("step")
-    return {"image": _svg(figure), "title": f"loss of the {run.name} run"}
+    return {"image": svg(figure), "title": f"loss of the {run.name} run"}
 
 
 def picture(path: Path) -> dict[str, Any]:
@@ -68,7 +68,8 @@ def picture(path: Path) -> dict[str, Any]:
     return {"image": f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}", "width": width}
 
 
-def _svg(figure: Figure) -> str:
+def svg(figure: Figure) -> str:
+    """The figure as a data address."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None})
     return f"data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode()}"

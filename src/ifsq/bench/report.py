@@ -12,6 +12,7 @@ from typing import Any
 import jinja2
 import torch
 
+from ifsq.bench.curves import curves_over_training, tokenizer_over_training
 from ifsq.bench.pictures import GAP, SCALE, level_bars, loss_curve, picture
 from ifsq.bench.runs import Reported, read_run, refuse_unlike
 from ifsq.config import InputError
@@ -59,6 +60,7 @@ def _content(runs: Sequence[Reported], target: Path) -> dict[str, Any]:
         "row_height": _row_height(generators),
         "rows": [row for run in runs for row in _rows(run)],
         "levels": level_bars(tokenizers[0]) if tokenizers else None,
+        "steps": list(filter(None, [*map(tokenizer_over_training, tokenizers), curves_over_training(generators)])),
         "curves": [loss_curve(run) for run in runs],
         "commands": _commands(runs),
         "footer": f"{_machine()}.",

@@ -1,16 +1,17 @@
 """The runs that a report speaks of: what was logged of their training, and what was measured of them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ifsq.config import InputError
-from ifsq.evaluation.record import Evaluation, read_evaluation
+from ifsq.evaluation.record import Evaluation, read_evaluation, read_evaluations
 from ifsq.evaluation.sheets import SHEET_CLASSES
 from ifsq.generators import Generator
 from ifsq.metrics.card import compare
 from ifsq.store.run import EVALUATION, Run
+from ifsq.training.config import TrainConfig
 from ifsq.training.log import read_metrics
 
 MOST = 2.0**63  # steps and figures that matplotlib can draw
@@ -19,11 +20,15 @@ TITLES = {"tokenizer": "tokenizer", **{kind: cls.title for kind, cls in Generato
 
 @dataclass(frozen=True)
 class Reported:
-    """A run that the page speaks of: what was logged of its training and what was measured."""
+    """A run that the page speaks of: what was logged of its training and what was measured.
+
+    evaluations  of its steps, where they were measured one by one
+    """
 
     run: Run
     metrics: list[dict[str, Any]]
     evaluation: Evaluation
+    evaluations: dict[int, Evaluation] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path:
@@ -57,6 +62,11 @@ class Reported:
         known = [(row["step"], row[name]) for row in self.metrics if row.get(name) is not None]
         return [(step, float(value)) for step, value in known if abs(value) < MOST and abs(step) < MOST]
 
+    @property
+    def batch(self) -> int:
+        """Examples of a step. Raises InputError."""
+        return self.run.experiment(TrainConfig, "train").batch
+
     def trained(self) -> str:
         """Steps and minutes of its training."""
         step, seconds = max(self.logged("seconds"))
@@ -73,7 +83,7 @@ def read_run(run: Run) -> Reported:
     if evaluation is None:
         verb = "tokenizer" if run.kind == "tokenizer" else "generator"
         raise InputError(f"{folder}: is not evaluated yet; run ifsq {verb} eval {folder}")
-    reported = Reported(run, metrics, evaluation)
+    reported = Reported(run, metrics, evaluation, read_evaluations(run))
     if not reported.logged("seconds"):
         raise InputError(f"{folder}: has logged no step yet; train it first")
     if run.step is None or run.step != evaluation.step:

@@ -33,7 +33,7 @@ from ifsq.training.config import TrainConfig
 from ifsq.training.distributed import World, from_first, gather_or_refuse, in_turn
 
 SEED = 0  # of what generators draw
-MOST_REAL = 50_000  # training images at most that samples are held against
+REAL_A_SAMPLE = 10  # training images at most that samples are held against, for each of them: looked at once a start
 SMALL = 128  # pixels: smaller images are enlarged to this side, not to 224, for a third of the time
 FEATURES_AT_ONCE = 32  # images
 
@@ -166,7 +166,7 @@ class GeneratorObserver:
     def _real_features(self, network: FeatureNetwork, world: World) -> FeatureStatistics:
         real = self.real
         assert real is not None
-        batch, drawn = max_batch(*real.shape[:2]), sorted(sample_indices(real, MOST_REAL))
+        batch, drawn = max_batch(*real.shape[:2]), sorted(sample_indices(real, REAL_A_SAMPLE * len(self.asked)))
 
         def count() -> FeatureStatistics:
             seen = FeatureStatistics(network.widths[network.pooled])

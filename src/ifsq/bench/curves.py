@@ -1,0 +1,169 @@
+"""Figures over the training of generators: by step, by the images that they had seen, and by what that had cost.
+
+From ``evaluations/step_N.json`` (``ifsq generator eval --step all``), and from what was looked at while they trained
+(``train.evaluate_every``). Two runs share a panel where a figure was taken of both in the same way.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
+
+from ifsq.bench.pictures import COLOURS, STYLE, svg
+from ifsq.bench.runs import MOST, Reported
+
+SHARES = ("class agreement",)
+LOOKED = "evaluate/"
+DISTANCE = "fd_"
+TOKENIZER = tuple(f"{LOOKED}{name}" for name in ("psnr", "rfd_", "level_entropy"))
+AXES = ("step", "images seen", "training FLOP")
+
+
+@dataclass(frozen=True)
+class Point:
+    """A figure at a step; None where it is not known what training had taken by then."""
+
+    step: int
+    value: float
+    seen: int | None = None
+    flops: float | None = None
+
+    def along(self, axis: str) -> int | float | None:
+        """Where it lies on one of `AXES`."""
+        return {"step": self.step, "images seen": self.seen, "training FLOP": self.flops}[axis]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A figure of runs, taken in the same way: points by the names of the runs."""
+
+    title: str
+    points: dict[str, list[Point]] = field(default_factory=dict)
+
+
+def curves_over_training(runs: Sequence[Reported]) -> dict[str, str] | None:
+    """All panels in one figure, a row each; None where nothing was measured at two steps or more."""
+    panels = [panel for panel in panels_of(runs) if any(len(points) > 1 for points in panel.points.values())]
+    if not panels:
+        return None
+    every = [point for panel in panels for points in panel.points.values() for point in points]
+    axes = [axis for axis in AXES if any(point.along(axis) is not None for point in every)]
+    return {"image": _drawn(panels, axes), "caption": _caption(panels, axes)}
+
+
+def tokenizer_over_training(run: Reported) -> dict[str, str] | None:
+    """What was looked at while a tokenizer trained, a panel each; None where that was not at two steps or more."""
+    names = dict.fromkeys(name for row in run.metrics for name in row if name.startswith(TOKENIZER))
+    found = {name: run.logged(name) for name in sorted(names, key=_place)}
+    found = {name: points for name, points in found.items() if len(points) > 1}
+    if not found:
+        return None
+    n = int(max(count for _, count in run.logged(f"{LOOKED}images")))
+    caption = f"The averaged weights on {n} held-out images, the same ones at every step."
+    return {"image": _in_a_row({_title(name): points for name, points in found.items()}), "caption": caption}
+
+
+def panels_of(runs: Sequence[Reported]) -> list[Panel]:
+    """The panels of some generators, what was measured with cards first."""
+    panels: dict[tuple[Any, ...], Panel] = {}
+    for run in runs:
+        for key, title, point in (*_evaluated(run), *_looked_at(run)):
+            panel = panels.setdefault(key, Panel(title))
+            panel.points.setdefault(run.name, []).append(point)
+    return [panels[key] for key in sorted(panels, key=lambda key: key[0])]
+
+
+def _evaluated(run: Reported) -> Iterable[tuple[tuple[Any, ...], str, Point]]:
+    """Distances and shares of the evaluations by step; what was measured beside the generator's own samples is not."""
+    for step, evaluation in run.evaluations.items():
+        for card in evaluation.cards:
+            value = card.values.get("distance", card.values.get("share"))
+            if not card.generator_hash or "," in card.metric or value is None:
+                continue
+            how = (card.metric, card.features, card.n, card.reference_hash, card.labels, card.seed, evaluation.weights)
+            weights = "" if evaluation.weights == "average" else f", {evaluation.weights} weights"
+            point = Point(step, value, evaluation.seen, evaluation.flops)
+            if all(abs(number) < MOST for number in vars(point).values() if number is not None):  # that can be drawn
+                yield (0, *how), f"{card.metric}, {card.n} samples{weights}", point
+
+
+def _looked_at(run: Reported) -> Iterable[tuple[tuple[Any, ...], str, Point]]:
+    """Distances that were taken while the run trained."""
+    a_step = _cost_of_a_step(run)
+    for name in dict.fromkeys(name for row in run.metrics for name in row if name.startswith(LOOKED + DISTANCE)):
+        counts = dict(run.logged(f"{LOOKED}images"))
+        for step, value in run.logged(name):
+            n = int(counts.get(step, 0))
+            title = f"FD({name.removeprefix(LOOKED + DISTANCE)}) while training, {n} samples"
+            yield (1, name, n), title, Point(step, value, step * run.batch, a_step and step * a_step)
+
+
+def _cost_of_a_step(run: Reported) -> float | None:
+    """Floating-point operations, from an evaluation that counted them."""
+    found = [one.flops / step for step, one in run.evaluations.items() if one.flops is not None and step]
+    return found[-1] if found else None
+
+
+@rc_context(STYLE)
+def _drawn(panels: Sequence[Panel], axes: Sequence[str]) -> str:
+    figure = Figure(figsize=(3.4 * len(axes), 2.5 * len(panels)), layout="constrained")
+    grid = figure.subplots(len(panels), len(axes), sharey="row", squeeze=False)
+    names = list(dict.fromkeys(name for panel in panels for name in panel.points))
+    colours = dict(zip(names, COLOURS, strict=False))
+    for row, panel in zip(grid, panels, strict=True):
+        for place, along in zip(row, axes, strict=True):
+            for name, points in panel.points.items():
+                known = sorted((at, point.value) for point in points if (at := point.along(along)) is not None)
+                if known:
+                    place.plot(
+                        *zip(*known, strict=True), color=colours[name], marker="o", markersize=3.5, linewidth=1.2,
+                        label=name,
+                    )  # fmt: skip
+            place.set_xlabel(along, fontsize=8)
+            place.xaxis.set_major_formatter(EngFormatter(sep=""))
+            place.tick_params(labelsize=8)
+            place.set_ylim(bottom=0, top=1.02 if panel.title.startswith(SHARES) else None)
+        row[0].set_title(panel.title, fontsize=9, loc="left", parse_math=False)
+    if len(names) > 1:
+        grid[0][-1].legend(frameon=False, fontsize=8)
+    return svg(figure)
+
+
+@rc_context(STYLE)
+def _in_a_row(panels: Mapping[str, Sequence[tuple[int, float]]]) -> str:
+    figure = Figure(figsize=(3.4 * len(panels), 2.5), layout="constrained")
+    grid = figure.subplots(1, len(panels), squeeze=False)[0]
+    for place, (title, points) in zip(grid, panels.items(), strict=True):
+        place.plot(*zip(*points, strict=True), color=COLOURS[0], marker="o", markersize=3.5, linewidth=1.2)
+        place.set_title(title, fontsize=9, loc="left", parse_math=False)
+        place.set_xlabel(AXES[0], fontsize=8)
+        place.tick_params(labelsize=8)
+    return svg(figure)
+
+
+def _place(name: str) -> int:
+    """In the order of `TOKENIZER`."""
+    return next(at for at, start in enumerate(TOKENIZER) if name.startswith(start))
+
+
+def _title(name: str) -> str:
+    """Of a figure of a tokenizer."""
+    name = name.removeprefix(LOOKED)
+    if name.startswith("rfd_"):
+        return f"rFD({name.removeprefix('rfd_')})"
+    return {"psnr": "PSNR, dB", "level_entropy": "level entropy / log2 L"}[name]
+
+
+def _caption(panels: Sequence[Panel], axes: Sequence[str]) -> str:
+    text = "The averaged weights of every step that was measured; the same labels and random numbers at each."
+    if any("while training" in panel.title for panel in panels):
+        text += (
+            " A distance while training is of few samples to some of the training images: its curve tells, its height"
+            " does not compare with the table's."
+        )
+    if AXES[2] in axes:
+        text += " A FLOP is counted once for a multiplication and once for an addition, forward and backward."
+    return text

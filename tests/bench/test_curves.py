@@ -1,0 +1,114 @@
+"""Curves over the training: which figures share a panel, where their points lie, and damaged records."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ifsq.bench.curves import curves_over_training, panels_of, tokenizer_over_training
+from ifsq.bench.runs import Reported
+from ifsq.cli import main
+from ifsq.evaluation.record import Evaluation, read_evaluation, write_evaluation
+from ifsq.metrics import ProtocolCard
+from ifsq.store.run import Run
+
+CARD = ProtocolCard(
+    metric="FD(judge)", values={"distance": 9.0}, reference="pictures train", reference_hash="a", n=10, size=16,
+    crop="center", resize_kernel="bicubic", dtype="float32", tokenizer_hash="t", generator_hash="g", features="judge 1",
+)  # fmt: skip
+
+
+def evaluated(step, distance, agreement, **changes):
+    cards = (
+        replace(CARD, values={"distance": distance}, **changes),
+        replace(CARD, metric="class agreement", values={"share": agreement}, **changes),
+        replace(CARD, metric="FD(judge), untrained generator", values={"distance": 99.0}, **changes),
+        replace(CARD, metric="bits per image", values={"mean": 5.0}, **changes),
+    )
+    return Evaluation(cards, step, seen=step * 4, flops=step * 1e6)
+
+
+def reported(kind, evaluations=(), metrics=()):
+    run = Run(Path(kind), kind, {"kind": kind, "experiment": {"train": {"batch": 4}}})
+    held = {one.step: one for one in evaluations}
+    return Reported(run, list(metrics), evaluated(9, 1.0, 1.0), held)
+
+
+def told(panels):
+    return {
+        panel.title: {
+            name: [(at.step, at.value, at.seen, at.flops) for at in points] for name, points in panel.points.items()
+        }
+        for panel in panels
+    }
+
+
+def test_both_generators_share_the_panels_of_what_was_measured_alike():
+    ar = reported("ar", [evaluated(10, 8.0, 0.2), evaluated(20, 4.0, 0.5)])
+    diffusion = reported("diffusion", [evaluated(10, 7.0, 0.3)])
+    assert told(panels_of([ar, diffusion])) == {
+        "FD(judge), 10 samples": {
+            "autoregressive": [(10, 8.0, 40, 1e7), (20, 4.0, 80, 2e7)],
+            "diffusion": [(10, 7.0, 40, 1e7)],
+        },
+        "class agreement, 10 samples": {
+            "autoregressive": [(10, 0.2, 40, 1e7), (20, 0.5, 80, 2e7)],
+            "diffusion": [(10, 0.3, 40, 1e7)],
+        },
+    }
+
+
+@pytest.mark.parametrize("changes", [{"n": 20}, {"seed": 7}, {"features": "judge 2"}, {"reference_hash": "b"}])
+def test_what_was_measured_otherwise_has_a_panel_of_its_own(changes):
+    ar = reported("ar", [evaluated(10, 8.0, 0.2), evaluated(20, 4.0, 0.5)])
+    diffusion = reported("diffusion", [evaluated(10, 7.0, 0.3, **changes), evaluated(20, 6.0, 0.3, **changes)])
+    panels = panels_of([ar, diffusion])
+    assert [list(panel.points) for panel in panels] == [["autoregressive"]] * 2 + [["diffusion"]] * 2
+
+
+def test_what_was_looked_at_lies_where_an_evaluation_counted_the_cost():
+    rows = [{"step": step, "evaluate/fd_pixels": 3.0 / step, "evaluate/images": 8.0} for step in (2, 4)]
+    (panel,) = panels_of([reported("ar", metrics=rows)])
+    assert told([panel]) == {
+        "FD(pixels) while training, 8 samples": {"autoregressive": [(2, 1.5, 8, None), (4, 0.75, 16, None)]}
+    }
+    counted = panels_of([reported("ar", [evaluated(10, 8.0, 0.2)], rows)])[-1]
+    assert [point.flops for point in counted.points["autoregressive"]] == [2e6, 4e6]
+
+
+def test_a_single_step_is_no_curve():
+    assert curves_over_training([reported("ar", [evaluated(10, 8.0, 0.2)])]) is None
+    assert curves_over_training([]) is None
+    drawn = curves_over_training([reported("ar", [evaluated(10, 8.0, 0.2), evaluated(20, 4.0, 0.5)])])
+    assert drawn is not None
+    assert drawn["image"].startswith("data:image/svg+xml;base64,")
+
+
+def test_a_tokenizer_has_what_was_looked_at():
+    rows = [
+        {"step": step, "evaluate/rfd_pixels": 1.0, "evaluate/psnr": 20.0, "evaluate/images": 8.0} for step in (2, 4)
+    ]
+    drawn = tokenizer_over_training(reported("tokenizer", metrics=rows))
+    assert drawn is not None
+    assert "8 held-out images" in drawn["caption"]
+    assert tokenizer_over_training(reported("tokenizer", metrics=rows[:1])) is None
+
+
+def test_the_page_has_the_curves_and_a_damaged_record_is_one_line(road, tmp_path, monkeypatch, capsys):
+    shutil.copytree(road / "ar", tmp_path / "ar")
+    monkeypatch.chdir(tmp_path)
+    assert main(["report", "ar"]) == 0
+    assert "Over the training" not in Path("ar/report.html").read_text()
+    run = Run.open("ar")
+    held = read_evaluation(run)
+    for step in (1, 2):
+        write_evaluation(run, replace(held, step=step, seen=step * 4), step=step)
+    assert main(["report", "ar"]) == 0
+    assert "Over the training" in Path("ar/report.html").read_text()
+    run.evaluation_file(1).write_text('{"cards": [')
+    capsys.readouterr()
+    assert main(["report", "ar"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "step_1.json" in said
