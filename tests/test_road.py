@@ -339,6 +339,54 @@ def test_sample_writes_one_picture_and_the_seed_decides_it():
     assert size_of("a.png") == (2 * 18 + 2, 18 + 2)
 
 
+@pytest.mark.parametrize("kind", ["ar", "diffusion"])
+def test_sample_writes_sets_of_any_kept_step_averaged_or_raw(kind, tmp_path, capsys):
+    command = ["sample", kind, "--count", "12", "--sampling.guidance", "1"]
+    assert main([*command, "--out", str(tmp_path / "set")]) == 0
+    assert capsys.readouterr().out == f"samples: {tmp_path / 'set'}\n"
+    assert main([*command, "--out", str(tmp_path / "set.npz"), "--batch", "12"]) == 0
+    with np.load(tmp_path / "set.npz") as held:
+        images, labels = held["arr_0"], held["arr_1"]
+    assert labels.tolist() == [*range(10), 0, 1]
+    pictures = [np.asarray(Image.open(tmp_path / "set" / f"{number:06}.png")) for number in range(12)]
+    assert np.array_equal(images, pictures)
+    assert (tmp_path / "set/labels.csv").read_text().splitlines()[:2] == ["path,label,class", "000000.png,0,circle"]
+    card = json.loads((tmp_path / "set.json").read_text())
+    assert (card["labels"], card["step"], card["weights"], card["guidance"]) == (
+        "every class alike",
+        20,
+        "average",
+        1.0,
+    )
+    for options, told in ((["--step", "10"], (10, "average")), (["--weights", "raw"], (20, "raw"))):
+        place = tmp_path / f"{told[1]}.npz"
+        assert main([*command, *options, "--out", str(place)]) == 0
+        other = json.loads(place.with_suffix(".json").read_text())
+        assert (other["step"], other["weights"]) == told
+        assert other["generator_hash"] != card["generator_hash"]
+        assert (np.load(place)["arr_0"] != images).any()
+    capsys.readouterr()
+    told = refused(capsys, [*command, "--step", "10", "--out", str(tmp_path / "set")])
+    assert told.endswith("set: holds other samples (step 20 against 10); choose another place or remove it\n")
+
+
+def test_sample_takes_labels_as_given_at_random_or_as_in_training(tmp_path):
+    for name, options in (
+        ("given.npz", ["--labels", "3", "circle", "3"]),
+        ("random.npz", ["--count", "40", "--classes", "random"]),
+        ("training.npz", ["--count", "40", "--classes", "training"]),
+        ("picture.png", ["--count", "12"]),
+    ):
+        assert main(["sample", "ar", *options, "--out", str(tmp_path / name)]) == 0
+    assert size_of(tmp_path / "picture.png") == (10 * 18 + 2, 2 * 18 + 2)
+    given, drawn, like = (
+        np.load(tmp_path / f"{name}.npz")["arr_1"].tolist() for name in ("given", "random", "training")
+    )
+    assert given == [3, 0, 3]
+    assert sorted(drawn) != sorted(like)
+    assert np.bincount(like).tolist() == [4] * 10
+
+
 def test_reconstruct_keeps_the_size_of_a_picture(tmp_path, capsys):
     picture = tmp_path / "photo.png"
     Image.fromarray(np.full((21, 34, 3), 90, np.uint8)).save(picture)
@@ -475,7 +523,18 @@ BAD = {
     "label": (["sample", "ar", "--labels", "0", "10", "--out", "new.png"], "label 10: expected 0 to 9 (0 circle"),
     "no class": (["sample", "ar", "--labels", "0", "cirle", "--out", "new.png"], "label cirle: expected 0 to 9 (0 circle, "),
     "negative label": (["sample", "ar", "--labels", "-1", "--out", "new.png"], "label -1: expected 0 to 9"),
-    "picture name": (["sample", "ar", "--labels", "0", "--out", "new.txt"], "new.txt: expected a name that ends in .png"),
+    "no images": (["sample", "ar", "--count", "0", "--out", "new"], "count 0: expected 1 to 10000000"),
+    "no batch": (["sample", "ar", "--count", "3", "--batch", "0", "--out", "new"], "batch 0: expected at least 1"),
+    "labels and a law": (["sample", "ar", "--labels", "0", "--classes", "random", "--out", "new"], "--classes: says of which classes --count images are; got --labels"),
+    "labels and a count": (["sample", "ar", "--labels", "0", "--count", "3", "--out", "new"], "not allowed with argument --labels"),
+    "neither labels nor count": (["sample", "ar", "--out", "new"], "one of the arguments --labels --count is required"),
+    "step": (["sample", "ar", "--count", "3", "--step", "15", "--out", "new"], "ar/checkpoints: step 15 is not kept; expected one of 10, 20"),
+    "a file for a folder of samples": (["sample", "ar", "--count", "3", "--out", "ar/metrics"], "ar/metrics: is a file; expected a folder for the samples"),
+    "a folder of other things": (["sample", "ar", "--count", "3", "--out", "foreign"], "foreign: is not empty and holds no samples (letter.txt); choose another folder"),
+    "an npz of somebody": (["sample", "ar", "--count", "3", "--out", "old.npz"], "old.npz: exists, and no old.json beside it says of what; choose another name"),
+    "an npz where nothing can be": (["sample", "ar", "--count", "3", "--out", "/proc/nothing/new.npz"], "/proc/nothing/new.npz: cannot be written: no such file or directory"),
+    "too many for a picture": (["sample", "ar", "--count", "1001", "--out", "new.png"], "new.png: 1001 images are too many for one picture; name a folder or a .npz"),
+    "picture name": (["sample", "ar", "--labels", "0", "--out", "new.txt"], "new.txt: expected a name that ends in .png or .npz, or that of a folder"),
     "guidance": (["sample", "ar", "--labels", "0", "--out", "new.png", "--sampling.guidance", "nan"], "sampling: guidance: nan: expected a finite number"),
     "negative guidance": (["sample", "ar", "--labels", "0", "--out", "new.png", "--sampling.guidance", "-2"], "sampling: guidance=-2.0: expected a number of at least 0 (1 is no guidance)"),
     "sampling of the other kind": (["sample", "ar", "--labels", "0", "--out", "new.png", "--sampling.steps", "3"], "sampling: steps: unknown key; known: "),
@@ -507,6 +566,8 @@ def damage(folder, **files):
 def test_bad_input_is_one_line_and_nothing_is_written(case, capsys):
     Path("foreign").mkdir(exist_ok=True)
     Path("foreign/letter.txt").write_text("dear all")
+    Path("old.npz").write_bytes(b"somebody's")
+    Path("ar/metrics").touch()
     Image.fromarray(np.zeros((3, 3, 3), np.uint8)).save("tiny.png")
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save("good.png")
     damage("damaged", config="{")

@@ -16,21 +16,14 @@ import torch
 
 from ifsq.codes.cache import CodeCache
 from ifsq.config import InputError, check_seed, to_dict
-from ifsq.data import (
-    Reading,
-    check_png,
-    describe_counts,
-    describe_images,
-    image_grid,
-    open_images,
-    split_called,
-    write_png,
-)
+from ifsq.data import Reading, describe_counts, describe_images, open_images, split_called
+from ifsq.data.image_sets import set_kind
 from ifsq.data.images import SPLITS, Size
 from ifsq.evaluation import (
     ImageEvaluation,
     TokenizerEvaluation,
-    draw_images,
+    asked_for,
+    draw_picture,
     held_out_figures,
     images_to_measure,
     load_networks,
@@ -44,8 +37,10 @@ from ifsq.evaluation import (
     write_cards,
     write_evaluation,
     write_pairs,
+    write_samples,
 )
 from ifsq.evaluation.reconstruct import check_tile, distinct_targets, reconstruct_image
+from ifsq.evaluation.samples import MOST_SAMPLES, Classes, image_shape, samples_card
 from ifsq.experiment import (
     GeneratorExperiment,
     TokenizerExperiment,
@@ -58,7 +53,6 @@ from ifsq.experiment import (
 from ifsq.generators import Origin
 from ifsq.generators.train import GeneratorTask
 from ifsq.metrics import ProtocolCard
-from ifsq.store.files import make_folder
 from ifsq.store.run import Run
 from ifsq.tokenizer.encode import write_codes
 from ifsq.tokenizer.losses import load_perceptual
@@ -69,8 +63,6 @@ from ifsq.training.distributed import from_first, in_turn, join
 from ifsq.training.log import Reporter, Silent
 from ifsq.training.loop import check_batch, fit
 from ifsq.training.warm_start import warm_start
-
-MOST_SAMPLES = 10**7
 
 
 def train_tokenizer(experiment: TokenizerExperiment, device: str = "auto", reporter: Reporter | None = None) -> Path:
@@ -172,21 +164,37 @@ def sample(
     out: Path,
     device: str = "auto",
     sampling: Mapping[str, Any] | None = None,
+    *,
+    count: int = 0,
+    classes: Classes = "balanced",
+    step: int | None = None,
+    average: bool = True,
+    batch: int | None = None,
+    reporter: Reporter | None = None,
 ) -> Path:
-    """Draw one image for every label, a class's number or name, and write them as one PNG; returns its path.
+    """Draw one image for every label, a class's number or name, or ``count`` images; returns ``out``.
 
+    out       ``.png``: one picture of all. Else a set with a card, which all processes draw and which goes on where it
+              was killed, see `ifsq.data.image_sets`: ``.npz`` in ADM's layout, or a folder of PNGs
     sampling  options of the kind's sampling class in place of the run's own
+    classes   of ``count`` images: ``balanced``, ``random``, or as in ``training``; see `asked_for`
+    step      of a checkpoint that is kept; None: the newest
+    average   the averaged weights, else the raw ones
+    batch     images at once in each process; None: as many as suits their size
     """
-    check_png(out)
+    kind = set_kind(out)
     check_seed(seed)
     with join(device) as world:
-        pair = load_pair(Run.open(folder), world.device)
-        wanted = torch.tensor(pair.generator.origin.labels(labels))
+        run = Run.open(folder)
+        pair = load_pair(run, world.device, step, average)
+        asked = asked_for(run, pair.generator, labels, count, classes, seed)
         options = pair.generator.sampling(sampling)
-        if world.first:
-            images = draw_images(pair.generator, pair.tokenizer, wanted, seed, options)
-            make_folder(out.parent)
-            write_png(image_grid(images, min(len(labels), 10)), out)
+        if kind is None:
+            from_first(world, lambda: draw_picture(pair, asked.labels, seed, options, out))
+        else:
+            place = kind(out, len(asked.labels), image_shape(pair.generator, pair.tokenizer))
+            card = samples_card(pair, asked, options, seed, place.kind, run.step if step is None else step, average)
+            write_samples(pair, asked.labels, options, card, place, world, reporter or Silent(), batch)
     return out
 
 

@@ -13,18 +13,12 @@ import torch
 from ifsq.codes import CodeSet, CodeSpec
 from ifsq.config import InputError
 from ifsq.data import DataConfig, open_images, write_png
-from ifsq.evaluation import generator
-from ifsq.evaluation.generator import (
-    draw_images,
-    look,
-    measure_likelihood,
-    reconstructed_parts,
-    sample_parts,
-    suffix_of,
-)
+from ifsq.evaluation import generator, samples
+from ifsq.evaluation.generator import look, measure_likelihood, reconstructed_parts, suffix_of
 from ifsq.evaluation.judge import JudgeNet
 from ifsq.evaluation.labels import labels_balanced, labels_like
 from ifsq.evaluation.protocol import dealt
+from ifsq.evaluation.samples import draw_images, sample_parts
 from ifsq.evaluation.sheets import class_sheet, real_sheet, shown_pairs
 from ifsq.generators.ar import ARConfig, ARGenerator, ARSampling
 from ifsq.generators.diffusion import DiffusionSampling
@@ -53,7 +47,7 @@ def test_images_of_a_seed_are_the_same_in_batches_of_any_size(pair, monkeypatch)
     whole = draw_images(*pair, labels, 5, ARSampling(2.0))
     assert len(np.unique(whole.reshape(11, -1), axis=0)) > 8
     for size in (1, 4):
-        monkeypatch.setattr(generator, "AT_ONCE", size)
+        monkeypatch.setattr(samples, "max_batch", lambda *sides, size=size: size)
         drawn = draw_images(*pair, labels, 5, ARSampling(2.0))
         assert np.abs(drawn.astype(int) - whole).max() <= 1  # convolutions of other batches round otherwise
     assert np.abs(draw_images(*pair, labels[:3], 5, ARSampling(2.0)).astype(int) - whole[:3]).max() <= 1

@@ -1,6 +1,6 @@
 """The table of faults, made again: ``python -m tests.faults [ROW ...] [--short]``. ``make faults`` runs all of it.
 
-Rows: A2 A2b A3 A4 A4b A4c A5 A6 A7 B1 B3 B3b B3c B4. Exit code 1 where an attempt ended in a traceback, a hang, too
+Rows: A2 A2b A3 A4 A4b A4c A5 A6 A7 A8 B1 B3 B3b B3c B4. Exit code 1 where an attempt ended in a traceback, a hang, too
 much memory or a crash, said more than a line, or was silently wrong.
 """
 
@@ -32,6 +32,7 @@ SCENES: dict[str, tuple[Callable[[Path, Path], Iterator[Found]], ...]] = {
     "A5": (processes.killed_ranks, processes.torchruns, processes.errors_of_one_rank, processes.frozen_rank),
     "A6": (pairs.two_trainings,),
     "A7": (pairs.other_pairs,),
+    "A8": (processes.killed_samplings,),
 }
 """What needs a moment, and so runs one after another."""
 SHORT: dict[str, Callable[[Path, Path], Iterator[Found]]] = {

@@ -140,6 +140,39 @@ def frozen_reader(world: Path, place: Path) -> Iterator[Found]:
     yield found("A4c", "readers frozen", ended, ("refused",))
 
 
+def killed_samplings(world: Path, place: Path, times: int = 8) -> Iterator[Found]:
+    """Row A8: SIGKILL at random moments while a set of samples is written; then the same command, to its end."""
+    draw = random.Random(0)
+    for name in ("set", "set.npz"):
+        folder = copy(world, place)
+        line = f"sample ar --count 600 --batch 8 --out {name}"
+        (folder / "whole").mkdir()
+        ended = start(folder, f"sample ar --count 600 --batch 8 --out whole/{name}").end(LIMIT)
+        began = 0
+        for _ in range(times):
+            run = start(folder, line)
+            hidden = folder / ("set/.partial_samples" if name == "set" else ".partial_set.npz")
+            wait_until(lambda hidden=hidden, before=began: _count(hidden) > before, run)
+            time.sleep(draw.random() * 0.2)
+            run.kill()
+            began = _count(hidden)
+        ended = start(folder, line).end(LIMIT)
+        same = _bytes(folder, name) == _bytes(folder / "whole", name)
+        shutil.rmtree(folder)
+        seen = found("A8", f"{name}, {times} kills", ended, ("accepted",))
+        yield seen if same or seen.bad else Found("A8", seen.name, seen.kind, "other bytes than unbroken", seen.detail)
+
+
+def _count(folder: Path) -> int:
+    return len(list(folder.iterdir())) if folder.is_dir() else 0
+
+
+def _bytes(folder: Path, name: str) -> dict[str, bytes]:
+    """The files of a set of samples: those of a folder, or an npz and its card."""
+    files = (folder / name).iterdir() if (folder / name).is_dir() else folder.glob("set.*")
+    return {path.name: path.read_bytes() for path in files}
+
+
 def port() -> int:
     """A free one."""
     with socket.socket() as found_free:

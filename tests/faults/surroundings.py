@@ -8,7 +8,9 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from zipfile import BadZipFile
 
+import numpy as np
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 from tests.faults.cases import BAD, Found
@@ -25,6 +27,8 @@ WRITERS = (
     "tokenizer eval tok",
     "generator eval ar --samples 4",
     "sample ar --labels 0 1 --out new.png",
+    "sample ar --count 40 --batch 8 --out set",
+    "sample ar --count 40 --batch 8 --out set.npz",
     "reconstruct tok images/b --out again",
     "report tok",
     "export pretrained tok --out new",
@@ -161,6 +165,9 @@ def half_written(folder: Path) -> str:
             if path.suffix == ".png" and path.name != "broken.png":
                 with Image.open(path) as image:
                     image.load()
+            elif path.suffix == ".npz":
+                with np.load(path) as file:
+                    dict(file)
             elif path.suffix == ".json":
                 json.loads(path.read_text())
             elif path.suffix == ".safetensors":
@@ -168,7 +175,7 @@ def half_written(folder: Path) -> str:
                     file.keys()
             elif path.suffix == ".html" and "</html>" not in path.read_text():
                 return f"{path.relative_to(folder)} is cut short"
-        except (OSError, ValueError, SyntaxError, SafetensorError) as error:
+        except (OSError, ValueError, SyntaxError, SafetensorError, BadZipFile) as error:
             return f"{path.relative_to(folder)} is half-written: {error}"
     return ""
 

@@ -1,12 +1,13 @@
 """Random numbers of images: a second implementation of Philox, distributions; one seed, one image, for both kinds."""
 
+import numpy as np
 import pytest
 import torch
 
 from ifsq.codes.spec import CodeSpec
 from ifsq.generators.ar import ARConfig, ARGenerator
 from ifsq.generators.diffusion import DiffusionGenerator, DiTConfig
-from ifsq.generators.streams import normals, uniforms
+from ifsq.generators.streams import choices, normals, uniforms
 
 SPEC = CodeSpec((5, 9), (1, 1), "little", "equal", (4, 2))
 LABELS = torch.tensor([2, 0, 1, 1, 0, 2, 2])
@@ -46,6 +47,16 @@ def test_numbers_of_an_image_are_its_own():
     assert torch.equal(normals(7, 4, 1, 5), whole[4:5, :5])
     assert not torch.equal(normals(8, 0, 6, 9), whole)
     assert len(whole.unique()) == whole.numel()
+
+
+def test_choices_of_an_image_are_its_own_and_even():
+    drawn = choices(3, 60_000, 10)
+    assert torch.equal(choices(3, 40, 10), drawn[:40])
+    assert not torch.equal(choices(4, 40, 10), drawn[:40])
+    assert (drawn.bincount(minlength=10) / 60_000 - 0.1).abs().max() < 0.005  # 4 standard deviations
+    assert choices(3, 40, 1).tolist() == [0] * 40
+    word = np.random.Philox(key=np.array([3, 2**63], np.uint64)).random_raw(1)[0]
+    assert int(drawn[0]) == int(word >> 24) * 10 // 2**40  # no stream of an image: these end at 2**63 - 1
 
 
 def test_seeds_that_differ_above_32_bits_differ():

@@ -32,13 +32,37 @@ def add_generator(verbs: Any) -> None:
 
 def add_sample(verbs: Any) -> None:
     """``sample``."""
-    sample = verb(verbs, "sample", "draw images of given classes", _sample, overrides=SAMPLING)
+    sample = verb(verbs, "sample", "draw images of given classes, or many of all", _sample, overrides=SAMPLING)
     sample.add_argument("folder", type=Path, metavar="RUN", help="generator run")
+    which = sample.add_mutually_exclusive_group(required=True)
+    which.add_argument("--labels", nargs="+", metavar="CLASS", help="numbers or names of classes: one image for each")
+    which.add_argument("--count", type=int, metavar="N", help="so many images, of all classes")
     sample.add_argument(
-        "--labels", nargs="+", required=True, metavar="CLASS", help="numbers or names of classes: one image for each"
+        "--classes",
+        choices=("balanced", "random", "training"),
+        help="of --count: all alike, drawn at random, or as frequent as in the training set (default balanced)",
     )
     sample.add_argument("--seed", type=int, default=0)
-    sample.add_argument("--out", type=Path, required=True, metavar="GRID.png")
+    add_weights(sample)
+    sample.add_argument(
+        "--batch", type=int, metavar="N", help="images at once in each process (default: as many as suits their size)"
+    )
+    sample.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="PLACE",
+        help="one picture GRID.png; or a set, which goes on where it was interrupted: a folder of PNGs, or FILE.npz as"
+        " ADM's evaluations read it",
+    )
+
+
+def add_weights(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that say which weights of a run are meant."""
+    parser.add_argument("--step", type=int, metavar="N", help="a checkpoint that is kept (default: the newest)")
+    parser.add_argument(
+        "--weights", choices=("average", "raw"), default="average", help="of the checkpoint (default average)"
+    )
 
 
 def _generator_train(options: argparse.Namespace) -> None:
@@ -68,7 +92,23 @@ def _generator_eval(options: argparse.Namespace) -> None:
 
 def _sample(options: argparse.Namespace) -> None:
     from ifsq import pipeline
+    from ifsq.config import InputError
 
-    sampling = sampling_of(options)
-    pipeline.sample(options.folder, options.labels, options.seed, options.out, options.device, sampling)
-    say(f"picture: {options.out}")
+    if options.labels and options.classes:
+        raise InputError("--classes: says of which classes --count images are; got --labels")
+    with Terminal() as terminal:
+        pipeline.sample(
+            options.folder,
+            options.labels or (),
+            options.seed,
+            options.out,
+            options.device,
+            sampling_of(options),
+            count=options.count or 0,
+            classes=options.classes or "balanced",
+            step=options.step,
+            average=options.weights == "average",
+            batch=options.batch,
+            reporter=terminal,
+        )
+    say(f"{'picture' if options.out.suffix.lower() == '.png' else 'samples'}: {options.out}")

@@ -2,11 +2,12 @@
 
 from ifsq.evaluation.compare import Compared, compare_evaluations
 from ifsq.evaluation.evaluate_images import ImageEvaluation, measure_images
-from ifsq.evaluation.generator import draw_images, measure_generator, suffix_of
+from ifsq.evaluation.generator import measure_generator, suffix_of
 from ifsq.evaluation.in_training import observe_generator, observe_tokenizer
 from ifsq.evaluation.networks import load_networks
 from ifsq.evaluation.options import TokenizerEvaluation, images_to_measure
 from ifsq.evaluation.record import read_evaluation, read_evaluations, write_cards, write_evaluation
+from ifsq.evaluation.samples import asked_for, draw_images, draw_picture, write_samples
 from ifsq.evaluation.sheets import shown_pairs, write_pairs
 from ifsq.evaluation.tokenizer import held_out_figures, measure_tokenizer
 
@@ -14,8 +15,10 @@ __all__ = [
     "Compared",
     "ImageEvaluation",
     "TokenizerEvaluation",
+    "asked_for",
     "compare_evaluations",
     "draw_images",
+    "draw_picture",
     "held_out_figures",
     "images_to_measure",
     "load_networks",
@@ -31,4 +34,5 @@ __all__ = [
     "write_cards",
     "write_evaluation",
     "write_pairs",
+    "write_samples",
 ]

@@ -10,7 +10,6 @@ import torch
 from ifsq.config import InputError, check_seed
 from ifsq.data.images import Reading, Size, height_width, size_text
 from ifsq.evaluation.collect import Look, collect
-from ifsq.evaluation.generator import sample_parts
 from ifsq.evaluation.given import (
     ArrayImages,
     DrawnImages,
@@ -22,6 +21,7 @@ from ifsq.evaluation.image_cards import LEAST, image_cards
 from ifsq.evaluation.labels import labels_balanced
 from ifsq.evaluation.record import Evaluation
 from ifsq.evaluation.reference import Reference, open_reference, views_of
+from ifsq.evaluation.samples import sample_parts
 from ifsq.experiment import load_pair
 from ifsq.generators import Generator
 from ifsq.metrics import ProtocolCard

@@ -3,12 +3,12 @@
 One path for both kinds of generator: the same labels, the same decoder, the same judge, the same reference images.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Int, UInt8
+from jaxtyping import Int
 from torch import Tensor
 
 from ifsq.codes.cache import CodeCache, CodeSet
@@ -20,6 +20,7 @@ from ifsq.evaluation.judge import FEATURES, JudgeNet, share_judge
 from ifsq.evaluation.labels import BALANCED, LIKE_REFERENCE, labels_balanced, labels_like
 from ifsq.evaluation.protocol import blank_card, dealt, name_of, sample_indices
 from ifsq.evaluation.record import Evaluation
+from ifsq.evaluation.samples import Part, sample_parts
 from ifsq.evaluation.sheets import CLASS_COLUMNS, SHEET_CLASSES, class_sheet, real_sheet
 from ifsq.experiment import Pair
 from ifsq.generators import Generator, Sampling
@@ -112,15 +113,6 @@ def untrained(run: Run, codes: CodeSet) -> Generator:
     return twin.eval()
 
 
-@dataclass(frozen=True)
-class Part:
-    """Some 8-bit images, the labels that were asked for, and which of all images they are."""
-
-    images: UInt8[np.ndarray, "b H W c"]
-    labels: Int[Tensor, "b"]
-    numbers: Sequence[int]
-
-
 class Seen:
     """What the judge has seen of images, small enough to send.
 
@@ -188,34 +180,6 @@ def reference(judge: JudgeNet, images: ImageSource, data: DataConfig, name: str,
     for other in others:
         first.merge(other)
     return Reference(name, images.fingerprint, data, len(images.classes), first)
-
-
-@torch.no_grad()
-def sample_parts(
-    generator: Generator,
-    tokenizer: Tokenizer,
-    labels: Int[Tensor, "n"],
-    seed: int,
-    sampling: Sampling,
-    batches: Iterable[Sequence[int]],
-) -> Iterator[Part]:
-    """Images by number, one a label, in batches of numbers that follow each other.
-
-    Image number i has random numbers of its own, see `Generator.sample`.
-    """
-    for numbers in batches:
-        asked = labels[numbers[0] : numbers[-1] + 1]
-        drawn = generator.sample(asked, sampling, seed=seed, first=numbers[0])
-        yield Part(to_uint8(tokenizer.decode_sampled(drawn)), asked, numbers)
-
-
-def draw_images(
-    generator: Generator, tokenizer: Tokenizer, labels: Int[Tensor, "n"], seed: int, sampling: Sampling
-) -> UInt8[np.ndarray, "n H W c"]:
-    """All of them: 8-bit images, one a label."""
-    alone = World(0, 1, labels.device)
-    parts = sample_parts(generator, tokenizer, labels, seed, sampling, dealt(range(len(labels)), AT_ONCE, alone))
-    return np.concatenate([part.images for part in parts])
 
 
 @torch.no_grad()

@@ -17,9 +17,9 @@ from ifsq.config import InputError, build
 from ifsq.data import DataError, ImageBatch, ImageSource, iterate_once, open_images, to_float, to_uint8
 from ifsq.data.images import DataConfig
 from ifsq.data.sampler import max_batch
-from ifsq.evaluation.generator import sample_parts
 from ifsq.evaluation.labels import labels_like
 from ifsq.evaluation.protocol import dealt, sample_indices
+from ifsq.evaluation.samples import sample_parts
 from ifsq.evaluation.sheets import CLASS_COLUMNS, SHEET_CLASSES, class_sheet, pair_sheet, shown_pairs
 from ifsq.generators import Generator
 from ifsq.metrics import CodeCounts, FeatureStatistics, ImageScores, psnr, ssim

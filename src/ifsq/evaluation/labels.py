@@ -1,4 +1,4 @@
-"""Which classes an evaluation asks a generator for: those that the reference has, and how often."""
+"""Which classes a generator is asked for: those that a reference has, and how often; or all that it knows."""
 
 import numpy as np
 import torch

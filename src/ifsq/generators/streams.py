@@ -7,7 +7,7 @@ share one. `torch.Generator` on the CPU keeps 32 of a seed's 64 bits (``findings
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt64
+from jaxtyping import Float, Int, UInt64
 from torch import Tensor
 
 
@@ -23,6 +23,15 @@ def normals(seed: int, first: int, images: int, count: int) -> Float[Tensor, "b 
     """As `uniforms`, but of N(0, 1): the distribution inverted in float64, so that no processor's short cuts show."""
     levels = ((_words(seed, first, images, count) >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
     return torch.special.ndtri(torch.from_numpy(levels)).to(torch.float32)
+
+
+def choices(seed: int, count: int, options: int) -> Int[Tensor, "n"]:
+    """A number of 0..options-1 for each of the images 0..count-1: word i of a stream that no image has.
+
+    options  at most 2**24: a number is as likely as any other but for one part in 2**16
+    """
+    words = np.random.Philox(key=np.array([seed, 2**63], np.uint64)).random_raw(count)
+    return torch.from_numpy(((words >> np.uint64(24)) * np.uint64(options) >> np.uint64(40)).astype(np.int64))
 
 
 def _words(seed: int, first: int, images: int, count: int) -> UInt64[np.ndarray, "b n"]:
