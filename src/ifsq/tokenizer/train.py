@@ -45,7 +45,7 @@ class TokenizerTask(Task):
         if loss.adversarial is not None:
             self.adversary = Adversary(loss.adversarial, model.channels)
             self.opponent = Opponent(
-                self.adversary, replace(config.optim, lr=loss.adversarial.rate, clip=0.0), "discriminator"
+                self.adversary, replace(config.optim, kind="adamw", lr=loss.adversarial.rate, clip=0.0), "discriminator"
             )
 
     def batches(self, start: int, world: World) -> Generator[ImageBatch, None, None]:

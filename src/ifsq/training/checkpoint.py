@@ -177,7 +177,7 @@ def flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def restore_optimizer(optimizer: torch.optim.Optimizer, flat: Mapping[str, Tensor], where: str, steps: int) -> None:
-    """Inverse of `flatten_optimizer`, for AdamW.
+    """Inverse of `flatten_optimizer`, for AdamW and Muon.
 
     steps  that it may have made; 0 for none, and then it has no state. Else every parameter has
 
@@ -185,9 +185,12 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, flat: Mapping[str, Tenso
     fused optimizer walks them side by side in memory.
     """
     current = optimizer.state_dict()
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    owners = [(group, p) for group in optimizer.param_groups for p in group["params"]]
     places: dict[str, Tensor] = {}
-    for number, parameter in enumerate(parameters if steps else ()):
+    for number, (group, parameter) in enumerate(owners if steps else ()):
+        if "momentum" in group:  # Muon's
+            places[f"{number}.momentum_buffer"] = parameter
+            continue
         places |= {f"{number}.{name}": parameter for name in ("exp_avg", "exp_avg_sq")}
         places[f"{number}.step"] = torch.zeros(())
     for key in sorted(places.keys() | flat.keys()):

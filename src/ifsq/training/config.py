@@ -100,5 +100,9 @@ class TrainConfig:
             raise ValueError(f"ema={self.ema}: expected a decay in [0, 1)")
         if self.init_parts and not self.init:
             raise ValueError(f"init_parts={list(self.init_parts)} without init: expected where they are taken from")
+        if self.optim.kind == "muon" and self.engine.sharding == "shard":
+            raise ValueError(
+                "optim.kind='muon' with engine.sharding='shard': expected adamw, or replicate: it needs whole matrices"
+            )
         if self.precision == "fp16" and self.engine.sharding == "shard":
             raise ValueError("precision='fp16' with engine.sharding='shard': expected bf16, or replicate")

@@ -1,18 +1,25 @@
 """Optimizer and learning-rate schedule."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import nn
 
+from ifsq.training import parallel
+from ifsq.training.muon import Muon
+
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW, and its schedule.
+    """The optimizer, and its schedule.
 
-    lr            peak learning rate
+    kind          ``adamw``; or ``muon`` for matrices and convolutions of the blocks (see `Muon`), AdamW for the rest
+    lr            peak learning rate of AdamW
+    muon_lr       of Muon; both follow the schedule
+    muon_momentum of Muon
     betas         AdamW's two momenta
     weight_decay  on matrices and convolutions only: never on norms, biases and one-dimensional tables
     warmup        steps of linear warm-up
@@ -21,7 +28,10 @@ class OptimConfig:
     clip          largest gradient norm; 0 for no clipping
     """
 
+    kind: Literal["adamw", "muon"] = "adamw"
     lr: float = 1e-3
+    muon_lr: float = 0.02
+    muon_momentum: float = 0.95
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.0
     warmup: int = 50
@@ -30,22 +40,46 @@ class OptimConfig:
     clip: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.lr > 0:
-            raise ValueError(f"lr={self.lr}: expected a positive number")
+        for name in ("lr", "muon_lr"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)}: expected a positive number")
+        if not 0 <= self.muon_momentum < 1:
+            raise ValueError(f"muon_momentum={self.muon_momentum}: expected a number in [0, 1)")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas={self.betas}: expected two numbers in [0, 1)")
         if self.warmup < 0 or self.clip < 0 or self.weight_decay < 0 or not 0 <= self.final <= 1:
             raise ValueError("warmup, clip and weight_decay must not be negative, and final must lie in [0, 1]")
 
 
-def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters, decay on those of two and more dimensions."""
+def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """The optimizer of the trainable parameters, with decay on those of two and more dimensions.
+
+    A group's ``scale`` is its learning rate in units of AdamW's.
+    """
     trainable = [p for p in model.parameters() if p.requires_grad]
+    matrices = list(hidden_matrices(model)) if config.kind == "muon" else []
+    taken = {id(p) for p in matrices}
+    rest = [p for p in trainable if id(p) not in taken]
     groups = [
-        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in rest if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
+    adamw = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
+    if config.kind == "adamw":
+        return adamw
+    muon = Muon(matrices, config.muon_lr, config.muon_momentum, config.weight_decay, adamw)
+    muon.param_groups[-1]["scale"] = config.muon_lr / config.lr
+    return muon
+
+
+def hidden_matrices(model: nn.Module) -> Iterator[nn.Parameter]:
+    """Trainable parameters of two and more dimensions in the blocks of a model, each once.
+
+    A block is an element of a module list that is made of other modules: an embedding or an output layer is none.
+    """
+    for block in parallel.blocks(model):
+        if next(block.children(), None) is not None:
+            yield from (p for p in block.parameters() if p.requires_grad and p.ndim >= 2)
 
 
 def lr_at(step: int, steps: int, config: OptimConfig) -> float:

@@ -69,7 +69,7 @@ class Trainee:
         share  of the whole step's examples that is left: the gradient becomes the mean over these
         """
         for group in self.optimizer.param_groups:
-            group["lr"] = lr_at(step, self.config.steps, self.optim)
+            group["lr"] = lr_at(step, self.config.steps, self.optim) * group.get("scale", 1.0)
         self.scaler.unscale_(self.optimizer)
         if share != 1:
             for parameter in self.module.parameters():
