@@ -15,10 +15,13 @@ from ifsq.data.images import DataConfig, Reading, Size, check_channels, height_w
 from ifsq.generators import Generator, Origin, Sampling
 from ifsq.generators.ar import ARConfig, ARSampling
 from ifsq.generators.diffusion import DiffusionSampling, DiTConfig
+from ifsq.quantizers.bounds import BOUNDS
 from ifsq.store.run import CONFIG, Run
+from ifsq.tokenizer.bottleneck import KINDS, QuantizerConfig
 from ifsq.tokenizer.losses import LossConfig
-from ifsq.tokenizer.model import Tokenizer, TokenizerConfig
+from ifsq.tokenizer.model import Tokenizer, TokenizerConfig, config_of
 from ifsq.training.config import EngineConfig, TrainConfig
+from ifsq.training.warm_start import goes_on
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,126 @@ def load_tokenizer_experiment(path: Path, overrides: Iterable[str] = ()) -> Toke
     """Read an experiment file. Raises InputError in one line for whatever is wrong with it."""
     table = config.merge(config.read_toml(path), config.parse_overrides(overrides, TokenizerExperiment))
     return config.build(TokenizerExperiment, table, str(path))
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """Another bottleneck for a tokenizer; see `adapted_experiment`.
+
+    source         run, folder of a saved model or ``owner/name`` on the hub
+    to             a bound, as ``ifsq``; ``fsq``, the first FSQ with ``tanh``; or another kind of bottleneck
+    levels         of ``fsq`` and ``residual``; empty: the source's own, or 17 for each dimension of its codes
+    bits           of every dimension, in place of levels: 2**bits + 1 of them
+    data           as ``data.source``; empty: the source's own
+    size           of the images; None: the source's own
+    steps          0: a quarter of the source's own
+    train_encoder  whether the encoder is trained as well
+    out            folder of the run; empty: beside the source, named after it and ``to``
+    """
+
+    source: str
+    to: str = "ifsq"
+    levels: tuple[int, ...] = ()
+    bits: tuple[int, ...] = ()
+    data: str = ""
+    size: Size | None = None
+    steps: int = 0
+    train_encoder: bool = False
+    out: str = ""
+
+    def __post_init__(self) -> None:
+        if self.to not in (*BOUNDS, *KINDS):
+            raise InputError(f"--to {self.to}: expected one of {', '.join((*BOUNDS, *KINDS))}")
+        if self.levels and self.bits:
+            raise InputError("--levels and --bits: expected one of them")
+        if (self.levels or self.bits) and not self.scalar:
+            raise InputError(f"--to {self.to}: has no levels; expected --tokenizer.quantizer.KEY options of its own")
+        if any(not 1 <= bits <= 16 for bits in self.bits):
+            raise InputError(f"--bits {' '.join(map(str, self.bits))}: expected 1 to 16 for each dimension")
+        if self.steps < 0:
+            raise InputError(f"--steps {self.steps}: expected at least 1")
+
+    @property
+    def scalar(self) -> bool:
+        """Whether the new bottleneck has levels."""
+        return self.to in BOUNDS or self.to in ("fsq", "residual")
+
+    @property
+    def folder(self) -> str:
+        """Where the run is to lie."""
+        if self.out:
+            return self.out
+        place = Path(self.source)
+        place = place if place.name else place.resolve()  # "."
+        return str((place.parent if place.exists() else Path("runs")) / f"{place.name}-{self.to}")
+
+    def quantizer(self, old: QuantizerConfig) -> dict[str, Any]:
+        """The table of the new bottleneck, by the old one."""
+        with torch.device("meta"):
+            dim = old.make().dim
+        if not self.scalar:
+            return {"kind": self.to, "dim": dim}
+        levels = self.levels or tuple(2**bits + 1 for bits in self.bits) or old.scalar_levels or (17,) * dim
+        if self.to == "residual":
+            return {"kind": "residual", "levels": list(levels), "cells": "equal"}
+        return {"kind": "fsq", "levels": list(levels), "bound": "tanh" if self.to == "fsq" else self.to}
+
+
+def adapted_experiment(asked: Adaptation, overrides: Iterable[str] = ()) -> TokenizerExperiment:
+    """The run that puts another bottleneck into a tokenizer: the source's own experiment, as far as it has one.
+
+    The encoder is frozen unless it is to be trained. A run that is there already and goes on keeps its own options
+    where nothing else is asked for, and its source may be gone. Raises InputError.
+    """
+    folder, given = Path(asked.folder), config.parse_overrides(overrides, TokenizerExperiment)
+    if goes_on(folder):
+        run = Run.open(folder)
+        table = to_dict(run.experiment(TokenizerExperiment))
+        table["train"]["init"] = asked.source
+        old = run.experiment(TokenizerConfig, "tokenizer").quantizer
+        if asked.levels or asked.bits or asked.to != _asked_for(old):
+            table["tokenizer"]["quantizer"] = asked.quantizer(old)
+        if asked.steps:
+            table["train"]["steps"] = asked.steps
+        if asked.train_encoder:
+            table["train"]["freeze"] = []
+    else:
+        table = _table_of_source(asked, Run.open(asked.source))
+    if asked.data:
+        table["data"] = {**table["data"], "source": asked.data}
+    if asked.size is not None:
+        table["data"]["size"] = asked.size
+    return build(TokenizerExperiment, config.merge({**table, "out": asked.folder}, given), f"adapt {asked.source}")
+
+
+def _asked_for(old: QuantizerConfig) -> str:
+    """What ``to`` a bottleneck came of."""
+    return old.bound if old.kind == "fsq" else old.kind
+
+
+def _table_of_source(asked: Adaptation, run: Run) -> dict[str, Any]:
+    """The experiment of a new run from the source's."""
+    described = config_of(run.weights().described, run.name)
+    own = to_dict(run.experiment(TokenizerExperiment)) if run.trained else None
+    if own is None and not (asked.data and asked.size):
+        raise InputError(f"{run.name}: is not a training run and has no images of its own; give --data and --size")
+    data = {} if own is None else own["data"]
+    if asked.data and data.get("source") != asked.data:  # where that one keeps its labels and held-out images
+        data = {key: value for key, value in data.items() if key not in ("val_source", "label_column", "stream")}
+    train: dict[str, Any] = to_dict(TrainConfig()) if own is None else own["train"]
+    steps = asked.steps or (max(1, train["steps"] // 4) if own is not None else train["steps"])
+    optim = {**train["optim"], "warmup": min(train["optim"]["warmup"], steps // 10)}
+    begin = {"init": asked.source, "init_parts": ["encoder", "decoder"]}
+    freeze = [] if asked.train_encoder else ["encoder"]
+    return {
+        "data": data,
+        "tokenizer": {
+            "conv": to_dict(described.conv),
+            "quantizer": asked.quantizer(described.quantizer),
+        },
+        "loss": {} if own is None else {key: value for key, value in own["loss"].items() if value is not None},
+        "train": {**train, **begin, "freeze": freeze, "steps": steps, "optim": optim},
+    }
 
 
 def load_generator_experiment(path: Path, overrides: Iterable[str] = ()) -> ARExperiment | DiffusionExperiment:

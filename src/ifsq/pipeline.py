@@ -1,6 +1,6 @@
 """READ FIRST. The whole road, one function a stage, in flow order:
 
-    train_tokenizer -> encode -> train_generator -> sample
+    train_tokenizer, adapt -> encode -> train_generator -> sample
     evaluate_tokenizer, evaluate_generator (with a judge), evaluate (anybody's images), reconstruct
 
 Every stage joins the processes that torchrun started (or stands alone), opens the run it is of once, checks what it is
@@ -42,8 +42,10 @@ from ifsq.evaluation import (
 from ifsq.evaluation.reconstruct import check_tile, distinct_targets, reconstruct_image
 from ifsq.evaluation.samples import MOST_SAMPLES, Classes, image_shape, samples_card
 from ifsq.experiment import (
+    Adaptation,
     GeneratorExperiment,
     TokenizerExperiment,
+    adapted_experiment,
     check_cache,
     data_to_encode,
     load_pair,
@@ -54,6 +56,7 @@ from ifsq.generators import Origin
 from ifsq.generators.train import GeneratorTask
 from ifsq.metrics import ProtocolCard
 from ifsq.store.run import Run
+from ifsq.tokenizer.adapt import adapted_start
 from ifsq.tokenizer.encode import write_codes
 from ifsq.tokenizer.losses import load_perceptual
 from ifsq.tokenizer.model import Tokenizer
@@ -65,8 +68,13 @@ from ifsq.training.loop import check_batch, fit
 from ifsq.training.warm_start import warm_start
 
 
-def train_tokenizer(experiment: TokenizerExperiment, device: str = "auto", reporter: Reporter | None = None) -> Path:
-    """Train, or go on training, the tokenizer of an experiment; returns its folder."""
+def train_tokenizer(
+    experiment: TokenizerExperiment, device: str = "auto", reporter: Reporter | None = None, *, adapts: bool = False
+) -> Path:
+    """Train, or go on training, the tokenizer of an experiment; returns its folder.
+
+    adapts  fit its bottleneck to the encoder and the decoder of ``train.init`` before it is trained, see `adapt`
+    """
     folder, reporter = Path(experiment.out), reporter or Silent()
     with join(device) as world:
         channels = experiment.tokenizer.conv.in_channels
@@ -82,11 +90,27 @@ def train_tokenizer(experiment: TokenizerExperiment, device: str = "auto", repor
             model, train, experiment.loss, experiment.train, perceptual, lambda net, at: held_out_figures(net, at, val)
         )
         task.observer = observe_tokenizer(experiment.train, val, world)
-        start = warm_start(model, model.describe(), experiment.train, folder, world)
+        if adapts:
+            start = adapted_start(model, train, experiment.train, folder, world)
+        else:
+            start = warm_start(model, model.describe(), experiment.train, folder, world)
         claim = Claim(folder, "tokenizer", experiment, train.fingerprint, start.record)
         notes = [f"data: {describe_images(train, val)}", *start.notes]
         fit(task, experiment.train, claim, world, reporter, notes=notes)
     return folder
+
+
+def adapt(
+    asked: Adaptation, overrides: Sequence[str] = (), device: str = "auto", reporter: Reporter | None = None
+) -> Path:
+    """Put another bottleneck into a trained or imported tokenizer, fit it and train; returns the run's folder.
+
+    The run is an ordinary one, which began with the source's encoder and decoder.
+
+    asked      source and bottleneck, see `adapted_experiment`
+    overrides  ``--section.key value`` of the run's experiment
+    """
+    return train_tokenizer(adapted_experiment(asked, overrides), device, reporter, adapts=True)
 
 
 def encode(

@@ -2,11 +2,14 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from ifsq.cli import main
+from ifsq.codes.cache import CodeCache
 from ifsq.interop.diffusers_files import WEIGHTS
 from ifsq.tokenizer.model import Tokenizer
 
@@ -58,6 +61,33 @@ def test_equal_to_diffusers(name, tmp_path, capsys):
     kept = json.loads((out / "diffusers.json").read_text())
     assert kept["scaling_factor"] == model.config.scaling_factor
     assert f"* {model.config.scaling_factor:g}`" in (out / "README.md").read_text()
+
+
+def test_adapted_to_ifsq_from_the_command(tmp_path, capsys, quick_judge, monkeypatch):
+    """Its codes become digits: fitted, trained for two steps, measured and written as a cache."""
+    monkeypatch.setattr("ifsq.tokenizer.adapt.LATENTS", 2048)
+    theirs(tmp_path / "theirs")
+    rng = np.random.default_rng(0)
+    for number in range(8):
+        path = tmp_path / "pictures" / ("val" if number % 4 == 3 else "train") / "a" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (32, 32, 3), np.uint8)).save(path)
+    vae, run, codes = (str(tmp_path / name) for name in ("vae", "run", "codes"))
+    adapted = f"adapt {vae} --to ifsq --bits 4 4 4 --data {tmp_path / 'pictures'} --size 32 --steps 2 --out {run}"
+    for line in (
+        f"import diffusers {tmp_path / 'theirs'} --out {vae}",
+        f"{adapted} --train.batch 2 --train.optim.warmup 0",
+        f"tokenizer eval {run}",
+        f"encode {run} {tmp_path / 'pictures'} {codes}",
+        f"{adapted} --train.batch 2 --train.optim.warmup 0",
+    ):
+        assert main(line.split()) == 0
+    assert "adapted: kl of 3 dimensions to fsq of 3; " in capsys.readouterr().err
+    source, tokenizer = Tokenizer.from_pretrained(vae), Tokenizer.from_pretrained(run)
+    images = torch.rand(1, 3, 16, 16) * 2 - 1
+    assert torch.equal(source.encoder(images), tokenizer.encoder(images))
+    assert tokenizer.encode(images).indices.shape == (1, 4, 4)
+    assert CodeCache.open(codes).layout.levels == (17, 17, 17)
 
 
 OLD = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}

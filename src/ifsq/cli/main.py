@@ -61,6 +61,7 @@ def parser() -> argparse.ArgumentParser:
     verbs = command.add_subparsers(title="verbs", metavar="VERB", parser_class=Parser)
     bench.add_demo(verbs)
     tokenizer.add_tokenizer(verbs)
+    tokenizer.add_adapt(verbs)
     tokenizer.add_encode(verbs)
     generator.add_generator(verbs)
     generator.add_sample(verbs)

@@ -1,4 +1,4 @@
-"""``ifsq tokenizer train|eval``, ``ifsq encode``, ``ifsq reconstruct``."""
+"""``ifsq tokenizer train|eval``, ``ifsq adapt``, ``ifsq encode``, ``ifsq reconstruct``."""
 
 import argparse
 from pathlib import Path
@@ -39,6 +39,28 @@ def add_tokenizer(verbs: Any) -> None:
     ):
         text = f"{network} or, without PATH, the published ones: found on this machine or fetched"
         evaluate.add_argument(option, nargs="?", const="official", default="", metavar="PATH", help=text)
+
+
+def add_adapt(verbs: Any) -> None:
+    """``adapt``."""
+    adapt = verb(verbs, "adapt", "another bottleneck for a trained or imported tokenizer", _adapt, overrides="--")
+    adapt.add_argument("source", metavar="TOKENIZER", help="run, saved model, or owner/name on the hub")
+    adapt.add_argument(
+        "--to",
+        default="ifsq",
+        metavar="NAME",
+        help="a bound of FSQ (ifsq, tanh, gaussian, clamp, standardized, quantile, learned) or a kind of bottleneck"
+        " (fsq, residual, vq, lfq, bsq, kl, ae); default ifsq",
+    )
+    adapt.add_argument("--levels", type=int, nargs="+", default=(), metavar="L", help="of every dimension")
+    adapt.add_argument(
+        "--bits", type=int, nargs="+", default=(), metavar="K", help="of every dimension: 2^K + 1 levels"
+    )
+    adapt.add_argument("--data", type=named, metavar="SOURCE", help="as data.source (default: the source's)")
+    adapt.add_argument("--size", type=size, default=None, metavar="PX", help=SIZE_HELP)
+    adapt.add_argument("--steps", type=int, default=0, metavar="N", help="default: a quarter of the source's")
+    adapt.add_argument("--train-encoder", action="store_true", help="train the encoder too, which is frozen else")
+    adapt.add_argument("--out", type=named, metavar="DIR", help="default: beside the source, TOKENIZER-NAME")
 
 
 def add_encode(verbs: Any) -> None:
@@ -99,6 +121,25 @@ def _tokenizer_eval(options: argparse.Namespace) -> None:
     with Terminal() as terminal:
         cards = pipeline.evaluate_tokenizer(options.folder, options.device, terminal, images)
     print_cards(cards)
+
+
+def _adapt(options: argparse.Namespace) -> None:
+    from ifsq import pipeline
+    from ifsq.experiment import Adaptation
+
+    asked = Adaptation(
+        source=options.source,
+        to=options.to,
+        levels=tuple(options.levels),
+        bits=tuple(options.bits),
+        data=options.data or "",
+        size=options.size,
+        steps=options.steps,
+        train_encoder=options.train_encoder,
+        out=options.out or "",
+    )
+    with Terminal() as terminal:
+        say(f"run: {pipeline.adapt(asked, options.extra, options.device, terminal)}")
 
 
 def _encode(options: argparse.Namespace) -> None:

@@ -8,8 +8,13 @@ from math import log2
 from typing import Any, Literal, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from ifsq.calibration.calibrate import calibrate
+from ifsq.calibration.measure import can_fit
+from ifsq.calibration.report import Calibration
+from ifsq.config import InputError
 from ifsq.quantizers import BSQ, FSQ, KL, LFQ, VQ, Identity, ResidualFSQ
 from ifsq.quantizers.bottleneck import Bottleneck
 from ifsq.tokenizer.checks import check_indices
@@ -27,6 +32,10 @@ KINDS: dict[str, tuple[type[Bottleneck], tuple[str, ...]]] = {
     "kl": (KL, ("dim", "kl_weight")),
     "ae": (Identity, ("dim",)),
 }
+WITHIN = 0.5
+"""Standard deviation of latents before the bound ``clamp``, which keeps -1 to 1."""
+LOGVAR = -4.0
+"""Log variance that a variational bottleneck begins with, where its means have variance 1."""
 ARGUMENTS = {"stages": "num_quantizers", "kl_weight": "weight"}  # options whose quantizer calls them otherwise
 
 
@@ -105,6 +114,46 @@ def in_force(config: QuantizerConfig, quantizer: Bottleneck) -> QuantizerConfig:
     if not isinstance(quantizer, FSQ):
         return config
     return replace(config, bound=cast(Any, quantizer.bound.name), cells=cast(Any, quantizer.cells))
+
+
+def expected_deviation(quantizer: Bottleneck) -> float | None:
+    """Standard deviation of the latents, around 0, that the quantizer divides best; None where any will do."""
+    if isinstance(quantizer, Identity):
+        return None
+    bound = quantizer.bound if isinstance(quantizer, FSQ | ResidualFSQ) else None
+    return WITHIN if bound is not None and bound.name == "clamp" else 1.0
+
+
+def widened(quantizer: Bottleneck, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """A map to ``dim`` channels, weight (dim, z) and bias (dim) -> the map to the latent that the quantizer takes.
+
+    The further channels of ``kl`` are log variances, small and the same everywhere.
+    """
+    if quantizer.width == quantizer.dim:
+        return weight, bias
+    return torch.cat([weight, torch.zeros_like(weight)]), torch.cat([bias, torch.full_like(bias, LOGVAR)])
+
+
+def fit_quantizer(quantizer: Bottleneck, latents: Tensor) -> float | None:
+    """Fit a bound that can be fitted, or a codebook, to latents (n, width, 1, 1).
+
+    Returns the bits that a position of ``fsq`` carries by the entropy of its levels. Raises InputError.
+    """
+    if isinstance(quantizer, FSQ):
+        try:
+            report = calibrate(quantizer, latents, bound=None)
+        except ValueError as error:
+            raise InputError(f"calibration: {error}") from error
+        assert isinstance(report, Calibration)
+        return report.after.bits
+    if isinstance(quantizer, ResidualFSQ) and can_fit(quantizer.bound):
+        quantizer.bound.fit(latents.flatten(1))
+    if isinstance(quantizer, VQ):
+        draws = torch.Generator().manual_seed(0)
+        rows = latents.flatten(1)[torch.randint(len(latents), (quantizer.codebook_size,), generator=draws)]
+        with torch.no_grad():
+            quantizer.embedding.weight.copy_(F.normalize(rows, dim=-1) if quantizer.normalize else rows)
+    return None
 
 
 def taken_indices(quantizer: Bottleneck, indices: Tensor) -> Tensor:

@@ -243,7 +243,7 @@ class Tokenizer(nn.Module):
     @classmethod
     def from_description(cls, described: dict[str, Any], where: str) -> "Tokenizer":
         """Inverse of `describe`, with fresh weights. Raises InputError when it describes something else."""
-        return cls(_config_of(described, where))
+        return cls(config_of(described, where))
 
     @classmethod
     def from_pretrained(cls, source: str | Path, revision: str | None = None) -> "Tokenizer":
@@ -261,7 +261,7 @@ class Tokenizer(nn.Module):
     def from_run(cls, run: Run) -> "Tokenizer":
         """`from_pretrained` of what is opened already."""
         found = run.weights()
-        config = _config_of(found.described, run.name)
+        config = config_of(found.described, run.name)
         model = build_with(lambda: cls(config), found.load(), run.name, halves=found.step is None)
         return model.eval()
 
@@ -284,7 +284,8 @@ class Tokenizer(nn.Module):
         return self.decode(self.encode(images, tile).codes, tile).clamp(-1, 1)
 
 
-def _config_of(described: dict[str, Any], where: str) -> TokenizerConfig:
+def config_of(described: dict[str, Any], where: str) -> TokenizerConfig:
+    """The config of a tokenizer that is described. Raises InputError when it describes something else."""
     if described.get("kind") != "tokenizer":
         raise InputError(f"{where}: holds a {described.get('kind')} model; expected a tokenizer")
     if not isinstance(described.get("config"), dict):
