@@ -73,6 +73,10 @@ def test_what_was_looked_at_lies_where_an_evaluation_counted_the_cost():
     assert told([panel]) == {
         "FD(pixels) while training, 8 samples": {"autoregressive": [(2, 1.5, 8, None), (4, 0.75, 16, None)]}
     }
+    kernel = [{"step": 2, "evaluate/kd_pixels": -0.1, "evaluate/images": 8.0}]
+    assert [panel.title for panel in panels_of([reported("ar", metrics=kernel)])] == [
+        "KD(pixels) while training, 8 samples"
+    ]
     counted = panels_of([reported("ar", [evaluated(10, 8.0, 0.2)], rows)])[-1]
     assert [point.flops for point in counted.points["autoregressive"]] == [2e6, 4e6]
 

@@ -14,16 +14,18 @@ from PIL import Image
 from ifsq.cli import main
 from ifsq.codes.cache import CodeCache
 from ifsq.config import InputError
-from ifsq.data import open_images, to_uint8
+from ifsq.data import open_images, sample_order, to_uint8
 from ifsq.data.images import DataConfig
 from ifsq.data.sampler import iterate_once
 from ifsq.evaluation import in_training
 from ifsq.evaluation.labels import labels_like
 from ifsq.generators import Generator
 from ifsq.metrics.distribution import frechet_distance
+from ifsq.metrics.kernel import kernel_distance
 from ifsq.pretrained.features import load_features
 from ifsq.store.run import Run
 from ifsq.tokenizer.model import Tokenizer
+from ifsq.training.config import TrainConfig
 from ifsq.training.distributed import World
 from ifsq.training.log import read_metrics
 
@@ -59,6 +61,7 @@ def more(road):
 @pytest.fixture(autouse=True)
 def _inside(road, more, monkeypatch):
     monkeypatch.chdir(road)
+    monkeypatch.setenv("IFSQ_CACHE", str(road / "cache"))
     monkeypatch.setattr(in_training, "features_at_hand", lambda size, world: load_features("pixels"))
 
 
@@ -74,6 +77,11 @@ def features(images):
 def real(source, split):
     images = open_images(DataConfig(source, 16), split)
     return torch.cat([batch.images for batch in iterate_once(images, 64)])
+
+
+def _kept(count, n):
+    """Which of n images, in the order of measurement, have their features compared pair by pair."""
+    return torch.from_numpy(np.sort(sample_order(1, 0, n)[:count]))
 
 
 def size_of(picture):
@@ -127,8 +135,10 @@ def test_figures_of_a_generator_are_those_of_its_samples(tmp_path, kind):
     labels = labels_like(CodeCache.open("codes").read("train").labels, 20)
     with torch.no_grad():
         drawn = to_uint8(tokenizer.decode_sampled(model.sample(labels, model.sampling(), seed=0)))
-    distance = frechet_distance(features(drawn), features(to_uint8(real("pictures", "train"))))
-    assert seen["evaluate/fd_pixels"] == pytest.approx(distance, rel=1e-9)
+    drawn, trained_on = features(drawn), features(to_uint8(real("pictures", "train")))
+    assert seen["evaluate/fd_pixels"] == pytest.approx(frechet_distance(drawn, trained_on), rel=1e-9)
+    few = trained_on[torch.from_numpy(sample_order(0, 0, len(trained_on)).copy())][_kept(20, len(trained_on))]
+    assert seen["evaluate/kd_pixels"] == pytest.approx(kernel_distance(drawn, few, draws=0).value, rel=1e-6)
     classes, each = 2, 6
     for step in (1, 2):
         assert size_of(Path(out, "samples", f"step_{step}.png")) == (each * 18 + 2, classes * 18 + 2)
@@ -136,6 +146,17 @@ def test_figures_of_a_generator_are_those_of_its_samples(tmp_path, kind):
         first = np.asarray(sheet)[2:18, 2:18]
     (shown,) = to_uint8(tokenizer.decode_sampled(model.sample(torch.tensor([0]), model.sampling(), seed=0)))
     assert np.abs(first.astype(int) - shown).max() <= 1  # another batch rounds otherwise
+
+
+def test_the_distance_is_to_ten_training_images_a_sample_at_most_the_same_ones_always():
+    images = open_images(DataConfig("more", 16), "all")
+    few, again = (in_training.SomeImages(images, "more", DataConfig("more", 16), 0, 8) for _ in range(2))
+    assert len(set(few.chosen(len(few)))) == 8
+    assert few.chosen(len(few)) == again.chosen(len(again))
+    assert few.fingerprint == again.fingerprint != images.fingerprint
+    every = in_training.SomeImages(images, "more", DataConfig("more", 16), 0, 20)
+    assert sorted(every.chosen(len(every))) == list(range(20))
+    assert every.fingerprint == images.fingerprint  # the same statistics that `ifsq evaluate` keeps
 
 
 def test_one_held_out_image_has_no_distance(tmp_path):
@@ -171,7 +192,7 @@ def test_a_cache_that_names_no_images_gives_no_distance(monkeypatch):
     cache = CodeCache.open("codes")
     monkeypatch.setattr(cache, "about", {**cache.about, "data": None})
     with pytest.raises(InputError, match=r"codes: does not say of which images .*evaluate_every=0"):
-        in_training._training_images(cache, 3)
+        in_training._training_images(cache, 3, TrainConfig())
 
 
 def test_images_that_have_changed_are_refused_before_anything_is_written(tmp_path, capsys, monkeypatch):

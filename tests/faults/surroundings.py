@@ -21,6 +21,7 @@ ROOMS = (0, 4096, 24_576, 98_304)
 """Bytes that are left on the disk."""
 WRITERS = (
     "tokenizer train mid.toml",
+    "tokenizer train mid.toml --train.sample_every 1 --train.evaluate_every 2",
     "generator train ar.toml",
     "generator train diffusion.toml --out fresh",
     "encode tok images out",

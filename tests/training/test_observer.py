@@ -108,6 +108,22 @@ def test_the_clock_of_the_training_stands_still(tmp_path, monkeypatch):
         assert [row[name] for row in rows if name in row] == pytest.approx([1000, 1000], rel=0.1)
 
 
+def test_whoever_watches_is_told_what_was_seen_and_what_it_took(tmp_path):
+    told = {}
+
+    class Watcher(Silent):
+        def advance(self, done, facts):
+            told[done] = set(facts)
+
+    task = Regression()
+    task.observer = Eye()
+    train(task, config(steps=6, log_every=5, sample_every=3, evaluate_every=3), tmp_path, HERE, Watcher(), "run")
+    looked = {"evaluate/zero", "evaluate/seconds", "sample/seconds"}
+    assert told[3] == looked
+    assert told[4] == set()
+    assert looked | {"loss"} < told[6]
+
+
 def test_the_steps_are_not_lost_for_what_cannot_be_measured(tmp_path):
     with pytest.raises(InputError, match="none of 8 could be read"):
         looked_at(tmp_path, Eye(refuse_at=(2,)), evaluate_every=8, save_every=40)

@@ -17,7 +17,7 @@ from ifsq.bench.runs import MOST, Reported
 
 SHARES = ("class agreement",)
 LOOKED = "evaluate/"
-DISTANCE = "fd_"
+DISTANCES = {f"{LOOKED}fd_": "FD", f"{LOOKED}kd_": "KD"}
 TOKENIZER = tuple(f"{LOOKED}{name}" for name in ("psnr", "rfd_", "level_entropy"))
 AXES = ("step", "images seen", "training FLOP")
 
@@ -93,11 +93,12 @@ def _evaluated(run: Reported) -> Iterable[tuple[tuple[Any, ...], str, Point]]:
 def _looked_at(run: Reported) -> Iterable[tuple[tuple[Any, ...], str, Point]]:
     """Distances that were taken while the run trained."""
     a_step = _cost_of_a_step(run)
-    for name in dict.fromkeys(name for row in run.metrics for name in row if name.startswith(LOOKED + DISTANCE)):
+    for name in dict.fromkeys(name for row in run.metrics for name in row if name.startswith(tuple(DISTANCES))):
         counts = dict(run.logged(f"{LOOKED}images"))
         for step, value in run.logged(name):
             n = int(counts.get(step, 0))
-            title = f"FD({name.removeprefix(LOOKED + DISTANCE)}) while training, {n} samples"
+            start = name[: len(LOOKED) + 3]
+            title = f"{DISTANCES[start]}({name.removeprefix(start)}) while training, {n} samples"
             yield (1, name, n), title, Point(step, value, step * run.batch, a_step and step * a_step)
 
 
@@ -125,7 +126,8 @@ def _drawn(panels: Sequence[Panel], axes: Sequence[str]) -> str:
             place.set_xlabel(along, fontsize=8)
             place.xaxis.set_major_formatter(EngFormatter(sep=""))
             place.tick_params(labelsize=8)
-            place.set_ylim(bottom=0, top=1.02 if panel.title.startswith(SHARES) else None)
+        if all(point.value >= 0 for points in panel.points.values() for point in points):
+            row[0].set_ylim(bottom=0, top=1.02 if panel.title.startswith(SHARES) else None)
         row[0].set_title(panel.title, fontsize=9, loc="left", parse_math=False)
     if len(names) > 1:
         grid[0][-1].legend(frameon=False, fontsize=8)
@@ -161,8 +163,8 @@ def _caption(panels: Sequence[Panel], axes: Sequence[str]) -> str:
     text = "The averaged weights of every step that was measured; the same labels and random numbers at each."
     if any("while training" in panel.title for panel in panels):
         text += (
-            " A distance while training is of few samples to some of the training images: its curve tells, its height"
-            " does not compare with the table's."
+            " A distance while training is of few samples to some of the training images: an FD is then far too large,"
+            " and its curve tells where its height does not; a KD is right in the mean."
         )
     if AXES[2] in axes:
         text += " A FLOP is counted once for a multiplication and once for an addition, forward and backward."

@@ -4,8 +4,9 @@ Always the same images, labels and random numbers, so that what changes from ste
 """
 
 import importlib.util
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from functools import partial
 
 import numpy as np
 import torch
@@ -17,13 +18,17 @@ from ifsq.config import InputError, build
 from ifsq.data import DataError, ImageBatch, ImageSource, iterate_once, open_images, to_float, to_uint8
 from ifsq.data.images import DataConfig
 from ifsq.data.sampler import max_batch
+from ifsq.evaluation.collect import Look, collect
+from ifsq.evaluation.given import DrawnImages, GivenImages, SourceImages
 from ifsq.evaluation.labels import labels_like
-from ifsq.evaluation.protocol import dealt, sample_indices
-from ifsq.evaluation.samples import sample_parts
+from ifsq.evaluation.protocol import dealt, name_of, sample_indices
+from ifsq.evaluation.reference import Reference, View, views_of
+from ifsq.evaluation.samples import Part, sample_parts
 from ifsq.evaluation.sheets import CLASS_COLUMNS, SHEET_CLASSES, class_sheet, pair_sheet, shown_pairs
 from ifsq.generators import Generator
 from ifsq.metrics import CodeCounts, FeatureStatistics, ImageScores, psnr, ssim
 from ifsq.metrics.distribution import frechet_from_statistics
+from ifsq.metrics.kernel import kernel_distance
 from ifsq.nn.modes import exact_float32
 from ifsq.pretrained.efficientnet_lite import EFFICIENTNET_LITE0
 from ifsq.pretrained.features import load_features
@@ -31,9 +36,10 @@ from ifsq.pretrained.network import FeatureNetwork
 from ifsq.tokenizer.model import Tokenizer
 from ifsq.training.config import TrainConfig
 from ifsq.training.distributed import World, from_first, gather_or_refuse, in_turn
+from ifsq.training.log import Silent
 
 SEED = 0  # of what generators draw
-REAL_A_SAMPLE = 10  # training images at most that samples are held against, for each of them: looked at once a start
+REAL_A_SAMPLE = 10  # training images at most that samples are held against, for each of them
 SMALL = 128  # pixels: smaller images are enlarged to this side, not to 224, for a third of the time
 FEATURES_AT_ONCE = 32  # images
 
@@ -102,14 +108,14 @@ class TokenizerObserver:
 
 
 class GeneratorObserver:
-    """Samples of a generator: a sheet of classes, a Fréchet distance to the training images, and the held-out loss.
+    """Samples of a generator: a sheet of classes, distances to training images, and the held-out loss.
 
     tokenizer  that decodes them
     labels     of the training images, whose classes and proportions the samples have
     count      of samples for the figures
     held_out   figures of a generator on held-out codes
-    real       training images, as the distance's other side; None for no figures
-    network    of the distance; None for no figures
+    real       training images, as the other side of the distances; None for no figures
+    network    of the distances; None for no figures
     """
 
     def __init__(
@@ -118,68 +124,68 @@ class GeneratorObserver:
         labels: Int[Tensor, "n"],
         count: int,
         held_out: Callable[[Generator, World], dict[str, float]],
-        real: ImageSource | None,
+        real: GivenImages | None,
         network: FeatureNetwork | None,
-        workers: int = 0,
     ) -> None:
-        self.tokenizer, self.held_out = tokenizer, held_out
-        self.real, self.network, self.workers = real, network, workers
+        self.tokenizer, self.held_out, self.real, self.network = tokenizer, held_out, real, network
         self.asked = labels_like(labels, count)
         self.classes = labels.unique().tolist()[:SHEET_CLASSES]
         self.shown = torch.tensor(self.classes).repeat_interleave(CLASS_COLUMNS)
-        self._reference: FeatureStatistics | None = None  # of all processes
+        self._reference: View | None = None  # the same at every step
 
     def picture(self, model: Generator, world: World) -> UInt8[np.ndarray, "H W c"]:
         """The first classes, one a row."""
-        parts = gather_or_refuse(world, lambda: dict(self._drawn(model, self.shown, world)))
-        images = dict(sorted((at, part) for share in parts for at, part in share.items()))
+        batches = dealt(range(len(self.shown)), max_batch(*self._shape(model)[:2]), world)
+
+        def draw() -> dict[int, np.ndarray]:
+            return {part.numbers[0]: part.images for part in self._parts(model, self.shown, batches)}
+
+        shares = gather_or_refuse(world, draw)
+        images = dict(sorted((first, part) for share in shares for first, part in share.items()))
         return class_sheet(np.concatenate(list(images.values())), self.shown.numpy(), self.classes)
 
     def figures(self, model: Generator, world: World) -> dict[str, float]:
         """See the class; ``images`` is how many were drawn."""
-        assert self.network is not None
-        network = self.network
+        network, real, count = self.network, self.real, len(self.asked)
+        assert network is not None
+        assert real is not None
+        look = Look(network, pairs=count)
         if self._reference is None:
-            self._reference = self._real_features(network, world)
-
-        def count() -> FeatureStatistics:
-            seen = FeatureStatistics(network.widths[network.pooled])
-            for _, images in self._drawn(model, self.asked, world):
-                _add(seen, network, images, world.device)
-            return seen
-
-        seen = _merged(gather_or_refuse(world, count))
-        distance = frechet_from_statistics(seen, self._reference)
-        found = {"images": float(seen.n), f"fd_{network.name}": distance}
+            (self._reference,) = views_of(Reference(real.name, real.fingerprint, real), [look], world, Silent())
+        against, draw = self._reference, partial(self._parts, model, self.asked)
+        drawn = DrawnImages("samples", "", self._shape(model), count, draw, {})
+        (seen,) = collect([look], drawn, range(count), world).seen
+        found = {
+            "images": float(seen.n),
+            f"fd_{network.name}": frechet_from_statistics(seen.statistics(network.pooled), against.pooled),
+        }
+        if against.rows is not None:
+            found[f"kd_{network.name}"] = kernel_distance(seen.kept(), against.rows, draws=0, world=world).value
         return found | self.held_out(model, world)
 
-    def _drawn(
-        self, model: Generator, labels: Tensor, world: World
-    ) -> Iterator[tuple[int, UInt8[np.ndarray, "b H W c"]]]:
-        """This process's batches: the number of the first image, and 8-bit images."""
-        height, width = (side * self.tokenizer.factor for side in model.spec.grid)
-        batches = dealt(range(len(labels)), max_batch(height, width), world)
+    def _parts(self, model: Generator, labels: Tensor, batches: Iterable[Sequence[int]]) -> Iterator[Part]:
+        """Batches of numbers that follow each other."""
         with _finite("samples"):
-            for part in sample_parts(model, self.tokenizer, labels, SEED, model.sampling(), batches):
-                yield part.numbers[0], part.images
+            yield from sample_parts(model, self.tokenizer, labels, SEED, model.sampling(), batches)
 
-    def _real_features(self, network: FeatureNetwork, world: World) -> FeatureStatistics:
-        real = self.real
-        assert real is not None
-        batch, drawn = max_batch(*real.shape[:2]), sorted(sample_indices(real, REAL_A_SAMPLE * len(self.asked)))
+    def _shape(self, model: Generator) -> tuple[int, int, int]:
+        """Of an image."""
+        height, width = model.spec.grid
+        return height * self.tokenizer.factor, width * self.tokenizer.factor, self.tokenizer.channels
 
-        def count() -> FeatureStatistics:
-            seen = FeatureStatistics(network.widths[network.pooled])
-            mine = [index for share in dealt(drawn, batch, world) for index in share]
-            with closing(iterate_once(real, batch, 0, self.workers, mine)) as batches:
-                for read in batches:
-                    _add(seen, network, to_uint8(read.images), world.device)
-            return seen
 
-        seen = _merged(gather_or_refuse(world, count))
-        if seen.n < 2:
-            raise DataError(f"training images: {seen.n} could be read; expected two at least")
-        return seen
+class SomeImages(SourceImages):
+    """Images of a data source, drawn over it, always the same: at most ``most``; see `SourceImages`."""
+
+    def __init__(self, images: ImageSource, name: str, config: DataConfig, workers: int, most: int) -> None:
+        super().__init__(images, name, config, workers)
+        self.most = most
+        if most < len(images):
+            self.fingerprint = f"{images.fingerprint} {most}"
+
+    def chosen(self, count: int) -> list[int]:
+        """See `GivenImages.chosen`."""
+        return super().chosen(min(count, self.most))
 
 
 def observe_tokenizer(config: TrainConfig, held_out: ImageSource, world: World) -> TokenizerObserver | None:
@@ -209,13 +215,13 @@ def observe_generator(
         return None
     real = network = None
     if config.evaluate_every:
-        real = _training_images(cache, tokenizer.channels)
+        real = _training_images(cache, tokenizer.channels, config)
         network = features_at_hand(real.shape[:2], world)
     tokenizer = tokenizer.to(world.device)
-    return GeneratorObserver(tokenizer, labels, config.evaluate_images, held_out, real, network, config.engine.workers)
+    return GeneratorObserver(tokenizer, labels, config.evaluate_images, held_out, real, network)
 
 
-def _training_images(cache: CodeCache, channels: int) -> ImageSource:
+def _training_images(cache: CodeCache, channels: int, config: TrainConfig) -> GivenImages:
     if not cache.about.get("data"):
         raise InputError(
             f"{cache.folder}: does not say of which images its codes are; expected train.evaluate_every=0 with it"
@@ -227,7 +233,8 @@ def _training_images(cache: CodeCache, channels: int) -> ImageSource:
             f"{data.source}: has changed since {cache.folder} was written, or another build read it otherwise;"
             " encode it again"
         )
-    return real
+    most = REAL_A_SAMPLE * config.evaluate_images
+    return SomeImages(real, name_of(data, "train"), data, config.engine.workers, most)
 
 
 class _Reconstructed:
@@ -287,13 +294,6 @@ def _add(
     pixels = torch.from_numpy(images).movedim(-1, 1)
     for part in pixels.split(FEATURES_AT_ONCE):
         seen.add(network(part.to(device), [network.pooled])[network.pooled])
-
-
-def _merged(shares: Sequence[FeatureStatistics]) -> FeatureStatistics:
-    first, *others = shares
-    for other in others:
-        first.merge(other)
-    return first
 
 
 @contextmanager

@@ -195,7 +195,7 @@ class _Training:
         self._since = (time.perf_counter(), self.step)
 
     def advance(self, batches: Iterator[Any]) -> dict[str, float]:
-        """One optimizer step; returns the figures where this step is one to log, else nothing."""
+        """One optimizer step; returns the figures where this step is one to log or to look at, else nothing."""
         config = self.config
         self._train(batches)
         self.step += 1
@@ -205,7 +205,7 @@ class _Training:
             self._refuse_infinite(self.losses)  # before anything is overwritten
         logged = self._log() if self.step % config.log_every == 0 or self.step == config.steps else {}
         if self.observing.due(self.step):
-            self._observe()
+            logged = logged | self._observe()
         began = time.perf_counter()
         if self.step == config.steps or (config.validate_every and self.step % config.validate_every == 0):
             self._validate()
@@ -372,8 +372,8 @@ class _Training:
                     f"{name} is {value} at step {self.step}; lower train.optim.lr (now {lr}), in a new folder"
                 )
 
-    def _observe(self) -> None:
-        """Look at the averaged weights; no time of the training."""
+    def _observe(self) -> dict[str, float]:
+        """Look at the averaged weights; no time of the training. Returns the figures."""
         began = time.perf_counter()
         if self.world.first:
             self.check()
@@ -385,6 +385,7 @@ class _Training:
             for sink in self.sinks:
                 sink.picture(self.step, seen.picture)
         self._since = (self._since[0] + time.perf_counter() - began, self._since[1])
+        return seen.figures
 
     @contextmanager
     def _saved(self) -> Iterator[None]:
