@@ -49,7 +49,7 @@ class TokenizerExperiment:
         quantizer, sharded = self.tokenizer.quantizer, self.train.engine.sharding == "shard"
         if sharded and (quantizer.ema or quantizer.revive_after):
             raise ValueError("train.engine.sharding='shard' with a codebook that is written to: expected 'replicate'")
-        least = 16 if self.loss.lpips else 1  # four poolings
+        least = 16 if self.loss.distances else 1  # four times halved
         if self.loss.adversarial is not None:
             least = max(least, self.loss.adversarial.discriminator().smallest)
         if min(self.data.sides) < least:

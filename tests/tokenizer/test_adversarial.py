@@ -43,7 +43,7 @@ def test_official_total_weight_and_discriminator_loss(golden, loss, step):
     recon = made.images
     torch.testing.assert_close(recon, file.get_tensor("full/recon"), **CLOSE)
     weights = LossConfig(l1=float(loss == "l1"), l2=float(loss == "l2"))
-    out = tokenizer_loss(images, made, model.decoder, weights, None, adversary, step)
+    out = tokenizer_loss(images, made, model.decoder, weights, {}, adversary, step)
     torch.testing.assert_close(out[loss].reshape(1), want["g_log/nll_loss"], **CLOSE)
     torch.testing.assert_close(out["loss"].reshape(1), want["g_total"], **CLOSE)
     if step:
@@ -116,7 +116,7 @@ def test_the_loss_is_the_usual_one_walked_through_the_whole_graph(patch, channel
     adversary = Adversary(AdversarialConfig(**{**SMALL, "start": 0}, weight=0.7), channels)
     weights, lpips = LossConfig(l1=1.0, l2=0.5, lpips=0.3), Distance()
     torch.manual_seed(5)
-    out = tokenizer_loss(images, model(images), model.decoder, weights, lpips, adversary, 0)
+    out = tokenizer_loss(images, model(images), model.decoder, weights, {"lpips": lpips}, adversary, 0)
     out["loss"].backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad()
@@ -150,7 +150,7 @@ def test_the_tokenizers_half_leaves_the_discriminator_alone():
     model, images = small_tokenizer(), torch.rand(2, 3, 32, 32) * 2 - 1
     adversary = Adversary(AdversarialConfig(**{**SMALL, "start": 0}))
     before = {name: value.clone() for name, value in adversary.state_dict().items()}
-    tokenizer_loss(images, model(images), model.decoder, LossConfig(), None, adversary, 0)["loss"].backward()
+    tokenizer_loss(images, model(images), model.decoder, LossConfig(), {}, adversary, 0)["loss"].backward()
     assert model.decoder.conv_out.weight.grad.any()
     assert all(p.grad is None and p.requires_grad for p in adversary.parameters())
     assert all(torch.equal(value, before[name]) for name, value in adversary.state_dict().items())
@@ -195,7 +195,7 @@ def test_before_start_and_without_weight_nothing_runs():
     weightless = Adversary(AdversarialConfig(**SMALL, weight=0.0))
     for adversary, step in ((late, 2), (weightless, 10), (None, 0)):
         torch.manual_seed(1)
-        out = tokenizer_loss(images, model(images), model.decoder, LossConfig(), None, adversary, step)
+        out = tokenizer_loss(images, model(images), model.decoder, LossConfig(), {}, adversary, step)
         assert "adversarial" not in out
         assert out["loss"].item() == pytest.approx((out["l1"] + out["l2"] + out["kl"]).item())
     assert late(images, images, 2)["discriminator"] == 0

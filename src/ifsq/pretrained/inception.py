@@ -79,6 +79,7 @@ class FIDInception(FeatureNetwork):
             self.Mixed_7c = _MixedE(2048, _max3)
             self.fc = nn.Linear(2048, 1008)
         fill(self, table, where)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # 1.4 times as fast on a CPU
 
     @torch.no_grad()
     def forward(

@@ -3,7 +3,7 @@
 `Adversary` holds what is trained and stored beside the tokenizer; a training step goes from ``start`` on::
 
     out = tokenizer(images)
-    losses = tokenizer_loss(images, out, tokenizer.decoder, weights, lpips, adversary, step)   # in `losses`
+    losses = tokenizer_loss(images, out, tokenizer.decoder, weights, perceptual, adversary, step)   # in `losses`
     losses["loss"].backward()                                                  # reaches the tokenizer only
     adversary(images, out.images.detach(), step)["discriminator"].backward()   # reaches the discriminator only
     ...a step of both optimizers...

@@ -1,19 +1,27 @@
 """Losses of the tokenizer's half of a step.
 
-L1 or L2, LPIPS, the adversarial term with its adaptive weight (VQGAN, arXiv 2012.09841), and what the quantizer adds.
+L1 or L2, perceptual distances, the adversarial term with its adaptive weight (VQGAN, arXiv 2012.09841), and what the
+quantizer adds.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ifsq.pretrained.efficientnet_lite import NAME as EFFICIENTNET
+from ifsq.pretrained.efficientnet_lite import FeatureDistance, load_efficientnet_lite
 from ifsq.pretrained.lpips import load_lpips
 from ifsq.tokenizer.adversarial import AdversarialConfig, Adversary, balance
 from ifsq.tokenizer.conv import Decoder
 from ifsq.tokenizer.model import Autoencoded
 from ifsq.training.distributed import World, from_first
+
+PERCEPTUAL_WEIGHT = 0.1
+NO_NETWORKS: Mapping[str, nn.Module] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -24,6 +32,10 @@ class LossConfig:
     l2            of the squared error
     lpips         of the perceptual distance (VGG16 with the official linear heads); 0: its weights are not needed
     lpips_vgg16   file of torchvision's VGG16; empty: found in ``$IFSQ_WEIGHTS`` or torch's cache, or downloaded
+    perceptual    network of a second perceptual distance (`FeatureDistance`), ``efficientnet-lite0``: its weights come
+                  with the extra ``features``; empty: none
+    perceptual_weight
+                  of this distance
     adversarial   of a patch discriminator; absent: none
     """
 
@@ -31,6 +43,8 @@ class LossConfig:
     l2: float = 1.0
     lpips: float = 0.0
     lpips_vgg16: str = ""
+    perceptual: str = ""
+    perceptual_weight: float = PERCEPTUAL_WEIGHT
     adversarial: AdversarialConfig | None = None
 
     def __post_init__(self) -> None:
@@ -38,32 +52,51 @@ class LossConfig:
             raise ValueError(
                 f"l1={self.l1}, l2={self.l2}, lpips={self.lpips}: expected weights of at least 0, l1 or l2 positive"
             )
+        if self.perceptual not in ("", EFFICIENTNET):
+            raise ValueError(f"perceptual={self.perceptual!r}: expected {EFFICIENTNET!r}, or nothing")
+        if self.perceptual_weight <= 0:
+            raise ValueError(f"perceptual_weight={self.perceptual_weight}: expected a positive weight")
+        if not self.perceptual and self.perceptual_weight != PERCEPTUAL_WEIGHT:
+            raise ValueError(f"perceptual_weight={self.perceptual_weight} weighs nothing: perceptual names no network")
+
+    @property
+    def distances(self) -> dict[str, float]:
+        """Weights of the perceptual distances that are asked for, by the names that they are logged under."""
+        weights = {"lpips": self.lpips, "perceptual": self.perceptual_weight if self.perceptual else 0.0}
+        return {name: weight for name, weight in weights.items() if weight}
 
 
-def load_perceptual(config: LossConfig, world: World) -> nn.Module | None:
-    """LPIPS where the loss weighs it. The first process finds or downloads the weights for all. Raises InputError."""
-    if not config.lpips:
-        return None
-    return from_first(world, lambda: load_lpips(config.lpips_vgg16 or None)).to(world.device)
+def load_perceptual(config: LossConfig, world: World) -> dict[str, nn.Module]:
+    """The frozen networks of `LossConfig.distances`. The first process finds or downloads their weights for all.
+
+    Raises InputError.
+    """
+    makers: dict[str, Callable[[], nn.Module]] = {
+        "lpips": lambda: load_lpips(config.lpips_vgg16 or None),
+        "perceptual": lambda: FeatureDistance(load_efficientnet_lite()),
+    }
+    found = from_first(world, lambda: {name: makers[name]() for name in config.distances})
+    return {name: network.to(world.device) for name, network in found.items()}
 
 
 def reconstruction_loss(
     images: Float[Tensor, "b c H W"],
     reconstructed: Float[Tensor, "b c H W"],
     config: LossConfig,
-    perceptual: nn.Module | None = None,
+    perceptual: Mapping[str, nn.Module] = NO_NETWORKS,
 ) -> dict[str, Tensor]:
-    """``loss`` = l1 * mean |x - y| + l2 * mean (x - y)^2 + lpips * mean LPIPS, with its parts beside it; in float32.
+    """``loss`` = l1 * mean |x - y| + l2 * mean (x - y)^2, and the weighted means of perceptual distances; in float32.
 
-    perceptual  (b, c, H, W) twice -> distances (b,); required where ``config.lpips`` is positive
+    perceptual  by the names of ``config.distances``, which are required: (b, c, H, W) twice -> distances (b,)
+
+    The parts stand beside it.
     """
     error = reconstructed.float() - images.float()
     l1, l2 = error.abs().mean(), error.square().mean()
     parts = {"loss": config.l1 * l1 + config.l2 * l2, "l1": l1, "l2": l2}
-    if config.lpips:
-        assert perceptual is not None
-        parts["lpips"] = perceptual(reconstructed, images).float().mean()
-        parts["loss"] = parts["loss"] + config.lpips * parts["lpips"]
+    for name, weight in config.distances.items():
+        parts[name] = perceptual[name](reconstructed, images).float().mean()
+        parts["loss"] = parts["loss"] + weight * parts[name]
     return parts
 
 
@@ -72,7 +105,7 @@ def tokenizer_loss(
     out: Autoencoded,
     decoder: Decoder,
     config: LossConfig,
-    perceptual: nn.Module | None,
+    perceptual: Mapping[str, nn.Module],
     adversary: Adversary | None,
     step: int,
 ) -> dict[str, Tensor]:

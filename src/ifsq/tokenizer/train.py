@@ -1,6 +1,6 @@
 """What the training loop needs to know about a tokenizer; how it is validated is told to it."""
 
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -21,7 +21,7 @@ from ifsq.training.loop import Opponent, Task
 class TokenizerTask(Task):
     """Reconstruct the images of a source, against a discriminator where the losses name one.
 
-    perceptual  frozen LPIPS, where the losses weigh it; it is on no list of what is saved
+    perceptual  frozen networks of the losses, see `load_perceptual`; they are on no list of what is saved
     validation  figures of a model on images it was not trained on
     """
 
@@ -33,7 +33,7 @@ class TokenizerTask(Task):
         source: ImageSource,
         loss: LossConfig,
         config: TrainConfig,
-        perceptual: nn.Module | None,
+        perceptual: Mapping[str, nn.Module],
         validation: Callable[[Tokenizer, World], dict[str, float]],
     ) -> None:
         self.model = model
