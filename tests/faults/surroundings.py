@@ -24,6 +24,7 @@ WRITERS = (
     "tokenizer train mid.toml --train.sample_every 1 --train.evaluate_every 2",
     "generator train ar.toml",
     "generator train diffusion.toml --out fresh",
+    "adapt tok --steps 2 --out adapted",
     "encode tok images out",
     "tokenizer eval tok",
     "generator eval ar --samples 4",
