@@ -128,6 +128,9 @@ def test_figures_of_a_generator_are_those_of_its_samples(tmp_path, kind):
     out = str(tmp_path / kind)
     assert main(["generator", "train", file, "--out", out, *LOOK]) == 0
     seen = figures(out, 2)
+    if kind == "ar":  # which the road has trained without a look
+        unseen, looked = (Run.open(run).weights().load() for run in ("ar", out))
+        assert all(torch.equal(value, looked[name]) for name, value in unseen.items())
     assert seen["evaluate/loss"] == pytest.approx(seen["val/loss"], rel=1e-9)
     assert seen["evaluate/images"] == 20
 
@@ -156,7 +159,7 @@ def test_the_distance_is_to_ten_training_images_a_sample_at_most_the_same_ones_a
     assert few.fingerprint == again.fingerprint != images.fingerprint
     every = in_training.SomeImages(images, "more", DataConfig("more", 16), 0, 20)
     assert sorted(every.chosen(len(every))) == list(range(20))
-    assert every.fingerprint == images.fingerprint  # the same statistics that `ifsq evaluate` keeps
+    assert every.fingerprint == images.fingerprint
 
 
 def test_one_held_out_image_has_no_distance(tmp_path):

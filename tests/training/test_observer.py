@@ -75,6 +75,13 @@ def test_it_sees_the_averaged_weights_of_the_step(tmp_path):
             assert (np.asarray(drawn) == Eye().picture(model, HERE)[..., 0]).all()
 
 
+def test_a_run_that_begins_with_the_weights_of_another_is_looked_at_from_its_start(tmp_path):
+    looked_at(tmp_path / "fresh", Eye(), sample_every=20, evaluate_every=20)
+    looked_at(tmp_path / "warm", Eye(), sample_every=20, evaluate_every=20, init="elsewhere")
+    assert sorted(figures(tmp_path / "fresh")) == sorted(pictures(tmp_path / "fresh")) == [20, 40]
+    assert sorted(figures(tmp_path / "warm")) == sorted(pictures(tmp_path / "warm")) == [0, 20, 40]
+
+
 @pytest.mark.parametrize("moments", [[9], [14, 29]])
 def test_a_killed_run_has_the_pictures_and_figures_of_the_unbroken_one(tmp_path, moments):
     looked_at(tmp_path / "whole", Eye(), sample_every=7, evaluate_every=4)

@@ -217,7 +217,9 @@ class _Training:
         return logged
 
     def measure_start(self) -> None:
-        """Log the held-out figures of the weights that the run begins with."""
+        """Log the held-out figures of the weights that the run begins with, and what is looked at of them."""
+        if self.observing.due(self.step):
+            self._observe()
         self._validate()
         self._since = (time.perf_counter(), self.step)
 
