@@ -17,6 +17,7 @@ import torch
 from ifsq.codes.cache import CodeCache
 from ifsq.config import InputError, check_seed, to_dict
 from ifsq.data import Reading, describe_counts, describe_images, open_images, split_called
+from ifsq.data.crops import Crops
 from ifsq.data.image_sets import set_kind
 from ifsq.data.images import SPLITS, Size
 from ifsq.evaluation import (
@@ -123,6 +124,8 @@ def encode(
     reporter: Reporter | None = None,
     splits: Sequence[str] = SPLITS,
     reading: Reading | None = None,
+    crops: Crops | None = None,
+    batch: int = 0,
 ) -> CodeCache:
     """Write the codes of splits of a data source as a cache; a cache that already says the same is returned.
 
@@ -135,6 +138,8 @@ def encode(
     flip     store the codes of the mirrored images too
     splits   names of splits; ``all`` for the whole of a source without any. Generators need ``train`` and ``val``
     reading  how the images are read; where the source is the run's own, default as there
+    crops    several crops of each training image in place of its middle
+    batch    pictures that pass through the tokenizer together; 0: as many as are usual at their size
     """
     reporter, reading = reporter or Silent(), reading or Reading()
     with join(device) as world:
@@ -144,7 +149,9 @@ def encode(
         names = dict.fromkeys(split_called(data, name) for name in splits)
         sources = {name: open_images(data, name, channels=tokenizer.channels) for name in names}
         workers = workers_of(run, reading)
-        return write_codes(tokenizer, sources, data, out, world, reporter, flip=flip, workers=workers)
+        return write_codes(
+            tokenizer, sources, data, out, world, reporter, flip=flip, workers=workers, crops=crops, batch=batch
+        )
 
 
 def train_generator(experiment: GeneratorExperiment, device: str = "auto", reporter: Reporter | None = None) -> Path:

@@ -76,7 +76,7 @@ def test_a_missing_shard_or_split_is_named(written):
 @pytest.mark.parametrize("text", ["{", "{}", '{"format": 7}', "[]"])
 def test_a_folder_that_is_no_cache_is_named(tmp_path, text):
     (tmp_path / "manifest.json").write_text(text)
-    told = r"manifest.json: (is not a manifest|cannot be read as JSON|format 7; expected one of \(1, 2, 3\))"
+    told = r"manifest.json: (is not a manifest|cannot be read as JSON|format 7; expected one of \(1, 2, 3, 4\))"
     with pytest.raises(InputError, match=told):
         CodeCache.open(tmp_path)
     with pytest.raises(InputError, match="holds no code cache"):
@@ -388,10 +388,11 @@ LIES = [
     *(("spec", value) for value in ([], None, {}, {"odd": 1})),
     *(("classes", value) for value in ([], None, "abc", ["a", 1], ["a\nb"], ["\ud800"], [["a"]])),
     *(("about", value) for value in ({}, None, [], {"tokenizer": 1}, {"tokenizer": "", "flips": "yes"})),
+    *(("about", "crops", value) for value in ({}, 3, {"kind": "ten", "count": 4}, {"kind": "random", "count": 10**9})),
     *(("about", "data", value) for value in ([], None, 3)),
     *(("content", value) for value in ("latents", "odd", None, 2)),
     *(("statistics", value) for value in ([], {"mean": 3}, {"mean": ["a"]}, {"mean": [float("nan")]})),
-    *(("format", value) for value in (0, 4, "2", True, None, 2.5, [2])),
+    *(("format", value) for value in (0, 5, "2", True, None, 2.5, [2])),
     ("odd", 1),
 ]
 

@@ -76,6 +76,23 @@ def add_encode(verbs: Any) -> None:
     encode.add_argument("--size", type=size, default=None, metavar="PX", help=SIZE_HELP)
     encode.add_argument("--flip", action="store_true", help="also the codes of the mirrored images")
     encode.add_argument(
+        "--crops",
+        type=_crops,
+        default=None,
+        metavar="ten|N",
+        help="several crops of each training image: the middle and the corners, each mirrored too, or N random ones",
+    )
+    encode.add_argument(
+        "--crop-range",
+        type=float,
+        nargs="+",
+        default=None,
+        metavar="R",
+        help="pictures cover R times the size before crops are taken (default: ten 1.1, random up to 1.25)",
+    )
+    encode.add_argument("--seed", type=int, default=0, metavar="N", help="of random crops (default 0)")
+    encode.add_argument("--batch", type=_batch, default=0, metavar="N", help="pictures that are encoded together")
+    encode.add_argument(
         "--split",
         nargs="+",
         default=None,
@@ -156,8 +173,40 @@ def _encode(options: argparse.Namespace) -> None:
             terminal,
             options.split or ("train", "val"),
             reading_of(options),
+            _several(options),
+            options.batch,
         )
     say(f"codes: {cache.folder}, {', '.join(f'{cache.count(split)} of {split}' for split in cache.splits)}")
+
+
+def _crops(text: str) -> int:
+    """Number of crops; 0 for ten."""
+    if text == "ten":
+        return 0
+    return _positive(text, "expected ten, or a number of random crops")
+
+
+def _batch(text: str) -> int:
+    return _positive(text, "expected a number of pictures")
+
+
+def _positive(text: str, expected: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r}: {expected}")
+    return int(text)
+
+
+def _several(options: argparse.Namespace) -> Any:
+    """The `Crops` that are asked for."""
+    from ifsq.config import InputError
+    from ifsq.data.crops import Crops
+
+    if options.crops is None:
+        if options.crop_range or options.seed:
+            raise InputError("--crop-range and --seed are of several crops; expected --crops with them")
+        return None
+    kind = "random" if options.crops else "ten"
+    return Crops(kind, options.crops, tuple(options.crop_range or ()), options.seed)
 
 
 def _reconstruct(options: argparse.Namespace) -> None:

@@ -3,15 +3,15 @@
 A folder of safetensors shards and ``manifest.json``, which names the layout, the classes, the source, the tokenizer's
 hash and every shard's SHA-256. A shard holds ``labels`` int64 (n,) and ``digits`` uint8 or uint16 (n, h, w, d), or of a
 continuous tokenizer ``latents`` float16 (n, d, h, w); with flips also those of the mirrored images, ``digits_flipped``
-or ``latents_flipped``. All generators open the same bytes, so "the same tokens" is one hash. Beside each shard lies a
-list in JSON of what its images are called, and of all shards what was found good in them, see `checks`. Written by
-`writer`.
+or ``latents_flipped``; with k crops of each training image k rows for it, one behind the other. All generators open the
+same bytes, so "the same tokens" is one hash. Beside each shard lies a list in JSON of what its images are called, and
+beside all of them what was found good in them, see `checks`. Written by `writer`.
 """
 
 import hashlib
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,36 +43,49 @@ class CodeSet:
 
     layout      of the digits, or of the latents
     content     digits as stored (n, h, w, d), or float16 latents (n, d, h, w): a tensor, or one in shards, of which
-                ``content[rows]`` is a tensor
+                ``content[rows]`` is a tensor. With k crops of each image n * k rows, those of image i from i * k on
     labels      int64 (n,)
     flipped     the content of the mirrored images, where it was stored
     codebook    float32 (v, c): the vectors that a VQ tokenizer's digits number, where they are known
     statistics  of latents: ``mean`` and ``std`` of every channel over the training split
+    crops       of each image
     known       what was computed of whole splits, and the name of this one's there; None where nothing is remembered
     """
 
     layout: CodeSpec | LatentSpec
-    content: Num[Tensor, "n _ _ _"] | StoredRows
+    content: Num[Tensor, "m _ _ _"] | StoredRows
     labels: Int[Tensor, "n"]
-    flipped: Num[Tensor, "n _ _ _"] | StoredRows | None = None
+    flipped: Num[Tensor, "m _ _ _"] | StoredRows | None = None
     codebook: Float[Tensor, "v c"] | None = None
     statistics: Mapping[str, list[float]] = field(default_factory=dict)
+    crops: int = 1
     known: tuple[Checked, str] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def batch(
-        self, rows: Int[Tensor, "b"], device: torch.device = CPU, mirrored: Bool[Tensor, "b"] | None = None
+        self,
+        rows: Int[Tensor, "b"],
+        device: torch.device = CPU,
+        mirrored: Bool[Tensor, "b"] | None = None,
+        crops: Int[Tensor, "b"] | None = None,
     ) -> CodeBatch:
         """The images of these rows, on a device.
 
         mirrored  whether a row is taken from the codes of the mirrored images, where the set has them
+        crops     number of the crop that is taken of each; by default its first
 
         Raises InputError where a shard is no longer what it was when the split was read.
         """
         codebook = None if self.codebook is None else self.codebook.to(device)
-        return CodeBatch(self.layout, self._taken(rows, mirrored).to(device), self.labels[rows].to(device), codebook)
+        places = rows * self.crops if crops is None else rows * self.crops + crops
+        return CodeBatch(self.layout, self._taken(places, mirrored).to(device), self.labels[rows].to(device), codebook)
+
+    def drawn(self, items: Sequence[tuple[int, int]], device: torch.device) -> CodeBatch:
+        """The images of these pairs of row and seed (0 to 2**63 - 1), which decides crop and flip."""
+        rows, seeds = (torch.tensor(values) for values in zip(*items, strict=True))
+        return self.batch(rows, device, seeds % 2 == 1, (seeds // 2) % self.crops)
 
     def moments(self) -> tuple[Float[Tensor, "d"], Float[Tensor, "d"]]:
         """Mean and variance of every channel of the codes over all images and positions, float64.
@@ -94,10 +107,11 @@ class CodeSet:
     def _moments(self) -> tuple[Float[Tensor, "d"], Float[Tensor, "d"]]:
         count, total, squares = 0, torch.zeros(()).double(), torch.zeros(()).double()
         for rows in torch.arange(len(self)).split(SUMMED_AT_ONCE):
-            part = self.batch(rows).codes().double().cpu()
-            count += part[:, 0].numel()
-            total = total + part.sum(dim=(0, 2, 3))
-            squares = squares + part.square().sum(dim=(0, 2, 3))
+            for crop in range(self.crops):
+                part = self.batch(rows, crops=torch.full_like(rows, crop)).codes().double().cpu()
+                count += part[:, 0].numel()
+                total = total + part.sum(dim=(0, 2, 3))
+                squares = squares + part.square().sum(dim=(0, 2, 3))
         mean = total / count
         return mean, squares / count - mean.square()
 
@@ -118,6 +132,7 @@ class CodeCache:
     classes     class names; a label is a position in them
     about       source, size, crop, flip, fingerprint and tokenizer hash, as written
     skipped     lines about images that are missing
+    crops       of each training image
     statistics  of latents: ``mean`` and ``std`` of every channel over the training split; empty for digits
     digest      SHA-256 of the manifest but for the images' names: two generators with the same digest saw the same
                 tokens of the same source
@@ -131,7 +146,7 @@ class CodeCache:
         self.classes, self.about = said.classes, said.about
         self.statistics = {name: list(values) for name, values in said.statistics.items()}
         self.digest = tokens_digest(manifest)
-        self._splits = said.splits
+        self._splits, self.crops = said.splits, said.crops("train")
 
     @classmethod
     def open(cls, folder: str | Path) -> "CodeCache":
@@ -160,22 +175,22 @@ class CodeCache:
         entries = self._entries(split)
         if not self.count(split):
             raise InputError(f"{self.folder}: split {split!r} holds no images; encode again")
-        checked = Checked.read(self.folder, self.digest)
+        checked, crops = Checked.read(self.folder, self.digest), self.crops if split == "train" else 1
         began, good = time.time(), dict[str, FileState]()
         shards = []
         for entry in entries:
-            shards.append(self._checked(entry, checked))
+            shards.append(self._checked(entry, checked, crops))
             if not checked.knows(entry.file, shards[-1].state) and shards[-1].state.settled(began):
                 good[entry.file] = shards[-1].state
         if good:
             checked.add(good, {})
         files = ShardFiles(shards, self._verify)
         name, dtype = content_of(self.layout), stored_dtype(self.layout)
-        content = StoredRows(files, name, self.layout.shape, dtype)
-        flipped = StoredRows(files, name + FLIPPED, self.layout.shape, dtype) if self._flips else None
+        content = StoredRows(files, name, self.layout.shape, dtype, crops)
+        flipped = StoredRows(files, name + FLIPPED, self.layout.shape, dtype, crops) if self._flips else None
         labels = StoredRows(files, LABELS, (), torch.int64)[:]
         self._check_labels(labels, files)
-        return CodeSet(self.layout, content, labels, flipped, codebook, self.statistics, (checked, split))
+        return CodeSet(self.layout, content, labels, flipped, codebook, self.statistics, crops, (checked, split))
 
     def names(self, split: str) -> list[str]:
         """What the images of a split are called, in the order of their codes: a path below the source, a member of a
@@ -227,7 +242,7 @@ class CodeCache:
     def _flips(self) -> bool:
         return bool(self.about.get("flips"))
 
-    def _checked(self, entry: ShardEntry, checked: Checked) -> Shard:
+    def _checked(self, entry: ShardEntry, checked: Checked, crops: int) -> Shard:
         """A shard whose bytes and header are those that the manifest names, and whose values can be."""
         path = self._inside(entry.file)
         handle = open_regular(path)
@@ -236,14 +251,14 @@ class CodeCache:
             known = checked.knows(entry.file, state)
             if not known and sha256_of(handle, path) != entry.sha256:
                 raise InputError(f"{path}: is damaged, its SHA-256 is not the one in {MANIFEST}; encode again")
-            header = read_header(path, self.layout, self._flips)
+            header = read_header(path, self.layout, self._flips, crops)
             if header.count != entry.count:
                 raise InputError(
                     f"{path}: holds {header.count} images; expected {entry.count}, the count in {MANIFEST}"
                 )
             shard = Shard(path, entry.count, header.starts, state)
             if not known:
-                self._check_codes(shard)
+                self._check_codes(shard, crops)
             after = state_of(handle, path)  # a link to it from elsewhere changes its state too, but no byte
             if (after.size, after.modified) != (state.size, state.modified):
                 raise InputError(f"{path}: is written while it is read; wait until that ends")
@@ -265,16 +280,16 @@ class CodeCache:
             most = len(self.classes) - 1
             raise InputError(f"{path}: label {int(labels[wrong[0]])}: expected 0 to {most}, a class")
 
-    def _check_codes(self, shard: Shard) -> None:
+    def _check_codes(self, shard: Shard, crops: int) -> None:
         """Raise InputError for a digit that is no level and a latent that is not finite."""
         if not shard.count:
             return
         alone = ShardFiles([shard], self._verify)
         name, dtype = content_of(self.layout), stored_dtype(self.layout)
         for stored in (name, name + FLIPPED) if self._flips else (name,):
-            rows = StoredRows(alone, stored, self.layout.shape, dtype)
+            rows = StoredRows(alone, stored, self.layout.shape, dtype, crops)
             step = max(1, CHECKED_AT_ONCE // (rows[0].numel() * dtype.itemsize))
-            for start in range(0, shard.count, step):
+            for start in range(0, len(rows), step):
                 self._check_values(shard.path, stored, rows[start : start + step])
         alone.close()
 

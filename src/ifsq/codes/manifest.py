@@ -8,9 +8,10 @@ from typing import Any
 
 from ifsq.codes.spec import CodeSpec, LatentSpec
 from ifsq.config import InputError, build, digest
+from ifsq.data.crops import Crops
 from ifsq.data.paths import is_plain, shown
 
-FORMATS = (1, 2, 3)  # 1: digits only, without flips; 2: no names of the images
+FORMATS = (1, 2, 3, 4)  # 1: digits only, without flips; 2: no names of the images; 4: several crops of an image
 MOST_IMAGES = 2**40
 LARGEST = 65504.0  # float16, in which latents are stored
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -74,6 +75,8 @@ class Manifest:
         for key, kind in (("tokenizer", str), ("data", dict), ("fingerprints", dict), ("flips", bool)):
             if not isinstance(self.about.get(key, kind()), kind):
                 raise ValueError(f"about.{key} {self.about[key]!r}: expected a {kind.__name__}")
+        if "crops" in self.about:
+            build(Crops, self.about["crops"], "about.crops")
         if "tokenizer" not in self.about:
             raise ValueError("about.tokenizer: is required")
         named: set[str] = set()
@@ -82,6 +85,11 @@ class Manifest:
                 if entry.file in named:
                     raise ValueError(f"split {split!r}: {entry.file} stands twice; expected every shard once")
                 named.add(entry.file)
+
+    def crops(self, split: str) -> int:
+        """Crops of each image of a split: only of training images there are several."""
+        several = self.about.get("crops") if split == "train" else None
+        return build(Crops, several, "about.crops").count if several else 1
 
     def layout(self, where: str) -> CodeSpec | LatentSpec:
         """Layout of the digits or of the latents. Raises InputError naming ``where``."""

@@ -46,10 +46,11 @@ def stored_dtype(layout: CodeSpec | LatentSpec) -> torch.dtype:
     return torch.float16 if isinstance(layout, LatentSpec) else layout.digit_dtype
 
 
-def read_header(path: Path, layout: CodeSpec | LatentSpec, flips: bool) -> ShardHeader:
+def read_header(path: Path, layout: CodeSpec | LatentSpec, flips: bool, crops: int = 1) -> ShardHeader:
     """What a shard says it holds, which is what its size has room for.
 
     flips  whether it holds the codes of the mirrored images too
+    crops  of each image, one behind the other
 
     Raises InputError when it is damaged or its tensors are not of this layout.
     """
@@ -66,7 +67,7 @@ def read_header(path: Path, layout: CodeSpec | LatentSpec, flips: bool) -> Shard
         raise InputError(f"{path}: cannot be read: {reason(error)}") from error
     count = next(iter(found.get(LABELS, ("", ()))[1]), 0)
     content = content_of(layout)
-    expected = {LABELS: (torch.int64, (count,)), content: (stored_dtype(layout), (count, *layout.shape))}
+    expected = {LABELS: (torch.int64, (count,)), content: (stored_dtype(layout), (count * crops, *layout.shape))}
     if flips:
         expected[content + FLIPPED] = expected[content]
     for name, (dtype, shape) in expected.items():

@@ -117,7 +117,7 @@ def state_of(handle: int, path: Path) -> FileState:
 
 
 class StoredRows:
-    """A tensor (n, ...) whose rows lie in the shards of a split.
+    """A tensor (n, ...) whose rows lie in the shards of a split, or (n * several, ...) of as many an image.
 
     ``rows[3]``, ``rows[10:20]``, ``rows[:]`` and ``rows[indices]`` are tensors in memory; ``len(rows)`` is n.
 
@@ -125,12 +125,15 @@ class StoredRows:
     shape  of a row
     """
 
-    def __init__(self, files: ShardFiles, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-        self.files, self.name, self.row, self.dtype = files, name, shape, dtype
+    def __init__(
+        self, files: ShardFiles, name: str, shape: tuple[int, ...], dtype: torch.dtype, several: int = 1
+    ) -> None:
+        self.files, self.name, self.row, self.dtype, self.several = files, name, shape, dtype, several
+        self._ends = files.ends * several
         self._bytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
 
     def __len__(self) -> int:
-        return len(self.files)
+        return int(self._ends[-1])
 
     @property
     def shape(self) -> torch.Size:
@@ -152,14 +155,14 @@ class StoredRows:
             raise IndexError(f"rows {rows.min()} to {rows.max()}: expected 0 to {len(self) - 1}")
         taken = torch.empty(len(rows), *self.row, dtype=self.dtype)
         place = taken.numpy().reshape(-1).view(np.uint8).data
-        shards = np.searchsorted(self.files.ends, rows, side="right")
+        shards = np.searchsorted(self._ends, rows, side="right")
         # In the order of the shards each is opened once; neighbours that are asked for in turn are one read.
         order = np.argsort(shards, kind="stable")
         follows = (np.diff(rows[order]) == 1) & (np.diff(order) == 1) & (np.diff(shards[order]) == 0)
         for run in np.split(order, np.flatnonzero(~follows) + 1) if len(rows) else ():
             number = int(shards[run[0]])
             shard = self.files.shards[number]
-            first = int(rows[run[0]]) - (int(self.files.ends[number]) - shard.count)
+            first = int(rows[run[0]]) - (int(self._ends[number]) - shard.count * self.several)
             at = int(run[0]) * self._bytes
             into = place[at : at + len(run) * self._bytes]
             self.files.read(number, shard.starts[self.name] + first * self._bytes, into)

@@ -18,10 +18,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ifsq.codes.cache import MANIFEST, CodeCache
-from ifsq.codes.manifest import FORMATS, read_manifest
+from ifsq.codes.manifest import read_manifest
 from ifsq.codes.shard import FLIPPED, LABELS, SKIPPED, content_of, names_of, read_header
 from ifsq.codes.spec import CodeSpec, LatentSpec
 from ifsq.config import InputError, build, differences, read_json, to_dict
+from ifsq.data.crops import Crops
 from ifsq.data.images import DataConfig
 from ifsq.store.files import PARTIAL, is_free, make_folder, sha256, write_tensors, write_text, writing
 from ifsq.store.folders import move_content
@@ -35,6 +36,8 @@ _HEX = 64  # characters of a checksum
 @dataclass(frozen=True)
 class Part:
     """Codes of some images in order: digits or latents, labels (n,), and the codes of the mirrored images.
+
+    With k crops of each image, k rows of codes a label.
 
     skipped  a line about each image that is missing among them
     names    what each image is called; None where that is not known
@@ -109,15 +112,17 @@ def write_shards(
     *,
     flips: bool = False,
     named: bool = False,
+    crops: int = 1,
 ) -> None:
     """Write this process's shards of a split of ``count`` images into ``folder``; those that are whole stay.
 
     flips  whether ``encode`` gives the codes of the mirrored images too
+    crops  rows that it gives for each image
     named  whether it says what the images are called; a shard that an earlier version left without is written again
     """
     for number in mine:
         target = folder / shard_name(split, number)
-        if not _is_whole(target, layout, flips, named):
+        if not _is_whole(target, layout, flips, named, crops):
             start = number * SHARD
             save_part(target, encode(start, min(count, start + SHARD)), layout)
 
@@ -125,7 +130,7 @@ def write_shards(
 def save_part(target: Path, part: Part, layout: CodeSpec | LatentSpec) -> None:
     """One shard, the names of its images and the SHA-256 of both. Raises InputError for latents beyond float16."""
     name = content_of(layout)
-    table = {name: _stored(part.codes, layout), LABELS: part.labels.to(torch.int64).cpu()}
+    table = {name: _stored(part.codes, layout), LABELS: part.labels.to(torch.int64).contiguous().cpu()}
     if part.flipped is not None:
         table[name + FLIPPED] = _stored(part.flipped, layout)
     files = [target]
@@ -185,7 +190,11 @@ def write_manifest(
     Raises InputError when a split is empty or a shard is not of this layout.
     """
     flips = bool(about.get("flips"))
-    splits = {split: [_entry(folder / name, layout, flips) for name in files] for split, files in names.items()}
+    several = build(Crops, about["crops"], "about.crops").count if "crops" in about else 1
+    splits = {
+        split: [_entry(folder / name, layout, flips, several if split == "train" else 1) for name in files]
+        for split, files in names.items()
+    }
     for split, entries in splits.items():
         if not sum(entry["count"] for entry in entries):
             raise InputError(f"{target}: none of the images of {split!r} can be read")
@@ -193,7 +202,7 @@ def write_manifest(
     counted = splits.get("train", [])
     manifest = {
         "kind": "codes",
-        "format": FORMATS[-1],
+        "format": 4 if "crops" in about else 3,  # whatever an earlier version can read it may
         "content": content_of(layout),
         "spec": layout.to_dict(),
         "classes": list(classes),
@@ -254,11 +263,11 @@ def _told(partial: Path) -> dict[str, Any]:
     return told
 
 
-def _is_whole(target: Path, layout: CodeSpec | LatentSpec, flips: bool, named: bool) -> bool:
+def _is_whole(target: Path, layout: CodeSpec | LatentSpec, flips: bool, named: bool, crops: int) -> bool:
     if not all(_is_as_recorded(file) for file in ([target, names_of(target)] if named else [target])):
         return False
     try:
-        read_header(target, layout, flips)
+        read_header(target, layout, flips, crops)
     except InputError:  # then it is written again
         return False
     return True
@@ -271,8 +280,8 @@ def _is_as_recorded(file: Path) -> bool:
     return recorded.read_bytes() == sha256(file).encode()
 
 
-def _entry(path: Path, layout: CodeSpec | LatentSpec, flips: bool) -> dict[str, Any]:
-    header = read_header(path, layout, flips)
+def _entry(path: Path, layout: CodeSpec | LatentSpec, flips: bool, crops: int) -> dict[str, Any]:
+    header = read_header(path, layout, flips, crops)
     entry = {"file": path.name, "count": header.count, "sha256": path.with_suffix(CHECKSUM).read_text()}
     named = names_of(path).with_suffix(CHECKSUM)
     return {

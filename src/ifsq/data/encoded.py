@@ -19,7 +19,7 @@ from ifsq.data.formats import KNOWN
 from ifsq.data.images import BrokenImageError, DataConfig, DataError, ImageSource, fingerprint, size_text
 from ifsq.data.labels import NO_CLASSES, NO_LABEL, number_classes, plain_label
 from ifsq.data.splits import VAL, Part
-from ifsq.data.transforms import RESIZE_KERNEL, center_crop, random_crop, resized_crop, to_channels
+from ifsq.data.transforms import RESIZE_KERNEL, center_crop, five_crop, random_crop, resized_crop, to_channels
 
 VAL_SHARE = 0.05
 """Part of the images that validation takes when the source has no split of its own; at least one."""
@@ -79,6 +79,7 @@ class EncodedImages(ImageSource):
         self.config, self.shape, self.broken = config.for_split(part.split), (*config.sides, channels), config.broken
         self.catalogue, self.untouched = part.held, part.untouched
         self.unread = self.catalogue.unread
+        self._latest: tuple[int, UInt8[np.ndarray, "H W c"]] | None = None
         if self.unread and self.broken == "refuse":
             refuse_unread(self.unread)
         names = self.catalogue.names
@@ -106,8 +107,15 @@ class EncodedImages(ImageSource):
     def load(self, index: int, seed: int) -> tuple[UInt8[np.ndarray, "H W c"], int]:
         """See `ImageSource.load`."""
         position = self.kept[index]
-        file, where = self.catalogue.read(position), self.catalogue.where(position)
-        return to_shape(file, where, self.config, self.shape[2], Draws(seed)), self.labels[index]
+        where = self.catalogue.where(position)
+        if self._latest is None or self._latest[0] != index:  # several crops of an image need it once
+            self._latest = None
+            image = read_channels(self.catalogue.read(position), where, self.config, self.shape[2])
+        else:
+            image = self._latest[1]
+        if self.config.crop in ("random", "five"):
+            self._latest = index, image
+        return to_shape(image, where, self.config, seed), self.labels[index]
 
     def name(self, index: int) -> str:
         """See `ImageSource.name`."""
@@ -128,26 +136,31 @@ class EncodedImages(ImageSource):
         return labels
 
 
-def to_shape(
-    file: Path | bytes, name: str, config: DataConfig, channels: int, draws: Draws
-) -> UInt8[np.ndarray, "H W c"]:
-    """Read a file, crop and flip it as the config of its split says; small images are enlarged.
-
-    channels  3 for RGB; 1 for the luminance, which is taken of the whole picture, before the crop
-
-    Raises BrokenImageError, also for a picture so narrow that it would have more than ``max_pixels`` once enlarged.
-    """
+def read_channels(file: Path | bytes, name: str, config: DataConfig, channels: int) -> UInt8[np.ndarray, "H W c"]:
+    """A whole picture as RGB (3 channels) or its luminance (1). Raises BrokenImageError."""
     path, content = (name, file) if isinstance(file, bytes) else (file, None)
-    image = to_channels(read_image(path, content, config.max_pixels), channels)
+    return to_channels(read_image(path, content, config.max_pixels), channels)
+
+
+def to_shape(image: UInt8[np.ndarray, "H W c"], name: str, config: DataConfig, seed: int) -> UInt8[np.ndarray, "h w c"]:
+    """Crop and flip a picture as the config of its split says; small ones are enlarged.
+
+    seed  decides both; its remainder by 5 is the number of a part of `five_crop`
+
+    Raises BrokenImageError for a picture so narrow that it would have more than ``max_pixels`` once enlarged.
+    """
+    draws = Draws(seed)
     if config.crop == "resized":
         cropped = resized_crop(image, config.size, config.scale, config.ratio, draws)
     elif _is_too_narrow(image, config):
         raise BrokenImageError(
-            f"image {path} cannot be used: {image.shape[1]} x {image.shape[0]} pixels are too narrow for size"
+            f"image {name} cannot be used: {image.shape[1]} x {image.shape[0]} pixels are too narrow for size"
             f" {size_text(config.size)}"
         )
     elif config.crop == "random":
-        cropped = random_crop(image, config.size, draws.below)
+        cropped = random_crop(image, config.size, draws.below, config.crop_range)
+    elif config.crop == "five":
+        cropped = five_crop(image, config.size, seed % 5, config.crop_range)
     else:
         cropped = center_crop(image, config.size)
     if config.flip and draws.below(2):

@@ -19,8 +19,9 @@ from ifsq.config import InputError
 
 BUNDLED = ("bundled:photos", "bundled:digits", "bundled:shapes")
 SPLITS = ("train", "val")
-CROPS = ("center", "random", "resized")
+CROPS = ("center", "random", "five", "resized")
 BROKEN = ("refuse", "skip")
+MOST_RANGE = 4.0
 HUGE = 89_478_485
 """Pixels above which Pillow suspects a decompression bomb."""
 Size = int | tuple[int, int]
@@ -61,8 +62,10 @@ class DataConfig:
     size        pixels a side; or ``[height, width]``, which is the same where both are equal
     flip        mirror half of the training images; validation images never
     crop        of training images: ``center``; ``random``, a part of the picture after it was brought to the least size
-                that covers size to 1.25 size; ``resized``, a part of random area and shape, stretched to the size.
-                Validation images are always cropped at the centre; bundled sources have their own recipe
+                that covers size to crop_range times size; ``five``, the middle or a corner of the picture at the least
+                size that covers crop_range times size; ``resized``, a part of random area and shape, stretched to the
+                size. Validation images are always cropped at the centre; bundled sources have their own recipe
+    crop_range  ``random``, ``five``: how much more than the size is covered, as a factor
     scale       ``resized``: least and greatest area of the part, as a fraction of the picture's
     ratio       ``resized``: least and greatest width over height of the part, in units of those of the size
     val_source  where validation images come from; "": the source's own ``val``, or a twentieth of it that names decide
@@ -80,6 +83,7 @@ class DataConfig:
     size: Size = 32
     flip: bool = False
     crop: str = "center"
+    crop_range: float = 1.25
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     val_source: str = ""
@@ -119,6 +123,8 @@ class DataConfig:
             raise DataError(f"scale={list(self.scale)}: expected 0 < least <= greatest <= 1")
         if not 0 < self.ratio[0] <= self.ratio[1] < math.inf:
             raise DataError(f"ratio={list(self.ratio)}: expected 0 < least <= greatest")
+        if not 1 <= self.crop_range <= MOST_RANGE:
+            raise DataError(f"crop_range={self.crop_range:g}: expected 1 to {MOST_RANGE:g}")
         if not 1 <= self.max_pixels <= HUGE:
             raise DataError(f"max_pixels={self.max_pixels}: expected 1 to {HUGE}, where Pillow suspects a bomb")
         if self.block < 1:
@@ -214,6 +220,8 @@ def fingerprint(config: DataConfig, split: str, recipe: str, contents: Iterable[
         how |= {"channels": channels}
     if config.crop == "resized":
         how |= {"scale": config.scale, "ratio": config.ratio}
+    if config.crop == "five" or (config.crop == "random" and config.crop_range != DataConfig.crop_range):
+        how |= {"crop_range": config.crop_range}
     if config.broken == "skip":  # decides which images there are
         how |= {"broken": config.broken, "max_pixels": config.max_pixels}
     digest = hashlib.sha256(json.dumps(how, sort_keys=True).encode())

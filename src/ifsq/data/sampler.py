@@ -161,6 +161,14 @@ def iterate_once(
     if batch < 1:
         raise ValueError(f"batch={batch}: expected at least one image")
     items = [(index, mix(seed, 0, index)) for index in (range(len(source)) if indices is None else indices)]
+    return iterate_items(source, items, batch, workers)
+
+
+def iterate_items(source: ImageSource, items: Items, batch: int, workers: int = 0) -> Generator[ImageBatch, None, None]:
+    """The pictures that these pairs of image and seed stand for, in order, otherwise as `iterate_once`.
+
+    Several pictures of an image are quickest one behind the other: it is decoded once.
+    """
     return _read(source, [items[at : at + batch] for at in range(0, len(items), batch)], workers)
 
 

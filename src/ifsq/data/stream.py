@@ -17,8 +17,7 @@ from jaxtyping import UInt8
 from ifsq.data.containers.hf import Columns, classes_of, find_columns, label_of, read_errors, undecoded
 from ifsq.data.containers.hf_files import file_of
 from ifsq.data.decode import DECODING
-from ifsq.data.draws import Draws
-from ifsq.data.encoded import to_shape
+from ifsq.data.encoded import read_channels, to_shape
 from ifsq.data.images import DataConfig, DataError, ImageSource, fingerprint
 from ifsq.data.labels import NO_CLASSES, NO_LABEL, plain_label
 from ifsq.data.splits import VAL, Part
@@ -71,7 +70,7 @@ class Stream(ImageSource):
             row = self._reading().row(index)
             file = file_of(where, row[self.columns.image], self.place)
         label = 0 if self.classes == NO_CLASSES else self._label(where, row)
-        return to_shape(file, where, self.config, self.shape[2], Draws(seed)), label
+        return to_shape(read_channels(file, where, self.config, self.shape[2]), where, self.config, seed), label
 
     def _label(self, where: str, row: dict[str, Any]) -> int:
         word = None if self.columns.label is None else label_of(where, row[self.columns.label], self.columns)

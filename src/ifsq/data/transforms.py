@@ -57,17 +57,31 @@ def center_crop(image: UInt8[np.ndarray, "H W c"], size: Size) -> UInt8[np.ndarr
 
 
 def random_crop(
-    image: UInt8[np.ndarray, "H W c"], size: Size, below: Callable[[int], int]
+    image: UInt8[np.ndarray, "H W c"], size: Size, below: Callable[[int], int], most: float = 1.25
 ) -> UInt8[np.ndarray, "h w c"]:
-    """The least picture that covers a random size, 1 to 1.25 times ``size``, then a part at a random place.
+    """The least picture that covers a random size, 1 to ``most`` times ``size``, then a part at a random place.
 
     below  ``below(n)`` draws an integer in 0 .. n - 1; called for the random height, the row and the column
     """
     height, width = height_width(size)
-    longest = -(-height * 5 // 4)
+    longest = math.ceil(round(height * most, 6))
     drawn = height + below(longest - height + 1)
     array = _covering(image, drawn, -(-width * drawn // height))
     top, left = below(array.shape[0] - height + 1), below(array.shape[1] - width + 1)
+    return array[top : top + height, left : left + width]
+
+
+def five_crop(image: UInt8[np.ndarray, "H W c"], size: Size, number: int, cover: float) -> UInt8[np.ndarray, "h w c"]:
+    """The middle (``number`` 0) or a corner (1 to 4, row by row) of the `center_crop` of ``cover`` times ``size``.
+
+    With their mirror images the ten crops that LlamaGen extracts codes of, at a ``cover`` of 1.1 and of 1.05.
+    """
+    height, width = height_width(size)
+    array = center_crop(image, (int(height * cover), int(width * cover)))
+    down, across = array.shape[0] - height, array.shape[1] - width
+    top, left = (
+        (round(down / 2), round(across / 2)) if number == 0 else ((number - 1) // 2 * down, (number - 1) % 2 * across)
+    )
     return array[top : top + height, left : left + width]
 
 

@@ -44,9 +44,7 @@ class GeneratorTask(Task):
             parts=self.config.engine.accumulate,
         )
         for items in sampler.steps_from(start):
-            rows = torch.tensor([index for index, _ in items])
-            mirrored = torch.tensor([seed % 2 == 1 for _, seed in items])
-            yield self.train.batch(rows, world.device, mirrored)
+            yield self.train.drawn(items, world.device)
 
     def loss(self, model: Generator, batch: CodeBatch, rng: torch.Generator, step: int) -> dict[str, Tensor]:
         return model.loss(batch, rng)
