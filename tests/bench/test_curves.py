@@ -59,12 +59,21 @@ def test_both_generators_share_the_panels_of_what_was_measured_alike():
     }
 
 
-@pytest.mark.parametrize("changes", [{"n": 20}, {"seed": 7}, {"features": "judge 2"}, {"reference_hash": "b"}])
+@pytest.mark.parametrize("changes", [{"n": 20}, {"seed": 7}, {"features": "judge 2"}, {"code_version": "0.2"}])
 def test_what_was_measured_otherwise_has_a_panel_of_its_own(changes):
     ar = reported("ar", [evaluated(10, 8.0, 0.2), evaluated(20, 4.0, 0.5)])
     diffusion = reported("diffusion", [evaluated(10, 7.0, 0.3, **changes), evaluated(20, 6.0, 0.3, **changes)])
     panels = panels_of([ar, diffusion])
     assert [list(panel.points) for panel in panels] == [["autoregressive"]] * 2 + [["diffusion"]] * 2
+    assert len({panel.title for panel in panels}) == 4
+    ((field, value),) = changes.items()
+    assert panels[2].title == f"FD(judge), {'20 samples' if field == 'n' else f'10 samples; {field} {value}'}"
+
+
+def test_each_generator_is_sampled_in_its_own_way():
+    ar = reported("ar", [evaluated(10, 8.0, 0.2, sampler="top-k 5", guidance=2.0)])
+    diffusion = reported("diffusion", [evaluated(10, 7.0, 0.3, sampler="euler", function_evaluations=50)])
+    assert [len(panel.points) for panel in panels_of([ar, diffusion])] == [2, 2]
 
 
 def test_what_was_looked_at_lies_where_an_evaluation_counted_the_cost():

@@ -5,7 +5,7 @@ From ``evaluations/step_N.json`` (``ifsq generator eval --step all``), and from 
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from matplotlib import rc_context
@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from ifsq.bench.pictures import COLOURS, STYLE, svg
-from ifsq.bench.runs import MOST, Reported
+from ifsq.bench.runs import MOST, OWN, Reported
+from ifsq.metrics.card import COMPARED
 
 SHARES = ("class agreement",)
 LOOKED = "evaluate/"
@@ -38,9 +39,13 @@ class Point:
 
 @dataclass(frozen=True)
 class Panel:
-    """A figure of runs, taken in the same way: points by the names of the runs."""
+    """A figure of runs, taken in the same way: points by the names of the runs.
+
+    protocol  what is alike of all points, by field
+    """
 
     title: str
+    protocol: dict[str, str]
     points: dict[str, list[Point]] = field(default_factory=dict)
 
 
@@ -69,28 +74,38 @@ def tokenizer_over_training(run: Reported) -> dict[str, str] | None:
 def panels_of(runs: Sequence[Reported]) -> list[Panel]:
     """The panels of some generators, what was measured with cards first."""
     panels: dict[tuple[Any, ...], Panel] = {}
-    for run in runs:
-        for key, title, point in (*_evaluated(run), *_looked_at(run)):
-            panel = panels.setdefault(key, Panel(title))
-            panel.points.setdefault(run.name, []).append(point)
-    return [panels[key] for key in sorted(panels, key=lambda key: key[0])]
+    for found in (_evaluated, _looked_at):
+        for run in runs:
+            for title, protocol, point in found(run):
+                panel = panels.setdefault((title, *protocol.items()), Panel(title, protocol))
+                panel.points.setdefault(run.name, []).append(point)
+    return [replace(panel, title=panel.title + _apart(panel, panels.values())) for panel in panels.values()]
 
 
-def _evaluated(run: Reported) -> Iterable[tuple[tuple[Any, ...], str, Point]]:
+def _apart(panel: Panel, panels: Iterable[Panel]) -> str:
+    """The first field in which a panel differs from another of its title; nothing where no other has it."""
+    others = [other for other in panels if other.title == panel.title]
+    for name, value in panel.protocol.items():
+        if any(other.protocol[name] != value for other in others):
+            return f"; {name} {value[:40]}"
+    return ""
+
+
+def _evaluated(run: Reported) -> Iterable[tuple[str, dict[str, str], Point]]:
     """Distances and shares of the evaluations by step; what was measured beside the generator's own samples is not."""
     for step, evaluation in run.evaluations.items():
         for card in evaluation.cards:
             value = card.values.get("distance", card.values.get("share"))
             if not card.generator_hash or "," in card.metric or value is None:
                 continue
-            how = (card.metric, card.features, card.n, card.reference_hash, card.labels, card.seed, evaluation.weights)
+            protocol = {name: str(held) for name, held in vars(card).items() if name not in (*COMPARED, *OWN)}
             weights = "" if evaluation.weights == "average" else f", {evaluation.weights} weights"
             point = Point(step, value, evaluation.seen, evaluation.flops)
             if all(abs(number) < MOST for number in vars(point).values() if number is not None):  # that can be drawn
-                yield (0, *how), f"{card.metric}, {card.n} samples{weights}", point
+                yield f"{card.metric}, {card.n} samples{weights}", protocol, point
 
 
-def _looked_at(run: Reported) -> Iterable[tuple[tuple[Any, ...], str, Point]]:
+def _looked_at(run: Reported) -> Iterable[tuple[str, dict[str, str], Point]]:
     """Distances that were taken while the run trained."""
     a_step = _cost_of_a_step(run)
     for name in dict.fromkeys(name for row in run.metrics for name in row if name.startswith(tuple(DISTANCES))):
@@ -99,7 +114,7 @@ def _looked_at(run: Reported) -> Iterable[tuple[tuple[Any, ...], str, Point]]:
             n = int(counts.get(step, 0))
             start = name[: len(LOOKED) + 3]
             title = f"{DISTANCES[start]}({name.removeprefix(start)}) while training, {n} samples"
-            yield (1, name, n), title, Point(step, value, step * run.batch, a_step and step * a_step)
+            yield title, {}, Point(step, value, step * run.batch, a_step and step * a_step)
 
 
 def _cost_of_a_step(run: Reported) -> float | None:

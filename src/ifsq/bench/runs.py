@@ -15,6 +15,8 @@ from ifsq.training.config import TrainConfig
 from ifsq.training.log import read_metrics
 
 MOST = 2.0**63  # steps and figures that matplotlib can draw
+OWN = ("guidance", "sampler", "function_evaluations")
+"""Fields of a card in which the generators of a page may differ: how each is sampled."""
 TITLES = {"tokenizer": "tokenizer", **{kind: cls.title for kind, cls in Generator.kinds.items()}}
 
 
@@ -106,7 +108,7 @@ def refuse_unlike(runs: Sequence[Reported]) -> None:
                 compare(
                     measured[first][metric],
                     measured[other][metric],
-                    allow=("guidance", "sampler", "function_evaluations"),
+                    allow=OWN,
                 )
             except ValueError as error:
                 raise InputError(f"{first} and {other}: {metric}: {error}; evaluate both again") from error
