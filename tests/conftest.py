@@ -34,6 +34,14 @@ torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # of the commands that tests start: sums are the same bits then
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nothing is kept in the home of whoever runs the tests, nor read from there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("IFSQ_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def golden_folder() -> Path:
     """What the official implementation computes on small models."""

@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from ifsq.codes import CodeSet, CodeSpec
-from ifsq.config import InputError
-from ifsq.data import DataConfig, open_images, write_png
+from ifsq.data import DataConfig, open_images, to_float, write_png
 from ifsq.evaluation import generator, samples
-from ifsq.evaluation.generator import look, measure_likelihood, reconstructed_parts, suffix_of
-from ifsq.evaluation.judge import JudgeNet
+from ifsq.evaluation.collect import Look, collect
+from ifsq.evaluation.generator import measure_likelihood, suffix_of
+from ifsq.evaluation.given import DrawnImages, ReconstructedImages, SourceImages
+from ifsq.evaluation.judge import JudgeFeatures, JudgeNet
 from ifsq.evaluation.labels import labels_balanced, labels_like
-from ifsq.evaluation.protocol import dealt
-from ifsq.evaluation.samples import draw_images, sample_parts
+from ifsq.evaluation.samples import draw_images
 from ifsq.evaluation.sheets import class_sheet, real_sheet, shown_pairs
 from ifsq.generators.ar import ARConfig, ARGenerator, ARSampling
 from ifsq.generators.diffusion import DiffusionSampling
@@ -65,36 +65,35 @@ SHARES: list = []
 
 
 @pytest.mark.parametrize("size", [2, 3])
-def test_processes_share_the_images_and_count_as_one(pair, size, monkeypatch):
-    monkeypatch.setattr(generator, "AT_ONCE", 4)
+def test_processes_share_the_images_and_count_as_one(pair, size):
     torch.manual_seed(0)
-    judge, labels = JudgeNet(2).eval(), torch.arange(22) % 2
+    look = Look(JudgeFeatures(JudgeNet(2)), agreement=True)
+    images = DrawnImages(*pair, torch.arange(50) % 2, 5, ARSampling(2.0))
 
     def seen(world):
-        parts = sample_parts(*pair, labels, 5, ARSampling(2.0), dealt(range(22), 4, world))
-        return look(judge, parts, world, keep={0, 9, 21})
+        return collect([look], images, range(50), world, keep={0, 9, 49})
 
     whole = seen(ALONE)
     SHARES.clear()
     for rank in range(size):
         merged = seen(Together(rank, size, torch.device("cpu")))
-    assert (merged.features.n, merged.right) == (whole.features.n, whole.right) == (22, whole.right)
-    torch.testing.assert_close(merged.features.mean, whole.features.mean)
-    torch.testing.assert_close(merged.features.covariance, whole.features.covariance)
-    assert sorted(merged.kept) == sorted(whole.kept) == [0, 9, 21]
+    mine, theirs = (found.seen[0] for found in (merged, whole))
+    assert (mine.n, mine.right) == (theirs.n, theirs.right) == (50, theirs.right)
+    assert [part.n for part in mine.parts("features")] == [17, 17, 16]
+    for name in ("mean", "covariance"):
+        assert torch.equal(*(getattr(seen.statistics("features"), name) for seen in (mine, theirs)))
+    assert sorted(merged.kept) == sorted(whole.kept) == [0, 9, 49]
     assert all(np.array_equal(merged.kept[number], image) for number, image in whole.kept.items())
 
 
-def test_what_one_process_refuses_all_refuse(pair):
-    def broken():
-        raise InputError("image 7: cannot be read")
-        yield
-
-    SHARES.clear()
-    with pytest.raises(InputError, match="image 7"):
-        look(JudgeNet(2), broken(), Together(0, 2, torch.device("cpu")))
-    with pytest.raises(InputError, match="image 7"):
-        look(JudgeNet(2), iter(()), Together(1, 2, torch.device("cpu")))
+def test_the_judge_sees_as_it_was_trained(pair):
+    torch.manual_seed(0)
+    judge = JudgeNet(3)
+    images = torch.randint(256, (4, 3, 16, 20), dtype=torch.uint8)
+    seen = JudgeFeatures(judge)(images, ("features", "scores"))
+    floats = to_float(images.movedim(1, -1))
+    assert torch.equal(seen["features"], judge.features(floats))
+    assert torch.equal(seen["scores"], judge.logits(floats))
 
 
 def test_the_likelihood_is_in_the_order_of_the_codes_whoever_measures(pair, monkeypatch):
@@ -163,19 +162,23 @@ def test_a_sheet_has_a_row_for_each_class_that_was_drawn():
     assert rows == [[1, 6, 255, 255], [0, 2, 3, 5]]
 
 
-def test_a_batch_of_broken_images_alone_ends_no_evaluation(pair, tmp_path, monkeypatch):
-    monkeypatch.setattr(generator, "AT_ONCE", 1)
+def test_a_batch_of_broken_images_alone_ends_no_evaluation(pair, tmp_path):
     for number in range(4):
         write_png(np.full((16, 16, 3), 60 * number, np.uint8), tmp_path / f"{number}.png")
     (tmp_path / "1.png").write_bytes(b"no picture")
     data = DataConfig(str(tmp_path), 16, broken="skip")
-    images = open_images(data, "all")
-    parts = list(reconstructed_parts(pair[1], images, 4, ALONE))
-    assert [(len(part.images), len(part.labels)) for part in parts] == [(1, 1)] * 3
-    assert generator.reference(JudgeNet(2), images, data, "pictures", ALONE).statistics.n == 3
+
+    def again():
+        return ReconstructedImages(SourceImages(open_images(data, "all"), "pictures", data), pair[1])
+
+    parts = list(again().parts([[0], [1], [2], [3]]))
+    assert [(len(part.images), len(part.labels)) for part in parts] == [(1, 1), (0, 0), (1, 1), (1, 1)]
+    found = collect([Look(JudgeFeatures(JudgeNet(2)))], again(), range(4), ALONE)
+    assert found.seen[0].n == found.seen[0].statistics("features").n == 3
+    assert len(found.skipped) == 1
     for number in (0, 2, 3):
         (tmp_path / f"{number}.png").write_bytes(b"no picture")
-    assert not list(reconstructed_parts(pair[1], open_images(data, "all"), 4, ALONE))
+    assert collect([Look(JudgeFeatures(JudgeNet(2)))], again(), range(4), ALONE).seen[0].n == 0
 
 
 @pytest.fixture
@@ -224,13 +227,15 @@ def test_a_stream_is_read_from_front_to_back(pair, tmp_path, monkeypatch):
     images = open_images(DataConfig(str(tmp_path), 16), "all")
     seen, load = [], images.load
     monkeypatch.setattr(images, "load", lambda index, seed: seen.append(index) or load(index, seed))
-    for block, expected in ((0, [7, 3, 5]), (4, [3, 5, 7])):
+    for block in (0, 4):
         images.block = block
-        monkeypatch.setattr(generator, "sample_indices", lambda images, n: [7, 3, 5][:n])
+        again = ReconstructedImages(SourceImages(images, "pictures"), pair[1])
+        drawn = again.chosen(12)
+        assert (drawn == sorted(drawn)) == bool(block)
         for read in (
-            lambda: list(reconstructed_parts(pair[1], images, 3, ALONE)),
-            lambda: shown_pairs(pair[1], images, torch.device("cpu"), [7, 3, 5]),
+            lambda again=again, drawn=drawn: list(again.parts([drawn])),
+            lambda drawn=drawn: shown_pairs(pair[1], images, torch.device("cpu"), drawn),
         ):
             seen.clear()
             read()
-            assert seen == expected
+            assert seen == drawn[: len(seen)]

@@ -47,7 +47,7 @@ class Says(Silent):
 
 
 @pytest.fixture(autouse=True)
-def _cache(tmp_path, monkeypatch):
+def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("IFSQ_CACHE", str(tmp_path / "cache"))
 
 

@@ -5,7 +5,7 @@ of `GROUPS` interleaved groups of batches are kept apart and joined in their ord
 `GROUPS`, find the same numbers to the last bit; and leaving out a group at a time says how sure a distance is.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,18 +14,18 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ifsq.data import sample_order
-from ifsq.data.sampler import AT_ONCE
-from ifsq.evaluation.generator import Part
 from ifsq.evaluation.given import GivenImages
+from ifsq.evaluation.samples import Part
 from ifsq.metrics import FeatureStatistics
 from ifsq.metrics.inception_score import InceptionScore
 from ifsq.nn.modes import exact_float32
 from ifsq.pretrained.network import FeatureNetwork
 from ifsq.training.distributed import World, gather_or_refuse
+from ifsq.training.log import Reporter, Silent
 
 GROUPS = 8
 """Of batches, whose sums are kept apart."""
-PIXELS_AT_ONCE = 1 << 22  # of a batch
+LEAST_AT_ONCE = 16  # images, where there are as many: drawing few takes as long as drawing some
 NETWORK_AT_ONCE = 32  # images: Inception enlarges each to 299 pixels
 TOGETHER = 512  # rows that are summed at a time: a sum of few costs as much
 
@@ -134,17 +134,21 @@ def collect(
     images: GivenImages,
     numbers: Sequence[int],
     world: World,
-    advance: Callable[[int], None] = lambda done: None,
+    reporter: Reporter | None = None,
+    what: str = "images",
     keep: Collection[int] = (),
 ) -> Collected:
     """What networks see of images at these numbers, in every process; what one of them refuses, all refuse.
 
-    looks    networks, on this process's device; all see the images as they are read once
-    numbers  in the order of measurement
-    advance  is told how many images are behind, about
-    keep     numbers of images that are to be kept
+    looks     networks, on this process's device; all see the images as they are read once
+    numbers   in the order of measurement
+    reporter  is told how many are behind, about
+    what      to call them there
+    keep      numbers of images that are to be kept
     """
-    batches = batches_of(len(numbers), *images.shape[:2])
+    reporter = reporter or Silent()
+    batches = batches_of(len(numbers), images.at_once)
+    reporter.start(what, 0, len(numbers))
     mine = range(len(batches))[world.rank :: world.size]  # dealt in turn: those of a group lie in one process
 
     def count() -> Collected:
@@ -158,12 +162,13 @@ def collect(
                     tally.add(batch % GROUPS, places, part)
                 found.kept |= {n: image.copy() for n, image in zip(part.numbers, part.images, strict=True) if n in keep}
                 behind += len(batches[batch])
-                advance(min(behind * world.size, len(numbers)))
+                reporter.advance(min(behind * world.size, len(numbers)), {})
         found.seen = [tally.done() for tally in tallies]
         found.skipped = list(images.skipped)
         return found
 
     first, *others = gather_or_refuse(world, count)
+    reporter.finish({})
     for other in others:
         for mine_of, theirs in zip(first.seen, other.seen, strict=True):
             mine_of.merge(theirs)
@@ -172,11 +177,13 @@ def collect(
     return first
 
 
-def batches_of(n: int, height: int, width: int) -> list[range]:
-    """Places 0 .. n - 1 in batches, as many in each of the `GROUPS` as can be."""
-    most = max(1, min(AT_ONCE, PIXELS_AT_ONCE // (height * width)))
-    rounds = max(1, -(-n // (GROUPS * most)))
-    size = max(1, -(-n // (GROUPS * rounds)))
+def batches_of(n: int, most: int) -> list[range]:
+    """Places 0 .. n - 1 in batches, as many in each of the `GROUPS` as can be; fewer than `GROUPS` of few images.
+
+    most  images that a batch may have
+    """
+    count = max(1, min(GROUPS * -(-n // (GROUPS * most)), max(n // LEAST_AT_ONCE, -(-n // most))))
+    size = max(1, -(-n // count))
     return [range(at, min(at + size, n)) for at in range(0, n, size)]
 
 

@@ -1,11 +1,11 @@
 """Anybody's images against a reference: what is asked, and the measuring, over any number of processes."""
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from ifsq.config import InputError, check_seed
 from ifsq.data.images import Reading, Size, height_width, size_text
@@ -18,20 +18,23 @@ from ifsq.evaluation.given import (
     refuse_other_size,
 )
 from ifsq.evaluation.image_cards import LEAST, image_cards
-from ifsq.evaluation.labels import labels_balanced
 from ifsq.evaluation.record import Evaluation
 from ifsq.evaluation.reference import Reference, open_reference, views_of
-from ifsq.evaluation.samples import sample_parts
+from ifsq.evaluation.samples import Classes, asked_for, samples_card
 from ifsq.experiment import load_pair
 from ifsq.generators import Generator
 from ifsq.metrics import ProtocolCard
 from ifsq.pretrained.features import load_features
 from ifsq.pretrained.network import FeatureNetwork
 from ifsq.store.run import CONFIG, Run
-from ifsq.store.weights import weights_digest
 from ifsq.training.distributed import World, gather_or_refuse, in_turn
 from ifsq.training.log import Reporter
 
+OF_SAMPLING = (
+    *("seed", "labels", "guidance", "sampler", "function_evaluations", "dtype"),
+    *("generator_hash", "tokenizer_hash"),
+)
+"""Fields that a `SamplesCard` and a `ProtocolCard` share."""
 DRAWN = 1000
 """Images that a run draws where nothing else is said."""
 
@@ -49,7 +52,8 @@ class ImageEvaluation:
     split            of the samples; empty: ``val``, ``test``, or all of a source without splits
     reference_split  of the reference; empty: ``train``, or all of a source without splits
     pairs            images of each side at most that are compared pair by pair; 0: none
-    seed, sampling   of a run
+    seed, sampling, classes, step
+                     of a run: how its images are drawn (see `asked_for`), from which of its checkpoints
     cache            whether the statistics of the reference are kept
     reading          how data sources are read
     """
@@ -65,6 +69,8 @@ class ImageEvaluation:
     pairs: int = 10_000
     seed: int = 0
     sampling: Mapping[str, Any] = field(default_factory=dict)
+    classes: Classes = "balanced"
+    step: int | None = None
     cache: bool = True
     reading: Reading = field(default_factory=Reading)
 
@@ -93,10 +99,7 @@ def measure_images(asked: ImageEvaluation, world: World, reporter: Reporter) -> 
     count = asked.count or len(samples)
     looks = [Look(network, spatial=True, score=True, pairs=asked.pairs) for network in networks]
     views = views_of(reference, looks, world, reporter, asked.cache)
-    reporter.start("images", 0, count)
-    found = collect(looks, samples, samples.chosen(count), world, lambda done: reporter.advance(done, {}))
-    reporter.finish({})
-
+    found = collect(looks, samples, samples.chosen(count), world, reporter, "samples")
     cards: list[ProtocolCard] = []
     left_out: list[str] = []
     for look, seen, view in zip(looks, found.seen, views, strict=True):
@@ -111,8 +114,9 @@ def _open(asked: ImageEvaluation, world: World) -> tuple[GivenImages, Reference]
     samples = _open_samples(asked, world)
     if asked.count > len(samples):
         raise InputError(f"count {asked.count}: expected {LEAST} to {len(samples)}, the images of {samples.name}")
-    if len(samples) < LEAST:
-        raise InputError(f"{samples.name}: {len(samples)} images; expected at least {LEAST} to measure")
+    least = LEAST if asked.pairs else 2
+    if len(samples) < least:
+        raise InputError(f"{samples.name}: {len(samples)} images; expected at least {least} to measure")
     reference = open_reference(asked.reference, asked.reference_split, asked.size, samples.size, asked.reading)
     images = reference.images
     if images is not None and images.size != samples.size:
@@ -135,33 +139,24 @@ def _open_samples(asked: ImageEvaluation, world: World) -> GivenImages:
 
 
 def _open_run(asked: ImageEvaluation, world: World) -> GivenImages:
-    """The images that a generator run draws, every class alike. Raises InputError for a run of another kind."""
+    """The images that a generator run draws. Raises InputError for a run of another kind."""
     run = Run.open(asked.samples)
     if run.kind not in Generator.kinds and run.kind != "model":
         raise InputError(f"{run.name}: is the run of a {run.kind}; expected images, or the run of a generator")
-    pair = load_pair(run, world.device)
-    generator, tokenizer = pair.generator, pair.tokenizer
-    sampling = generator.sampling(asked.sampling)
-    count = asked.count or DRAWN
-    labels = labels_balanced(torch.arange(len(generator.origin.classes)), count)
-    height, width = (side * tokenizer.factor for side in generator.spec.grid)
-    told = {
-        "seed": asked.seed,
-        "labels": f"{len(generator.origin.classes)} classes alike",
-        "guidance": sampling.guidance,
-        "sampler": sampling.sampler,
-        "function_evaluations": generator.cost(sampling),
-        "tokenizer_hash": tokenizer.digest(),
-        "generator_hash": weights_digest(generator),
-        "dtype": str(next(generator.parameters()).dtype).removeprefix("torch."),
-    }
+    pair = load_pair(run, world.device, asked.step)
+    sampling = pair.generator.sampling(asked.sampling)
+    labels = asked_for(run, pair.generator, (), asked.count or DRAWN, asked.classes, asked.seed)
+    card = samples_card(pair, labels, sampling, asked.seed, "drawn", asked.step, average=True).to_dict()
+    card.pop("code_version")
     return DrawnImages(
-        f"{asked.samples}, {count} drawn",
-        "",
-        (height, width, tokenizer.channels),
-        count,
-        lambda batches: sample_parts(generator, tokenizer, labels, asked.seed, sampling, batches),
-        told,
+        pair.generator,
+        pair.tokenizer,
+        labels.labels,
+        asked.seed,
+        sampling,
+        name=f"{asked.samples}, {len(labels.labels)} drawn",
+        fingerprint=hashlib.sha256(json.dumps(card, sort_keys=True).encode()).hexdigest(),
+        told={name: card[name] for name in OF_SAMPLING},
     )
 
 

@@ -4,7 +4,7 @@ Each is read in batches of numbers, so that processes can share it and no set is
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +13,30 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ifsq.data import DataConfig, DataError, ImageSource, open_images, sample_order, split_called, splits_of
+from ifsq.data import (
+    DataConfig,
+    DataError,
+    ImageSource,
+    open_images,
+    sample_order,
+    split_called,
+    splits_of,
+    to_float,
+    to_uint8,
+)
 from ifsq.data.images import BUNDLED, Reading, Size, size_text
 from ifsq.data.labels import NO_LABEL
 from ifsq.data.npz import Npz
-from ifsq.data.sampler import iterate_bytes
+from ifsq.data.sampler import AT_ONCE, iterate_bytes, max_batch
 from ifsq.data.transforms import RESIZE_KERNEL
 from ifsq.data.unresized import open_unresized
-from ifsq.evaluation.generator import Part
+from ifsq.evaluation.samples import Part, at_once, image_shape, sample_parts
+from ifsq.generators import Generator, Sampling
+from ifsq.tokenizer.model import Tokenizer
 
 AS_THEY_ARE = "none"
 """Crop and kernel of images that nothing was done to."""
+PIXELS_AT_ONCE = 1 << 22  # of images that are read
 IMAGES, LABELS = "arr_0", "arr_1"
 """Arrays of an .npz in ADM's layout: uint8 (n, H, W, 3), and, where there are labels, integers (n,)."""
 
@@ -56,6 +69,11 @@ class GivenImages(ABC):
     @abstractmethod
     def parts(self, batches: Sequence[Sequence[int]]) -> Iterator[Part]:
         """The images of each batch of numbers. Raises DataError; images that are left out are missing in their part."""
+
+    @property
+    def at_once(self) -> int:
+        """Images that a batch may have."""
+        return max(1, min(AT_ONCE, PIXELS_AT_ONCE // (self.shape[0] * self.shape[1])))
 
     @property
     def size(self) -> Size:
@@ -143,34 +161,74 @@ class SourceImages(GivenImages):
 
 
 class DrawnImages(GivenImages):
-    """Images that are drawn when they are asked for.
+    """Images that a generator draws when they are asked for, in batches of numbers that follow each other.
 
+    labels             one an image
     name, fingerprint  of what decides them
-    shape              height, width and channels
-    count              how many there are
-    draw               what draws batches of numbers that follow each other
     told               fields of a `ProtocolCard` about the sampling
     """
 
     def __init__(
         self,
-        name: str,
-        fingerprint: str,
-        shape: tuple[int, int, int],
-        count: int,
-        draw: Callable[[Iterable[Sequence[int]]], Iterator[Part]],
-        told: Mapping[str, Any],
+        generator: Generator,
+        tokenizer: Tokenizer,
+        labels: Int[Tensor, "n"],
+        seed: int,
+        sampling: Sampling,
+        name: str = "",
+        fingerprint: str = "",
+        told: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        self.name, self.fingerprint, self.shape = name, fingerprint, shape
-        self.count, self.draw, self.told = count, draw, told
+        self.generator, self.tokenizer, self.labels = generator, tokenizer, labels
+        self.seed, self.sampling = seed, sampling
+        self.name, self.fingerprint, self.told = name, fingerprint, told or {}
+        self.shape = image_shape(generator, tokenizer)
 
     def __len__(self) -> int:
-        return self.count
+        return len(self.labels)
 
-    def parts(self, batches: Iterable[Sequence[int]]) -> Iterator[Part]:
+    @property
+    def at_once(self) -> int:
+        """See `GivenImages.at_once`."""
+        return at_once(self.generator, self.tokenizer)
+
+    def parts(self, batches: Sequence[Sequence[int]]) -> Iterator[Part]:
         """See `GivenImages.parts`."""
-        yield from self.draw(batches)
+        yield from sample_parts(self.generator, self.tokenizer, self.labels, self.seed, self.sampling, batches)
+
+
+class ReconstructedImages(GivenImages):
+    """The images of a source through a tokenizer: the best that a generator of its codes can do."""
+
+    def __init__(self, source: SourceImages, tokenizer: Tokenizer) -> None:
+        super().__init__()
+        self.source, self.tokenizer = source, tokenizer
+        self.name, self.fingerprint, self.shape = source.name, source.fingerprint, source.shape
+        self.skipped = source.skipped
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    @property
+    def at_once(self) -> int:
+        """See `GivenImages.at_once`."""
+        return max_batch(*self.shape[:2])
+
+    def chosen(self, count: int) -> list[int]:
+        """See `GivenImages.chosen`."""
+        return self.source.chosen(count)
+
+    @torch.no_grad()
+    def parts(self, batches: Sequence[Sequence[int]]) -> Iterator[Part]:
+        """See `GivenImages.parts`."""
+        device = next(self.tokenizer.parameters()).device
+        for part in self.source.parts(batches):
+            if len(part.images):  # else none of them could be read
+                again = to_uint8(self.tokenizer(to_float(part.images).to(device)).images)
+                yield Part(again, part.labels, part.numbers)
+            else:
+                yield part
 
 
 def open_source(

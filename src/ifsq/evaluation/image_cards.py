@@ -17,7 +17,7 @@ from ifsq.training.distributed import World, from_first
 
 K, K_DENSITY = 3, 5
 LEAST = K_DENSITY + 1
-"""Images that each side needs."""
+"""Images that each side needs to be compared pair by pair."""
 SHARES = {
     "precision": f"share of samples within the ball of a reference image, k = {K}",
     "recall": f"share of reference images within the ball of a sample, k = {K}",
@@ -39,7 +39,7 @@ def image_cards(
     Raises InputError in every process where there are too few images.
     """
     network, name = look.network, look.network.name
-    _refuse_few(blank.samples, seen.n)
+    _refuse_few(blank.samples or "samples", seen.n, LEAST if look.pairs else 2)
     blank = replace(blank, n=seen.n, features=told_of(look))
     left_out: list[str] = []
 
@@ -94,7 +94,7 @@ def _score(metric: str, parts: Tensor, blank: ProtocolCard) -> ProtocolCard:
 def _pairs(name: str, samples: Tensor, reference: Tensor, blank: ProtocolCard, world: World) -> list[ProtocolCard]:
     """What compares single images: the kernel distance, and how images lie among each other's neighbours."""
     for whose, rows in ((blank.samples, samples), (blank.reference, reference)):
-        _refuse_few(whose, len(rows))
+        _refuse_few(whose, len(rows), LEAST)
     of = f"{len(samples)} samples against {len(reference)} reference images; 95 % interval: bootstrap over images"
     if world.device.type == "cuda":
         samples, reference = samples.to(world.device), reference.to(world.device)
@@ -116,6 +116,6 @@ def _called(share: str, name: str) -> str:
     return share if name == INCEPTION_2015 else f"{share}({name})"
 
 
-def _refuse_few(whose: str, n: int) -> None:
-    if n < LEAST:
-        raise InputError(f"{whose}: {n} images; expected at least {LEAST} to measure")
+def _refuse_few(whose: str, n: int, least: int) -> None:
+    if n < least:
+        raise InputError(f"{whose}: {n} images; expected at least {least} to measure")

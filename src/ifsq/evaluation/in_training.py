@@ -4,9 +4,8 @@ Always the same images, labels and random numbers, so that what changes from ste
 """
 
 import importlib.util
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from functools import partial
 
 import numpy as np
 import torch
@@ -23,7 +22,7 @@ from ifsq.evaluation.given import DrawnImages, GivenImages, SourceImages
 from ifsq.evaluation.labels import labels_like
 from ifsq.evaluation.protocol import dealt, name_of, sample_indices
 from ifsq.evaluation.reference import Reference, View, views_of
-from ifsq.evaluation.samples import Part, sample_parts
+from ifsq.evaluation.samples import Part
 from ifsq.evaluation.sheets import CLASS_COLUMNS, SHEET_CLASSES, class_sheet, pair_sheet, shown_pairs
 from ifsq.generators import Generator
 from ifsq.metrics import CodeCounts, FeatureStatistics, ImageScores, psnr, ssim
@@ -135,10 +134,11 @@ class GeneratorObserver:
 
     def picture(self, model: Generator, world: World) -> UInt8[np.ndarray, "H W c"]:
         """The first classes, one a row."""
-        batches = dealt(range(len(self.shown)), max_batch(*self._shape(model)[:2]), world)
+        drawn = self._drawn(model, self.shown)
+        batches = dealt(range(len(drawn)), drawn.at_once, world)
 
         def draw() -> dict[int, np.ndarray]:
-            return {part.numbers[0]: part.images for part in self._parts(model, self.shown, batches)}
+            return {part.numbers[0]: part.images for part in drawn.parts(batches)}
 
         shares = gather_or_refuse(world, draw)
         images = dict(sorted((first, part) for share in shares for first, part in share.items()))
@@ -152,9 +152,8 @@ class GeneratorObserver:
         look = Look(network, pairs=count)
         if self._reference is None:
             (self._reference,) = views_of(Reference(real.name, real.fingerprint, real), [look], world, Silent())
-        against, draw = self._reference, partial(self._parts, model, self.asked)
-        drawn = DrawnImages("samples", "", self._shape(model), count, draw, {})
-        (seen,) = collect([look], drawn, range(count), world).seen
+        against = self._reference
+        (seen,) = collect([look], self._drawn(model, self.asked), range(count), world).seen
         found = {
             "images": float(seen.n),
             f"fd_{network.name}": frechet_from_statistics(seen.statistics(network.pooled), against.pooled),
@@ -163,15 +162,17 @@ class GeneratorObserver:
             found[f"kd_{network.name}"] = kernel_distance(seen.kept(), against.rows, draws=0, world=world).value
         return found | self.held_out(model, world)
 
-    def _parts(self, model: Generator, labels: Tensor, batches: Iterable[Sequence[int]]) -> Iterator[Part]:
-        """Batches of numbers that follow each other."""
-        with _finite("samples"):
-            yield from sample_parts(model, self.tokenizer, labels, SEED, model.sampling(), batches)
+    def _drawn(self, model: Generator, labels: Int[Tensor, "n"]) -> "_FiniteImages":
+        return _FiniteImages(model, self.tokenizer, labels, SEED, model.sampling())
 
-    def _shape(self, model: Generator) -> tuple[int, int, int]:
-        """Of an image."""
-        height, width = model.spec.grid
-        return height * self.tokenizer.factor, width * self.tokenizer.factor, self.tokenizer.channels
+
+class _FiniteImages(DrawnImages):
+    """Images of a generator in training, whose weights may have diverged."""
+
+    def parts(self, batches: Sequence[Sequence[int]]) -> Iterator[Part]:
+        """See `GivenImages.parts`."""
+        with _finite("samples"):
+            yield from super().parts(batches)
 
 
 class SomeImages(SourceImages):

@@ -4,7 +4,7 @@ Its features give `FD(judge)`, its predictions the class agreement. It knows the
 so its numbers compare runs of that data set with each other and with nothing else.
 """
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from ifsq.config import InputError
@@ -25,9 +25,11 @@ from ifsq.data import (
     iterate_once,
     open_images,
     splits_of,
+    to_float,
 )
 from ifsq.data.images import SPLITS
 from ifsq.data.labels import NO_LABEL
+from ifsq.pretrained.network import FeatureNetwork
 from ifsq.training.claim import Claim
 from ifsq.training.config import TrainConfig
 from ifsq.training.distributed import World, from_first
@@ -74,6 +76,26 @@ class JudgeNet(nn.Module):
         logits = self.logits(images)
         accuracy = (logits.argmax(dim=1) == labels).float().mean()
         return {"loss": F.cross_entropy(logits, labels, label_smoothing=0.05), "accuracy": accuracy}
+
+
+class JudgeFeatures(FeatureNetwork):
+    """A trained judge as a network that distances look through."""
+
+    name, pooled, logits = FEATURES, "features", "scores"
+
+    def __init__(self, judge: JudgeNet) -> None:
+        super().__init__()
+        self.judge = judge.requires_grad_(False).eval()
+        self.widths = {"features": judge.feature_dim, "scores": judge.num_classes}
+
+    @torch.no_grad()
+    def forward(
+        self, images: UInt8[Tensor, "b c H W"], wanted: Sequence[str] = ("features",)
+    ) -> dict[str, Float[Tensor, "b _"]]:
+        """See `FeatureNetwork.forward`."""
+        self.check(images, wanted)
+        features = self.judge.features(to_float(images.movedim(1, -1)))
+        return {name: features if name == "features" else self.judge.head(features) for name in wanted}
 
 
 class _Stage(nn.Module):

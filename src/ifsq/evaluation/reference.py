@@ -111,9 +111,7 @@ def views_of(
     known = from_first(world, read)
     lacking = [look for look, view in zip(looks, known, strict=True) if view is None]
     if lacking:
-        reporter.start("reference images", 0, len(images))
-        found = collect(lacking, images, images.chosen(len(images)), world, lambda done: reporter.advance(done, {}))
-        reporter.finish({})
+        found = collect(lacking, images, images.chosen(len(images)), world, reporter, "reference images")
         fresh = iter([_seen(look, seen, reference) for look, seen in zip(lacking, found.seen, strict=True)])
         views = [next(fresh) if view is None else view for view in known]
     else:
