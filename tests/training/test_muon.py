@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ifsq.config import InputError
-from ifsq.training import checkpoint
+from ifsq.training import checkpoint, muon
 from ifsq.training.config import EngineConfig, TrainConfig
 from ifsq.training.distributed import World
 from ifsq.training.log import Silent
@@ -20,12 +20,15 @@ MUON = OptimConfig(kind="muon", lr=1e-2, muon_lr=0.02, weight_decay=0.1, warmup=
 
 
 class Block(nn.Module):
+    not_hidden = ("gate",)
+
     def __init__(self):
         super().__init__()
         self.norm, self.wide, self.narrow = nn.LayerNorm(8), nn.Linear(8, 24), nn.Linear(24, 8)
+        self.gate = nn.Linear(8, 8)
 
     def forward(self, x):
-        return x + self.narrow(torch.relu(self.wide(self.norm(x))))
+        return x + self.gate(x).sigmoid() * self.narrow(torch.relu(self.wide(self.norm(x))))
 
 
 class Net(nn.Module):
@@ -79,7 +82,17 @@ def test_a_singular_value_becomes_about_one():
     for shape in ((2, 8, 8), (2, 40, 8), (2, 8, 40)):
         values = torch.linalg.svdvals(orthogonal(torch.randn(shape)).float())
         assert 0.5 < float(values.min()) <= float(values.max()) < 1.3
-    assert torch.equal(orthogonal(torch.zeros(1, 3, 4)), torch.zeros(1, 3, 4, dtype=torch.bfloat16))
+    assert not orthogonal(torch.zeros(1, 3, 4)).any()
+
+
+def test_without_bfloat16_it_computes_in_float32(monkeypatch):
+    monkeypatch.setattr(muon, "computes_bfloat16", lambda kind: False)
+    torch.manual_seed(0)
+    matrices = torch.randn(2, 8, 40)
+    exact = muon.orthogonal(matrices)
+    assert exact.dtype == torch.float32
+    monkeypatch.undo()
+    torch.testing.assert_close(muon.orthogonal(matrices).float(), exact, atol=0.05, rtol=0)
 
 
 def test_it_moves_matrices_as_torch_and_the_rest_as_adamw():

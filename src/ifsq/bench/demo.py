@@ -17,7 +17,9 @@ from ifsq.generators import Generator
 from ifsq.store.run import Run
 from ifsq.store.weights import weights_digest
 from ifsq.tokenizer.model import Tokenizer
+from ifsq.training.distributed import pick_device
 from ifsq.training.log import Reporter
+from ifsq.training.precision import computes_bfloat16
 
 SAMPLES = 1000  # images drawn to measure a generator
 
@@ -27,7 +29,8 @@ def demo(out: Path, overrides: Sequence[str], device: str, reporter: Reporter) -
 
     overrides  ``--train.*`` arguments, for every training
     """
-    other = [name for name in parse_overrides(overrides) if name != "train"]
+    given = parse_overrides(overrides)
+    other = [name for name in given if name != "train"]
     if other:
         raise InputError(
             f"--{other[0]}: the demo takes --train.* only; for more, see {experiment_file('demo/tokenizer.toml')}"
@@ -35,6 +38,10 @@ def demo(out: Path, overrides: Sequence[str], device: str, reporter: Reporter) -
     tokenizer, codes = out / "tokenizer", out / "codes"
     first = load_tokenizer_experiment(experiment_file("demo/tokenizer.toml"), overrides)
     second = [load_generator_experiment(experiment_file(f"demo/{kind}.toml"), overrides) for kind in Generator.kinds]
+    if "precision" not in given.get("train", {}) and not computes_bfloat16(pick_device(device).type):
+        reporter.say("this processor does not compute in bfloat16: float32, which takes longer")
+        first = replace(first, train=replace(first.train, precision="fp32"))
+        second = [replace(each, train=replace(each.train, precision="fp32")) for each in second]
     _refuse_another_length(tokenizer, codes, first.train.steps)
     reporter.say(f"1 of 4  a tokenizer of {first.data.source}")
     pipeline.train_tokenizer(replace(first, out=str(tokenizer)), device, reporter)

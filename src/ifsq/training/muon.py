@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ifsq.training.precision import computes_bfloat16
+
 COEFFICIENTS = (3.4445, -4.775, 2.0315)
 ITERATIONS = 5
 EPS = 1e-7
@@ -62,12 +64,12 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrices: Float[Tensor, "m rows columns"]) -> Float[Tensor, "m rows columns"]:
-    """Each matrix with its singular values at about 1, between 0.7 and 1.2; bfloat16.
+    """Each matrix with its singular values at about 1, between 0.7 and 1.2; bfloat16 where the device computes in it.
 
     Five steps of the quintic Newton-Schulz iteration, which makes small singular values grow quickest.
     """
     a, b, c = COEFFICIENTS
-    x = matrices.to(torch.bfloat16)
+    x = matrices.to(torch.bfloat16 if computes_bfloat16(matrices.device.type) else torch.float32)
     tall = x.shape[1] > x.shape[2]
     if tall:
         x = x.mT

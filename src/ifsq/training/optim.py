@@ -75,11 +75,13 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimiz
 def hidden_matrices(model: nn.Module) -> Iterator[nn.Parameter]:
     """Trainable parameters of two and more dimensions in the blocks of a model, each once.
 
-    A block is an element of a module list that is made of other modules: an embedding or an output layer is none.
+    A block is an element of a module list that is made of other modules: an embedding or an output layer is none. Its
+    ``not_hidden`` names children that are left out, as what a condition modulates the block by.
     """
     for block in parallel.blocks(model):
-        if next(block.children(), None) is not None:
-            yield from (p for p in block.parameters() if p.requires_grad and p.ndim >= 2)
+        for name, child in block.named_children():
+            if name not in getattr(block, "not_hidden", ()):
+                yield from (p for p in child.parameters() if p.requires_grad and p.ndim >= 2)
 
 
 def lr_at(step: int, steps: int, config: OptimConfig) -> float:

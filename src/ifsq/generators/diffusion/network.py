@@ -35,6 +35,8 @@ class PatchEmbedding(nn.Module):
 class DiTBlock(nn.Module):
     """Attention and MLP whose norm is shifted and scaled, and whose result is gated, by the condition c."""
 
+    not_hidden = ("adaLN_modulation",)  # of Muon, by which it learns worse
+
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
         width = config.width
