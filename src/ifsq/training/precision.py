@@ -1,6 +1,7 @@
 """Which devices compute in bfloat16: where one does not, half precision is a loss of time and of digits."""
 
 import functools
+from typing import Any
 
 import torch
 
@@ -12,7 +13,9 @@ def computes_bfloat16(device_type: str) -> bool:
     False on a CPU of which nothing is known, as under a torch that does not tell.
     """
     if device_type == "cpu":
-        told = getattr(torch.cpu, "get_capabilities", dict)()  # not in every torch that the code runs on
+        told: dict[str, Any] = getattr(
+            torch.cpu, "get_capabilities", dict
+        )()  # not in every torch that the code runs on
         return any(has for name, has in told.items() if "bf16" in name)
     if device_type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
