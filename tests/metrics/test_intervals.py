@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ifsq.metrics import FeatureStatistics, frechet_from_statistics
-from ifsq.metrics.intervals import bias_note, bootstrap_means, frechet_jackknife, percentiles
+from ifsq.metrics.intervals import CORRECTS, bias_note, bootstrap_means, frechet_jackknife, percentiles
 from ifsq.metrics.neighbours import neighbours
 
 
@@ -46,6 +46,16 @@ def test_the_jackknife_tells_the_error_and_most_of_the_bias():
     bias = float(values.mean())  # the truth is 0
     assert bias > 5 * float(values.std()) / 60**0.5
     assert abs(sum(one.corrected for one in found)) / 60 < bias / 4
+
+
+def test_below_four_images_a_feature_the_correction_takes_off_too_much():
+    """Of as many samples as features the distance is far above the truth, 0, and the corrected one far below."""
+    dim, reference = 24, FeatureStatistics(24)
+    reference.n, reference._scatter = 100_000, torch.eye(24, dtype=torch.float64) * 99_999
+    found = [frechet_jackknife(groups(normal(n, dim), 8), reference) for n in (20, CORRECTS * dim)]
+    assert [one.value > 4 * one.error for one in found] == [True, True]
+    assert found[0].corrected < -3 * found[0].error
+    assert abs(found[1].corrected) < found[1].value / 4
 
 
 def test_the_bootstrap_of_precision_tells_the_error():

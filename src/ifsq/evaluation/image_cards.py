@@ -10,7 +10,7 @@ from ifsq.evaluation.reference import View, told_of
 from ifsq.metrics import FeatureStatistics, Moments, ProtocolCard, fd_name
 from ifsq.metrics.distribution import INCEPTION_2015, frechet_from_statistics, sfd_name
 from ifsq.metrics.inception_score import PART, score_name
-from ifsq.metrics.intervals import bias_note, bootstrap_means, frechet_jackknife, percentiles
+from ifsq.metrics.intervals import CORRECTS, bias_note, bootstrap_means, frechet_jackknife, percentiles
 from ifsq.metrics.kernel import kernel_distance, kid_name
 from ifsq.metrics.neighbours import neighbours
 from ifsq.training.distributed import World, from_first
@@ -76,8 +76,11 @@ def _frechet(
     if len(parts) > 1:
         found = frechet_jackknife(parts, against)
         low, high = found.interval
-        values = {"distance": found.value, "low": low, "high": high, "corrected": found.corrected}
-        method.append(f"95 % interval: jackknife over {len(parts)} groups of samples; corrected: of bias in 1/n")
+        values = {"distance": found.value, "low": low, "high": high}
+        method.append(f"95 % interval: jackknife over {len(parts)} groups of samples")
+        if known >= CORRECTS * width:
+            values["corrected"] = found.corrected
+            method.append("corrected: of the samples' bias in 1/n")
     else:
         values = {"distance": frechet_from_statistics(seen.statistics(output), against)}
     return replace(blank, metric=metric, values=values, method="; ".join(method))
