@@ -141,8 +141,10 @@ def _drawn(panels: Sequence[Panel], axes: Sequence[str]) -> str:
             place.set_xlabel(along, fontsize=8)
             place.xaxis.set_major_formatter(EngFormatter(sep=""))
             place.tick_params(labelsize=8)
-        if all(point.value >= 0 for points in panel.points.values() for point in points):
-            row[0].set_ylim(bottom=0, top=1.02 if panel.title.startswith(SHARES) else None)
+        if panel.title.startswith(SHARES):
+            row[0].set_ylim(0, 1.02)
+        elif panel.protocol:  # of what was looked at in training the height means little
+            row[0].set_ylim(0, 1.05 * max(point.value for points in panel.points.values() for point in points) or 1)
         row[0].set_title(panel.title, fontsize=9, loc="left", parse_math=False)
     if len(names) > 1:
         grid[0][-1].legend(frameon=False, fontsize=8)
