@@ -1,7 +1,7 @@
 """The rooms' configs together, as one experiment file gives them, and what takes several rooms to check or to find."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,6 +20,7 @@ from ifsq.store.run import CONFIG, Run
 from ifsq.tokenizer.bottleneck import KINDS, QuantizerConfig
 from ifsq.tokenizer.losses import LossConfig
 from ifsq.tokenizer.model import Tokenizer, TokenizerConfig, config_of
+from ifsq.tokenizer.online import OnlineCache
 from ifsq.training.config import EngineConfig, TrainConfig
 from ifsq.training.warm_start import goes_on
 
@@ -56,6 +57,25 @@ class TokenizerExperiment:
             raise ValueError(f"data.size={size}: expected at least {least} pixels for the networks of the loss")
 
 
+@dataclass(frozen=True)
+class OnlineData(DataConfig):
+    """Images whose codes are computed while a generator is trained on them; see `DataConfig`.
+
+    online  true: said where it is meant, since each step then pays for the tokenizer too
+    """
+
+    online: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.online:
+            raise ValueError("data.online=false: expected true, or codes of a cache in place of [data]")
+
+    def images(self) -> DataConfig:
+        """The images alone."""
+        return DataConfig(**{one.name: getattr(self, one.name) for one in fields(DataConfig)})
+
+
 @dataclass(frozen=True, kw_only=True)
 class GeneratorExperiment:
     """One generator run: what both kinds have. Each kind adds the section of its model and its own ``sampling``.
@@ -64,6 +84,8 @@ class GeneratorExperiment:
     tokenizer  folder of the tokenizer run; may be empty for latents that another project extracted, and then samples
                are not decoded
     codes      folder of the code cache that this tokenizer wrote
+    data       in place of ``codes``, with ``online = true``: images that go through the frozen tokenizer at each step,
+               cropped and flipped anew
     groups     sizes of the index groups; empty for the tokenizer's own. The digits are the same whatever the groups
     sampling   how it is sampled where nothing else is said
     train      the training, see `TrainConfig`
@@ -72,12 +94,19 @@ class GeneratorExperiment:
     kind: ClassVar[str]
     out: str
     tokenizer: str = ""
-    codes: str
+    codes: str = ""
+    data: OnlineData | None = None
     groups: tuple[int, ...] = ()
     train: TrainConfig = field(default_factory=TrainConfig)
     sampling: Sampling = field(default_factory=Sampling)
 
     def __post_init__(self) -> None:
+        if self.data is None and not self.codes:
+            raise ValueError("codes='': expected the folder of a code cache, or [data] with online=true")
+        if self.data is not None and self.codes:
+            raise ValueError(f"codes={self.codes!r} beside data.online=true: expected one of the two")
+        if self.data is not None and not self.tokenizer:
+            raise ValueError("data.online=true: expected the tokenizer that the images go through")
         for name in ("sample_every", "evaluate_every"):
             if (every := getattr(self.train, name)) and not self.tokenizer:
                 raise ValueError(f"train.{name}={every} without a tokenizer, which decodes the samples: expected 0")
@@ -341,7 +370,10 @@ def load_pair(run: Run, device: torch.device, step: int | None = None, average: 
     Raises InputError when that tokenizer is gone or has other weights now.
     """
     generator = Generator.from_run(run, step, average)
-    origin = generator.origin
+    return Pair(generator.to(device), _tokenizer_of(run, generator.origin).to(device))
+
+
+def _tokenizer_of(run: Run, origin: Origin) -> Tokenizer:
     if not origin.tokenizer:
         raise InputError(f"{run.name}: names no tokenizer to decode its codes with; expected one as origin.tokenizer")
     # A run that was moved, or is used from elsewhere, has its tokenizer beside it; the digest decides.
@@ -357,15 +389,22 @@ def load_pair(run: Run, device: torch.device, step: int | None = None, average: 
         raise InputError(
             f"{run.name}: was trained behind other weights than {place} holds now; train in another folder"
         )
-    return Pair(generator.to(device), tokenizer.to(device))
+    return tokenizer
 
 
 def open_codes(run: Run, origin: Origin) -> CodeCache:
-    """The cache that a generator was trained on, to measure it by.
+    """The cache that a generator was trained on, to measure it by; of one trained on images, what takes its place.
 
     Raises InputError where it is gone, holds other codes now, or does not say of which images.
     """
     codes = run.table().get("codes")
+    if run.table().get("data") is not None:
+        online = OnlineCache(_tokenizer_of(run, origin), run.experiment(OnlineData, "data").images())
+        if online.digest != origin.codes_digest:
+            raise InputError(
+                f"{online.folder}: has changed since {run.name} was trained on it; train in another folder"
+            )
+        return online
     if not isinstance(codes, str):
         raise InputError(f"{run.folder / CONFIG}: experiment.codes: {codes!r}; expected a folder")
     cache = CodeCache.open(codes)
@@ -374,3 +413,16 @@ def open_codes(run: Run, origin: Origin) -> CodeCache:
     if not cache.about.get("data"):
         raise InputError(f"{cache.folder}: does not say of which images its codes are; nothing to measure by")
     return cache
+
+
+def codes_of(experiment: GeneratorExperiment) -> tuple[CodeCache, Tokenizer | None]:
+    """The codes that a generator is trained on, and their tokenizer where one is named. Raises InputError."""
+    cache = None if experiment.data is not None else CodeCache.open(experiment.codes)
+    tokenizer = Tokenizer.from_pretrained(Path(experiment.tokenizer)) if experiment.tokenizer else None
+    if cache is None:
+        assert experiment.data is not None
+        assert tokenizer is not None  # the experiment has checked that
+        check_size(experiment.data.size, tokenizer.factor)
+        return OnlineCache(tokenizer, experiment.data.images()), tokenizer
+    check_cache(cache, tokenizer, experiment.tokenizer)
+    return cache, tokenizer

@@ -47,7 +47,7 @@ from ifsq.experiment import (
     GeneratorExperiment,
     TokenizerExperiment,
     adapted_experiment,
-    check_cache,
+    codes_of,
     data_to_encode,
     load_pair,
     open_codes,
@@ -155,12 +155,10 @@ def encode(
 
 
 def train_generator(experiment: GeneratorExperiment, device: str = "auto", reporter: Reporter | None = None) -> Path:
-    """Train, or go on training, the generator of an experiment on cached codes; returns its folder."""
+    """Train, or go on training, the generator of an experiment, on cached codes or on images; returns its folder."""
     folder, reporter = Path(experiment.out), reporter or Silent()
     with join(device) as world:
-        cache = CodeCache.open(experiment.codes)
-        tokenizer = Tokenizer.from_pretrained(Path(experiment.tokenizer)) if experiment.tokenizer else None
-        check_cache(cache, tokenizer, experiment.tokenizer)
+        cache, tokenizer = codes_of(experiment)
         check_batch(experiment.train, world)
         torch.manual_seed(experiment.train.seed)
         codebook = None if tokenizer is None else tokenizer.codebook()

@@ -11,7 +11,7 @@ beside all of them what was found good in them, see `checks`. Written by `writer
 import hashlib
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from ifsq.codes.spec import CodeSpec, LatentSpec
 from ifsq.codes.stored import Shard, ShardFiles, StoredRows, open_regular, state_of
 from ifsq.config import InputError, read_json
 from ifsq.data.paths import is_plain
+from ifsq.data.sampler import StepSampler
 from ifsq.store.files import sha256, sha256_of
 
 MANIFEST = "manifest.json"
@@ -86,6 +87,15 @@ class CodeSet:
         """The images of these pairs of row and seed (0 to 2**63 - 1), which decides crop and flip."""
         rows, seeds = (torch.tensor(values) for values in zip(*items, strict=True))
         return self.batch(rows, device, seeds % 2 == 1, (seeds // 2) % self.crops)
+
+    def batches(
+        self, sampler: StepSampler, start: int, device: torch.device, workers: int = 0, prefetch: int = 2
+    ) -> Iterator[CodeBatch]:
+        """This process's batches of the steps from ``start`` on, without end.
+
+        workers, prefetch  processes that read images ahead, where codes are computed of images
+        """
+        return (self.drawn(items, device) for items in sampler.steps_from(start))
 
     def moments(self) -> tuple[Float[Tensor, "d"], Float[Tensor, "d"]]:
         """Mean and variance of every channel of the codes over all images and positions, float64.

@@ -1,4 +1,4 @@
-"""What the training loop needs to know about a generator: one task for both kinds, fed from the code cache.
+"""What the training loop needs to know about a generator: one task for both kinds, fed with codes.
 
 The task never learns which kind it holds.
 """
@@ -23,7 +23,7 @@ HELD_OUT_SEED = 1  # noise and times of the held-out loss are the same at every 
 
 
 class GeneratorTask(Task):
-    """Model the codes of a cache.
+    """Model codes, of a cache or computed as they are asked for.
 
     val  held-out codes; None of a cache without any, as of latents that another project extracted
     """
@@ -43,8 +43,8 @@ class GeneratorTask(Task):
             world=world.size,
             parts=self.config.engine.accumulate,
         )
-        for items in sampler.steps_from(start):
-            yield self.train.drawn(items, world.device)
+        engine = self.config.engine
+        yield from self.train.batches(sampler, start, world.device, engine.workers, engine.prefetch)
 
     def loss(self, model: Generator, batch: CodeBatch, rng: torch.Generator, step: int) -> dict[str, Tensor]:
         return model.loss(batch, rng)
