@@ -173,7 +173,7 @@ def road(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "tokenizer eval tok",
             "encode tok pictures codes",
             "generator train ar.toml",
-            "generator eval ar --samples 4",
+            "generator eval ar --samples 4 --features",
         ):
             assert main(line.split()) == 0
     return root

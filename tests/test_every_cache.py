@@ -96,7 +96,7 @@ def test_the_whole_road(case, tmp_path, monkeypatch, capsys):
         numbers = drawn.indices[..., 0]
         assert drawn.codes is None or torch.equal(drawn.codes, tokenizer.quantizer.indices_to_codes(numbers))
 
-    assert main(["generator", "eval", "run", "--samples", "8"]) == 0
+    assert main(["generator", "eval", "run", "--samples", "8", "--features"]) == 0
     cards = {card["metric"]: card for card in json.loads(Path("run/evaluation.json").read_text())["cards"]}
     assert ("bits per image" in cards) == (kind == "ar")
     assert {"FD(judge)", "FD(judge), untrained generator", "FD(judge), tokenizer alone"} <= cards.keys()
@@ -133,7 +133,7 @@ def test_latents_that_another_project_extracted(tmp_path, monkeypatch, capsys):
     assert main(["generator", "train", "alone.toml", "--out", "paired", "--tokenizer", "tokenizer"]) == 0
     assert main(["sample", "paired", "--labels", "0", "1", "--out", "grid.png"]) == 0
     capsys.readouterr()
-    assert main(["generator", "eval", "paired", "--samples", "4"]) == 2
+    assert main(["generator", "eval", "paired", "--samples", "4", "--features"]) == 2
     assert "codes: does not say of which images its codes are; nothing to measure by" in capsys.readouterr().err
     shutil.rmtree("codes")
     assert main(["sample", "paired", "--labels", "0", "--out", "again.png"]) == 0  # the cache is not asked

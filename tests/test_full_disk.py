@@ -16,7 +16,7 @@ COMMANDS = (
     "tokenizer train tok.toml --train.steps 4",
     "generator train ar.toml --out fresh",
     "tokenizer eval tok --no-judge",
-    "generator eval ar --samples 2",
+    "generator eval ar --samples 2 --features",
     "encode tok pictures fresh",
     "sample ar --labels 0 1 --out good.png",
     "sample ar --labels 0 1 --out new.png",

@@ -246,7 +246,7 @@ def test_two_processes_write_one_set_of_files_and_the_loss_falls():
         ["tokenizer", "train", "tokenizer.toml", "--out", "two/tokenizer"],
         ["encode", "tokenizer", "bundled:shapes", "two/codes"],
         ["generator", "train", "ar.toml", "--out", "two/ar"],
-        ["generator", "eval", "two/ar", "--samples", "20"],
+        ["generator", "eval", "two/ar", "--samples", "20", "--features"],
         ["sample", "ar", "--labels", "1", "2", "--out", "two/grid.png"],
     ):
         done = subprocess.run([*run, *verb], env=environment, capture_output=True, text=True, check=False)
@@ -279,7 +279,7 @@ def test_evaluations_and_report(capsys):
     assert main(["tokenizer", "eval", "tokenizer"]) == 0
     assert "PSNR" in capsys.readouterr().out
     for kind in ("ar", "diffusion"):
-        assert main(["generator", "eval", kind, "--samples", "40"]) == 0
+        assert main(["generator", "eval", kind, "--samples", "40", "--features"]) == 0
     cards = json.loads(Path("diffusion/evaluation.json").read_text())["cards"]
     by_name = {card["metric"]: card for card in cards}
     assert by_name["FD(judge)"]["function_evaluations"] == 6
@@ -615,8 +615,8 @@ WITH_WEIGHTS = {
     "export a generator": ("ar", ["export", "pretrained", "RUN", "--out", "new"]),
     "sample ar": ("ar", ["sample", "RUN", "--labels", "0", "--out", "new.png"]),
     "sample diffusion": ("diffusion", ["sample", "RUN", "--labels", "0", "--out", "new.png"]),
-    "generator eval ar": ("ar", ["generator", "eval", "RUN", "--samples", "20"]),
-    "generator eval diffusion": ("diffusion", ["generator", "eval", "RUN", "--samples", "20"]),
+    "generator eval ar": ("ar", ["generator", "eval", "RUN", "--samples", "20", "--features"]),
+    "generator eval diffusion": ("diffusion", ["generator", "eval", "RUN", "--samples", "20", "--features"]),
     "tokenizer train": ("tokenizer", ["tokenizer", "train", "tokenizer.toml", "--out", "RUN"]),
     "generator train": ("ar", ["generator", "train", "ar.toml", "--out", "RUN"]),
 }
@@ -663,7 +663,7 @@ def test_a_config_that_was_changed_is_one_line(value, capsys):
         ("tokenizer", "train", ["tokenizer", "eval", "changed", "--no-judge"]),
         ("tokenizer", "train.engine", ["encode", "changed", "bundled:shapes", "new"]),
         ("tokenizer", "train", ["tokenizer", "train", "tokenizer.toml", "--out", "changed"]),
-        ("ar", "codes", ["generator", "eval", "changed", "--samples", "20"]),
+        ("ar", "codes", ["generator", "eval", "changed", "--samples", "20", "--features"]),
         ("ar", "kind", ["generator", "train", "ar.toml", "--out", "changed"]),
     ):
         shutil.rmtree("changed", ignore_errors=True)
@@ -683,7 +683,9 @@ def test_a_config_that_was_changed_is_one_line(value, capsys):
 def test_images_that_have_changed_are_told_before_a_judge_learns_them(capsys, monkeypatch):
     monkeypatch.setattr(generator, "share_judge", lambda *_: pytest.fail("a judge was asked for"))
     monkeypatch.setattr(generator, "open_images", lambda *_, **__: SimpleNamespace(fingerprint="of other images"))
-    assert "has changed since codes was written" in refused(capsys, ["generator", "eval", "ar", "--samples", "20"])
+    assert "has changed since codes was written" in refused(
+        capsys, ["generator", "eval", "ar", "--samples", "20", "--features"]
+    )
 
 
 def test_half_a_newest_checkpoint_is_passed_over_and_said_to_be(capsys):
@@ -764,7 +766,7 @@ def test_sampling_is_chosen_after_training(kind, options, evaluations, tmp_path)
     shutil.copytree(kind, tmp_path / kind)
     for place in ("tokenizer", "codes"):
         (tmp_path / place).symlink_to(Path(place).absolute())
-    assert main(["generator", "eval", str(tmp_path / kind), "--samples", "4", *options]) == 0
+    assert main(["generator", "eval", str(tmp_path / kind), "--samples", "4", *options, "--features"]) == 0
     (found,) = (tmp_path / kind).glob("evaluation_guidance_*.json")  # beside that of the run's own options
     card = json.loads(found.read_text())["cards"][0]
     assert (tmp_path / kind / "samples" / found.name.replace("evaluation", "classes")).with_suffix(".png").is_file()

@@ -157,7 +157,7 @@ def test_generators_draw_and_are_measured_as_rectangles(kind):
     assert drawn.codes.shape == (2, 3, 4, 6)
     assert main(["sample", kind, "--labels", "0", "1", "--out", f"{kind}.png"]) == 0
     assert size_of(f"{kind}.png") == (2 * (WIDTH + 2) + 2, HEIGHT + 4)
-    assert main(["generator", "eval", kind, "--samples", "12"]) == 0
+    assert main(["generator", "eval", kind, "--samples", "12", "--features"]) == 0
     for card in evaluation_of(kind)["cards"]:
         assert card["size"] == [HEIGHT, WIDTH]
         assert ProtocolCard.from_dict(card).size == (HEIGHT, WIDTH)
@@ -173,7 +173,7 @@ def test_a_rectangle_is_measured_and_reported(capsys):
     assert evaluation["left_out"] == [f"MS-SSIM: {HEIGHT}x{WIDTH} pixels, needs 22"]
     assert size_of("tokenizer/samples/reconstructions.png") == (12 * (WIDTH + 2) + 2, 2 * (HEIGHT + 2) + 2)
     for kind in ("ar", "diffusion"):
-        assert main(["generator", "eval", kind, "--samples", "12"]) == 0
+        assert main(["generator", "eval", kind, "--samples", "12", "--features"]) == 0
     assert main(["report", "tokenizer", "ar", "diffusion"]) == 0
     page = Path("tokenizer/report.html").read_text()
     assert f"Images of pictures at {HEIGHT}x{WIDTH} px" in page
@@ -307,7 +307,7 @@ def test_luminance_is_measured_as_grey_rgb_by_networks_of_colours(weights_files)
 def test_generators_of_luminance_draw_grey_pictures(kind):
     assert main(["sample", f"grey_{kind}", "--labels", "0", "1", "--out", "drawn.png"]) == 0
     assert (mode_of("drawn.png"), size_of("drawn.png")) == ("L", (2 * (WIDTH + 2) + 2, HEIGHT + 4))
-    assert main(["generator", "eval", f"grey_{kind}", "--samples", "12"]) == 0
+    assert main(["generator", "eval", f"grey_{kind}", "--samples", "12", "--features"]) == 0
     assert evaluation_of(f"grey_{kind}")["cards"][0]["reference"] == "pictures train, luminance"
     assert {mode_of(path) for path in Path(f"grey_{kind}/samples").iterdir()} == {"L"}
     assert main(["tokenizer", "eval", "grey"]) == 0

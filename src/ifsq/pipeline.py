@@ -9,6 +9,7 @@ given before it writes anything, and can be run again after an interruption.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,13 @@ from ifsq.data.crops import Crops
 from ifsq.data.image_sets import set_kind
 from ifsq.data.images import SPLITS, Size
 from ifsq.evaluation import (
+    GeneratorEvaluation,
     ImageEvaluation,
     TokenizerEvaluation,
     asked_for,
     draw_picture,
     held_out_figures,
+    hold,
     images_to_measure,
     load_networks,
     measure_generator,
@@ -41,6 +44,7 @@ from ifsq.evaluation import (
     write_samples,
 )
 from ifsq.evaluation.reconstruct import check_tile, distinct_targets, reconstruct_image
+from ifsq.evaluation.record import Evaluation
 from ifsq.evaluation.samples import MOST_SAMPLES, Classes, image_shape, samples_card
 from ifsq.experiment import (
     Adaptation,
@@ -53,7 +57,7 @@ from ifsq.experiment import (
     open_codes,
     workers_of,
 )
-from ifsq.generators import Origin
+from ifsq.generators import Generator, Origin
 from ifsq.generators.train import GeneratorTask
 from ifsq.metrics import ProtocolCard
 from ifsq.store.run import Run
@@ -288,46 +292,49 @@ def evaluate_tokenizer(
 
 def evaluate_generator(
     folder: Path,
-    samples: int,
-    seed: int = 0,
+    asked: GeneratorEvaluation | None = None,
     device: str = "auto",
     reporter: Reporter | None = None,
-    balanced: bool = False,
     sampling: Mapping[str, Any] | None = None,
-) -> list[ProtocolCard]:
-    """Measure a generator run against the real images that it learned from, and an untrained twin beside it.
+    steps: Sequence[int] | None = None,
+    average: bool = True,
+) -> dict[int | None, Evaluation]:
+    """Measure steps of a generator run against the real images that it learned from; returns what was found, by step.
 
-    samples   images drawn, of the classes that these images have and in their proportions
-    balanced  draw every one of these classes alike instead
     sampling  options of the kind's sampling class in place of the run's own
+    steps     of checkpoints that are kept; empty: all of them; None: the newest
+    average   the averaged weights, else the raw ones
 
-    Writes ``evaluation.json``, ``samples/classes.png`` (one class a row) and ``samples/real.png``; options that are not
-    the run's own are added to the names, as ``evaluation_guidance_3.0.json``. The judge, a classifier of the same
-    images, is trained beside the run when it is not there yet. All processes share the images.
+    Writes ``evaluations/step_N.json``, and of the newest step ``evaluation.json``, ``samples/classes.png`` (one class a
+    row) and ``samples/real.png``; options that are not the run's own are added to the names, as
+    ``evaluation_guidance_3.0.json``. The judge, a classifier of the same images, is trained beside the run when it is
+    not there yet. All processes share the images.
     """
-    check_seed(seed)
-    if not 2 <= samples <= MOST_SAMPLES:
-        raise InputError(f"samples {samples}: expected 2 to {MOST_SAMPLES}")
+    asked, reporter = asked or GeneratorEvaluation(), reporter or Silent()
+    check_seed(asked.seed)
+    if not 2 <= asked.samples <= MOST_SAMPLES:
+        raise InputError(f"samples {asked.samples}: expected 2 to {MOST_SAMPLES}")
+    found: dict[int | None, Evaluation] = {}
     with join(device) as world:
         run = Run.open(folder)
-        pair = load_pair(run, world.device)
+        measured = [run.step] if steps is None else steps or run.kept
+        for step in measured if steps else ():
+            run.weights(step, average)  # before anything is computed: each of them is there
+        pair = load_pair(run, world.device, measured[-1], average)
         options = pair.generator.sampling(sampling)
-        suffix = suffix_of(options, pair.generator.sampling())
-        cache = open_codes(run, pair.generator.origin)
-        measured = measure_generator(
-            run,
-            pair,
-            cache,
-            options,
-            world,
-            reporter or Silent(),
-            samples=samples,
-            seed=seed,
-            balanced=balanced,
-            suffix=suffix,
-        )
-        from_first(world, lambda: write_evaluation(run, measured, suffix))
-    return list(measured.cards)
+        suffix = suffix_of(options, pair.generator.sampling(), average)
+        held = hold(run, pair, open_codes(run, pair.generator.origin), asked, options, world, reporter)
+        for step in measured:
+            newest = step == run.step
+            last = step == measured[-1]
+            model = pair.generator if last else Generator.from_run(run, step, average).to(world.device)
+            one = measure_generator(held, model, step, world, reporter, suffix if newest else None)
+            found[step] = one = replace(one, weights="average" if average else "raw")
+            if step is not None:
+                from_first(world, partial(write_evaluation, run, one, suffix, step))
+            if newest:
+                from_first(world, partial(write_evaluation, run, one, suffix))
+    return found
 
 
 def evaluate(

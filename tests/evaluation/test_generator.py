@@ -114,6 +114,7 @@ def test_files_are_named_by_what_is_not_as_usual():
     assert suffix_of(usual, usual) == ""
     other = DiffusionSampling(3.0, 25, "heun", guidance_interval=(0.1, 0.9))
     assert suffix_of(other, usual) == "_guidance_3.0_solver_heun_guidance_interval_0.1-0.9"
+    assert suffix_of(usual, usual, average=False) == "_raw"
 
 
 def test_labels_are_in_the_proportions_of_the_reference():
@@ -189,7 +190,7 @@ def evaluate(road, tmp_path):
         place = tmp_path / str(processes)
         shutil.copytree(road, place, ignore=shutil.ignore_patterns("judge_*"))
         many = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--standalone"] if processes > 1 else []
-        command = [sys.executable, *many, "-m", "ifsq", "generator", "eval", "ar", "--samples", "150"]
+        command = [sys.executable, *many, "-m", "ifsq", "generator", "eval", "ar", "--samples", "150", "--features"]
         done = subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         return json.loads((place / "ar/evaluation.json").read_text()), (place / "ar/samples/classes.png").read_bytes()

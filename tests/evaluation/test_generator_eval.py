@@ -1,6 +1,9 @@
 """`generator eval` of images whose classes are neither all there nor all alike."""
 
+import contextlib
 import json
+import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +16,7 @@ from ifsq.bench.report import write_report
 from ifsq.bench.runs import Reported, refuse_unlike
 from ifsq.cli import main
 from ifsq.config import InputError
-from ifsq.evaluation import judge
+from ifsq.evaluation import generator, judge
 from ifsq.evaluation.record import read_evaluation, read_evaluations, write_evaluation
 from ifsq.generators.ar import ARGenerator
 from ifsq.store import run as store
@@ -35,6 +38,7 @@ mlp_multiple_of = 16
 steps = 2
 batch = 4
 log_every = 1
+save_every = 1
 """
 NAMES = [str(label) for label in range(31)]
 
@@ -86,10 +90,10 @@ def test_samples_are_of_the_classes_that_occur_and_in_their_proportions(monkeypa
     monkeypatch.setattr(ARGenerator, "sample", sample)
     for arguments, counts in ((["10"], {0: 9, 30: 1}), (["10", "--balanced"], {0: 5, 30: 5}), (["2"], {0: 2})):
         asked.clear()
-        assert main(["generator", "eval", "ar", "--samples", *arguments]) == 0
-        assert [dict(enumerate(part.bincount().tolist())) | counts for part in asked] == [
-            {label: counts.get(label, 0) for label in range(max(counts) + 1)}
-        ] * 2  # of the generator and of its untrained twin
+        assert main(["generator", "eval", "ar", "--samples", *arguments, "--features"]) == 0
+        expected = [counts.get(label, 0) for label in range(max(counts) + 1)]
+        of_generator, of_twin = torch.cat(asked).chunk(2)
+        assert of_generator.bincount().tolist() == of_twin.bincount().tolist() == expected
         evaluation, cards = cards_of("ar")
         assert evaluation["shown"] == [NAMES[label] for label in counts]
         assert set(evaluation["classes"]) == {"0", "30"}
@@ -112,6 +116,52 @@ def test_generators_asked_for_other_classes_do_not_stand_on_one_page():
         refuse_unlike(runs)
 
 
+def test_all_steps_are_measured_against_what_was_looked_at_once(monkeypatch, capsys):
+    for name in ("evaluation.json", "samples/classes.png"):
+        Path("ar", name).unlink(missing_ok=True)
+    shutil.rmtree("ar/evaluations", ignore_errors=True)
+    looked, collect = [], generator.collect
+    monkeypatch.setattr(generator, "collect", lambda *given: looked.append(type(given[1]).__name__) or collect(*given))
+    command = ["generator", "eval", "ar", "--samples", "6", "--features", "pixels"]
+    assert main([*command, "--step", "all", "--no-twin"]) == 0
+    assert looked == ["DrawnImages", "ReconstructedImages", "DrawnImages"]
+    found = read_evaluations(Run.open("ar"))
+    assert [(step, one.step, one.seen, one.weights) for step, one in found.items()] == [
+        (1, 1, 4, "average"),
+        (2, 2, 8, "average"),
+    ]
+    assert found[2].flops == 2 * found[1].flops > 0
+    assert found[2] == read_evaluation(Run.open("ar"))
+    metrics = ["FD(judge)", "class agreement", "FD(pixels)", "bits per image"]
+    alone = ["FD(judge), tokenizer alone", "FD(pixels), tokenizer alone"]
+    for one in found.values():
+        assert [card.metric for card in one.cards] == [*metrics, *alone]
+    assert found[1].cards[0].generator_hash != found[2].cards[0].generator_hash
+    assert found[1].cards[4:] == found[2].cards[4:]
+    table = capsys.readouterr().out
+    assert re.search(r"step +FD.judge. +class agreement +FD.pixels. +bits per image *\n +1 .*\n +2 ", table), table
+    sheet = Path("ar/samples/classes.png").stat().st_mtime_ns
+    assert main([*command, "--step", "1", "--weights", "raw"]) == 0
+    raw = json.loads(Path("ar/evaluations/step_1_raw.json").read_text())
+    assert (raw["weights"], raw["step"]) == ("raw", 1)
+    assert read_evaluations(Run.open("ar")) == found
+    assert Path("ar/samples/classes.png").stat().st_mtime_ns == sheet
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--step", "1", "7"], "ar/checkpoints: step 7 is not kept; expected one of 1, 2"),
+        (["--step", "last"], "'last': expected the number of a step, or all"),
+        (["--features", "nothing"], "features 'nothing': expected one of inception, "),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(options, told, capsys):
+    with contextlib.suppress(SystemExit):
+        assert main(["generator", "eval", "ar", "--samples", "6", *options]) == 2
+    assert told in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_evaluations_of_steps_are_read_in_their_order(tmp_path):
     run = Run(tmp_path, "run", {"kind": "ar"})
     held = read_evaluation(Run.open("ar"))
@@ -127,7 +177,10 @@ def test_evaluations_of_steps_are_read_in_their_order(tmp_path):
 def test_a_run_is_opened_once_in_an_evaluation(monkeypatch):
     read, opened = store.read_config, []
     monkeypatch.setattr(store, "read_config", lambda folder: opened.append(folder.name) or read(folder))
-    for command in (["generator", "eval", "ar", "--samples", "2"], ["tokenizer", "eval", "tokenizer", "--no-judge"]):
+    for command in (
+        ["generator", "eval", "ar", "--samples", "2", "--features"],
+        ["tokenizer", "eval", "tokenizer", "--no-judge"],
+    ):
         more = ["--data", "bundled:shapes", "--size", "16", "--count", "2"] if command[0] == "tokenizer" else []
         opened.clear()
         assert main([*command, *more]) == 0

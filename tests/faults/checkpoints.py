@@ -137,11 +137,15 @@ def weights(world: Path) -> Iterator[Case]:
     """Row B3c: NaN, infinities, huge numbers, zeros and other types in the place of weights, and who reads them."""
     readers = {
         "mid": ("tokenizer train mid.toml", "reconstruct mid picture.png --out p", "export pretrained mid --out new"),
-        "ar": ("generator train ar.toml", "sample ar --labels 0 --out p.png", "generator eval ar --samples 4"),
+        "ar": (
+            "generator train ar.toml",
+            "sample ar --labels 0 --out p.png",
+            "generator eval ar --samples 4 --features",
+        ),
         "diffusion": (
             "generator train diffusion.toml",
             "sample diffusion --labels 0 --out p.png",
-            "generator eval diffusion --samples 4",
+            "generator eval diffusion --samples 4 --features",
         ),
     }
     values = ("nan", "inf", "-inf", "1e38", "0", "int64", "bool", "complex64", "float16")

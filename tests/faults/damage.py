@@ -40,7 +40,7 @@ TARGETS = (
     *_run("ar", "generator"),
     Target("diffusion/checkpoints/step_4/ema.safetensors", "sample diffusion --labels 0 1 --out p.png", True, "p.png"),
     Target("diffusion/checkpoints/step_4/state.json", "sample diffusion --labels 0 1 --out p.png"),
-    Target("diffusion/config.json", "generator eval diffusion --samples 4"),
+    Target("diffusion/config.json", "generator eval diffusion --samples 4 --features"),
     Target("codes/manifest.json", "generator train ar.toml --out fresh"),
     Target(
         "codes/train_00000.safetensors", "generator train ar.toml --out fresh", True, f"fresh/checkpoints/step_{LAST}"

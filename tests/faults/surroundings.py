@@ -27,7 +27,7 @@ WRITERS = (
     "adapt tok --steps 2 --out adapted",
     "encode tok images out",
     "tokenizer eval tok",
-    "generator eval ar --samples 4",
+    "generator eval ar --samples 4 --features",
     "sample ar --labels 0 1 --out new.png",
     "sample ar --count 40 --batch 8 --out set",
     "sample ar --count 40 --batch 8 --out set.npz",

@@ -77,8 +77,8 @@ def make(folder: Path, golden: Path | None) -> None:
         "generator train ar.toml",
         "generator train diffusion.toml",
         "tokenizer eval tok",
-        "generator eval ar --samples 4",
-        "generator eval diffusion --samples 4",
+        "generator eval ar --samples 4 --features",
+        "generator eval diffusion --samples 4 --features",
         "export pretrained tok --out saved",
         "sample ar --labels 0 1 --out good.png",
     ):

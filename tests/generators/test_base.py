@@ -4,11 +4,12 @@ import pytest
 import torch
 
 import ifsq
-from ifsq.codes.spec import CodeSpec
+from ifsq.codes import CodeSet, CodeSpec
 from ifsq.config import InputError
 from ifsq.generators import ARGenerator, DiffusionGenerator, Generator, Origin
 from ifsq.generators.ar import ARConfig, ARSampling, HeadConfig
 from ifsq.generators.diffusion import DiffusionSampling, DiTConfig
+from ifsq.generators.train import training_flops
 
 SPEC = CodeSpec((5, 5), (2,), "little", "paper", (2, 2))
 
@@ -89,3 +90,17 @@ def test_a_card_says_how_it_was_sampled():
     assert ARSampling(2.0, greedy=True, guidance_interval=5).sampler.endswith("greedy True, guidance_interval 5")
     assert DiffusionSampling(2.0).sampler == "steps 25, solver euler"
     assert DiffusionSampling(timestep_shift=2.0).sampler.endswith("timestep_shift 2.0")
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("ar", 344e6), ("diffusion", 79e6)])
+def test_the_cost_of_training_is_that_of_the_demo(kind, expected):
+    """As it was counted for docs/control.md, of these sizes."""
+    spec = CodeSpec((17,) * 4, (1,) * 4, "little", "equal", (8, 8))
+    if kind == "ar":
+        config = ARConfig(4, 128, 4, mlp_multiple_of=32, head=HeadConfig(width=96, depth=1))
+        model = ARGenerator(config, spec, 30)
+    else:
+        model = DiffusionGenerator(DiTConfig(4, 128, 4, patch=2), spec, 30)
+    digits = torch.zeros(3, *spec.shape, dtype=torch.uint8)
+    assert training_flops(model, CodeSet(spec, digits, torch.tensor([4, 0, 1]))) == pytest.approx(expected, abs=0.5e6)
+    assert all(parameter.grad is None for parameter in model.parameters())

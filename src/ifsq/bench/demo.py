@@ -11,6 +11,7 @@ from pathlib import Path
 from ifsq import pipeline
 from ifsq.bench.report import write_report
 from ifsq.config import InputError, parse_overrides
+from ifsq.evaluation import GeneratorEvaluation
 from ifsq.evaluation.record import read_evaluation
 from ifsq.experiment import load_generator_experiment, load_tokenizer_experiment
 from ifsq.generators import Generator
@@ -21,7 +22,8 @@ from ifsq.training.distributed import pick_device
 from ifsq.training.log import Reporter
 from ifsq.training.precision import computes_bfloat16
 
-SAMPLES = 1000  # images drawn to measure a generator
+MEASURED = GeneratorEvaluation(samples=1000, features=())
+"""By the judge alone, of these very images: a network of ImageNet would take as long as a training."""
 
 
 def demo(out: Path, overrides: Sequence[str], device: str, reporter: Reporter) -> Path:
@@ -58,7 +60,7 @@ def demo(out: Path, overrides: Sequence[str], device: str, reporter: Reporter) -
         pipeline.train_generator(experiment, device, reporter)
         trained = Run.open(run)
         if not _measured(trained, weights_digest(Generator.from_run(trained))):
-            pipeline.evaluate_generator(run, SAMPLES, 0, device, reporter)
+            pipeline.evaluate_generator(run, MEASURED, device, reporter)
         runs.append(run)
     return write_report([tokenizer, *runs], out / "report.html")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ifsq.cli.parser import SAMPLING, sampling_of, verb
-from ifsq.cli.terminal import Terminal, print_cards, say
+from ifsq.cli.terminal import Terminal, print_cards, print_table, say
 
 
 def add_generator(verbs: Any) -> None:
@@ -28,6 +28,18 @@ def add_generator(verbs: Any) -> None:
     )
     evaluate.add_argument("--balanced", action="store_true", help="draw every one of these classes alike instead")
     evaluate.add_argument("--seed", type=int, default=0)
+    add_weights(evaluate, all_of_them=True)
+    evaluate.add_argument(
+        "--twin", action=argparse.BooleanOptionalAction, default=True, help="measure an untrained generator beside it"
+    )
+    evaluate.add_argument(
+        "--features",
+        nargs="*",
+        metavar="NAME",
+        help="networks that distances look through beside the judge (default: efficientnet-lite0 where it is installed;"
+        " none: without a NAME)",
+    )
+    evaluate.add_argument("--no-cache", action="store_true", help="keep no statistics of the training images")
 
 
 def add_sample(verbs: Any) -> None:
@@ -57,12 +69,28 @@ def add_sample(verbs: Any) -> None:
     )
 
 
-def add_weights(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments that say which weights of a run are meant."""
-    parser.add_argument("--step", type=int, metavar="N", help="a checkpoint that is kept (default: the newest)")
+def add_weights(parser: argparse.ArgumentParser, *, all_of_them: bool = False) -> None:
+    """Add the arguments that say which weights of a run are meant, of one step or possibly of all."""
+    which = "checkpoints that are kept, or all" if all_of_them else "a checkpoint that is kept"
+    parser.add_argument(
+        "--step",
+        type=_steps if all_of_them else int,
+        nargs="+" if all_of_them else None,
+        metavar="N",
+        help=f"{which} (default: the newest)",
+    )
     parser.add_argument(
         "--weights", choices=("average", "raw"), default="average", help="of the checkpoint (default average)"
     )
+
+
+def _steps(text: str) -> int | str:
+    if text == "all":
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected the number of a step, or all") from None
 
 
 def _generator_train(options: argparse.Namespace) -> None:
@@ -76,18 +104,42 @@ def _generator_train(options: argparse.Namespace) -> None:
 
 def _generator_eval(options: argparse.Namespace) -> None:
     from ifsq import pipeline
+    from ifsq.evaluation import GeneratorEvaluation
 
+    asked = GeneratorEvaluation(
+        samples=options.samples,
+        seed=options.seed,
+        balanced=options.balanced,
+        twin=options.twin,
+        features=None if options.features is None else tuple(options.features),
+        cache=not options.no_cache,
+    )
+    steps = () if options.step and "all" in options.step else options.step
     with Terminal() as terminal:
-        cards = pipeline.evaluate_generator(
+        found = pipeline.evaluate_generator(
             options.folder,
-            options.samples,
-            options.seed,
+            asked,
             options.device,
             terminal,
-            options.balanced,
             sampling_of(options),
+            steps,
+            options.weights == "average",
         )
-    print_cards(cards)
+    *_, newest = found.values()
+    if len(found) > 1:
+        rows = [(str(step), *_figures(one)) for step, one in found.items()]
+        print_table("over training", ("step", *(name for name, _ in _own(newest))), rows)
+    print_cards(newest.cards)
+
+
+def _own(evaluation: Any) -> list[tuple[str, float]]:
+    """The first figure of each card of the generator's own samples, by the card's name."""
+    own = [card for card in evaluation.cards if card.generator_hash and "," not in card.metric]
+    return [(card.metric, next(iter(card.values.values()))) for card in own]
+
+
+def _figures(evaluation: Any) -> list[str]:
+    return [f"{value:.4g}" for _, value in _own(evaluation)]
 
 
 def _sample(options: argparse.Namespace) -> None:

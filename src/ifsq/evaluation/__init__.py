@@ -2,7 +2,7 @@
 
 from ifsq.evaluation.compare import Compared, compare_evaluations
 from ifsq.evaluation.evaluate_images import ImageEvaluation, measure_images
-from ifsq.evaluation.generator import measure_generator, suffix_of
+from ifsq.evaluation.generator import GeneratorEvaluation, hold, measure_generator, suffix_of
 from ifsq.evaluation.in_training import observe_generator, observe_tokenizer
 from ifsq.evaluation.networks import load_networks
 from ifsq.evaluation.options import TokenizerEvaluation, images_to_measure
@@ -13,6 +13,7 @@ from ifsq.evaluation.tokenizer import held_out_figures, measure_tokenizer
 
 __all__ = [
     "Compared",
+    "GeneratorEvaluation",
     "ImageEvaluation",
     "TokenizerEvaluation",
     "asked_for",
@@ -20,6 +21,7 @@ __all__ = [
     "draw_images",
     "draw_picture",
     "held_out_figures",
+    "hold",
     "images_to_measure",
     "load_networks",
     "measure_generator",

@@ -1,10 +1,10 @@
 """What is measured of samples, each number with its protocol card.
 
-One path for both kinds of generator: the same labels, the same decoder, the same judge, the same reference images.
+One path for both kinds of generator and all steps of a run: the same labels, decoder, networks and reference images.
 """
 
-from collections.abc import Collection
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -13,12 +13,12 @@ from torch import Tensor
 
 from ifsq.codes.cache import CodeCache, CodeSet
 from ifsq.config import InputError, build
-from ifsq.data import DataError, ImageSource, open_images, write_png
-from ifsq.data.images import DataConfig
+from ifsq.data import DataConfig, DataError, ImageSource, open_images, write_png
 from ifsq.data.sampler import AT_ONCE
-from ifsq.evaluation.collect import Collected, Look, collect
+from ifsq.evaluation.collect import Collected, Look, Seen, collect
 from ifsq.evaluation.given import DrawnImages, ReconstructedImages, SourceImages
 from ifsq.evaluation.image_cards import image_cards
+from ifsq.evaluation.in_training import features_at_hand
 from ifsq.evaluation.judge import JudgeFeatures, share_judge
 from ifsq.evaluation.labels import BALANCED, LIKE_REFERENCE, labels_balanced, labels_like
 from ifsq.evaluation.protocol import blank_card, dealt, name_of
@@ -27,40 +27,88 @@ from ifsq.evaluation.reference import Reference, View, views_of
 from ifsq.evaluation.sheets import CLASS_COLUMNS, SHEET_CLASSES, class_sheet, real_sheet
 from ifsq.experiment import Pair
 from ifsq.generators import Generator, Sampling
+from ifsq.generators.train import training_flops
 from ifsq.metrics import ProtocolCard
+from ifsq.pretrained.features import load_features
+from ifsq.pretrained.network import FeatureNetwork
+from ifsq.pretrained.pixels import Pixels
 from ifsq.store.files import make_folder
 from ifsq.store.run import Run
 from ifsq.store.weights import weights_digest
 from ifsq.training.config import TrainConfig
-from ifsq.training.distributed import World, from_first
+from ifsq.training.distributed import World, from_first, in_turn
 from ifsq.training.log import Reporter
 
 
-def measure_generator(
+@dataclass(frozen=True)
+class GeneratorEvaluation:
+    """What is asked of the evaluation of a generator.
+
+    samples   images drawn, of the classes that the training images have and in their proportions
+    seed      of their random numbers
+    balanced  draw every one of these classes alike instead
+    twin      measure an untrained generator too
+    features  networks beside the judge, see `load_features`; None: EfficientNet-Lite0 where it is installed
+    cache     keep the statistics of the training images, see `views_of`
+    """
+
+    samples: int = 1000
+    seed: int = 0
+    balanced: bool = False
+    twin: bool = True
+    features: tuple[str, ...] | None = None
+    cache: bool = True
+
+
+@dataclass
+class Held:
+    """What all steps of a run are held against, made once.
+
+    run, pair       the pair as it was opened; steps differ in the generator's weights alone
+    asked, sampling how images are drawn
+    codes, labels   of the training images; the labels that are asked for
+    real, data      the training images, and how they were made
+    looks, views    networks, the judge first, and what they see of the training images
+    flops           of training, an image
+    beside          what no step changes, once it is measured: an untrained generator, and the tokenizer alone
+    """
+
+    run: Run
+    pair: Pair
+    cache: CodeCache
+    asked: GeneratorEvaluation
+    sampling: Sampling
+    codes: CodeSet
+    labels: Int[Tensor, "n"]
+    real: ImageSource
+    data: DataConfig
+    looks: list[Look]
+    views: list[View]
+    flops: int
+    beside: list[ProtocolCard] = field(default_factory=list)
+
+    @property
+    def shown(self) -> list[int]:
+        """Labels of the classes on the sheets."""
+        return self.labels.unique().tolist()[:SHEET_CLASSES]
+
+
+def hold(
     run: Run,
     pair: Pair,
     cache: CodeCache,
+    asked: GeneratorEvaluation,
     sampling: Sampling,
     world: World,
     reporter: Reporter,
-    *,
-    samples: int,
-    seed: int,
-    balanced: bool,
-    suffix: str = "",
-) -> Evaluation:
-    """Measure a generator, an untrained twin and its tokenizer alone against the real images that it learned from.
+) -> Held:
+    """Open the training images and let the networks see them; the judge is trained where it is not there yet.
 
-    cache     the codes that the run was trained on
-    sampling  how they are drawn
-    samples   images drawn, of the classes that the training images have and in their proportions
-    balanced  draw every one of these classes alike instead
-    suffix    of the names of pictures
+    cache  the codes that the run was trained on
 
-    Whole batches are dealt out to the processes; what each has counted is merged, no process holds all images, and all
-    get the result. Writes ``samples/classes.png`` (one class a row) and ``samples/real.png``. Raises InputError.
+    Raises InputError in every process.
     """
-    generator, tokenizer, origin = pair.generator, pair.tokenizer, pair.generator.origin
+    tokenizer = pair.tokenizer
     data = build(DataConfig, cache.about["data"], str(cache.folder))
     real = open_images(data, "train", channels=tokenizer.channels)
     if real.fingerprint != cache.about["fingerprints"]["train"]:
@@ -69,44 +117,63 @@ def measure_generator(
             " encode it again"
         )
     judge = share_judge(run.folder.parent, data, tokenizer.channels, world, reporter)
-    source = SourceImages(real, name_of(data, "train"), data)
-    look = Look(JudgeFeatures(judge), agreement=judge.num_classes == len(real.classes))
-    (view,) = views_of(Reference(source.name, real.fingerprint, source), [look], world, reporter)
+    agreement = judge.num_classes == len(real.classes)
+    looks = [
+        Look(JudgeFeatures(judge), agreement=agreement),
+        *(Look(network) for network in _networks(asked, real, world)),
+    ]
+    name = name_of(data, "train")
+    images = SourceImages(real, name, data)
+    views = views_of(Reference(name, real.fingerprint, images), looks, world, reporter, asked.cache)
     codes = cache.read("train", tokenizer.codebook())
-    labels = (labels_balanced if balanced else labels_like)(codes.labels, samples)
-    blank = blank_card(data, source.name, real.fingerprint, samples, tokenizer)
-    card = sampling_card(blank, generator, seed, sampling, BALANCED if balanced else LIKE_REFERENCE)
-    shown = labels.unique().tolist()[:SHEET_CLASSES]
+    labels = (labels_balanced if asked.balanced else labels_like)(codes.labels, asked.samples)
+    flops = training_flops(pair.generator, codes)
+    return Held(run, pair, cache, asked, sampling, codes, labels, real, data, looks, views, flops)
+
+
+def measure_generator(
+    held: Held, generator: Generator, step: int | None, world: World, reporter: Reporter, suffix: str | None = None
+) -> Evaluation:
+    """Measure a generator, and beside it an untrained one and the tokenizer alone.
+
+    generator  the weights of a step of the run
+    suffix     of the names of the pictures ``samples/classes.png`` (one class a row) and ``samples/real.png``; None:
+               none are written
+
+    Whole batches are dealt out to the processes; what each has counted is merged, no process holds all images, and all
+    get the result. Raises InputError in every process.
+    """
+    shown, labels = held.shown, held.labels
     pictured = [number for label in shown for number in (labels == label).nonzero()[:CLASS_COLUMNS, 0].tolist()]
+    drawn = _look(held, generator, held.looks, world, reporter, f"samples of step {step}", pictured)
+    card = sampling_card(held, generator)
+    cards = sample_cards(held, held.looks, drawn.seen, card, world)
+    if "val" in held.cache.splits:
+        held_out = held.cache.about["fingerprints"]["val"]
+        of = replace(card, reference=name_of(held.data, "val"), reference_hash=held_out, function_evaluations=1)
+        cards += measure_likelihood(generator, held.cache.read("val"), of, world)
+    held.beside = held.beside or _beside(held, world, reporter)
+    cards += held.beside
+    if suffix is not None:
+        from_first(world, lambda: _write_sheets(held, suffix, drawn.kept))
+    classes = generator.origin.classes
+    train = held.run.experiment(TrainConfig, "train")
+    taken = None if step is None else step * train.batch
+    return Evaluation(
+        tuple(cards),
+        step,
+        classes=tuple(classes[label] for label in held.codes.labels.unique().tolist()),
+        shown=tuple(classes[label] for label in shown),
+        seen=taken,
+        flops=None if taken is None else float(taken * held.flops),
+    )
 
-    def drawn(model: Generator, what: str, keep: Collection[int] = ()) -> Collected:
-        images = DrawnImages(model, tokenizer, labels, seed, sampling)
-        return collect([look], images, range(samples), world, reporter, what, keep)
 
-    seen = drawn(generator, "samples", pictured)
-    cards = sample_cards(look, seen, view, card, world)
-    if "val" in cache.splits:
-        held_out = cache.about["fingerprints"]["val"]
-        of = replace(card, reference=name_of(data, "val"), reference_hash=held_out, function_evaluations=1)
-        cards += measure_likelihood(generator, cache.read("val"), of, world)
-    twin = untrained(run, codes).to(world.device)
-    cards.append(_renamed(sample_cards(look, drawn(twin, "untrained"), view, card, world)[0], "untrained generator"))
-    again = ReconstructedImages(source, tokenizer)
-    alone = collect([look], again, again.chosen(samples), world, reporter, "reconstructions")
-    if not alone.seen[0].n:
-        raise DataError(f"none of {min(samples, len(real))} images could be read")
-    floor = replace(card, guidance=0.0, sampler="", labels="", function_evaluations=0, generator_hash="")
-    cards.append(_renamed(sample_cards(look, alone, view, floor, world)[0], "tokenizer alone"))
-    counts = {label: int((codes.labels == label).sum()) for label in shown}
-    from_first(world, lambda: _write_sheets(run, suffix, seen, labels, real, counts))
-    occurring = tuple(origin.classes[label] for label in codes.labels.unique().tolist())
-    return Evaluation(tuple(cards), run.step, classes=occurring, shown=tuple(origin.classes[label] for label in shown))
-
-
-def suffix_of(sampling: Sampling, usual: Sampling) -> str:
+def suffix_of(sampling: Sampling, usual: Sampling, average: bool = True) -> str:
     """What the files of an evaluation are called beyond their names where it was not drawn as usual."""
     own = [f"_{name}_{value}" for name, value in vars(sampling).items() if value != vars(usual)[name]]
-    return "".join(own).replace(", ", "-").translate({ord("("): None, ord(")"): None})
+    told = "".join(own).replace(", ", "-").translate({ord("("): None, ord(")"): None})
+    return told if average else f"{told}_raw"
 
 
 def untrained(run: Run, codes: CodeSet) -> Generator:
@@ -118,27 +185,30 @@ def untrained(run: Run, codes: CodeSet) -> Generator:
     return twin.eval()
 
 
-def sample_cards(look: Look, found: Collected, view: View, card: ProtocolCard, world: World) -> list[ProtocolCard]:
-    """Fréchet distance to the reference, and how often the judge sees the class that was asked for.
+def sample_cards(
+    held: Held, looks: Sequence[Look], seen: Sequence[Seen], card: ProtocolCard, world: World
+) -> list[ProtocolCard]:
+    """Fréchet distances to the training images, and how often the judge sees the class that was asked for.
 
     A judge that learned other classes (see `train_judge`) says nothing about them.
     """
-    seen = found.seen[0]
-    cards, _ = image_cards(look, seen, view, card, world)
-    if not look.agreement:
-        return cards
-    agreement = replace(card, metric="class agreement", values={"share": seen.right / seen.n}, n=seen.n)
-    return [*cards, replace(agreement, features=cards[0].features)]
+    found = []
+    for look, one, view in zip(looks, seen, held.views, strict=False):
+        cards, _ = image_cards(look, one, view, card, world)
+        found += cards
+        if look.agreement:
+            share = {"share": one.right / one.n}
+            found.append(replace(card, metric="class agreement", values=share, n=one.n, features=cards[0].features))
+    return found
 
 
-def sampling_card(
-    blank: ProtocolCard, generator: Generator, seed: int, sampling: Sampling, labels: str
-) -> ProtocolCard:
-    """The protocol of a set of samples, without a metric yet; ``labels`` says in words which classes were asked for."""
+def sampling_card(held: Held, generator: Generator) -> ProtocolCard:
+    """The protocol of a set of samples, without a metric yet."""
+    sampling = held.sampling
     return replace(
-        blank,
-        seed=seed,
-        labels=labels,
+        blank_card(held.data, name_of(held.data, "train"), held.real.fingerprint, 0, held.pair.tokenizer),
+        seed=held.asked.seed,
+        labels=BALANCED if held.asked.balanced else LIKE_REFERENCE,
         guidance=sampling.guidance,
         sampler=sampling.sampler,
         function_evaluations=generator.cost(sampling),
@@ -163,16 +233,70 @@ def measure_likelihood(generator: Generator, codes: CodeSet, card: ProtocolCard,
     return [replace(card, metric="bits per image", values=values, n=len(codes), sampler="", guidance=1.0, labels="")]
 
 
-def _write_sheets(
-    run: Run, suffix: str, seen: Collected, labels: Int[Tensor, "n"], real: ImageSource, counts: dict[int, int]
-) -> None:
-    """Samples and real images of the classes in ``counts``, which says how many real ones there are."""
-    folder = run.folder / "samples"
+def _networks(asked: GeneratorEvaluation, real: ImageSource, world: World) -> list[FeatureNetwork]:
+    """Those that look beside the judge. Raises InputError, as for images that are too small for one."""
+    if asked.features is None:
+        network = features_at_hand(real.shape[:2], world)
+        return [] if isinstance(network, Pixels) else [network]
+    networks = [in_turn(world, lambda name=name: load_features(name)) for name in asked.features]  # type: ignore[misc]
+    for network in networks:
+        if min(real.shape[:2]) < network.smallest:
+            raise InputError(
+                f"features {network.name}: expected images of at least {network.smallest} pixels a side, got"
+                f" {min(real.shape[:2])}"
+            )
+    return [network.to(world.device) for network in networks]
+
+
+def _look(
+    held: Held,
+    generator: Generator,
+    looks: Sequence[Look],
+    world: World,
+    reporter: Reporter,
+    what: str,
+    keep: Sequence[int] = (),
+) -> Collected:
+    """What networks see of a generator's samples; ``what`` they are called, those numbered ``keep`` are kept."""
+    images = DrawnImages(generator, held.pair.tokenizer, held.labels, held.asked.seed, held.sampling)
+    return collect(looks, images, range(len(images)), world, reporter, what, keep)
+
+
+def _beside(held: Held, world: World, reporter: Reporter) -> list[ProtocolCard]:
+    """Of an untrained generator, by the judge alone, and of the tokenizer alone."""
+    cards: list[ProtocolCard] = []
+    if held.asked.twin:
+        twin = untrained(held.run, held.codes).to(world.device)
+        judge = [replace(held.looks[0], agreement=False)]
+        seen = _look(held, twin, judge, world, reporter, "samples of an untrained generator").seen
+        found = sample_cards(held, judge, seen, sampling_card(held, twin), world)
+        cards += [_renamed(card, "untrained generator") for card in found]
+    source = SourceImages(held.real, name_of(held.data, "train"), held.data)
+    again = ReconstructedImages(source, held.pair.tokenizer)
+    looks, numbers = [replace(look, agreement=False) for look in held.looks], again.chosen(held.asked.samples)
+    alone = collect(looks, again, numbers, world, reporter, "reconstructions").seen
+    if alone[0].n < 2:
+        raise DataError(f"{alone[0].n} of {len(numbers)} images could be read; expected two at least")
+    card = replace(
+        sampling_card(held, held.pair.generator),
+        guidance=0.0,
+        sampler="",
+        labels="",
+        function_evaluations=0,
+        generator_hash="",
+    )
+    return cards + [_renamed(one, "tokenizer alone") for one in sample_cards(held, looks, alone, card, world)]
+
+
+def _write_sheets(held: Held, suffix: str, kept: dict[int, np.ndarray]) -> None:
+    """The samples that were kept, by number, and real images of their classes."""
+    folder = held.run.folder / "samples"
     make_folder(folder)
-    numbers = sorted(seen.kept)
-    images = np.stack([seen.kept[number] for number in numbers])
-    write_png(class_sheet(images, labels[numbers].numpy(), list(counts)), folder / f"classes{suffix}.png")
-    write_png(real_sheet(real, counts), folder / f"real{suffix}.png")
+    numbers = sorted(kept)
+    images = np.stack([kept[number] for number in numbers])
+    counts = {label: int((held.codes.labels == label).sum()) for label in held.shown}
+    write_png(class_sheet(images, held.labels[numbers].numpy(), held.shown), folder / f"classes{suffix}.png")
+    write_png(real_sheet(held.real, counts), folder / f"real{suffix}.png")
 
 
 def _renamed(card: ProtocolCard, what: str) -> ProtocolCard:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from ifsq.codes import CodeBatch, CodeSet
 from ifsq.data.draws import mix
@@ -70,3 +71,16 @@ class GeneratorTask(Task):
 
     def describe(self) -> dict[str, Any]:
         return self._described
+
+
+def training_flops(model: Generator, codes: CodeSet) -> int:
+    """Floating-point operations that training spends on an image: its loss, forward and backward.
+
+    As torch counts them, those of matrices alone: a multiplication and an addition are two.
+    """
+    device = next(model.parameters()).device
+    rng = torch.Generator(device).manual_seed(0)
+    with FlopCounterMode(display=False) as counter, torch.enable_grad():
+        model.loss(codes.batch(torch.arange(1), device), rng)["loss"].backward()
+    model.zero_grad(set_to_none=True)
+    return counter.get_total_flops()
