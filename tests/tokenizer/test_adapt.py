@@ -136,6 +136,16 @@ def test_fewer_dimensions_keep_the_principal_axes_and_more_lose_nothing(images):
     assert (made.quantizer.dim, wide.quantizer.dim) == (2, 6)
 
 
+@torch.no_grad()
+def test_a_collapsed_latent_is_not_blown_up(images):
+    source = model(SOURCES["kl"])
+    source.quant_conv.weight[1] = 0
+    made, told = fitted(source, TARGETS["ifsq"], images)
+    assert float(made.quant_conv.weight[1].abs().max()) == 0
+    assert float(made.latent(images)[:, 1].abs().max()) < 1
+    assert told.explained > 0.93
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """Pictures, and a trained VAE."""

@@ -27,6 +27,7 @@ LATENTS, IMAGES = 2**15, 64
 """What is measured at least."""
 A_LEVEL = 12  # latents
 MOST_LATENTS = 2**18
+FLATTEST = 1e-3  # deviation of a latent that is scaled up, over the largest: a collapsed one holds rounding errors
 RIDGE = 1e-6  # of the codes' variance
 BOTTLENECK = ("quant_conv", "quantizer", "post_quant_conv")
 
@@ -119,7 +120,8 @@ def fit_bottleneck(source: Tokenizer, model: Tokenizer, seen: Activations) -> Fi
     """
     weight, bias = _projection(source, model, seen)
     latents = seen.features.double() @ weight.T + bias
-    mean, deviation = latents.mean(0), latents.std(0).clamp(min=1e-6)
+    mean, deviation = latents.mean(0), latents.std(0)
+    deviation = deviation.clamp(min=FLATTEST * float(deviation.max().clamp(min=1e-6)))
     if (expected := expected_deviation(model.quantizer)) is not None:
         weight, bias = weight * (expected / deviation)[:, None], (bias - mean) * (expected / deviation)
     weight, bias = widened(model.quantizer, weight, bias)
