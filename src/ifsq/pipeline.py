@@ -26,6 +26,7 @@ from ifsq.evaluation import (
     ImageEvaluation,
     TokenizerEvaluation,
     asked_for,
+    check_cards,
     draw_picture,
     held_out_figures,
     hold,
@@ -347,6 +348,8 @@ def evaluate(
     All processes share the images. Statistics of the reference are kept in a cache folder.
     """
     reporter = reporter or Silent()
+    if out is not None:
+        check_cards(out)
     with join(device) as world:
         measured = measure_images(asked, world, reporter)
         for line in measured.left_out:

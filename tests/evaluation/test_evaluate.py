@@ -101,9 +101,10 @@ def test_a_folder_gives_what_a_file_of_its_images_gives(capsys):
     assert "cards: cards.json" in told.out
 
 
-def test_few_of_the_images_can_be_asked_for():
+def test_few_of_the_images_can_be_asked_for(capsys):
     cards, _ = evaluated("b", "--reference", "a.npz", "--features", "pixels", "--count", "40", "--pairs", "0")
     assert list(cards) == ["FD(pixels)"]
+    assert "pixels: 40 images for 192 features: the distance is far too large" in capsys.readouterr().err
     assert cards["FD(pixels)"]["n"] == 40
     assert "40 images for 192 features" in cards["FD(pixels)"]["method"]
 
@@ -177,6 +178,29 @@ def test_a_generator_run_is_sampled(road, monkeypatch):
     assert given["FD(pixels)"]["guidance"] == 3
 
 
+def test_samples_of_ours_say_on_the_card_how_they_were_drawn(road, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(road)
+    options = ["--count", "24", "--seed", "3", "--sampling.guidance", "2.5"]
+    run, _ = evaluated("ar", "--reference", "pictures", "--features", "pixels", *options)
+    for out in (tmp_path / "s.npz", tmp_path / "set"):
+        assert main(["sample", "ar", *options, "--out", str(out)]) == 0
+        cards, _ = evaluated(str(out), "--reference", "pictures", "--features", "pixels")
+        mine, theirs = cards["FD(pixels)"], run["FD(pixels)"]
+        assert mine["values"]["distance"] == pytest.approx(theirs["values"]["distance"], rel=1e-6)
+        for field in ("seed", "guidance", "sampler", "function_evaluations", "labels", "generator_hash", "dtype"):
+            assert mine[field] == theirs[field] != ""
+    with np.load(tmp_path / "s.npz") as held:
+        np.savez(tmp_path / "s.npz", held["arr_0"][:20])
+    for arguments, told in (
+        ([str(tmp_path / "s.npz")], r"s\.json: is the card of 24 samples, and .*s\.npz holds 20"),
+        ([str(out), "--out", str(tmp_path / "s.json")], r"s\.json: says of what samples are; choose another name"),
+        ([str(out), "--out", str(tmp_path)], "is a folder; expected the name of a file"),
+    ):
+        capsys.readouterr()
+        assert main(["evaluate", *arguments, "--reference", "pictures", "--features", "pixels"]) == 2
+        assert re.search(told, capsys.readouterr().err)
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -196,6 +220,11 @@ def test_a_generator_run_is_sampled(road, monkeypatch):
         ("a.npz --reference b.npz --features pixels pixels", "features pixels pixels: expected different names"),
         ("a.npz --reference b.npz --count 3", "count 3: expected at least 6"),
         ("a.npz --reference b.npz --weights w.pth", r"w\.pth given, expected none"),
+        (
+            "a.npz --reference b.npz --sampling.guidance 2",
+            r"sampling\.guidance: is of a generator run, and a\.npz is none",
+        ),
+        ("a.npz --reference b.npz --step 2", r"step 2: is of a generator run, and a\.npz is none"),
         ("small.npz --reference small.npz", r"small\.npz: is of 4 pixels; pixels expects at least 8 a side"),
         ("bundled:digits --reference b.npz", "bundled:digits: has no size of its own; give --size"),
     ],

@@ -53,6 +53,8 @@ TARGETS = (
     Target("saved/model.safetensors", "reconstruct saved picture.png --out p", True, "p/picture.png"),
     Target("tok/evaluation.json", "report tok ar diffusion"),
     Target("ar/evaluation.json", "report tok ar diffusion"),
+    Target("samples.npz", "evaluate samples.npz --reference images --size 16 --features pixels --pairs 0 --no-cache"),
+    Target("cards.json", "compare cards.json cards.json"),
     Target("mid.toml", "tokenizer train mid.toml"),
     Target("ar.toml", "generator train ar.toml"),
     Target("list.txt", "encode tok list.txt out --size 16"),

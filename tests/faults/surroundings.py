@@ -31,6 +31,7 @@ WRITERS = (
     "sample ar --labels 0 1 --out new.png",
     "sample ar --count 40 --batch 8 --out set",
     "sample ar --count 40 --batch 8 --out set.npz",
+    "evaluate samples.npz --reference samples.npz --features pixels --no-cache --out new.json",
     "reconstruct tok images/b --out again",
     "report tok",
     "export pretrained tok --out new",

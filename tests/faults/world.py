@@ -81,6 +81,8 @@ def make(folder: Path, golden: Path | None) -> None:
         "generator eval diffusion --samples 4 --features",
         "export pretrained tok --out saved",
         "sample ar --labels 0 1 --out good.png",
+        "sample ar --count 8 --out samples.npz",
+        "evaluate samples.npz --reference samples.npz --features pixels --no-cache --out cards.json",
     ):
         command(folder, line)
     for run in ("mid", "ar", "diffusion"):

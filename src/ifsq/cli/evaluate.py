@@ -51,6 +51,13 @@ def add_evaluate(verbs: Any) -> None:
         " coverage; 0: none (default 10000)",
     )
     evaluate.add_argument("--seed", type=int, default=0, help="of the sampling of a run")
+    evaluate.add_argument(
+        "--classes",
+        choices=("balanced", "random", "training"),
+        default="balanced",
+        help="of a run: all alike, drawn at random, or as frequent as in the training set (default balanced)",
+    )
+    evaluate.add_argument("--step", type=int, metavar="N", help="of a run: a checkpoint that is kept (default: newest)")
     evaluate.add_argument("--no-cache", action="store_true", help="neither read nor keep statistics of the reference")
     evaluate.add_argument("--out", type=Path, default=None, metavar="CARDS.json", help="write the cards there too")
     add_reading(evaluate)
@@ -81,6 +88,8 @@ def _evaluate(options: argparse.Namespace) -> None:
         pairs=options.pairs,
         seed=options.seed,
         sampling=sampling_of(options),
+        classes=options.classes,
+        step=options.step,
         cache=not options.no_cache,
         reading=reading_of(options),
     )

@@ -271,6 +271,15 @@ def _member(file: zipfile.ZipFile, name: str, dtype: Any, shape: tuple[int, ...]
         yield stream
 
 
+def is_card(path: Path) -> bool:
+    """Whether a file is the card of a set; any other JSON may bear its name, and lie beside anybody's npz."""
+    try:
+        found = read_json(path)
+    except InputError:
+        return False
+    return isinstance(found, dict) and found.get("kind") == "samples"
+
+
 def _read_card(path: Path) -> dict[str, Any]:
     """A card. Raises InputError where the file is none."""
     card = read_json(path)

@@ -6,7 +6,7 @@ from ifsq.evaluation.generator import GeneratorEvaluation, hold, measure_generat
 from ifsq.evaluation.in_training import observe_generator, observe_tokenizer
 from ifsq.evaluation.networks import load_networks
 from ifsq.evaluation.options import TokenizerEvaluation, images_to_measure
-from ifsq.evaluation.record import read_evaluation, read_evaluations, write_cards, write_evaluation
+from ifsq.evaluation.record import check_cards, read_evaluation, read_evaluations, write_cards, write_evaluation
 from ifsq.evaluation.samples import asked_for, draw_images, draw_picture, write_samples
 from ifsq.evaluation.sheets import shown_pairs, write_pairs
 from ifsq.evaluation.tokenizer import held_out_figures, measure_tokenizer
@@ -17,6 +17,7 @@ __all__ = [
     "ImageEvaluation",
     "TokenizerEvaluation",
     "asked_for",
+    "check_cards",
     "compare_evaluations",
     "draw_images",
     "draw_picture",

@@ -16,8 +16,9 @@ from ifsq.evaluation.given import (
     GivenImages,
     open_source,
     refuse_other_size,
+    told_of,
 )
-from ifsq.evaluation.image_cards import LEAST, image_cards
+from ifsq.evaluation.image_cards import LEAST, bias_of, image_cards
 from ifsq.evaluation.record import Evaluation
 from ifsq.evaluation.reference import Reference, open_reference, views_of
 from ifsq.evaluation.samples import Classes, asked_for, samples_card
@@ -30,11 +31,6 @@ from ifsq.store.run import CONFIG, Run
 from ifsq.training.distributed import World, gather_or_refuse, in_turn
 from ifsq.training.log import Reporter
 
-OF_SAMPLING = (
-    *("seed", "labels", "guidance", "sampler", "function_evaluations", "dtype"),
-    *("generator_hash", "tokenizer_hash"),
-)
-"""Fields that a `SamplesCard` and a `ProtocolCard` share."""
 DRAWN = 1000
 """Images that a run draws where nothing else is said."""
 
@@ -106,6 +102,8 @@ def measure_images(asked: ImageEvaluation, world: World, reporter: Reporter) -> 
         some, without = image_cards(look, seen, view, _blank(samples, reference, count), world)
         cards += some
         left_out += without
+        if note := bias_of(look, seen, view):
+            reporter.say(f"{look.network.name}: {note}")
     return Evaluation(tuple(cards), left_out=tuple(left_out), skipped=tuple(sorted(found.skipped)))
 
 
@@ -129,11 +127,15 @@ def _open(asked: ImageEvaluation, world: World) -> tuple[GivenImages, Reference]
 
 def _open_samples(asked: ImageEvaluation, world: World) -> GivenImages:
     place = Path(asked.samples)
+    is_run = (place / CONFIG).is_file()
+    if not is_run and (asked.sampling or asked.step is not None):
+        given = f"sampling.{next(iter(asked.sampling))}" if asked.sampling else f"step {asked.step}"
+        raise InputError(f"{given}: is of a generator run, and {asked.samples} is none")
     if place.suffix.lower() == ".npz":
         images = ArrayImages(place)
         refuse_other_size(images, asked.size)
         return images
-    if (place / CONFIG).is_file():
+    if is_run:
         return _open_run(asked, world)
     return open_source(asked.samples, asked.split, asked.size, asked.size, asked.reading)
 
@@ -146,8 +148,8 @@ def _open_run(asked: ImageEvaluation, world: World) -> GivenImages:
     pair = load_pair(run, world.device, asked.step)
     sampling = pair.generator.sampling(asked.sampling)
     labels = asked_for(run, pair.generator, (), asked.count or DRAWN, asked.classes, asked.seed)
-    card = samples_card(pair, labels, sampling, asked.seed, "drawn", asked.step, average=True).to_dict()
-    card.pop("code_version")
+    card = samples_card(pair, labels, sampling, asked.seed, "drawn", asked.step, average=True)
+    decides = card.to_dict() | {"code_version": ""}
     return DrawnImages(
         pair.generator,
         pair.tokenizer,
@@ -155,8 +157,8 @@ def _open_run(asked: ImageEvaluation, world: World) -> GivenImages:
         asked.seed,
         sampling,
         name=f"{asked.samples}, {len(labels.labels)} drawn",
-        fingerprint=hashlib.sha256(json.dumps(card, sort_keys=True).encode()).hexdigest(),
-        told={name: card[name] for name in OF_SAMPLING},
+        fingerprint=hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest(),
+        told=told_of(card),
     )
 
 

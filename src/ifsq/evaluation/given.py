@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from ifsq.config import InputError, build, read_json
 from ifsq.data import (
     DataConfig,
     DataError,
@@ -24,13 +25,14 @@ from ifsq.data import (
     to_float,
     to_uint8,
 )
+from ifsq.data.image_sets import CARD, is_card
 from ifsq.data.images import BUNDLED, Reading, Size, size_text
 from ifsq.data.labels import NO_LABEL
 from ifsq.data.npz import Npz
 from ifsq.data.sampler import AT_ONCE, iterate_bytes, max_batch
 from ifsq.data.transforms import RESIZE_KERNEL
 from ifsq.data.unresized import open_unresized
-from ifsq.evaluation.samples import Part, at_once, image_shape, sample_parts
+from ifsq.evaluation.samples import Part, SamplesCard, at_once, image_shape, sample_parts
 from ifsq.generators import Generator, Sampling
 from ifsq.tokenizer.model import Tokenizer
 
@@ -39,6 +41,13 @@ AS_THEY_ARE = "none"
 PIXELS_AT_ONCE = 1 << 22  # of images that are read
 IMAGES, LABELS = "arr_0", "arr_1"
 """Arrays of an .npz in ADM's layout: uint8 (n, H, W, 3), and, where there are labels, integers (n,)."""
+
+
+OF_SAMPLING = (
+    *("seed", "labels", "guidance", "sampler", "function_evaluations", "dtype"),
+    *("generator_hash", "tokenizer_hash"),
+)
+"""Fields that a `SamplesCard` and a `ProtocolCard` share."""
 
 
 class GivenImages(ABC):
@@ -102,7 +111,7 @@ class ArrayImages(GivenImages):
             raise DataError(f"{path}: {IMAGES}: is of shape {images.shape}; expected (n, H, W, 3), or one channel")
         self.count, self.fingerprint = images.shape[0], self.file.fingerprint
         self.shape = images.shape[1], images.shape[2], images.shape[3]
-        self.labels = self._labels()
+        self.labels, self.told = self._labels(), told_beside(path, self.count)
 
     def __len__(self) -> int:
         return self.count
@@ -135,12 +144,21 @@ class SourceImages(GivenImages):
     name     what cards call them
     config   how they were made; None: they are as they are
     workers  processes that read ahead
+    place    where they lie, perhaps with the card of samples of ours
     """
 
-    def __init__(self, images: ImageSource, name: str, config: DataConfig | None = None, workers: int = 0) -> None:
+    def __init__(
+        self,
+        images: ImageSource,
+        name: str,
+        config: DataConfig | None = None,
+        workers: int = 0,
+        place: Path | None = None,
+    ) -> None:
         super().__init__()
         self.images, self.name, self.workers = images, name, workers
         self.fingerprint, self.shape = images.fingerprint, images.shape
+        self.told = told_beside(place, len(images)) if place is not None and place.is_dir() else {}
         if config is not None:
             self.crop = "the bundled recipe" if config.source in BUNDLED else config.crop
             self.kernel = "bicubic (Pillow)" if config.source in BUNDLED else RESIZE_KERNEL
@@ -231,6 +249,28 @@ class ReconstructedImages(GivenImages):
                 yield part
 
 
+def told_beside(place: Path, count: int) -> dict[str, Any]:
+    """What the card beside samples of ours says of their sampling, as fields of a `ProtocolCard`; nothing without one.
+
+    place  an .npz or a folder
+    count  of the images that are there
+
+    Raises InputError where the card is damaged or of other samples.
+    """
+    path = place / CARD if place.is_dir() else place.with_suffix(".json")
+    if not path.is_file() or not is_card(path):
+        return {}
+    card = build(SamplesCard, read_json(path), str(path))
+    if card.count != count:
+        raise InputError(f"{path}: is the card of {card.count} samples, and {place} holds {count}; remove one of them")
+    return told_of(card)
+
+
+def told_of(card: SamplesCard) -> dict[str, Any]:
+    """The fields that the card of a measurement has from that of its samples."""
+    return {name: getattr(card, name) for name in OF_SAMPLING}
+
+
 def open_source(
     source: str, split: str, size: Size, own: Size, reading: Reading, prefer: Sequence[str] = ("val", "test")
 ) -> SourceImages:
@@ -250,7 +290,7 @@ def open_source(
     if size or (fixed and own):
         images: ImageSource = open_images(config, split, labels=False)
         return SourceImages(images, f"{source} {split}", config.for_split("val"), workers)
-    return SourceImages(open_unresized(config, split), f"{source} {split}", None, workers)
+    return SourceImages(open_unresized(config, split), f"{source} {split}", None, workers, Path(source))
 
 
 def refuse_other_size(images: GivenImages, size: Size) -> None:

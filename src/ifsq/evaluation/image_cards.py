@@ -62,23 +62,32 @@ def image_cards(
     return cards, left_out
 
 
+def bias_of(look: Look, seen: Seen, view: View) -> str:
+    """What the number of images does to the Fréchet distance of pooled features, where it is much, in words."""
+    return bias_note(_fewer(seen, view), look.network.widths[look.network.pooled])
+
+
+def _fewer(seen: Seen, view: View) -> int:
+    """Images of the smaller side."""
+    return min(seen.n, view.n) if view.n else seen.n
+
+
 def _frechet(
     metric: str, seen: Seen, output: str, against: FeatureStatistics | Moments, view: View, blank: ProtocolCard
 ) -> ProtocolCard:
     """A Fréchet distance, with the interval of a jackknife over groups of samples."""
-    parts = seen.parts(output)
+    parts, fewer = seen.parts(output), _fewer(seen, view)
     width = len(parts[0].mean)
-    known = min(seen.n, view.n) if view.n else seen.n
     method = [
         *(["reference statistics as its file gives them"] if view.given else []),
-        bias_note(known, width) or "biased upwards a little, about as 1/n",
+        bias_note(fewer, width) or "biased upwards a little, about as 1/n",
     ]
     if len(parts) > 1:
         found = frechet_jackknife(parts, against)
         low, high = found.interval
         values = {"distance": found.value, "low": low, "high": high}
         method.append(f"95 % interval: jackknife over {len(parts)} groups of samples")
-        if known >= CORRECTS * width:
+        if fewer >= CORRECTS * width:
             values["corrected"] = found.corrected
             method.append("corrected: of the samples' bias in 1/n")
     else:

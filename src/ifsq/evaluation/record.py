@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ifsq.config import InputError, build, read_json
+from ifsq.data.image_sets import is_card
 from ifsq.metrics.card import ProtocolCard
 from ifsq.quantizers.usage import LevelUse
 from ifsq.store.files import make_folder, write_text
@@ -52,6 +53,14 @@ def write_evaluation(run: Run, evaluation: Evaluation, suffix: str = "", step: i
     Raises InputError.
     """
     run.write_evaluation(_table(evaluation), suffix, step)
+
+
+def check_cards(path: Path) -> None:
+    """Raise InputError unless cards can have this name: no folder, and not that of the card of samples."""
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; expected the name of a file")
+    if path.is_file() and is_card(path):
+        raise InputError(f"{path}: says of what samples are; choose another name for the cards")
 
 
 def write_cards(path: Path, evaluation: Evaluation) -> None:
