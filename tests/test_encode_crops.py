@@ -18,7 +18,9 @@ from ifsq.data.crops import Crops
 from ifsq.data.draws import Draws, mix
 from ifsq.data.sampler import StepSampler
 from ifsq.data.transforms import center_crop, five_crop, random_crop
+from ifsq.generators import Generator
 from ifsq.generators.train import GeneratorTask
+from ifsq.store.weights import weights_digest
 from ifsq.tokenizer.bottleneck import QuantizerConfig
 from ifsq.tokenizer.conv import ConvConfig
 from ifsq.tokenizer.model import Tokenizer, TokenizerConfig
@@ -221,3 +223,30 @@ def test_five_crops_of_a_rectangle():
         np.concatenate([parts[1], parts[2]], 1)[:5], np.concatenate([wide[:5, :20], wide[:5, 10:]], 1)
     )
     assert np.array_equal(parts[4], wide[5:, 10:])
+
+
+EXPERIMENT = """
+out = "whole"
+tokenizer = "tokenizer"
+codes = "codes"
+[ar]
+depth = 1
+width = 16
+heads = 2
+mlp_multiple_of = 16
+[train]
+steps = 4
+batch = 4
+log_every = 1
+save_every = 2
+"""
+
+
+def test_a_run_on_crops_goes_on_to_the_bit(images):
+    encode(images, "codes", crops=Crops("ten"))
+    Path("run.toml").write_text(EXPERIMENT)
+    assert main(["generator", "train", "run.toml"]) == 0
+    for steps in ("2", "4"):
+        assert main(["generator", "train", "run.toml", "--out", "run", "--train.steps", steps]) == 0
+    whole, run = (weights_digest(Generator.from_pretrained(folder)) for folder in ("whole", "run"))
+    assert whole == run
