@@ -18,22 +18,20 @@ import statistics
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from ifsq import pipeline
-from ifsq.bench.demo import SAMPLES
 from ifsq.codes.cache import CodeCache
 from ifsq.config import build
 from ifsq.data import open_images
 from ifsq.data.images import DataConfig
 from ifsq.evaluation.collect import Look, collect
-from ifsq.evaluation.generator import sample_cards, sampling_card
 from ifsq.evaluation.given import DrawnImages, SourceImages
+from ifsq.evaluation.image_cards import image_cards
 from ifsq.evaluation.judge import JudgeFeatures, share_judge
-from ifsq.evaluation.labels import LIKE_REFERENCE, labels_like
+from ifsq.evaluation.labels import labels_like
 from ifsq.evaluation.protocol import blank_card, name_of
 from ifsq.evaluation.reference import Reference, views_of
 from ifsq.experiment import load_pair
@@ -42,6 +40,7 @@ from ifsq.store.run import Run
 from ifsq.training.distributed import World
 from ifsq.training.log import Silent
 
+SAMPLES = 1000
 HERE = Path(__file__).resolve().parents[1]
 WORLD = World(0, 1, torch.device("cpu"))
 STAGES = {"1": "tokenizer", "2": "codes", "3": "ar", "4": "diffusion"}
@@ -91,10 +90,10 @@ def measured(out: Path, judged_in: Path, features: str) -> dict[str, float]:
         images = DrawnImages(pair.generator, pair.tokenizer, labels, 0, sampling)
         found = collect(looks, images, range(SAMPLES), WORLD, Silent())
         blank = blank_card(data, source.name, real.fingerprint, SAMPLES, pair.tokenizer)
-        card = sampling_card(blank, pair.generator, 0, sampling, LIKE_REFERENCE)
-        for place, (look, view) in enumerate(zip(looks, views, strict=True)):
-            for told in sample_cards(look, replace(found, seen=[found.seen[place]]), view, card, WORLD):
-                figures[f"{kind}, {told.metric}"] = next(iter(told.values.values()))
+        for look, seen, view in zip(looks, found.seen, views, strict=True):
+            for card in image_cards(look, seen, view, blank, WORLD)[0]:
+                figures[f"{kind}, {card.metric}"] = next(iter(card.values.values()))
+        figures[f"{kind}, class agreement"] = found.seen[0].right / found.seen[0].n
     return figures
 
 
