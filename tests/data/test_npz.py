@@ -75,6 +75,11 @@ def npz_of(path, name, content):
         archive.writestr(name, content)
 
 
+def header(text):
+    """Of an array, as numpy writes it in its first version."""
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode()
+
+
 def test_what_is_no_plain_array_is_refused(tmp_path):
     path = tmp_path / "a.npz"
     np.savez(path, np.array([{"a": 1}, None], dtype=object))
@@ -83,8 +88,12 @@ def test_what_is_no_plain_array_is_refused(tmp_path):
     np.savez(path, np.asfortranarray(np.ones((3, 4))))
     with pytest.raises(DataError, match="arr_0: is stored column by column"):
         Npz(path)
-    npz_of(path, "arr_0.npy", b"no array at all")
-    with pytest.raises(DataError, match="arr_0: is no array that is read"):
+    for content in (b"no array at all", header("((")):
+        npz_of(path, "arr_0.npy", content)
+        with pytest.raises(DataError, match="arr_0: is no array that is read"):
+            Npz(path)
+    npz_of(path, "arr_0.npy", header("{'descr': '|u1', 'fortran_order': False, 'shape': (-1, -2)}") + b"ab")
+    with pytest.raises(DataError, match=r"arr_0: is of shape \(-1, -2\); expected no length below 0"):
         Npz(path)
     short = io.BytesIO()
     np.save(short, IMAGES)

@@ -5,6 +5,7 @@ from types import MappingProxyType
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from ifsq.config import InputError
 from ifsq.data import DataError
@@ -13,6 +14,7 @@ from ifsq.evaluation import reference
 from ifsq.evaluation.collect import Look
 from ifsq.evaluation.reference import open_reference, views_of
 from ifsq.metrics import frechet_from_statistics
+from ifsq.metrics.distribution import INCEPTION_2015
 from ifsq.pretrained.network import FeatureNetwork
 from ifsq.store.files import cache_folder
 from ifsq.training.distributed import World
@@ -112,13 +114,37 @@ def test_what_is_damaged_is_made_anew_and_said(path):
         assert kept.read_bytes() == content
 
 
-def test_a_cache_that_cannot_be_written_is_said(path, tmp_path, monkeypatch):
+def test_a_cache_that_cannot_be_written_is_said_and_ends_nothing(path, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("IFSQ_CACHE", str(tmp_path / "file"))
-    with pytest.raises(
-        InputError, match=r"statistics of the reference cannot be kept .* IFSQ_CACHE, or give --no-cache"
-    ):
-        view_of(path)
+    says = Says()
+    assert view_of(path, reporter=says).n == 40
+    (line,) = says.lines
+    assert "statistics of the reference cannot be kept (" in line
+    assert line.endswith("set IFSQ_CACHE to another folder")
+
+
+def test_other_images_of_the_same_names_and_sizes_are_kept_apart(tmp_path):
+    for name, pixels in (("a", PIXELS), ("b", 255 - PIXELS)):
+        (tmp_path / name).mkdir()
+        for number, image in enumerate(pixels):
+            Image.fromarray(image).save(tmp_path / name / f"{number:02}.bmp")  # not compressed: of one size in bytes
+    first, other = (view_of(tmp_path / name) for name in "ab")
+    assert opened(tmp_path / "a").fingerprint == opened(tmp_path / "b").fingerprint
+    torch.testing.assert_close(other.pooled.mean, 255 - first.pooled.mean)
+
+
+def test_what_was_seen_of_cropped_images_does_not_stand_for_what_is_refused_uncropped(tmp_path):
+    folder = tmp_path / "a"
+    folder.mkdir()
+    for number, image in enumerate(PIXELS):
+        Image.fromarray(image).save(folder / f"{number:02}.png")
+    Image.fromarray(PIXELS[0, :, :6]).save(folder / "99.png")
+    look = Look(Colours(), pairs=10)
+    (view,) = views_of(open_reference(str(folder), "", 8, 8, Reading()), [look], ALONE, Silent())
+    assert view.n == 41
+    with pytest.raises(DataError, match=r"99\.png: is of 8x6 pixels, the first of 8"):
+        views_of(open_reference(str(folder), "", 0, 8, Reading()), [look], ALONE, Silent())
 
 
 def statistics(width, seed=0):
@@ -142,13 +168,21 @@ def test_statistics_beside_images_count_for_inception_alone(tmp_path):
     """As ADM's files have it: statistics of all images, and some of the images."""
     given = statistics(3)
     np.savez(tmp_path / "r.npz", PIXELS, **given)
-    view = view_of(tmp_path / "r.npz")
+    view = view_of(tmp_path / "r.npz", Look(Colours(INCEPTION_2015), pairs=10))
     assert view.given
     assert np.array_equal(view.pooled.mean.numpy(), given["mu"])
     assert view.rows.shape == (10, 3)
-    other = view_of(tmp_path / "r.npz", Look(Colours("other"), pairs=10))
-    assert not other.given
-    assert other.n == 40
+    for name in ("other", "inception-12345678"):  # other weights of the same network see other things
+        other = view_of(tmp_path / "r.npz", Look(Colours(name), pairs=10))
+        assert not other.given
+        assert other.n == 40
+
+
+@pytest.mark.parametrize("dtype", [">f8", "<f4", np.longdouble])
+def test_statistics_are_of_any_width_and_byte_order(tmp_path, dtype):
+    given = {name: values.astype(dtype) for name, values in statistics(3).items()}
+    np.savez(tmp_path / "s.npz", **given)
+    np.testing.assert_array_equal(view_of(tmp_path / "s.npz").pooled.mean.numpy(), given["mu"].astype(np.float64))
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import hashlib
 import io
 import os
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -128,9 +129,11 @@ class Npz:
                     (2, 0): np.lib.format.read_array_header_2_0,
                 }[version]
                 shape, fortran, dtype = read(stream)
-            except (ValueError, KeyError) as error:
+            except (ValueError, KeyError, tokenize.TokenError) as error:
                 raise DataError(f"{self.path}: {name}: is no array that is read ({first_line(error)})") from error
             start = stream.tell()
+        if min(shape, default=0) < 0:
+            raise DataError(f"{self.path}: {name}: is of shape {shape}; expected no length below 0")
         if dtype.hasobject:
             raise DataError(f"{self.path}: {name}: holds pickled objects, which may run any code; expected numbers")
         if fortran and len(shape) > 1:

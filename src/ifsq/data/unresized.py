@@ -21,7 +21,7 @@ class Unresized(ImageSource):
     def __init__(self, images: EncodedImages) -> None:
         self.images, self.shape, self.broken = images, images.shape, images.broken
         self.classes, self.labels, self.unread = images.classes, images.labels, images.unread
-        self.fingerprint = images.fingerprint  # the same pixels: at their own size the crop is the whole
+        self.fingerprint = f"{images.fingerprint} uncropped"  # where sizes differ, the others crop and this refuses
 
     def __len__(self) -> int:
         return len(self.images)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,10 @@ from ifsq.evaluation.given import (
     ArrayImages,
     DrawnImages,
     GivenImages,
+    is_npz,
     open_source,
     refuse_other_size,
+    refuse_split,
     told_of,
 )
 from ifsq.evaluation.image_cards import LEAST, bias_of, image_cards
@@ -117,6 +119,8 @@ def _open(asked: ImageEvaluation, world: World) -> tuple[GivenImages, Reference]
         raise InputError(f"{samples.name}: {len(samples)} images; expected at least {least} to measure")
     reference = open_reference(asked.reference, asked.reference_split, asked.size, samples.size, asked.reading)
     images = reference.images
+    if images is not None and len(images) < least:
+        raise InputError(f"{reference.name}: {len(images)} images; expected at least {least} to measure")
     if images is not None and images.size != samples.size:
         raise InputError(
             f"{reference.name}: is of {size_text(images.size)} pixels, {samples.name} of {size_text(samples.size)};"
@@ -127,17 +131,25 @@ def _open(asked: ImageEvaluation, world: World) -> tuple[GivenImages, Reference]
 
 def _open_samples(asked: ImageEvaluation, world: World) -> GivenImages:
     place = Path(asked.samples)
-    is_run = (place / CONFIG).is_file()
-    if not is_run and (asked.sampling or asked.step is not None):
-        given = f"sampling.{next(iter(asked.sampling))}" if asked.sampling else f"step {asked.step}"
+    is_run, is_file = (place / CONFIG).is_file(), is_npz(asked.samples)
+    if not is_run and (given := _of_a_run(asked)):
         raise InputError(f"{given}: is of a generator run, and {asked.samples} is none")
-    if place.suffix.lower() == ".npz":
-        images = ArrayImages(place)
-        refuse_other_size(images, asked.size)
-        return images
-    if is_run:
-        return _open_run(asked, world)
-    return open_source(asked.samples, asked.split, asked.size, asked.size, asked.reading)
+    if not (is_run or is_file):
+        return open_source(asked.samples, asked.split, asked.size, asked.size, asked.reading)
+    refuse_split(asked.samples, asked.split)
+    images = ArrayImages(place) if is_file else _open_run(asked, world)
+    refuse_other_size(images, asked.size)
+    return images
+
+
+def _of_a_run(asked: ImageEvaluation) -> str:
+    """The first of the options that say how a run is sampled, where one is given; else empty."""
+    usual = {entry.name: entry.default for entry in fields(asked)}
+    given = [f"sampling.{name}" for name in asked.sampling]
+    for name in ("step", "seed", "classes"):
+        if (value := getattr(asked, name)) != usual[name]:
+            given.append(f"{name} {value}")
+    return given[0] if given else ""
 
 
 def _open_run(asked: ImageEvaluation, world: World) -> GivenImages:

@@ -3,6 +3,7 @@
 Each is read in batches of numbers, so that processes can share it and no set is ever whole in memory.
 """
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -39,6 +40,7 @@ from ifsq.tokenizer.model import Tokenizer
 AS_THEY_ARE = "none"
 """Crop and kernel of images that nothing was done to."""
 PIXELS_AT_ONCE = 1 << 22  # of images that are read
+GLIMPSED = 16  # images that tell sets of the same names and sizes apart
 IMAGES, LABELS = "arr_0", "arr_1"
 """Arrays of an .npz in ADM's layout: uint8 (n, H, W, 3), and, where there are labels, integers (n,)."""
 
@@ -89,6 +91,10 @@ class GivenImages(ABC):
         """Pixels a side, or height and width."""
         height, width = self.shape[:2]
         return height if height == width else (height, width)
+
+    def glimpse(self) -> str:
+        """SHA-256 (hex) of a few of the images, where the fingerprint is not made of their bytes; else empty."""
+        return ""
 
     def chosen(self, count: int) -> list[int]:
         """``count`` of the numbers, drawn over the set, always the same ones, in the order of measurement."""
@@ -170,6 +176,14 @@ class SourceImages(GivenImages):
         """See `GivenImages.chosen`. In a random order, since folders are sorted by class; a stream's from its front."""
         drawn = sample_order(0, 0, len(self))[:count].tolist()
         return sorted(drawn) if self.images.block else drawn
+
+    def glimpse(self) -> str:
+        """See `GivenImages.glimpse`: other images may have the same names and sizes in bytes."""
+        few = range(min(GLIMPSED, len(self))) if self.images.block else SourceImages.chosen(self, GLIMPSED)
+        seen = hashlib.sha256()
+        for read in iterate_bytes(self.images, [few]):
+            seen.update(read.images.numpy().tobytes())
+        return seen.hexdigest()
 
     def parts(self, batches: Sequence[Sequence[int]]) -> Iterator[Part]:
         """See `GivenImages.parts`."""
@@ -293,8 +307,19 @@ def open_source(
     return SourceImages(open_unresized(config, split), f"{source} {split}", None, workers, Path(source))
 
 
+def is_npz(source: str) -> bool:
+    """Whether a source is an .npz, by its name."""
+    return source.lower().endswith(".npz")
+
+
+def refuse_split(source: str, split: str) -> None:
+    """Raise DataError where a split is asked for of what has none: an .npz, and what a run draws."""
+    if split:
+        raise DataError(f"split {split}: is of a folder or another data source, and {source} has none")
+
+
 def refuse_other_size(images: GivenImages, size: Size) -> None:
-    """Raise DataError where a size is asked for that images of an .npz have not."""
+    """Raise DataError where a size is asked for that images of an .npz, or of a run, have not."""
     if size and images.size != size:
         raise DataError(
             f"{images.name}: is of {size_text(images.size)} pixels, which --size {size_text(size)} cannot change;"

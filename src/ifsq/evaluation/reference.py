@@ -1,6 +1,7 @@
 """What samples are held against: images, or the statistics of some that a file gives; and what networks see of them.
 
-What they see is kept in a cache folder (``IFSQ_CACHE``), by the images' fingerprint, the network and the protocol.
+What they see is kept in a cache folder (``IFSQ_CACHE``), by the images' fingerprint and a glimpse of them, the network
+and the protocol.
 """
 
 import hashlib
@@ -10,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
@@ -20,8 +22,17 @@ from ifsq.data import DataError
 from ifsq.data.images import Reading, Size
 from ifsq.data.npz import Npz
 from ifsq.evaluation.collect import Look, Seen, collect
-from ifsq.evaluation.given import IMAGES, ArrayImages, GivenImages, open_source, refuse_other_size
+from ifsq.evaluation.given import (
+    IMAGES,
+    ArrayImages,
+    GivenImages,
+    is_npz,
+    open_source,
+    refuse_other_size,
+    refuse_split,
+)
 from ifsq.metrics import FeatureStatistics, Moments
+from ifsq.metrics.distribution import INCEPTION_2015
 from ifsq.store.files import CACHE, WriteError, cache_folder, first_line, make_folder, write_tensors
 from ifsq.store.weights import tensors_digest, weights_digest
 from ifsq.training.distributed import World, from_first
@@ -76,9 +87,10 @@ def open_reference(source: str, split: str, size: Size, own: Size, reading: Read
 
     Raises DataError.
     """
-    if not source.lower().endswith(".npz"):
+    if not is_npz(source):
         images: GivenImages = open_source(source, split, size, own, reading, prefer=("train",))
         return Reference(images.name, images.fingerprint, images)
+    refuse_split(source, split)
     file = Npz(Path(source))
     pooled, spatial = _moments(file, *POOLED), _moments(file, *SPATIAL)
     if IMAGES not in file and pooled is None:
@@ -103,12 +115,15 @@ def views_of(
     if reference.images is None:
         return [_given(reference, look) for look in looks]
     looks = [replace(look, score=False, agreement=False) for look in looks]
-    images, told = reference.images, [_about(reference, look) for look in looks]
+    images = reference.images
 
-    def read() -> list[View | None]:
-        return [_read(about, look, reporter.say) if keep else None for about, look in zip(told, looks, strict=True)]
+    def read() -> tuple[list[dict[str, Any]], list[View | None]]:
+        if not keep:
+            return [], [None] * len(looks)
+        told = [_about(reference, images, look) for look in looks]
+        return told, [_read(about, look, reporter.say) for about, look in zip(told, looks, strict=True)]
 
-    known = from_first(world, read)
+    told, known = from_first(world, read)
     lacking = [look for look, view in zip(looks, known, strict=True) if view is None]
     if lacking:
         found = collect(lacking, images, images.chosen(len(images)), world, reporter, "reference images")
@@ -119,10 +134,11 @@ def views_of(
 
     def write() -> None:
         for view, before, about in zip(views, known, told, strict=True):
-            if before is None and keep:
-                _write(about, view)
+            if before is None:
+                _write(about, view, reporter.say)
 
-    from_first(world, write)
+    if keep:
+        from_first(world, write)
     return [_with_given(view, reference, look) for view, look in zip(views, looks, strict=True)]
 
 
@@ -142,7 +158,7 @@ def _moments(file: Npz, mean: str, covariance: str) -> Moments | None:
     for name in there:
         if file.members[name].dtype.kind != "f":
             raise DataError(f"{file.path}: {name}: is of {file.members[name].dtype}; expected floats")
-    found = [torch.from_numpy(file.array(name)).double() for name in there]
+    found = [torch.from_numpy(file.array(name).astype(np.float64)) for name in there]  # of any width and byte order
     for name, values in zip(there, found, strict=True):
         if not bool(values.isfinite().all()):
             raise DataError(f"{file.path}: {name}: expected finite values, found nan or infinity")
@@ -170,8 +186,8 @@ def _given(reference: Reference, look: Look) -> View:
 def _with_given(view: View, reference: Reference, look: Look) -> View:
     """Where a file has images and statistics, as ADM's have of a few images and of all, the statistics of all count."""
     network, pooled, spatial = look.network, reference.pooled, reference.spatial
-    if pooled is None or not _could_be(pooled, network.pooled, look):
-        return view
+    if pooled is None or network.name != INCEPTION_2015 or not _could_be(pooled, network.pooled, look):
+        return view  # other weights see other things: of the images alone
     if spatial is None or not (look.spatial and network.spatial and _could_be(spatial, network.spatial, look)):
         spatial = None
     return View(0, pooled, spatial, view.rows, True)
@@ -199,11 +215,12 @@ def told_of(look: Look) -> str:
     return f"{look.network.name} {weights_digest(look.network)[:12]}"
 
 
-def _about(reference: Reference, look: Look) -> dict[str, Any]:
+def _about(reference: Reference, images: GivenImages, look: Look) -> dict[str, Any]:
     """What decides a view."""
     return {
         "format": FORMAT,
         "reference": reference.fingerprint,
+        "glimpse": images.glimpse(),
         "features": told_of(look),
         "spatial": bool(look.spatial and look.network.spatial),
         "pairs": look.pairs,
@@ -218,9 +235,9 @@ def _file(about: Mapping[str, Any]) -> Path:
 def _read(about: Mapping[str, Any], look: Look, say: Callable[[str], None]) -> View | None:
     """The view that is kept; None where there is none, or it is damaged, which is said."""
     path = _file(about)
-    if not path.is_file():
-        return None
     try:
+        if not path.is_file():
+            return None
         with safe_open(path, "pt") as file:
             told = json.loads((file.metadata() or {}).get("about", "{}"))
             table = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
@@ -235,7 +252,8 @@ def _read(about: Mapping[str, Any], look: Look, say: Callable[[str], None]) -> V
         return None
 
 
-def _write(about: Mapping[str, Any], view: View) -> None:
+def _write(about: Mapping[str, Any], view: View, say: Callable[[str], None]) -> None:
+    """Keep a view; where that cannot be it is said, since no figure depends on it."""
     table = {"mean": view.pooled.mean, "covariance": view.pooled.covariance}
     if view.spatial is not None:
         table |= {"spatial_mean": view.spatial.mean, "spatial_covariance": view.spatial.covariance}
@@ -248,6 +266,4 @@ def _write(about: Mapping[str, Any], view: View) -> None:
         make_folder(path.parent)
         write_tensors(path, table, {"about": json.dumps(told)})
     except WriteError as error:
-        raise InputError(
-            f"{path.parent}: statistics of the reference cannot be kept ({error.why}); set {CACHE}, or give --no-cache"
-        ) from error
+        say(f"{path.parent}: statistics of the reference cannot be kept ({error.why}); set {CACHE} to another folder")
