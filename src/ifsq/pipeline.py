@@ -318,7 +318,7 @@ def evaluate_generator(
     found: dict[int | None, Evaluation] = {}
     with join(device) as world:
         run = Run.open(folder)
-        measured = [run.step] if steps is None else steps or run.kept
+        measured = ((run.step,) if steps is None else tuple(steps) or run.kept) or (None,)  # which is refused
         for step in measured if steps else ():
             run.weights(step, average)  # before anything is computed: each of them is there
         pair = load_pair(run, world.device, measured[-1], average)

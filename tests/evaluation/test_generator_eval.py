@@ -162,6 +162,13 @@ def test_what_cannot_be_measured_is_refused(options, told, capsys):
     assert told in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_a_run_without_a_checkpoint_has_nothing_to_measure(tmp_path, capsys):
+    shutil.copy("ar/config.json", tmp_path)
+    for options in ([], ["--step", "all"]):
+        assert main(["generator", "eval", str(tmp_path), *options]) == 2
+        assert "holds no checkpoint yet; train it first" in capsys.readouterr().err
+
+
 def test_evaluations_of_steps_are_read_in_their_order(tmp_path):
     run = Run(tmp_path, "run", {"kind": "ar"})
     held = read_evaluation(Run.open("ar"))
