@@ -318,7 +318,8 @@ def evaluate_generator(
     found: dict[int | None, Evaluation] = {}
     with join(device) as world:
         run = Run.open(folder)
-        measured = ((run.step,) if steps is None else tuple(steps) or run.kept) or (None,)  # which is refused
+        # The first process says which: another may be saved meanwhile, and one of None is refused.
+        measured = from_first(world, lambda: ((run.step,) if steps is None else tuple(steps) or run.kept) or (None,))
         for step in measured if steps else ():
             run.weights(step, average)  # before anything is computed: each of them is there
         pair = load_pair(run, world.device, measured[-1], average)

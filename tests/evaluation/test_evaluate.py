@@ -13,12 +13,16 @@ import torch
 from PIL import Image
 
 from ifsq.cli import main
+from ifsq.config import InputError
+from ifsq.evaluation import ImageEvaluation, measure_images
 from ifsq.metrics import ProtocolCard, frechet_distance
 from ifsq.metrics.inception_score import InceptionScore
 from ifsq.metrics.kernel import kernel_distance
 from ifsq.metrics.neighbours import neighbours
 from ifsq.pretrained.efficientnet_lite import load_efficientnet_lite
 from ifsq.pretrained.pixels import Pixels
+from ifsq.training.distributed import World
+from ifsq.training.log import Silent
 
 RNG = np.random.default_rng(0)
 
@@ -159,6 +163,18 @@ def test_what_one_process_refuses_both_refuse(tmp_path):
     assert len(lines) == 2
     assert all("07.png cannot be read" in line for line in lines)
     assert not list(tmp_path.glob("*.json"))
+
+
+def test_processes_that_read_other_images_are_refused():
+    """As on machines whose copies of a file differ."""
+
+    class Beside(World):
+        def gather(self, value):
+            (mine, reference), refused = value
+            return [value, ((mine[::-1], reference), refused)]
+
+    with pytest.raises(InputError, match=r"^a\.npz, b\.npz: are not the same for every process; expected equal files"):
+        measure_images(ImageEvaluation("a.npz", "b.npz"), Beside(0, 2, torch.device("cpu")), Silent())
 
 
 def test_a_generator_run_is_sampled(road, monkeypatch):

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import threading
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -153,6 +154,21 @@ def test_what_one_process_refuses_all_refuse_and_an_empty_set_leaves_nothing(pai
         told.append(world.rank)
 
     monkeypatch.setattr(pair.generator, "sample", refuse)
+    in_two(act)
+    assert sorted(told) == [0, 1]
+    assert not list(tmp_path.iterdir())
+
+
+def test_processes_that_hold_other_weights_are_refused(pair, tmp_path):
+    """As where a step of a run in training is saved while they open it."""
+    later, told = deepcopy(pair), []
+    later.generator.cls_embedding.embedding_table.weight.data += 1
+
+    def act(world):
+        with pytest.raises(InputError, match=r"set: the processes would draw unlike images .generator_hash .* --step$"):
+            write(pair if world.first else later, tmp_path / "set", world)
+        told.append(world.rank)
+
     in_two(act)
     assert sorted(told) == [0, 1]
     assert not list(tmp_path.iterdir())

@@ -91,7 +91,16 @@ def measure_images(asked: ImageEvaluation, world: World, reporter: Reporter) -> 
     Raises InputError in every process.
     """
     opened: list[tuple[GivenImages, Reference]] = []
-    gather_or_refuse(world, lambda: opened.append(_open(asked, world)))
+
+    def open_both() -> tuple[str, str]:
+        opened.append(_open(asked, world))
+        return opened[0][0].fingerprint, opened[0][1].fingerprint
+
+    if len(set(gather_or_refuse(world, open_both))) > 1:
+        raise InputError(
+            f"{asked.samples}, {asked.reference}: are not the same for every process; expected equal files on all"
+            " machines, and of a run that is being trained a --step"
+        )
     samples, reference = opened[0]
     networks = _networks(asked, samples, world)
     count = asked.count or len(samples)

@@ -242,6 +242,12 @@ def write_samples(
     """
     if batch is not None and batch < 1:
         raise InputError(f"batch {batch}: expected at least 1")
+    for other in world.gather(card):
+        if different := card.differs_from(other.to_dict()):
+            raise InputError(
+                f"{place.out}: the processes would draw unlike images ({different}); expected equal files on all"
+                " machines, and of a run that is being trained a --step"
+            )
     if _is_there(place, card):
         return
     with writing(place.out), _alone(place, world, reporter):
