@@ -205,12 +205,21 @@ def test_samples_of_ours_say_on_the_card_how_they_were_drawn(road, monkeypatch, 
         assert mine["values"]["distance"] == pytest.approx(theirs["values"]["distance"], rel=1e-6)
         for field in ("seed", "guidance", "sampler", "function_evaluations", "labels", "generator_hash", "dtype"):
             assert mine[field] == theirs[field] != ""
+    whole, part = (
+        evaluated(str(out), "--reference", "pictures", "--features", "pixels", "--size", "8", "--pairs", "0", *more)[0]
+        for more in ([], ["--split", "train"])
+    )
+    assert (whole["FD(pixels)"]["seed"], part["FD(pixels)"]["seed"]) == (3, 0)  # the card is of all of them
     with np.load(tmp_path / "s.npz") as held:
         np.savez(tmp_path / "s.npz", held["arr_0"][:20])
     for arguments, told in (
         ([str(tmp_path / "s.npz")], r"s\.json: is the card of 24 samples, and .*s\.npz holds 20"),
         ([str(out), "--out", str(tmp_path / "s.json")], r"s\.json: says of what samples are; choose another name"),
         ([str(out), "--out", str(tmp_path)], "is a folder; expected the name of a file"),
+        (
+            [str(out), "--out", str(tmp_path / "s.json/x.json")],
+            r"x\.json: cannot be written into .*s\.json; expected a fo",
+        ),
     ):
         capsys.readouterr()
         assert main(["evaluate", *arguments, "--reference", "pictures", "--features", "pixels"]) == 2

@@ -301,10 +301,11 @@ def open_source(
     config = DataConfig(source, size or (own if fixed and own else 32), **options)
     split = split_called(config, split) if split else _usual_split(config, prefer)
     workers = reading.workers or 0
+    place = Path(source) if split == "all" else None  # a part of samples of ours is not what their card is of
     if size or (fixed and own):
         images: ImageSource = open_images(config, split, labels=False)
-        return SourceImages(images, f"{source} {split}", config.for_split("val"), workers)
-    return SourceImages(open_unresized(config, split), f"{source} {split}", None, workers, Path(source))
+        return SourceImages(images, f"{source} {split}", config.for_split("val"), workers, place)
+    return SourceImages(open_unresized(config, split), f"{source} {split}", None, workers, place)
 
 
 def is_npz(source: str) -> bool:

@@ -1,6 +1,7 @@
 """``evaluation.json`` and ``evaluations/step_N.json``: what was measured of a run, written whole and read strictly."""
 
 import json
+import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,9 +57,12 @@ def write_evaluation(run: Run, evaluation: Evaluation, suffix: str = "", step: i
 
 
 def check_cards(path: Path) -> None:
-    """Raise InputError unless cards can have this name: no folder, and not that of the card of samples."""
+    """Raise InputError unless cards can be written there, under a name that is not that of the card of samples."""
     if path.is_dir():
         raise InputError(f"{path}: is a folder; expected the name of a file")
+    there = next(folder for folder in path.absolute().parents if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise InputError(f"{path}: cannot be written into {there}; expected a folder that can")
     if path.is_file() and is_card(path):
         raise InputError(f"{path}: says of what samples are; choose another name for the cards")
 
