@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import pickle
 import shutil
 from pathlib import Path
 
@@ -320,3 +321,14 @@ def test_a_cache_that_is_read_stays_out_of_memory(tmp_path, monkeypatch):
     for rows in torch.randperm(16384, generator=torch.Generator().manual_seed(0)).split(64):
         codes.batch(rows)
     assert resident() - before < 16
+
+
+def test_another_process_opens_the_shards_for_itself(written):
+    """The number of an open file means another file there: here, after this process has closed its own."""
+    codes = written.read("train")
+    expected = codes.content[:]
+    copy = pickle.loads(pickle.dumps(codes))  # noqa: S301
+    codes.content.files.close()
+    codes.flipped.files.close()
+    assert torch.equal(copy.content[:], expected)
+    assert torch.equal(copy.batch(torch.tensor([24, 3])).content, codes.batch(torch.tensor([24, 3])).content)

@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -72,6 +73,10 @@ class ShardFiles:
                 into, start = into[count:], start + count
         except OSError as error:  # as of a server that has forgotten the file
             raise InputError(f"{shard.path}: cannot be read: {reason(error)}") from error
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the open files: in another process their numbers are of others."""
+        return {**vars(self), "_open": OrderedDict()}
 
     def close(self) -> None:
         """Close what is open."""
