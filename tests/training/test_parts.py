@@ -110,6 +110,10 @@ def test_a_killed_run_with_frozen_parts_ends_with_the_same_bits(tmp_path):
         (("low.7",), r"train\.freeze: the model has no part 'low\.7'; expected one of low\.0, low\.1, low\.2$"),
         (("low.0.gain",), r"no part 'low\.0\.gain'; expected one of low\.0\.weight, low\.0\.bias$"),
         (("",), r"no part ''; expected one of low, high, scale"),
+        (
+            ("low.1.running_mean",),
+            r"train\.freeze: 'low\.1\.running_mean' is no parameter; expected the module that it",
+        ),
         (("low", "low"), r"train\.freeze=\['low', 'low'\]: expected each part once"),
         (("low", "high", "scale"), r"train\.freeze=.*: leaves no parameter to train; expected fewer parts"),
     ],

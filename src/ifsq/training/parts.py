@@ -28,8 +28,15 @@ def check_parts(model: nn.Module, parts: Sequence[str], option: str) -> None:
 
 
 def check_frozen(model: nn.Module, parts: Sequence[str]) -> None:
-    """Raise InputError unless the parts can be frozen: they exist, and leave something to train."""
+    """Raise InputError unless the parts can be frozen: they exist, and leave something to train.
+
+    A statistic, or a codebook that follows averages, stands still with its module alone.
+    """
     check_parts(model, parts, "train.freeze")
+    moving = dict(model.named_buffers(remove_duplicate=False))
+    for part in parts:
+        if part in moving:
+            raise InputError(f"train.freeze: {part!r} is no parameter; expected the module that it is of")
     trained = {name: p for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
     held = {id(trained[name]) for part in parts for name in under(trained, part)}  # a tied one has several names
     if parts and all(id(parameter) in held for parameter in trained.values()):
