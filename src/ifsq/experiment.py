@@ -415,14 +415,18 @@ def open_codes(run: Run, origin: Origin) -> CodeCache:
     return cache
 
 
-def codes_of(experiment: GeneratorExperiment) -> tuple[CodeCache, Tokenizer | None]:
-    """The codes that a generator is trained on, and their tokenizer where one is named. Raises InputError."""
+def codes_of(experiment: GeneratorExperiment, device: torch.device) -> tuple[CodeCache, Tokenizer | None]:
+    """The codes that a generator is trained on, and their tokenizer where one is named. Raises InputError.
+
+    device  where images are encoded, of whose codes there is no cache
+    """
     cache = None if experiment.data is not None else CodeCache.open(experiment.codes)
     tokenizer = Tokenizer.from_pretrained(Path(experiment.tokenizer)) if experiment.tokenizer else None
     if cache is None:
         assert experiment.data is not None
         assert tokenizer is not None  # the experiment has checked that
         check_size(experiment.data.size, tokenizer.factor)
-        return OnlineCache(tokenizer, experiment.data.images()), tokenizer
+        online = OnlineCache(tokenizer, experiment.data.images())
+        return online, tokenizer.to(device)
     check_cache(cache, tokenizer, experiment.tokenizer)
     return cache, tokenizer

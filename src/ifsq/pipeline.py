@@ -163,7 +163,7 @@ def train_generator(experiment: GeneratorExperiment, device: str = "auto", repor
     """Train, or go on training, the generator of an experiment, on cached codes or on images; returns its folder."""
     folder, reporter = Path(experiment.out), reporter or Silent()
     with join(device) as world:
-        cache, tokenizer = codes_of(experiment)
+        cache, tokenizer = codes_of(experiment, world.device)
         check_batch(experiment.train, world)
         torch.manual_seed(experiment.train.seed)
         codebook = None if tokenizer is None else tokenizer.codebook()

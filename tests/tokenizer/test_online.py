@@ -11,6 +11,7 @@ from ifsq import pipeline
 from ifsq.cli import main
 from ifsq.config import InputError
 from ifsq.data import DataConfig, ImageBatches, StepSampler, open_images
+from ifsq.experiment import codes_of, load_generator_experiment
 from ifsq.generators import Generator
 from ifsq.store.weights import weights_digest
 from ifsq.tokenizer.bottleneck import QuantizerConfig
@@ -129,6 +130,15 @@ def test_a_run_goes_on_to_the_bit_and_is_sampled_and_measured(kind, codes, capsy
     Image.new("RGB", (20, 20)).save("images/a/new.png")
     assert main(["generator", "eval", "run", "--samples", "4"]) == 2
     assert "images: has changed since run was trained on it; train in another folder" in capsys.readouterr().err
+
+
+def test_images_are_encoded_on_the_device_from_the_first_on():
+    """Before the first step too: a diffusion generator looks at thousands of them."""
+    save_tokenizer("fsq")
+    Path("run.toml").write_text(EXPERIMENT.format(kind="diffusion", own=OWN["diffusion"]))
+    cache, tokenizer = codes_of(load_generator_experiment(Path("run.toml")), torch.device("meta"))
+    assert cache.tokenizer is tokenizer
+    assert {value.device.type for value in tokenizer.state_dict().values()} == {"meta"}
 
 
 BAD = {

@@ -62,7 +62,7 @@ class OnlineCodes(CodeSet):
         device = next(self.tokenizer.parameters()).device
         count, total, squares = 0, torch.zeros(()).double(), torch.zeros(()).double()
         for rows in drawn.split(max_batch(*self.images.shape[:2])):
-            part = self.batch(rows, device).codes().double().cpu()
+            part = self.batch(rows, device).codes().cpu().double()  # some devices have no float64
             count += part[:, 0].numel()
             total = total + part.sum(dim=(0, 2, 3))
             squares = squares + part.square().sum(dim=(0, 2, 3))
