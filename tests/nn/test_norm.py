@@ -33,3 +33,10 @@ def test_norm_computes_in_the_dtype_of_its_scale():
     with torch.autocast("cpu", torch.bfloat16):
         assert RMSNorm(8)(x).dtype == torch.float32
     assert RMSNorm(8).bfloat16()(x).dtype == torch.bfloat16
+
+
+def test_a_norm_in_half_precision_computes_in_float32_where_it_trains_too():
+    norm, x = RMSNorm(256).bfloat16(), torch.randn(8, 256, generator=torch.Generator().manual_seed(0)).bfloat16()
+    with torch.no_grad():
+        expected = norm(x)
+    assert torch.equal(norm(x), expected)

@@ -12,7 +12,8 @@ class RMSNorm(nn.RMSNorm):
     """torch's RMSNorm, computed in the dtype of its scale: under autocast torch would warn and be slow."""
 
     def forward(self, x: Float[Tensor, "... width"]) -> Float[Tensor, "... width"]:
-        if x.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        whole = self.weight.dtype in (torch.float32, torch.float64)  # in half precision torch computes in float32
+        if x.device.type == "cpu" and whole and torch.is_grad_enabled() and not torch.compiler.is_compiling():
             eps = torch.finfo(self.weight.dtype).eps if self.eps is None else self.eps
             return _RMSNorm.apply(x, self.weight, eps)
         return super().forward(x.to(self.weight.dtype))
