@@ -147,6 +147,17 @@ def test_a_convolution_is_one_matrix_in_any_layout():
     torch.testing.assert_close(-moved[0].flatten(1), orthogonal(slope.flatten(1)[None])[0].float())
 
 
+def test_its_momentum_is_made_once(monkeypatch):
+    p = nn.Parameter(torch.ones(2, 3))
+    optimizer = Muon([p], 0.1, 0.9, 0.0, torch.optim.AdamW([nn.Parameter(torch.zeros(1))]))
+    made, zeros = [], torch.zeros_like
+    monkeypatch.setattr(torch, "zeros_like", lambda like: (made.append(like), zeros(like))[1])
+    for _ in range(3):
+        p.grad = torch.ones_like(p)
+        optimizer.step()
+    assert len(made) == 1
+
+
 def test_both_rates_follow_the_schedule():
     task, config = Copying(), TrainConfig(steps=10, optim=MUON)
     trainee = Trainee(task.model, task.loss, MUON, config, World(0, 1, torch.device("cpu")))

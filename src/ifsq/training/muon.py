@@ -47,7 +47,8 @@ class Muon(torch.optim.Optimizer):
         if not moved:
             return
         for p in moved:
-            self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
+            if "momentum_buffer" not in self.state[p]:
+                self.state[p]["momentum_buffer"] = torch.zeros_like(p)
         buffers, grads = [self.state[p]["momentum_buffer"] for p in moved], [p.grad for p in moved]
         torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])
         updates = torch._foreach_lerp(grads, buffers, group["momentum"])
