@@ -275,6 +275,9 @@ def test_generators_begin_with_a_source_too_and_keep_the_codebook_of_their_own_t
         own = Tokenizer.from_pretrained(vq / "run1").codebook()
         assert torch.equal(held["codebook"], own)
         assert not torch.equal(own, Tokenizer.from_pretrained(vq / "run0").codebook())
+        record = Run.open(other).config["init"]
+        assert record["fresh"] == record["left"] == {"codebook": 1}
+        assert "codebook" not in record["taken"]
     assert Run.open(other).config["init"]["digest"] == tensors_digest(Run.open(first).weights().load())
 
 

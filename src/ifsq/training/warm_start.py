@@ -106,7 +106,12 @@ def _whole(
     except InputError as error:
         field = f" ({differ[0]})" if differ else ""
         raise InputError(f"{error}: another architecture{field}; name what to take in train.init_parts") from error
-    record = record_of(config.init, table, found.step, {"taken": _counts(table), "fresh": {}, "left": {}})
+    counts = {
+        "taken": _counts(table.keys() - kept.keys()),
+        "fresh": _counts(kept),
+        "left": _counts(table.keys() & kept.keys()),
+    }
+    record = record_of(config.init, table, found.step, counts)
     return Start(record, (*told(record), *(f"init: the source has another {field}" for field in differ)))
 
 
