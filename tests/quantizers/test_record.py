@@ -9,6 +9,7 @@ import torch
 from torch.utils import _pytree
 
 import ifsq
+from ifsq import quantizers
 from ifsq.quantizers import lattice
 from ifsq.quantizers.cells import whole
 from ifsq.quantizers.record import Quantized
@@ -116,3 +117,19 @@ def test_whole_numbers_become_integers(dtype):
         got = whole(exact.float() - shift, dtype, shift)
         assert got.dtype == dtype
         assert torch.equal(got.long(), exact)
+
+
+@pytest.mark.parametrize("options", LAYOUTS)
+@pytest.mark.parametrize("shape", [(2, 3, 7), (5,), (3, 0, 2)])
+def test_many_numbers_are_the_same_in_blocks(options, shape, monkeypatch):
+    q = ifsq.FSQ(**{**options, "dim": None}, channel_axis=-1)
+    rng = torch.Generator().manual_seed(2)
+    digits = (torch.rand(*shape, q.num_codebooks, len(q.levels), generator=rng) * torch.tensor(q.levels)).long()
+    at_once = q.lattice.digits_to_codes(digits)
+    codes = at_once.flatten(-2)
+    indices = q.codes_to_indices(codes)
+    again = q.indices_to_codes(indices)
+    monkeypatch.setattr(quantizers.digits, "BLOCK", 1)
+    assert torch.equal(q.codes_to_indices(codes), indices)
+    assert torch.equal(q.indices_to_codes(indices), again)
+    assert torch.equal(again, codes)

@@ -7,13 +7,14 @@ to a device. ``little`` order (the official code's) makes the first dimension of
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 ORDERS = ("little", "big")
 MAX_CODEBOOK = 2**63  # an index is an int64
+BLOCK = 2**17  # numbers at a time for each thread: with what is computed of them in its cache of the second level
 
 
 def check_layout(levels: Sequence[int], groups: Sequence[int], order: str) -> None:
@@ -81,6 +82,27 @@ def indices_to_digits(
         digits.append(rest.to(dtype))
         columns.extend(digits if order == "little" else reversed(digits))
     return torch.stack(columns, dim=axis)
+
+
+def by_blocks(compute: Callable[[Tensor], Tensor], x: Tensor, inner: int = 0) -> Tensor:
+    """``compute(x)`` of many numbers, a block at a time that a processor's cache holds. No gradient.
+
+    inner    last axes of x that belong together; the others are independent of each other, and lead the result's shape
+    compute  of x, or of a part of it with one axis in place of these others
+
+    At once where x is small, on an accelerator, and under a compiler, which does this itself.
+    """
+    if x.device.type != "cpu" or torch.compiler.is_compiling() or x.numel() <= BLOCK * torch.get_num_threads():
+        return compute(x)
+    outer = x.shape[: x.ndim - inner]
+    rows = x.detach().reshape(-1, *x.shape[len(outer) :])
+    count = max(1, BLOCK * torch.get_num_threads() * len(rows) // rows.numel())
+    first = compute(rows[:count])
+    whole = first.new_empty(len(rows), *first.shape[1:])
+    whole[:count] = first
+    for start in range(count, len(rows), count):
+        whole[start : start + count] = compute(rows[start : start + count])
+    return whole.unflatten(0, outer)
 
 
 def check_indices(indices: Tensor, levels: Sequence[int], groups: Sequence[int]) -> None:

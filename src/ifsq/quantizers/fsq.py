@@ -18,7 +18,7 @@ from ifsq.quantizers.bottleneck import Bottleneck, check_count
 from ifsq.quantizers.bounds import IFSQ_ALPHA, Bound, Clamp, make_bound
 from ifsq.quantizers.cells import CELLS, codes_to_digits
 from ifsq.quantizers.compilers import is_exporting
-from ifsq.quantizers.digits import check_digits, check_layout
+from ifsq.quantizers.digits import by_blocks, check_digits, check_layout
 from ifsq.quantizers.lattice import Lattice
 from ifsq.quantizers.record import Deferred, Quantized
 from ifsq.quantizers.rounding import Rounding, full
@@ -268,8 +268,12 @@ class FSQ(Bottleneck):
         axis = self._check(codes, "codes", self.effective_codebook_dim)
         if self.orthogonal_rot is not None:
             codes = self._rotate(codes.movedim(axis, -1).float(), self.orthogonal_rot).movedim(-1, axis)
-        rounding = self.rounding
-        return self._indices(codes_to_digits(codes, rounding.levels, self.cells, axis, rounding.packed), axis)
+        rounding, inner = self.rounding, (-1 if axis == codes.ndim - 1 else axis)
+
+        def compute(part: Tensor) -> Tensor:
+            return self._indices(codes_to_digits(part, rounding.levels, self.cells, inner, rounding.packed), inner)
+
+        return by_blocks(compute, codes, 1) if inner == -1 else compute(codes)
 
     def indices_to_codes(self, indices: Int[Tensor, "..."]) -> Float[Tensor, "..."]:
         """Indices as `forward` gives them -> its codes (after ``project_out`` where there is one).
@@ -290,9 +294,13 @@ class FSQ(Bottleneck):
         if self.num_codebooks == 1 and self.keep_num_codebooks_dim:
             indices = indices.squeeze(-1 if len(self.groups) == 1 else -2)
         inner = -1 if self._mixes or self.num_codebooks > 1 else axis
-        codes = self.lattice.digits_to_codes(
-            self.lattice.indices_to_digits(indices, inner, self.rounding.packed), inner
-        )
+
+        def compute(part: Tensor) -> Tensor:
+            return self.lattice.digits_to_codes(
+                self.lattice.indices_to_digits(part, inner, self.rounding.packed), inner
+            )
+
+        codes = by_blocks(compute, indices, int(grouped)) if inner == -1 else compute(indices)
         codes = codes.flatten(-2) if self.num_codebooks > 1 else codes
         weight = getattr(self.project_out, "weight", codes)
         return self._leave(codes, inner, axis, weight.dtype)
