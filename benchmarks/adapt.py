@@ -3,9 +3,9 @@
     OMP_NUM_THREADS=1 python benchmarks/adapt.py FOLDER > benchmarks/adapt_cpu2_2026-11-28.md
 
 The recipe of ``experiments/bundled`` (0.7 M parameters, 1400 steps), on the bundled photographs. For each seed: a VAE
-of four dimensions, the same network with iFSQ of 17 levels from scratch, and `ifsq adapt` of that VAE with 350 steps, with
-the encoder frozen and with the encoder trained. Runs are kept in FOLDER and go on where they were stopped; in all 14
-minutes of one idle core.
+of four dimensions, the same network with iFSQ of 17 levels from scratch, and `ifsq adapt` of that VAE with 350 steps,
+once with the encoder frozen and once with it trained. Runs are kept in FOLDER and go on where they were stopped; in all
+14 minutes of one idle core.
 
 Expected, before any run: from scratch 26.7 dB, the VAE 27; adapted within 0.2 dB of from scratch, and with the encoder
 trained above it.

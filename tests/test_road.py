@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 
 import ifsq
 from ifsq import pipeline
+from ifsq.bench import demo
 from ifsq.cli import main
 from ifsq.codes import CodeCache
 from ifsq.config import InputError
@@ -312,7 +313,8 @@ def test_a_saved_model_does_not_overwrite_a_run():
         ifsq.Tokenizer.from_pretrained("tokenizer").save_pretrained("tokenizer")
 
 
-def test_the_demo_at_toy_size_and_once_more(tmp_path, capsys):
+def test_the_demo_at_toy_size_and_once_more(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(demo, "FEATURES", "pixels")  # which takes no time
     command = ["demo", "--out", str(tmp_path / "demo"), "--train.steps", "6", "--train.log_every", "3"]
     assert main(command) == 0
     weights = {path: stamp for path, stamp in files_of(tmp_path).items() if path.suffix == ".safetensors"}
@@ -322,7 +324,9 @@ def test_the_demo_at_toy_size_and_once_more(tmp_path, capsys):
     longer = [word if word != "6" else "9" for word in command]
     assert "has 6 steps behind it, and its codes are in use; expected as many, got 9" in refused(capsys, longer)
     assert {path: stamp for path, stamp in files_of(tmp_path).items() if path.suffix == ".safetensors"} == weights
-    assert "</html>" in (tmp_path / "demo" / "report.html").read_text()
+    page = (tmp_path / "demo" / "report.html").read_text()
+    assert "</html>" in page
+    assert "FD(pixels" in page
 
 
 def test_a_moved_run_finds_its_tokenizer_beside_it(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """What is looked at while models train, against `eval` of the same weights and samples drawn apart; refusals."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -221,7 +222,7 @@ def test_the_network_is_the_one_that_is_installed(monkeypatch):
     monkeypatch.undo()
     assert in_training.features_at_hand((32, 48), HERE).name == "efficientnet-lite0@128"
     assert in_training.features_at_hand((256, 256), HERE).name == "efficientnet-lite0"
-    monkeypatch.setattr(in_training.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert in_training.features_at_hand((32, 48), HERE).name == "pixels"
 
 

@@ -3,7 +3,6 @@
 Always the same images, labels and random numbers, so that what changes from step to step is the model.
 """
 
-import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 
@@ -48,8 +47,7 @@ def features_at_hand(size: tuple[int, int], world: World) -> FeatureNetwork:
 
     Its name is a part of the name of every distance through it. Raises InputError in every process.
     """
-    package = EFFICIENTNET_LITE0.package
-    if package is None or importlib.util.find_spec(package[0]) is None:
+    if not EFFICIENTNET_LITE0.installed:
         return load_features("pixels")
     name = "efficientnet-lite0" if min(size) > SMALL else f"efficientnet-lite0@{SMALL}"
     return in_turn(world, lambda: load_features(name)).to(world.device)

@@ -29,7 +29,7 @@ class Jackknife:
 
     @property
     def error(self) -> float:
-        """Standard error over other samples of as many images; the reference stays. Too large, up to 1.7 times (log)."""
+        """Standard error over other samples of as many images; the reference stays. Up to 1.7 times too large (log)."""
         left = torch.tensor(self.without, dtype=torch.float64)
         return float((left - left.mean()).square().sum() * (len(left) - 1) / len(left)) ** 0.5
 

@@ -44,6 +44,11 @@ class WeightsFile:
     extra: str = ""
     instead: str = ""
 
+    @property
+    def installed(self) -> bool:
+        """Whether the package is there that carries it."""
+        return self.package is not None and importlib.util.find_spec(self.package[0]) is not None
+
 
 def find_weights(file: WeightsFile, path: str | Path | None = None) -> Path:
     """The file on this machine: ``path`` as it is, else ``$IFSQ_WEIGHTS``, torch's hub cache, a package, a download.
