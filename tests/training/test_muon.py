@@ -1,5 +1,6 @@
 """Muon: torch's as a second implementation, which parameters it takes, exact resume, and what is refused."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -11,9 +12,10 @@ from ifsq.training import checkpoint, muon
 from ifsq.training.config import EngineConfig, TrainConfig
 from ifsq.training.distributed import World
 from ifsq.training.log import Silent
-from ifsq.training.loop import Task, train
+from ifsq.training.loop import Task, check_batch, train
 from ifsq.training.muon import Muon, orthogonal
 from ifsq.training.optim import OptimConfig, hidden_matrices, lr_at, make_optimizer
+from ifsq.training.precision import computes_bfloat16
 from ifsq.training.trainee import Trainee
 
 MUON = OptimConfig(kind="muon", lr=1e-2, muon_lr=0.02, weight_decay=0.1, warmup=2)
@@ -186,6 +188,19 @@ def test_a_state_of_adamw_is_refused():
     optimizer.step()
     with pytest.raises(InputError, match=r"there: optimizer state '\d+\.exp_avg' is float32"):
         checkpoint.restore_optimizer(make_optimizer(Net(), MUON), checkpoint.flatten_optimizer(optimizer), "there", 1)
+
+
+def test_processors_that_would_move_their_copies_apart_are_refused():
+    class Two(World):
+        def gather(self, value):
+            return [value, told]
+
+    has = computes_bfloat16("cpu")
+    for told in (has, not has):
+        refused = nullcontext() if told == has else pytest.raises(InputError, match="only some of the processors comp")
+        with refused:
+            check_batch(TrainConfig(optim=MUON), Two(0, 2, torch.device("cpu")))
+        check_batch(TrainConfig(), Two(0, 2, torch.device("cpu")))
 
 
 @pytest.mark.parametrize(

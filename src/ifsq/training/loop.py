@@ -29,6 +29,7 @@ from ifsq.training.log import MetricsLog, Reporter, SkippedLog, memory_gib
 from ifsq.training.observer import Observer, Observing
 from ifsq.training.optim import lr_at
 from ifsq.training.parts import check_frozen, freeze
+from ifsq.training.precision import computes_bfloat16
 from ifsq.training.sinks import check_sinks, open_sinks
 from ifsq.training.stopping import stop_requests
 from ifsq.training.trainee import Opponent, Trainee
@@ -146,8 +147,13 @@ def train(
 
 
 def check_batch(config: TrainConfig, world: World) -> None:
-    """Raise InputError when the processes cannot share a batch equally, or a logger is not installed."""
+    """Raise InputError when the processes cannot share a batch equally, or a logger is not installed.
+
+    With Muon also where some have bfloat16 and others have not: each moves its own copy of the weights.
+    """
     check_sinks(config.engine.loggers)
+    if config.optim.kind == "muon" and len(set(world.gather(computes_bfloat16(world.device.type)))) > 1:
+        raise InputError("optim.kind='muon': only some of the processors compute in bfloat16; expected all, or none")
     parts = config.engine.accumulate
     if config.batch % (world.size * parts):
         whom = f"the {world.size} processes" + (f" times accumulate={parts}" if parts > 1 else "")
