@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import pickle
 import shutil
 import socket
 from dataclasses import replace
@@ -14,7 +15,7 @@ from torch import nn
 from ifsq.config import InputError, Interrupted
 from ifsq.store import checkpoints
 from ifsq.training.config import EngineConfig, TrainConfig
-from ifsq.training.distributed import join
+from ifsq.training.distributed import SMALL, from_first, join
 from ifsq.training.log import Silent, read_metrics
 from ifsq.training.loop import Opponent, Task, train
 from ifsq.training.optim import OptimConfig
@@ -111,6 +112,30 @@ def spawn(process, *given):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     torch.multiprocessing.spawn(process, (port, *given), nprocs=2)
+
+
+def _gathers(rank, port, _):
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    os.environ["MASTER_PORT"] = str(port)
+    at_once, gather = [], torch.distributed.all_gather_object
+
+    def noted(values, value):
+        at_once.append(len(pickle.dumps(value)))
+        gather(values, value)
+
+    torch.distributed.all_gather_object = noted
+    with join("cpu") as here:
+        for counts in ((3, 4), (3, 2 * SMALL), (2 * SMALL, 5), (SMALL, 3 * SMALL)):
+            found = here.gather({"rank": rank, "rows": torch.arange(counts[rank], dtype=torch.uint8)})
+            assert [one["rank"] for one in found] == [0, 1]
+            for one, count in zip(found, counts, strict=True):
+                assert torch.equal(one["rows"], torch.arange(count, dtype=torch.uint8))
+        assert torch.equal(from_first(here, lambda: torch.ones(SMALL)), torch.ones(SMALL))
+        assert max(at_once) < 2 * SMALL, "torch would make room for it in every process"
+
+
+def test_large_values_are_told_one_after_another(tmp_path):
+    spawn(_gathers, tmp_path)
 
 
 def two(folder, config, stop_at=None):

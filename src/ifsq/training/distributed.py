@@ -5,6 +5,7 @@ Files are written by the first process only. What becomes of a process when anot
 
 import gc
 import os
+import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from ifsq.config import InputError
 from ifsq.training.watch import LostProcessError, Watch, following_torchrun, patience, wait_for_store
 
 LONGEST = timedelta(days=100)  # of a wait for a process that answers: the first may evaluate alone for hours
+SMALL = 1 << 16  # bytes of a value that all processes tell each other at once
 Made = TypeVar("Made")
 
 
@@ -53,11 +55,24 @@ class World:
         return value
 
     def gather(self, value: Any) -> list[Any]:
-        """Everybody's value, in the order of the ranks, in every process; anything that pickles."""
+        """Everybody's value, in the order of the ranks, in every process; anything that pickles.
+
+        Large ones are sent one after another: torch's own call makes room for as many of the largest as there are
+        processes, also where one process alone has something to tell.
+        """
         if self.size == 1:
             return [value]
-        values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value)
+        content = pickle.dumps(value)
+        small: list[tuple[int, bytes]] = [(0, b"")] * self.size
+        dist.all_gather_object(small, (len(content), content if len(content) <= SMALL else b""))
+        values = []
+        for rank, (length, found) in enumerate(small):
+            if length > SMALL:
+                sent = torch.frombuffer(bytearray(content), dtype=torch.uint8) if rank == self.rank else None
+                told = torch.empty(length, dtype=torch.uint8) if sent is None else sent
+                dist.broadcast(told, src=rank)
+                found = told.numpy().data
+            values.append(value if rank == self.rank else pickle.loads(found))  # noqa: S301 - of our own processes
         return values
 
     def any(self, flag: bool) -> bool:
