@@ -63,16 +63,16 @@ class World:
         if self.size == 1:
             return [value]
         content = pickle.dumps(value)
-        small: list[tuple[int, bytes]] = [(0, b"")] * self.size
+        small: list[tuple[int, bytes | bytearray]] = [(0, b"")] * self.size
         dist.all_gather_object(small, (len(content), content if len(content) <= SMALL else b""))
         values = []
-        for rank, (length, found) in enumerate(small):
+        for rank, (length, told) in enumerate(small):
+            own = rank == self.rank
             if length > SMALL:
-                sent = torch.frombuffer(bytearray(content), dtype=torch.uint8) if rank == self.rank else None
-                told = torch.empty(length, dtype=torch.uint8) if sent is None else sent
-                dist.broadcast(told, src=rank)
-                found = told.numpy().data
-            values.append(value if rank == self.rank else pickle.loads(found))  # noqa: S301 - of our own processes
+                room = bytearray(content) if own else bytearray(length)
+                dist.broadcast(torch.frombuffer(room, dtype=torch.uint8), src=rank)
+                told = room
+            values.append(value if own else pickle.loads(told))  # noqa: S301 - of our own processes
         return values
 
     def any(self, flag: bool) -> bool:
