@@ -45,14 +45,21 @@ def three_lines(levels: list[int]) -> Callable[[Tensor], tuple[Tensor, None]]:
     return quantize
 
 
+def read(quantizer: ifsq.FSQ) -> Callable[[Tensor], tuple[Tensor | None, ...]]:
+    """The quantizer, whose indices are computed where they are read, and read here."""
+    return lambda z: tuple(quantizer(z))
+
+
 def candidates(levels: list[int], device: str) -> dict[str, Callable[[Tensor], object]]:
     """Everything that quantizes, eager and compiled."""
     eager: dict[str, Callable[[Tensor], object]] = {
         PEER: vector_quantize_pytorch.FSQ(levels).to(device),
         "three lines": three_lines(levels),
-        "ifsq, tanh": ifsq.FSQ(levels, bound="tanh").to(device),
-        "ifsq": ifsq.FSQ(levels).to(device),
-        "ifsq, equal cells": ifsq.FSQ(levels, cells="equal").to(device),
+        "ifsq, tanh": read(ifsq.FSQ(levels, bound="tanh").to(device)),
+        "ifsq": read(ifsq.FSQ(levels).to(device)),
+        "ifsq, equal cells": read(ifsq.FSQ(levels, cells="equal").to(device)),
+        "ifsq, tanh, indices not read": ifsq.FSQ(levels, bound="tanh").to(device),
+        "ifsq, indices not read": ifsq.FSQ(levels).to(device),
         "ifsq, codes only": ifsq.FSQ(levels, return_indices=False).to(device),
     }
     compiled = {f"{name}, compiled": torch.compile(f, dynamic=False) for name, f in eager.items()}
@@ -89,7 +96,7 @@ def operations(shape: tuple[int, ...], levels: list[int], device: str) -> dict[s
     forward = {name: (lambda f=f: f(z)) for name, f in quantizers.items()}
     both = {name: backward(f) for name, f in quantizers.items()}
 
-    peer, ours = quantizers[PEER], quantizers["ifsq, tanh"]
+    peer, ours = quantizers[PEER], ifsq.FSQ(levels, bound="tanh").to(device)
     codes, indices = ours(z)  # type: ignore[misc]
     their_codes = codes.movedim(1, -1).contiguous() if codes.ndim == 4 else codes
     their_indices = indices.to(torch.int32)
@@ -162,7 +169,15 @@ def hardware(device: str) -> tuple[str, str]:
         name = torch.cuda.get_device_name()
         return name.lower().replace(" ", "-"), name
     cores = torch.get_num_threads()
-    return f"cpu{cores}", f"{cores} threads of a {platform.machine()} CPU ({torch.backends.cpu.get_cpu_capability()})"
+    return f"cpu{cores}", f"{cores} threads of {processor()} ({torch.backends.cpu.get_cpu_capability()})"
+
+
+def processor() -> str:
+    """What the system calls the processor: figures hold for it alone."""
+    told = Path("/proc/cpuinfo")
+    lines = told.read_text().splitlines() if told.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0]}, {platform.machine()}" if names else f"a {platform.machine()} CPU"
 
 
 def main() -> None:
