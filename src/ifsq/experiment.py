@@ -236,6 +236,8 @@ def adapted_experiment(asked: Adaptation, overrides: Iterable[str] = ()) -> Toke
     where nothing else is asked for, and its source may be gone. Raises InputError.
     """
     folder, given = Path(asked.folder), config.parse_overrides(overrides, TokenizerExperiment)
+    if "init_parts" in given.get("train", {}):
+        raise InputError("--train.init_parts: adapt takes encoder and decoder; expected it left out")
     if goes_on(folder):
         run = Run.open(folder)
         table = to_dict(run.experiment(TokenizerExperiment))

@@ -40,3 +40,18 @@ def test_a_norm_in_half_precision_computes_in_float32_where_it_trains_too():
     with torch.no_grad():
         expected = norm(x)
     assert torch.equal(norm(x), expected)
+
+
+def test_transforms_of_functions_pass_through_a_norm():
+    norm = RMSNorm(8, eps=1e-5).double()
+    x, along = torch.randn(2, 3, 8, dtype=torch.float64).unbind()
+
+    def formula(x):
+        return torch.nn.functional.rms_norm(x, (8,), norm.weight, 1e-5)
+
+    for transform in (
+        lambda f: torch.func.jvp(f, (x,), (along,))[1],
+        lambda f: torch.func.grad(lambda x: f(x).square().sum())(x),
+        lambda f: torch.func.vmap(torch.func.jacrev(f))(x),
+    ):
+        torch.testing.assert_close(transform(norm), transform(formula))

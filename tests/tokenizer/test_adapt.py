@@ -261,6 +261,7 @@ REFUSED = {
     "--levels 8 8": "paper cells with bound='ifsq' need odd levels; use cells='equal' or 'symmetric'",
     "--size 18": "data.size=18: expected a multiple of the tokenizer's factor 4",
     "--data nowhere": "nowhere: expected a folder of images",
+    "--train.init_parts '[\"encoder\"]'": "--train.init_parts: adapt takes encoder and decoder; expected it left out",
     "--train.freeze '[\"encode\"]'": "train.freeze: the model has no part 'encode'; expected one of encoder",
 }
 

@@ -174,3 +174,11 @@ def test_neither_codes_nor_images_is_one_line(capsys):
 def test_a_split_that_is_not_there_is_named():
     with pytest.raises(InputError, match="images: has no split 'test'; expected one of train, val"):
         OnlineCache(save_tokenizer("fsq"), DataConfig("images", 16)).read("test")
+
+
+def test_latents_that_a_cache_could_not_hold_are_refused():
+    tokenizer = save_tokenizer("ae")
+    torch.nn.init.constant_(tokenizer.quant_conv.bias, 1e5)
+    cache = OnlineCache(tokenizer, DataConfig("images", 16))
+    with pytest.raises(InputError, match=r"latents up to 1e\+05: expected values that float16 holds"):
+        cache.read("train").batch(torch.tensor([0]), HERE)

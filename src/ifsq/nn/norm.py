@@ -13,7 +13,8 @@ class RMSNorm(nn.RMSNorm):
 
     def forward(self, x: Float[Tensor, "... width"]) -> Float[Tensor, "... width"]:
         whole = self.weight.dtype in (torch.float32, torch.float64)  # in half precision torch computes in float32
-        if x.device.type == "cpu" and whole and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()  # jvp, vmap, grad
+        if x.device.type == "cpu" and whole and torch.is_grad_enabled() and not traced:
             eps = torch.finfo(self.weight.dtype).eps if self.eps is None else self.eps
             return _RMSNorm.apply(x, self.weight, eps)
         return super().forward(x.to(self.weight.dtype))

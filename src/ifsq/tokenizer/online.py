@@ -81,7 +81,12 @@ class OnlineCodes(CodeSet):
         encoded = self.tokenizer.encode(images)
         if isinstance(self.layout, CodeSpec):
             return self.tokenizer.digits(encoded, self.layout).to(torch.int64)
-        return encoded.codes.to(torch.float16).to(torch.float32)  # as a cache stores them
+        half = encoded.codes.to(torch.float16)  # as a cache stores them
+        if not bool(half.isfinite().all()):
+            raise InputError(
+                f"latents up to {float(encoded.codes.abs().max()):.3g}: expected values that float16 holds"
+            )
+        return half.to(torch.float32)
 
 
 class OnlineCache(CodeCache):

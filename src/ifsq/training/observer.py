@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 from torch import nn
 
 from ifsq.data.transforms import write_png
-from ifsq.store.files import make_folder
+from ifsq.store.files import make_folder, writing
 from ifsq.training.config import TrainConfig
 from ifsq.training.distributed import World, from_first
 
@@ -85,7 +85,8 @@ class Observing:
         for path in self.folder.glob("step_*.png") if self.wanted else ():
             number = path.stem.removeprefix("step_")
             if number.isascii() and number.isdigit() and int(number) > step:
-                path.unlink(missing_ok=True)
+                with writing(path):
+                    path.unlink(missing_ok=True)
 
     def _at(self, every: int, step: int) -> bool:
         return bool(every) and (step % every == 0 or step == self.config.steps)
