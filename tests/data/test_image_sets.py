@@ -1,6 +1,7 @@
 """Sets of images: what lies there at the end, that parts make it up, that nothing of somebody else's is touched."""
 
 import json
+import resource
 import zipfile
 from pathlib import Path
 
@@ -31,6 +32,19 @@ def fill(place, parts=((0, 3), (3, 4), (4, 7))):
 
 def content(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_part_without_room_is_refused_with_the_reason(tmp_path):
+    place = place_of(NpzFile, tmp_path)
+    place.begin(CARD)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(InputError, match=r"cannot be written: file too large"):
+            place.write(0, IMAGES)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not place.present().any()
 
 
 @pytest.mark.parametrize("kind", [PngFolder, NpzFile])

@@ -208,7 +208,9 @@ class NpzFile(ImageSet):
 
     def write(self, first: int, images: UInt8[np.ndarray, "b H W c"]) -> None:
         with whole_file(self.hidden / f"{first:08d}.npy") as partial, partial.open("wb") as stream:
-            np.save(stream, np.broadcast_to(images, (*images.shape[:3], 3)))
+            rows = np.ascontiguousarray(np.broadcast_to(images, (*images.shape[:3], 3)))
+            np.lib.format.write_array_header_1_0(stream, np.lib.format.header_data_from_array_1_0(rows))
+            stream.write(rows.data)  # np.save would not say that the disk is full
 
     def finish(self, labels: Int[np.ndarray, "n"], names: Sequence[str], card: Mapping[str, Any]) -> None:
         height, width, _ = self.shape
