@@ -30,6 +30,8 @@ SIDE = 224
 """Pixels a side that it was trained on."""
 SMALLEST_SIDE = 32
 """One position at stride 32."""
+LARGEST_SIDE = 2048
+"""Above any use of it."""
 
 FEATURES = ("spatial", "1280", "logits")
 """Outputs: a crop of the channels of a map, flattened; means over the last map; class scores."""

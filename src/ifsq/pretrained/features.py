@@ -19,8 +19,8 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from ifsq.config import InputError
+from ifsq.pretrained.efficientnet_lite import LARGEST_SIDE, SMALLEST_SIDE, load_efficientnet_lite
 from ifsq.pretrained.efficientnet_lite import NAME as EFFICIENTNET
-from ifsq.pretrained.efficientnet_lite import SMALLEST_SIDE, load_efficientnet_lite
 from ifsq.pretrained.inception import load_inception
 from ifsq.pretrained.network import FeatureNetwork
 from ifsq.pretrained.pixels import Pixels
@@ -82,8 +82,8 @@ def _inception(path: str | Path | None, side: int | None) -> FeatureNetwork:
 def _efficientnet(path: str | Path | None, side: int | None) -> FeatureNetwork:
     if side is None:
         return load_efficientnet_lite(path)
-    if side < SMALLEST_SIDE:
-        raise InputError(f"features {EFFICIENTNET}@{side}: expected at least {SMALLEST_SIDE} pixels a side")
+    if not SMALLEST_SIDE <= side <= LARGEST_SIDE:
+        raise InputError(f"features {EFFICIENTNET}@{side}: expected {SMALLEST_SIDE} to {LARGEST_SIDE} pixels a side")
     return load_efficientnet_lite(path, side)
 
 
