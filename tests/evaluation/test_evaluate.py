@@ -258,6 +258,7 @@ def test_samples_of_ours_say_on_the_card_how_they_were_drawn(road, monkeypatch, 
         ),
         ("a.npz --reference b.npz --reference-split val", r"split val: is of a folder .*, and b\.npz has none"),
         ("small.npz --reference small.npz", r"small\.npz: is of 4 pixels; pixels expects at least 8 a side"),
+        ("a.npz --reference run", "run: is a run; expected images, or their statistics, as a reference"),
         ("bundled:digits --reference b.npz", "bundled:digits: has no size of its own; give --size"),
     ],
 )
@@ -269,6 +270,8 @@ def test_bad_input_ends_in_one_line(arguments, told, capsys, place):
     np.savez("labels.npz", A[:10], np.arange(10) - 1)
     np.savez("objects.npz", np.array([{}], dtype=object))
     Path("cut.npz").write_bytes(Path("a.npz").read_bytes()[:-100])
+    Path("run").mkdir(exist_ok=True)
+    Path("run/config.json").write_text("{}")
     words = arguments.split()
     assert (
         main(["evaluate", *words, *([] if "--features" in words else ["--features", "pixels"]), "--out", "x.json"]) == 2
@@ -277,6 +280,29 @@ def test_bad_input_ends_in_one_line(arguments, told, capsys, place):
     assert error.startswith("ifsq: ")
     assert re.search(told, error), error
     assert not Path("x.json").exists()
+
+
+def test_cards_are_not_written_over_images(capsys, tmp_path):
+    np.savez(tmp_path / "mine.npz", A[:10])
+    before = (tmp_path / "mine.npz").read_bytes()
+    where = str(tmp_path / "mine.npz")
+    assert main(["evaluate", where, "--reference", "b.npz", "--features", "pixels", "--out", where]) == 2
+    assert "mine.npz: is there and holds no cards; choose another name for them" in capsys.readouterr().err
+    assert (tmp_path / "mine.npz").read_bytes() == before
+
+
+def test_broken_images_of_a_reference_are_named_and_their_lack_is_not_kept(capsys, tmp_path):
+    for number in range(40):
+        Image.fromarray(B[number]).save(tmp_path / f"{number:02}.png")
+    (tmp_path / "13.png").write_bytes((tmp_path / "13.png").read_bytes()[:100])
+    arguments = ["a.npz", "--reference", str(tmp_path), "--features", "pixels"]
+    for _ in range(2):  # the second time too
+        _, table = evaluated(*arguments, "--broken", "skip")
+        (line,) = table["skipped"]
+        assert "13.png" in line
+        assert "skipped: 1 images; the first: " in capsys.readouterr().err
+    assert main(["evaluate", *arguments]) == 2
+    assert "13.png" in capsys.readouterr().err
 
 
 def test_without_weights_and_network_it_says_what_to_do(capsys, monkeypatch, tmp_path):
@@ -320,9 +346,13 @@ def test_unlike_cards_are_refused_by_the_name_of_the_field(capsys):
     assert compared("a.json", "d.json") == 2
     assert "a.json and d.json: FD(pixels): cards do not compare: n 300 against 100" in capsys.readouterr().err
     assert compared("a.json", "d.json", "--allow", "n", "method") == 0
+    table = json.loads(Path("a.json").read_text())
+    table["cards"][0]["values"] = {}
+    Path("empty.json").write_text(json.dumps(table))
     for arguments, told in (
         (["a.json"], "1 evaluations: expected two at least"),
         (["a.json", "d.json", "--allow", "m"], "allow m: is no field of a card; expected some of code_version"),
+        (["a.json", "empty.json"], "empty.json: FD(pixels): has no values; evaluate the run again"),
         (["a.json", "gone.json"], "gone.json: no such file"),
         (["a.json", "b"], "b: holds no config.json; expected a run of ifsq"),
     ):

@@ -115,7 +115,8 @@ def measure_images(asked: ImageEvaluation, world: World, reporter: Reporter) -> 
         left_out += without
         if note := bias_of(look, seen, view):
             reporter.say(f"{look.network.name}: {note}")
-    return Evaluation(tuple(cards), left_out=tuple(left_out), skipped=tuple(sorted(found.skipped)))
+    skipped = {*found.skipped, *(line for view in views for line in view.skipped)}
+    return Evaluation(tuple(cards), left_out=tuple(left_out), skipped=tuple(sorted(skipped)))
 
 
 def _open(asked: ImageEvaluation, world: World) -> tuple[GivenImages, Reference]:

@@ -57,7 +57,7 @@ def write_evaluation(run: Run, evaluation: Evaluation, suffix: str = "", step: i
 
 
 def check_cards(path: Path) -> None:
-    """Raise InputError unless cards can be written there, under a name that is not that of the card of samples."""
+    """Raise InputError unless cards can be written there, under a name that is free or of older cards."""
     if path.is_dir():
         raise InputError(f"{path}: is a folder; expected the name of a file")
     there = next(folder for folder in path.absolute().parents if folder.exists())
@@ -65,6 +65,19 @@ def check_cards(path: Path) -> None:
         raise InputError(f"{path}: cannot be written into {there}; expected a folder that can")
     if path.is_file() and is_card(path):
         raise InputError(f"{path}: says of what samples are; choose another name for the cards")
+    if path.exists() and not _starts_as_json(path):
+        raise InputError(f"{path}: is there and holds no cards; choose another name for them")
+
+
+def _starts_as_json(path: Path) -> bool:
+    """By the first byte: what is given by mistake may be an .npz of many images."""
+    if not path.is_file():  # a pipe would wait
+        return False
+    try:
+        with path.open("rb") as file:
+            return file.read(1) == b"{"
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def write_cards(path: Path, evaluation: Evaluation) -> None:
@@ -108,4 +121,6 @@ def _evaluation(table: dict[str, Any], path: Path) -> Evaluation:
             ProtocolCard.check_fields(card)  # which fields there are; what they may hold, `build` says
         except ValueError as error:
             raise InputError(f"{path}: {error}; evaluate the run again") from error
+        if not card["values"]:
+            raise InputError(f"{path}: {card['metric']}: has no values; evaluate the run again")
     return build(Evaluation, table, str(path))

@@ -34,6 +34,7 @@ from ifsq.evaluation.given import (
 from ifsq.metrics import FeatureStatistics, Moments
 from ifsq.metrics.distribution import INCEPTION_2015
 from ifsq.store.files import CACHE, WriteError, cache_folder, first_line, make_folder, write_tensors
+from ifsq.store.run import CONFIG
 from ifsq.store.weights import tensors_digest, weights_digest
 from ifsq.training.distributed import World, from_first
 from ifsq.training.log import Reporter
@@ -67,6 +68,7 @@ class View:
     pooled, spatial statistics of features
     rows            pooled features of single images
     given           whether the statistics are those of the file
+    skipped         a line about each image that could not be read
     """
 
     n: int
@@ -74,6 +76,7 @@ class View:
     spatial: FeatureStatistics | Moments | None = None
     rows: Float[Tensor, "m f"] | None = None
     given: bool = False
+    skipped: tuple[str, ...] = ()
 
 
 def open_reference(source: str, split: str, size: Size, own: Size, reading: Reading) -> Reference:
@@ -87,6 +90,8 @@ def open_reference(source: str, split: str, size: Size, own: Size, reading: Read
 
     Raises DataError.
     """
+    if (Path(source) / CONFIG).is_file():  # its pictures would be taken for images
+        raise DataError(f"{source}: is a run; expected images, or their statistics, as a reference")
     if not is_npz(source):
         images: GivenImages = open_source(source, split, size, own, reading, prefer=("train",))
         return Reference(images.name, images.fingerprint, images)
@@ -121,20 +126,24 @@ def views_of(
         if not keep:
             return [], [None] * len(looks)
         told = [_about(reference, images, look) for look in looks]
-        return told, [_read(about, look, reporter.say) for about, look in zip(told, looks, strict=True)]
+        kept = [_read(about, look, reporter.say) for about, look in zip(told, looks, strict=True)]
+        # Of all images or none: which ones one lacks is not kept, and the next to ask may refuse what is broken.
+        return told, [view if view is not None and view.n == len(images) else None for view in kept]
 
     told, known = from_first(world, read)
     lacking = [look for look, view in zip(looks, known, strict=True) if view is None]
     if lacking:
         found = collect(lacking, images, images.chosen(len(images)), world, reporter, "reference images")
-        fresh = iter([_seen(look, seen, reference) for look, seen in zip(lacking, found.seen, strict=True)])
+        fresh = iter(
+            [_seen(look, seen, reference, found.skipped) for look, seen in zip(lacking, found.seen, strict=True)]
+        )
         views = [next(fresh) if view is None else view for view in known]
     else:
         views = [view for view in known if view is not None]
 
     def write() -> None:
         for view, before, about in zip(views, known, told, strict=True):
-            if before is None:
+            if before is None and not view.skipped:
                 _write(about, view, reporter.say)
 
     if keep:
@@ -190,7 +199,7 @@ def _with_given(view: View, reference: Reference, look: Look) -> View:
         return view  # other weights see other things: of the images alone
     if spatial is None or not (look.spatial and network.spatial and _could_be(spatial, network.spatial, look)):
         spatial = None
-    return View(0, pooled, spatial, view.rows, True)
+    return View(0, pooled, spatial, view.rows, True, view.skipped)
 
 
 def _could_be(given: Moments, output: str, look: Look) -> bool:
@@ -198,7 +207,7 @@ def _could_be(given: Moments, output: str, look: Look) -> bool:
     return look.network.name.startswith("inception") and len(given.mean) == look.network.widths[output]
 
 
-def _seen(look: Look, seen: Seen, reference: Reference) -> View:
+def _seen(look: Look, seen: Seen, reference: Reference, skipped: Sequence[str]) -> View:
     network = look.network
     if seen.n < 2:
         raise DataError(f"{reference.name}: {seen.n} images could be read; expected two at least")
@@ -207,6 +216,7 @@ def _seen(look: Look, seen: Seen, reference: Reference) -> View:
         seen.statistics(network.pooled),
         seen.statistics(network.spatial) if look.spatial and network.spatial else None,
         seen.kept() if look.pairs else None,
+        skipped=tuple(skipped),
     )
 
 
