@@ -132,14 +132,17 @@ def test_all_steps_are_measured_against_what_was_looked_at_once(monkeypatch, cap
     ]
     assert found[2].flops == 2 * found[1].flops > 0
     assert found[2] == read_evaluation(Run.open("ar"))
-    metrics = ["FD(judge)", "class agreement", "FD(pixels)", "bits per image"]
-    alone = ["FD(judge), tokenizer alone", "FD(pixels), tokenizer alone"]
+    pixels = [f"{name}(pixels)" for name in ("FD", "KD", "precision", "recall", "density", "coverage")]
+    metrics = ["FD(judge)", "class agreement", *pixels, "bits per image"]
+    alone = [f"{name}, tokenizer alone" for name in ("FD(judge)", *pixels)]
     for one in found.values():
         assert [card.metric for card in one.cards] == [*metrics, *alone]
     assert found[1].cards[0].generator_hash != found[2].cards[0].generator_hash
-    assert found[1].cards[4:] == found[2].cards[4:]
+    assert found[1].cards[len(metrics) :] == found[2].cards[len(metrics) :]
     table = capsys.readouterr().out
-    assert re.search(r"step +FD.judge. +class agreement +FD.pixels. +bits per image *\n +1 .*\n +2 ", table), table
+    assert re.search(
+        r"step +FD.judge. +class agreement +FD.pixels. +KD.pixels. +bits per image *\n +1 .*\n +2 ", table
+    ), table
     sheet = Path("ar/samples/classes.png").stat().st_mtime_ns
     assert main([*command, "--step", "1", "--weights", "raw"]) == 0
     raw = json.loads(Path("ar/evaluations/step_1_raw.json").read_text())

@@ -133,8 +133,17 @@ def _generator_eval(options: argparse.Namespace) -> None:
 
 
 def _own(evaluation: Any) -> list[tuple[str, float]]:
-    """The first figure of each card of the generator's own samples, by the card's name."""
-    own = [card for card in evaluation.cards if card.generator_hash and "," not in card.metric]
+    """The first figure of each card of the generator's own samples, by the card's name; shares of images are left out.
+
+    They would make a table wider than a terminal; the report and the file have them.
+    """
+    from ifsq.evaluation.image_cards import SHARES
+
+    own = [
+        card
+        for card in evaluation.cards
+        if card.generator_hash and "," not in card.metric and card.metric.partition("(")[0] not in SHARES
+    ]
     return [(card.metric, next(iter(card.values.values()))) for card in own]
 
 

@@ -17,7 +17,7 @@ from ifsq.data import DataConfig, DataError, ImageSource, open_images, write_png
 from ifsq.data.sampler import AT_ONCE
 from ifsq.evaluation.collect import Collected, Look, Seen, collect
 from ifsq.evaluation.given import DrawnImages, ReconstructedImages, SourceImages
-from ifsq.evaluation.image_cards import image_cards
+from ifsq.evaluation.image_cards import LEAST, image_cards
 from ifsq.evaluation.in_training import features_at_hand
 from ifsq.evaluation.judge import JudgeFeatures, share_judge
 from ifsq.evaluation.labels import BALANCED, LIKE_REFERENCE, labels_balanced, labels_like
@@ -39,6 +39,8 @@ from ifsq.training.config import TrainConfig
 from ifsq.training.distributed import World, from_first, in_turn
 from ifsq.training.log import Reporter
 
+MOST_PAIRS = 10_000
+
 
 @dataclass(frozen=True)
 class GeneratorEvaluation:
@@ -49,6 +51,7 @@ class GeneratorEvaluation:
     balanced  draw every one of these classes alike instead
     twin      measure an untrained generator too
     features  networks beside the judge, see `load_features`; None: EfficientNet-Lite0 where it is installed
+              These compare images pair by pair too, as many of each side as there are samples, at most `MOST_PAIRS`
     cache     keep the statistics of the training images, see `views_of`
     """
 
@@ -118,9 +121,10 @@ def hold(
         )
     judge = share_judge(run.folder.parent, data, tokenizer.channels, world, reporter)
     agreement = judge.num_classes == len(real.classes)
+    pairs = min(asked.samples, MOST_PAIRS) if min(asked.samples, len(real)) >= LEAST else 0
     looks = [
         Look(JudgeFeatures(judge), agreement=agreement),
-        *(Look(network) for network in _networks(asked, real, world)),
+        *(Look(network, pairs=pairs) for network in _networks(asked, real, world)),
     ]
     name = name_of(data, "train")
     images = SourceImages(real, name, data)
