@@ -193,7 +193,7 @@ def test_fingerprints_tell_apart_what_gives_other_pixels(name: str) -> None:
         ({"source": "x", "size": 4}, "size=4: expected 8"),
         ({"source": "x", "size": (64, 4)}, r"size=\[64, 4\]: expected 8 to 4096 pixels for x"),
         ({"size": (16, 257)}, r"size=\[16, 257\]: expected 16 to 256 pixels for bundled:photos"),
-        ({"crop": "centre"}, "crop='centre': expected one of center, random, resized"),
+        ({"crop": "centre"}, "crop='centre': expected one of center, random, five, resized"),
         ({"scale": (0.5, 0.2)}, r"scale=\[0.5, 0.2\]: expected 0 < least"),
         ({"scale": (0.5, 1.2)}, r"scale=\[0.5, 1.2\]"),
         ({"ratio": (0.0, 1.0)}, r"ratio=\[0.0, 1.0\]: expected 0 < least"),

@@ -118,11 +118,13 @@ def test_killed_while_names_are_given_it_ends_the_same(kind, tmp_path, monkeypat
         (tmp_path / name).mkdir()
     fill(place_of(kind, tmp_path / "whole")).finish(LABELS, NAMES, CARD)
     place = fill(place_of(kind, tmp_path / "cut"))
-    step = "move_content" if kind is PngFolder else "flush"
+    step = "move_content" if kind is PngFolder else "move"
 
     def killed(*given):  # of an npz: when it has its name, and before its card has one
         if kind is PngFolder:
             (place.hidden / "000003.png").rename(place.out / "000003.png")
+        else:
+            given[0].rename(given[1])
         raise KeyboardInterrupt
 
     monkeypatch.setattr(f"ifsq.data.image_sets.{step}", killed)

@@ -23,7 +23,7 @@ from jaxtyping import Bool, Int, UInt8
 
 from ifsq.config import InputError, read_json
 from ifsq.data.transforms import check_png, write_png
-from ifsq.store.files import PARTIAL, entries_of, flush, make_folder, whole_file, write_text
+from ifsq.store.files import PARTIAL, entries_of, make_folder, move, whole_file, write_text
 from ifsq.store.folders import move_content
 
 CARD, LABELS, NOTE = "samples.json", "labels.csv", "note.json"
@@ -224,12 +224,10 @@ class NpzFile(ImageSet):
                     stream.write(labels.astype("<i8").data)
             _write_card(self.hidden / CARD, card)
         if whole.exists():
-            os.replace(whole, self.place)
-            flush(self.place.parent)
+            move(whole, self.place)
         for path in (*self._parts(), self.hidden / NOTE):
             path.unlink(missing_ok=True)
-        os.replace(self.hidden / CARD, self.card)
-        flush(self.place.parent)
+        move(self.hidden / CARD, self.card)
         shutil.rmtree(self.hidden)
 
     def _parts(self) -> list[Path]:

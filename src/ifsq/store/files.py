@@ -144,6 +144,13 @@ def whole_file(path: Path) -> Iterator[Path]:
             partial.unlink(missing_ok=True)
 
 
+def move(path: Path, place: Path) -> None:
+    """Put a whole file into its place, on the same file system, in place of what is there. Raises WriteError."""
+    with writing(place):
+        os.replace(path, place)
+        flush(place.parent)
+
+
 def cache_folder(what: str) -> Path:
     """Where things of a kind are kept that can be made again; it may not be there yet."""
     return Path(os.environ.get(CACHE) or Path.home() / ".cache" / "ifsq") / what
