@@ -73,8 +73,8 @@ def experiment_file(name: str) -> Path:
 
 
 def _asked() -> GeneratorEvaluation:
-    """By the judge of these very images, and by a network of ImageNet where it is installed."""
-    return GeneratorEvaluation(samples=1000, features=(FEATURES,) if EFFICIENTNET_LITE0.installed else ())
+    """By the judge of these very images, and by a network of ImageNet where it is installed; no untrained twin."""
+    return GeneratorEvaluation(samples=1000, twin=False, features=(FEATURES,) if EFFICIENTNET_LITE0.installed else ())
 
 
 def _refuse_another_length(tokenizer: Path, codes: Path, steps: int) -> None:

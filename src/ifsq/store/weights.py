@@ -24,6 +24,8 @@ from ifsq.store.files import reason
 Model = TypeVar("Model", bound=nn.Module)
 HALVES = (torch.float16, torch.bfloat16)
 """Types whose every value float32 has as well."""
+SERIAL = 2**14
+"""Numbers that torch does not share over threads; it does from 2**15 on."""
 FAR_MORE = 4
 """Times as many parameters as there are tensors, and no description is followed; below, the first missing is named."""
 
@@ -98,14 +100,22 @@ def _check_form(model: nn.Module, table: Mapping[str, Tensor], where: str, halve
             raise InputError(f"{where}: tensor {key!r} is {_name(given.dtype)}, expected {_name(expected.dtype)}")
 
 
-def refuse_infinite(table: Mapping[str, Tensor], where: str) -> None:
-    """Raise InputError naming the first tensor that holds a NaN or an infinity."""
+def refuse_infinite(table: Mapping[str, Tensor], where: str, *, serial: bool = False) -> None:
+    """Raise InputError naming the first tensor that holds a NaN or an infinity.
+
+    serial  in parts that torch computes in the calling thread, of contiguous tensors: for a thread in the background,
+            whose parallel operations would make OpenMP threads of its own. They stay, and because there are then more
+            than processors, those of the first thread no longer wait by spinning: small operations take twice as long
+    """
     for key, value in sorted(table.items()):
         if not value.is_floating_point() or not value.numel():
             continue
-        least, most = value.aminmax()  # either is NaN where any value is; no copy, unlike isfinite
-        if not bool(least.isfinite() & most.isfinite()):
-            raise InputError(f"{where}: tensor {key!r} holds values that are not finite, as where training diverged")
+        for part in value.view(-1).split(SERIAL) if serial else (value,):
+            least, most = part.aminmax()  # either is NaN where any value is; no copy, unlike isfinite
+            if not bool(least.isfinite() & most.isfinite()):
+                raise InputError(
+                    f"{where}: tensor {key!r} holds values that are not finite, as where training diverged"
+                )
 
 
 def weights_digest(model: nn.Module) -> str:

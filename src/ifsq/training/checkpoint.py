@@ -124,7 +124,7 @@ class Writer:
 
     def _refuse_infinite(self, table: Mapping[str, Tensor], name: str, step: int) -> None:
         try:
-            refuse_infinite(table, name)
+            refuse_infinite(table, name, serial=True)
         except InputError as error:
             raise InputError(
                 f"{self.folder / f'step_{step}'}: is not saved: {error}; lower train.optim.lr, in a new folder"
