@@ -203,8 +203,8 @@ def main() -> None:
         f"seed 0, {options.rounds} rounds of",
         f"`python benchmarks/quantizers.py --threads {options.threads} --device {options.device}"
         f"{' --eager' if options.eager else ''}`. A ratio above 1:",
-        "faster than the peer. `ifsq` checks its input for NaN and infinity on a CPU; the others do not. Its indices are",
-        "computed where they are read: they are here, but for the rows that say otherwise.",
+        "faster than the peer. `ifsq` checks its input for NaN and infinity on a CPU; the others do not. Its indices",
+        "are computed where they are read: they are here, but for the rows that say otherwise.",
     ]
     for case, (shape, levels) in CASES.items():
         for operation, calls in operations(shape, levels, options.device, options.eager).items():
