@@ -4,13 +4,13 @@ import json
 import os
 import resource
 import signal
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+from tests.ports import free_port
 
 EXPERIMENT = """
 out = "run"
@@ -128,9 +128,7 @@ def test_a_killed_worker_ends_other_work(folder, work):
 
 
 def test_a_killed_process_ends_the_other_although_its_workers_outlive_it(folder):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     variables = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     processes = [
         start(folder, *TRAIN, "pair", environment={**variables, "RANK": str(rank), "LOCAL_RANK": str(rank)})

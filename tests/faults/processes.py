@@ -4,7 +4,6 @@ import os
 import random
 import shutil
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ from tests.faults.cases import Found
 from tests.faults.surroundings import disk, fill
 from tests.faults.trial import ONE, Ended, Started, children, wait_until
 from tests.faults.world import copy
+from tests.ports import free_port
 
 LONG = "--train.steps 100000 --train.save_every 100000 --train.log_every 1"
 TRAIN = f"tokenizer train tok.toml --out long {LONG}"
@@ -173,16 +173,9 @@ def _bytes(folder: Path, name: str) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in files}
 
 
-def port() -> int:
-    """A free one."""
-    with socket.socket() as found_free:
-        found_free.bind(("127.0.0.1", 0))
-        return found_free.getsockname()[1]
-
-
 def ranks(folder: Path, line: str) -> list[Started]:
     """Two processes of one command, started by hand."""
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port()), "WORLD_SIZE": "2"}
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
     return [start(folder, line, f"rank{rank}", RANK=str(rank), LOCAL_RANK=str(rank), **place) for rank in (0, 1)]
 
 

@@ -4,12 +4,12 @@ import contextlib
 import os
 import pickle
 import shutil
-import socket
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from tests.ports import free_port
 from torch import nn
 
 from ifsq.config import InputError, Interrupted
@@ -108,9 +108,7 @@ def _process(rank, port, folder, config, stop_at):
 
 
 def spawn(process, *given):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     torch.multiprocessing.spawn(process, (port, *given), nprocs=2)
 
 

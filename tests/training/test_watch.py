@@ -3,12 +3,12 @@
 import multiprocessing
 import os
 import signal
-import socket
 import sys
 import time
 
 import pytest
 import torch
+from tests.ports import free_port
 from torch import nn
 
 from ifsq.config import InputError
@@ -51,9 +51,7 @@ def _process(rank, size, port, folder, act):
 
 def run(folder, act, size=2, ranks=None, during=lambda processes: None):
     """Exit codes of the processes and what each said; those that are still there at the end of the first are killed."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     context = multiprocessing.get_context("fork")
     processes = [
         context.Process(target=_process, args=(rank, size, port, folder, act))
