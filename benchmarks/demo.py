@@ -1,7 +1,7 @@
 """``ifsq demo`` of this build beside that of another one, run alternately on one idle machine.
 
-    git worktree add /tmp/before facabb7
-    python benchmarks/demo.py --before /tmp/before [--rounds 2] [--work /tmp/demo] [--features efficientnet-lite0@64]
+    git worktree add ../before facabb7
+    python benchmarks/demo.py --before ../before [--rounds 2] [--work demo-builds] [--features efficientnet-lite0@64]
 
 Each round runs the other build, then this one, each in a process and a folder of its own, with torch's default threads.
 The stages' seconds are those between the lines that the command prints. All runs are then measured by this build: PSNR

@@ -112,14 +112,15 @@ def operations(
         PEER: (lambda: peer.indices_to_codes(their_indices)),  # type: ignore[attr-defined]
         "ifsq": (lambda: ours.indices_to_codes(indices)),  # type: ignore[attr-defined]
     }
-    for name, q, call in (
-        (PEER, peer, (their_codes, their_indices)),
-        ("ifsq", ours, (codes, indices)),
-    ) * (not eager_alone):
-        to_indices = torch.compile(q.codes_to_indices, dynamic=False)  # type: ignore[attr-defined]
-        to_codes = torch.compile(q.indices_to_codes, dynamic=False)  # type: ignore[attr-defined]
-        encode[f"{name}, compiled"] = lambda f=to_indices, x=call[0]: f(x)
-        decode[f"{name}, compiled"] = lambda f=to_codes, x=call[1]: f(x)
+    if not eager_alone:
+        for name, q, call in (
+            (PEER, peer, (their_codes, their_indices)),
+            ("ifsq", ours, (codes, indices)),
+        ):
+            to_indices = torch.compile(q.codes_to_indices, dynamic=False)  # type: ignore[attr-defined]
+            to_codes = torch.compile(q.indices_to_codes, dynamic=False)  # type: ignore[attr-defined]
+            encode[f"{name}, compiled"] = lambda f=to_indices, x=call[0]: f(x)
+            decode[f"{name}, compiled"] = lambda f=to_codes, x=call[1]: f(x)
     return {
         "forward": copies | forward,
         "forward and backward": {"two copies": copy_there_and_back} | both,

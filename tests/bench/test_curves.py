@@ -5,8 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from matplotlib.axes import Axes
 
-from ifsq.bench.curves import curves_over_training, panels_of, tokenizer_over_training
+from ifsq.bench.curves import Panel, Point, _drawn, curves_over_training, panels_of, tokenizer_over_training
 from ifsq.bench.runs import Reported
 from ifsq.cli import main
 from ifsq.evaluation.record import Evaluation, read_evaluation, write_evaluation
@@ -29,8 +30,8 @@ def evaluated(step, distance, agreement, **changes):
     return Evaluation(cards, step, seen=step * 4, flops=step * 1e6)
 
 
-def reported(kind, evaluations=(), metrics=()):
-    run = Run(Path(kind), kind, {"kind": kind, "experiment": {"train": {"batch": 4}}})
+def reported(kind, evaluations=(), metrics=(), folder=""):
+    run = Run(Path(folder or kind), kind, {"kind": kind, "experiment": {"train": {"batch": 4}}})
     held = {one.step: one for one in evaluations}
     return Reported(run, list(metrics), evaluated(9, 1.0, 1.0), held)
 
@@ -125,3 +126,25 @@ def test_the_page_has_the_curves_and_a_damaged_record_is_one_line(road, tmp_path
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert "step_1.json" in said
+
+
+def test_any_number_of_generators_is_drawn_each_in_a_look_of_its_own(monkeypatch):
+    drawn, plot = [], Axes.plot
+    monkeypatch.setattr(Axes, "plot", lambda self, *given, **look: drawn.append(look) or plot(self, *given, **look))
+    names = [f"run {number}" for number in range(5)]
+    points = {name: [Point(10, 3.0, 40, None), Point(20, 2.0, 80, None)] for name in names}
+    _drawn([Panel("FD", {}, points)], ["step"])
+    assert [look["label"] for look in drawn] == names
+    assert len({(look["color"], look["linestyle"]) for look in drawn}) == len(names)
+
+
+def test_two_runs_of_a_kind_have_curves_of_their_own():
+    one, two = (
+        reported("ar", [evaluated(10, value, 0.2), evaluated(20, value / 2, 0.3)], folder=f"runs/{name}")
+        for name, value in (("small", 8.0), ("large", 4.0))
+    )
+    points = told(panels_of([one, two]))["FD(judge), 10 samples"]
+    assert points == {
+        "autoregressive, small": [(10, 8.0, 40, 1e7), (20, 4.0, 80, 2e7)],
+        "autoregressive, large": [(10, 4.0, 40, 1e7), (20, 2.0, 80, 2e7)],
+    }

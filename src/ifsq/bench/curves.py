@@ -18,6 +18,7 @@ from ifsq.metrics.card import COMPARED
 
 SHARES = ("class agreement",)
 LOOKED = "evaluate/"
+DASHES = ("-", "--", ":")  # of the first curves, of as many more as there are colours, and so on
 DISTANCES = {f"{LOOKED}fd_": "FD", f"{LOOKED}kd_": "KD"}
 TOKENIZER = tuple(f"{LOOKED}{name}" for name in ("psnr", "rfd_", "level_entropy"))
 AXES = ("step", "images seen", "training FLOP")
@@ -74,11 +75,13 @@ def tokenizer_over_training(run: Reported) -> dict[str, str] | None:
 def panels_of(runs: Sequence[Reported]) -> list[Panel]:
     """The panels of some generators, what was measured with cards first."""
     panels: dict[tuple[Any, ...], Panel] = {}
+    kinds = [run.name for run in runs]
+    called = [run.name if kinds.count(run.name) == 1 else f"{run.name}, {run.run.folder.name}" for run in runs]
     for found in (_evaluated, _looked_at):
-        for run in runs:
+        for name, run in zip(called, runs, strict=True):
             for title, protocol, point in found(run):
                 panel = panels.setdefault((title, *protocol.items()), Panel(title, protocol))
-                panel.points.setdefault(run.name, []).append(point)
+                panel.points.setdefault(name, []).append(point)
     return [replace(panel, title=panel.title + _apart(panel, panels.values())) for panel in panels.values()]
 
 
@@ -128,15 +131,16 @@ def _drawn(panels: Sequence[Panel], axes: Sequence[str]) -> str:
     figure = Figure(figsize=(3.4 * len(axes), 2.5 * len(panels)), layout="constrained")
     grid = figure.subplots(len(panels), len(axes), sharey="row", squeeze=False)
     names = list(dict.fromkeys(name for panel in panels for name in panel.points))
-    colours = dict(zip(names, COLOURS, strict=False))
+    looks = {name: (COLOURS[n % len(COLOURS)], DASHES[n // len(COLOURS) % len(DASHES)]) for n, name in enumerate(names)}
     for row, panel in zip(grid, panels, strict=True):
         for place, along in zip(row, axes, strict=True):
             for name, points in panel.points.items():
                 known = sorted((at, point.value) for point in points if (at := point.along(along)) is not None)
                 if known:
+                    colour, dash = looks[name]
                     place.plot(
-                        *zip(*known, strict=True), color=colours[name], marker="o", markersize=3.5, linewidth=1.2,
-                        label=name,
+                        *zip(*known, strict=True), color=colour, linestyle=dash, marker="o", markersize=3.5,
+                        linewidth=1.2, label=name,
                     )  # fmt: skip
             place.set_xlabel(along, fontsize=8)
             place.xaxis.set_major_formatter(EngFormatter(sep=""))

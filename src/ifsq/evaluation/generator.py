@@ -197,7 +197,7 @@ def sample_cards(
     A judge that learned other classes (see `train_judge`) says nothing about them.
     """
     found = []
-    for look, one, view in zip(looks, seen, held.views, strict=False):
+    for look, one, view in zip(looks, seen, held.views[: len(looks)], strict=True):
         cards, _ = image_cards(look, one, view, card, world)
         found += cards
         if look.agreement:

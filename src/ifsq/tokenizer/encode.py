@@ -66,8 +66,8 @@ def write_codes(
             return CodeCache.open(out)
         if from_first(world, lambda: writer.prepare(partial, about)):
             reporter.say(f"{out}: goes on with the shards that are there")
-        usual = tuple(sources) == SPLITS
-        reporter.say(f"data: {describe_images(*sources.values()) if usual else describe_splits(sources)}")
+        told = describe_images(*sources.values()) if tuple(sources) == SPLITS else describe_splits(sources)
+        reporter.say(f"data: {told}")
         try:
             for split, images in sources.items() if not writer.is_complete(partial) else ():
                 reporter.start(f"codes, {split}", 0, len(images))
@@ -85,9 +85,8 @@ def write_codes(
             raise
         world.barrier()
         if world.first:
-            classes = next(iter(sources.values())).classes
             counts = {split: len(images) for split, images in sources.items()}
-            writer.finish(partial, out, layout, classes, counts, about)
+            writer.finish(partial, out, layout, next(iter(sources.values())).classes, counts, about)
         world.barrier()
     cache = CodeCache.open(out)
     for line in cache.skipped:
