@@ -11,6 +11,7 @@ from torch import nn
 from ifsq.codes import CodeBatch, CodeSpec, LatentSpec
 from ifsq.generators.ar import ARConfig, ARGenerator, HeadConfig
 from ifsq.generators.ar.decode import decode
+from ifsq.generators.ar.steps import PlainSteps
 from ifsq.interop.official.llamagen import from_official
 
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}
@@ -68,7 +69,7 @@ def projector(model, state, layer):
 def spoken(model, labels, **options):
     """Greedy tokens, and the logits (b, t, v) of each group that they were chosen by."""
     logits = []
-    tokens = decode(model, labels, lambda x: (logits.append(x), x.argmax(-1))[1], **options)
+    tokens = decode(PlainSteps(model), labels, lambda x: (logits.append(x), x.argmax(-1))[1], **options)
     groups = tokens.shape[-1]
     return tokens, [torch.stack(logits[k::groups], dim=1) for k in range(groups)]
 
@@ -160,6 +161,26 @@ def test_cached_sampling_equals_the_full_pass(case, rope_class):
         expected = torch.cat([unguided[k] + 3 * (full[k] - unguided[k])], dim=0)
         assert torch.allclose(logits[k][:, :4], expected[:, :4], **CLOSE)
         assert torch.allclose(logits[k][:, 4:], full[k][:, 4:], **CLOSE)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_steps_of_several_tokens_and_back_equal_the_full_pass(case):
+    model = make(case).eval()
+    indices = model.spec.digits_to_indices(make_batch(model.spec, 3).content).flatten(1, 2)
+    labels, wrong = torch.tensor([0, 3, 2]), torch.zeros_like(indices[:, :3])
+    steps, states = PlainSteps(model), model.states(indices, labels)
+    with torch.no_grad():
+        assert torch.allclose(steps.first(labels), states[:, 0], **CLOSE)
+        steps.next(wrong)
+        steps.rewind(0)
+        assert torch.allclose(steps.next(indices[:, :2]), states[:, 1:3], **CLOSE)
+        steps.keep_first(2)
+        steps.next(wrong[:2])
+        steps.rewind(2)
+        assert torch.allclose(steps.next(indices[:2, 2:3]), states[:2, 3:4], **CLOSE)
+        assert torch.allclose(steps.next(indices[:2, 3:5]), states[:2, 4:], **CLOSE)
+        drawn = steps.draw(states[:2].flatten(0, 1), lambda logits: logits.argmax(-1))
+        assert torch.equal(drawn[1], steps.draw(states[:1, 1], lambda logits: logits.argmax(-1))[0])
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -371,6 +392,7 @@ def test_low_precision_keeps_losses_and_draws_in_float32(case):
     assert torch.allclose(low, high, rtol=0.05)
     seen = []
     for guidance in (1.0, 2.0):
-        decode(model.bfloat16(), batch.labels, lambda x: (seen.append(x.dtype), x.argmax(-1))[1], guidance=guidance)
+        steps = PlainSteps(model.bfloat16())
+        decode(steps, batch.labels, lambda x: (seen.append(x.dtype), x.argmax(-1))[1], guidance=guidance)
     assert set(seen) == {torch.float32}
     assert torch.allclose(model.nll(batch), make(case).nll(batch), rtol=0.05)

@@ -9,13 +9,12 @@ from ifsq.nn.embed import Rotary
 
 
 @pytest.mark.parametrize("whole", [False, True])
-@pytest.mark.parametrize("first", [1, 4])
-def test_cached_steps_equal_the_causal_pass(first, whole):
+@pytest.mark.parametrize("sizes", [(1, 1, 1, 1, 1, 1), (4, 1, 1), (1, 3, 2)])
+def test_cached_steps_equal_the_causal_pass(sizes, whole):
     attention, rope = make(bias=False), Rotary((2, 3), 8)
     x = torch.randn(2, 6, 16)
     cache = KVCache(6, whole=whole)
-    pieces = [x[:, :first], *x[:, first:].split(1, dim=1)]
-    stepped = torch.cat([attention(piece, rope, causal=True, cache=cache) for piece in pieces], dim=1)
+    stepped = torch.cat([attention(piece, rope, causal=True, cache=cache) for piece in x.split(sizes, dim=1)], dim=1)
     assert torch.allclose(stepped, attention(x, rope, causal=True), atol=1e-5)
 
 
@@ -39,6 +38,25 @@ def test_cache_keeps_the_first_rows_without_a_copy():
     assert torch.equal(after, torch.cat([k, k], dim=2)[:2])
     assert torch.equal(values, torch.cat([v, v], dim=2)[:2])
     assert after.data_ptr() == before.data_ptr()
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_cache_that_went_back_forgets_what_came_after(whole):
+    attention, rope = make(bias=False), Rotary((2, 3), 8)
+    x, cache = torch.randn(2, 6, 16), KVCache(6, whole=whole)
+    attention(x[:, :2], rope, causal=True, cache=cache)
+    attention(torch.randn(2, 3, 16), rope, causal=True, cache=cache)
+    cache.rewind(2)
+    stepped = attention(x[:, 2:], rope, causal=True, cache=cache)
+    assert torch.allclose(stepped, attention(x, rope, causal=True)[:, 2:], atol=1e-5)
+
+
+@pytest.mark.parametrize("position", [-1, 2])
+def test_a_cache_goes_back_to_positions_that_it_has(position):
+    cache = KVCache(3)
+    cache.append(*torch.zeros(2, 1, 1, 1, 4))
+    with pytest.raises(ValueError, match=f"position {position}: expected 0 to 1, those of the cache that are filled"):
+        cache.rewind(position)
 
 
 def test_full_cache_refuses_more():

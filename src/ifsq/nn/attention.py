@@ -44,7 +44,7 @@ class Attention(nn.Module):
         causal: bool = False,
         cache: KVCache | None = None,
     ) -> Float[Tensor, "b t width"]:
-        """With a cache, x holds the next position (t = 1, or more while the cache is empty) and sees all before it."""
+        """With a cache, x holds the next t positions, and each sees those before it and itself."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # 3 of b n t e
         q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:

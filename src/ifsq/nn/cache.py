@@ -49,12 +49,25 @@ class KVCache:
         return self._keys[:, :, :end], self._values[:, :, :end]
 
     def mask(self, new: int) -> Bool[Tensor, "t s"] | None:
-        """What each of the ``new`` last positions may see of the whole buffers; None where views are handed out."""
-        if not isinstance(self.position, Tensor):
+        """What each of the ``new`` last positions may see of what `append` handed out.
+
+        None where a view was handed out that the new positions fill alone, or that one position sees whole.
+        """
+        if self._keys is None or (not isinstance(self.position, Tensor) and new in (1, self.position)):
             return None
-        device = self.position.device
+        device = self._keys.device
         last = self.position - new + torch.arange(new, device=device)
-        return torch.arange(self.length, device=device) <= last[:, None]
+        seen = self.length if isinstance(self.position, Tensor) else self.position
+        return torch.arange(seen, device=device) <= last[:, None]
+
+    def rewind(self, position: int) -> None:
+        """Forget the positions from ``position`` on; the next ones take their places."""
+        if isinstance(self.position, Tensor):
+            self.position.fill_(position)
+            return
+        if not 0 <= position <= self.position:
+            raise ValueError(f"position {position}: expected 0 to {self.position}, those of the cache that are filled")
+        self.position = position
 
     def keep_first(self, rows: int) -> None:
         """Go on with the first ``rows`` sequences of the batch alone."""

@@ -8,13 +8,12 @@ from torch import Tensor
 
 from ifsq.generators.ar.draw import guide
 from ifsq.generators.ar.heads.base import Pick
-from ifsq.generators.ar.network import ARNetwork
-from ifsq.nn.cache import KVCache
+from ifsq.generators.ar.steps import Steps
 from ifsq.nn.modes import evaluating
 
 
 def decode(
-    network: ARNetwork,
+    steps: Steps,
     labels: Int[Tensor, "b"],
     choose: Callable[[Tensor], Tensor],
     guidance: float = 1.0,
@@ -22,26 +21,27 @@ def decode(
 ) -> Int[Tensor, "b t g"]:
     """All tokens of one image for every label; ``choose`` turns float32 logits (b, v) into indices (b,).
 
+    steps              through the network, at their beginning
     guidance           1 is none, else ``null + s * (class - null)`` of the logits, at twice the batch
     guidance_interval  as `guided_tokens` takes it
     """
+    network = steps.network
     tokens = network.spec.tokens
     labels = labels.to(network.cls_embedding.embedding_table.weight.device)
     guided = guided_tokens(tokens, guidance, guidance_interval)
     rows = torch.cat([labels, torch.full_like(labels, network.num_classes)]) if guided > 0 else labels
-    caches = [KVCache(tokens) for _ in network.layers]
     drawn: list[Tensor] = []
     with evaluating(network):
-        x = network.cls_embedding(rows)[:, None]  # b 1 width, or 2b while it is guided
+        state = steps.first(rows)  # b width, or 2b while it is guided
         for position in range(tokens):
-            if position == guided:  # from here on the null class is asked no more
-                x = x[: len(labels)]
-                for cache in caches:
-                    cache.keep_first(len(labels))
             pick = _guided(choose, guidance) if position < guided else _plain(choose)
-            indices = network.head.draw(network.trunk(x, caches)[:, 0], pick)  # rows g
+            indices = steps.draw(state, pick)  # rows g
             drawn.append(indices[: len(labels)])
-            x = network.embed(indices[:, None])
+            if position + 1 == guided:  # from here on the null class is asked no more
+                steps.keep_first(len(labels))
+                indices = drawn[-1]
+            if position + 1 < tokens:
+                state = steps.next(indices[:, None])[:, 0]
     return torch.stack(drawn, dim=1)
 
 

@@ -13,6 +13,7 @@ from ifsq.generators.ar.config import ARConfig
 from ifsq.generators.ar.decode import decode, guided_tokens
 from ifsq.generators.ar.draw import ARSampling, draw
 from ifsq.generators.ar.network import ARNetwork
+from ifsq.generators.ar.steps import PlainSteps
 from ifsq.generators.base import Sampling, check_depth
 from ifsq.generators.conditioning import drop_labels
 from ifsq.generators.streams import uniforms
@@ -74,7 +75,7 @@ class ARGenerator(ARNetwork, kind="ar"):
                 finite.append(logits.amax(dim=-1).isfinite().all())
             return draw(logits, sampling, numbers.pop())
 
-        indices = decode(self, labels, choose, sampling.guidance, sampling.guidance_interval)
+        indices = decode(PlainSteps(self), labels, choose, sampling.guidance, sampling.guidance_interval)
         indices = indices.unflatten(1, self.spec.grid)
         if not bool(torch.stack(finite).all()):
             raise InputError("the logits are not finite numbers: expected finite weights")

@@ -64,7 +64,7 @@ class ARNetwork(Generator):
     def trunk(
         self, x: Float[Tensor, "b t width"], caches: Sequence[KVCache] | None = None, depth: int | None = None
     ) -> Float[Tensor, "b t width"]:
-        """Through all blocks, or the first ``depth``; with ``caches``, one a block, x is the next position alone."""
+        """Through all blocks, or the first ``depth``; with ``caches``, one a block, x is the next t positions alone."""
         for i, layer in enumerate(islice(self.layers, depth)):
             x = layer(x, self.rope, None if caches is None else caches[i])
         return x
