@@ -544,6 +544,9 @@ BAD = {
     "sampling of the other kind": (["sample", "ar", "--labels", "0", "--out", "new.png", "--sampling.steps", "3"], "sampling: steps: unknown key; known: "),
     "sampling that is none": (["generator", "eval", "diffusion", "--sampling.solver", "rk4"], "sampling: solver='rk4': expected one of euler, heun, midpoint"),
     "other options of a sample": (["sample", "ar", "--labels", "0", "--out", "new.png", "--train.steps", "3"], "'--train.steps': no such argument of ifsq sample"),
+    "a temperature of nothing": (["sample", "ar", "--labels", "0", "--out", "new.png", "--sampling.temperature", "0"], "sampling: temperature=0.0: expected a positive number"),
+    "values of other groups": (["sample", "ar", "--labels", "0", "--out", "new.png", "--sampling.top_p", "[0.9, 0.8, 1]"], "sampling: top_p=[0.9, 0.8, 1.0]: expected one value, or 2, one a group of the token"),
+    "values of other groups in training": (["generator", "train", "ar.toml", "--out", "new", "--sampling.guidance", "[2]"], "guidance=[2.0]: expected one value, or 2, one a group of the token"),
     "sampling in the file": (["generator", "train", "ar.toml", "--out", "new", "--sampling.steps", "3"], "ar.toml: sampling.steps: unknown key"),
     "neither section": (["generator", "train", "tokenizer.toml", "--out", "new"], "expected exactly one of the sections [ar] and [diffusion]"),
     "broken image": (["reconstruct", "tokenizer", "foreign/letter.txt", "--out", "new"], "image foreign/letter.txt cannot be read"),
@@ -753,7 +756,7 @@ def test_a_generator_without_a_tokenizer_is_refused_where_it_is_to_decode(tmp_pa
 @pytest.mark.parametrize(
     ("kind", "options", "evaluations"),
     [
-        ("ar", ["--sampling.guidance", "3", "--sampling.greedy", "true", "--sampling.guidance_interval", "4"], 20),
+        ("ar", ["--sampling.guidance", "[3, 2]", "--sampling.greedy", "true", "--sampling.guidance_interval", "4"], 20),
         (
             "diffusion",
             ["--sampling.solver", "midpoint", "--sampling.steps=4", "--sampling.guidance_interval", "[0.4, 0.8]",

@@ -118,7 +118,9 @@ class GeneratorExperiment:
         """
         cls: Any = Generator.kinds[self.kind]
         try:
-            return cls(getattr(self, self.kind), self._grouped(layout), num_classes, code_dim)
+            model: Generator = cls(getattr(self, self.kind), self._grouped(layout), num_classes, code_dim)
+            model.check_sampling(self.sampling)
+            return model
         except ValueError as error:
             raise InputError(str(error)) from error
 

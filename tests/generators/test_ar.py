@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from ifsq.codes import CodeBatch, CodeSpec, LatentSpec
-from ifsq.generators.ar import ARConfig, ARGenerator, HeadConfig
+from ifsq.generators.ar import ARConfig, ARGenerator, ARSampling, HeadConfig
 from ifsq.generators.ar.decode import decode
+from ifsq.generators.ar.guidance import guidance_scales
 from ifsq.generators.ar.steps import PlainSteps
 from ifsq.interop.official.llamagen import from_official
 
@@ -69,8 +70,9 @@ def projector(model, state, layer):
 def spoken(model, labels, **options):
     """Greedy tokens, and the logits (b, t, v) of each group that they were chosen by."""
     logits = []
-    tokens = decode(PlainSteps(model), labels, lambda x: (logits.append(x), x.argmax(-1))[1], **options)
-    groups = tokens.shape[-1]
+    groups = len(model.spec.groups)
+    scales = guidance_scales(ARSampling(**options), model.spec.tokens, groups)
+    tokens = decode(PlainSteps(model), labels, lambda x, *_: (logits.append(x), x.argmax(-1))[1], scales)
     return tokens, [torch.stack(logits[k::groups], dim=1) for k in range(groups)]
 
 
@@ -391,8 +393,8 @@ def test_low_precision_keeps_losses_and_draws_in_float32(case):
     assert low.dtype == torch.float32
     assert torch.allclose(low, high, rtol=0.05)
     seen = []
-    for guidance in (1.0, 2.0):
+    for scales in ([], [[2.0] * len(model.spec.groups)] * model.spec.tokens):
         steps = PlainSteps(model.bfloat16())
-        decode(steps, batch.labels, lambda x: (seen.append(x.dtype), x.argmax(-1))[1], guidance=guidance)
+        decode(steps, batch.labels, lambda x, *_: (seen.append(x.dtype), x.argmax(-1))[1], scales)
     assert set(seen) == {torch.float32}
     assert torch.allclose(model.nll(batch), make(case).nll(batch), rtol=0.05)

@@ -1,11 +1,15 @@
 """Drawing indices: the filters against the official ones, the draw against its distribution, seeds and refusals."""
 
+import math
+
 import pytest
 import torch
 
 from ifsq.codes.spec import CodeSpec
+from ifsq.config import InputError
 from ifsq.generators.ar import ARConfig, ARGenerator, ARSampling
-from ifsq.generators.ar.draw import draw, filter_logits, guide
+from ifsq.generators.ar.draw import draw, filter_logits
+from ifsq.generators.ar.guidance import guidance_scales, guide
 
 SPEC = CodeSpec((17, 17), (1, 1), "little", "equal", (3, 2))
 
@@ -106,10 +110,77 @@ def test_a_row_does_not_see_its_neighbours():
     ] == whole.tolist()
 
 
+def test_min_p_keeps_what_is_likely_enough_beside_the_most_likely():
+    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().expand(4000, 4)
+    for min_p, kept in ((0.0, 4), (0.09, 4), (0.2, 3), (0.5, 2), (0.99, 1)):
+        assert draw(logits, ARSampling(min_p=min_p), numbers(4000)).unique().tolist() == list(range(kept))
+    tempered = draw(logits, ARSampling(temperature=0.5, min_p=0.5), numbers(4000))  # the ratios are squared
+    assert tempered.unique().tolist() == [0]
+    shares = draw(logits, ARSampling(min_p=0.5), numbers(4000)).bincount() / 4000
+    assert torch.allclose(shares, torch.tensor([0.625, 0.375]), atol=0.02)
+    together = draw(logits, ARSampling(top_k=3, top_p=0.6, min_p=1e-45), numbers(4000))
+    assert together.unique().tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+@pytest.mark.parametrize("codes", [2, 289, 16384])
+def test_the_place_is_found_by_halving_where_a_comparison_of_all_finds_it(rows, codes):
+    """Sums on a CPU rise everywhere: the first that passes the level is where the index lies."""
+    rng = torch.Generator().manual_seed(codes)
+    logits = torch.randn(rows, codes, generator=rng) * 4
+    logits[:, codes // 3 : codes // 2] = -torch.inf
+    for step in range(50):
+        level = torch.rand(rows, generator=rng) if step else torch.full((rows,), 1 - 2**-24)
+        probabilities = (logits - logits.amax(dim=1, keepdim=True)).softmax(dim=1)
+        sums = probabilities.cumsum(dim=1)
+        bound = torch.minimum(level[:, None] * sums[:, -1:], sums[:, -1:].nextafter(torch.zeros(1)))
+        expected = ((sums > bound) & (probabilities > 0)).int().argmax(dim=1)
+        assert torch.equal(draw(logits, ARSampling(), level), expected)
+
+
+def test_a_group_is_drawn_by_its_own_options():
+    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().expand(2000, 4)
+    sampling = ARSampling(
+        temperature=(1.0, 1e-3, 1.0, 1.0, 1.0),
+        top_k=(0, 0, 2, 0, 0),
+        top_p=[1.0, 1.0, 1.0, 0.9, 1.0],
+        greedy=(False, False, False, False, True),
+    )
+    assert sampling == ARSampling(**{**vars(sampling), "top_p": (1.0, 1.0, 1.0, 0.9, 1.0)})  # a list is as good
+    seen = [draw(logits, sampling, numbers(2000), group).unique().tolist() for group in range(5)]
+    assert seen == [[0, 1, 2, 3], [0], [0, 1], [0, 1, 2], [0]]
+    many = draw(logits, ARSampling(min_p=(0.2, 0.0)), numbers(2000), 0).unique().tolist()
+    assert many == [0, 1, 2]
+
+
+def test_options_of_one_group_are_those_of_all(model):
+    labels = torch.tensor([0, 1, 2])
+    one = {"guidance": 2.0, "temperature": 0.7, "top_k": 9, "top_p": 0.9, "min_p": 0.01}
+    whole = model.sample(labels, seed=3, **one)
+    assert torch.equal(model.sample(labels, seed=3, **{k: (v, v) for k, v in one.items()}).indices, whole.indices)
+    other = model.sample(labels, seed=3, **one | {"temperature": (0.7, 5.0)})
+    assert torch.equal(other.indices[:, 0, 0, 0], whole.indices[:, 0, 0, 0])  # drawn before anything differs
+    assert not torch.equal(other.indices, whole.indices)
+
+
+def test_a_group_without_guidance_is_told_the_class_alone(model):
+    """Both groups of the first token by hand."""
+    labels, null = torch.tensor([0, 1, 2]), torch.full((3,), 3)
+    drawn = model.sample(labels, greedy=True, guidance=(1.0, 5.0)).indices.flatten(1, 2)
+    model.eval()
+    first, second = (model.logits(drawn, rows) for rows in (labels, null))
+    assert torch.equal(drawn[:, 0, 0], first[0][:, 0].argmax(dim=1))
+    guided = second[1] + 5 * (first[1] - second[1])
+    assert torch.equal(drawn[:, 0, 1], guided[:, 0].argmax(dim=1))
+    assert model.cost(ARSampling((1.0, 5.0))) == 12
+    assert model.cost(ARSampling((1.0, 1.0))) == 6
+
+
 @pytest.mark.parametrize("guidance", [1e30, 1e37, 1.7e308])
 def test_a_huge_guidance_takes_the_code_that_the_class_adds_most_to(model, guidance):
     logits = torch.randn(8, 100, generator=torch.Generator().manual_seed(0))
-    guided = guide(logits, guidance)
+    ((scale,),) = guidance_scales(ARSampling(guidance), 1, 1)
+    guided = guide(logits, scale)
     assert guided.isfinite().all()
     assert torch.equal(draw(guided, ARSampling(), numbers(4)), (logits[:4] - logits[4:]).argmax(dim=1))
     assert model.sample(torch.tensor([0, 1]), guidance=guidance).codes.isfinite().all()
@@ -119,6 +190,47 @@ def test_guidance_extrapolates_from_the_null_half():
     logits = torch.tensor([[3.0, 0.0], [1.0, 1.0]])
     assert guide(logits, 2.0).tolist() == [[5.0, -1.0]]
     assert guide(logits, 0.0).tolist() == [[1.0, 1.0]]
+
+
+def test_the_scale_rises_as_its_schedule_says():
+    assert guidance_scales(ARSampling(3.0), 4, 1) == [[3.0]] * 4
+    assert guidance_scales(ARSampling(3.0, guidance_schedule="linear"), 4, 1) == [[1.0], [1.5], [2.0], [2.5]]
+    rising = ARSampling(16.0, guidance_schedule="power-cosine")
+    # As in the released sampler of RAR: over the share of the tokens that are drawn, to its power.
+    expected = [15.0 * (1 - torch.cos((torch.tensor(i / 256) ** 2.75) * torch.pi)) / 2 + 1 for i in range(256)]
+    scales = guidance_scales(rising, 256, 2)
+    assert scales[0] == [1.0, 1.0]
+    torch.testing.assert_close(torch.tensor(scales), torch.stack([torch.stack(expected)] * 2, dim=1))
+    flat = ARSampling(16.0, guidance_schedule="power-cosine", guidance_power=1.0)
+    assert guidance_scales(flat, 4, 1)[2][0] == pytest.approx(1 + 15 / 2)
+    assert guidance_scales(ARSampling((1.0, 3.0), guidance_schedule="linear"), 2, 2) == [[1.0, 1.0], [1.0, 2.0]]
+
+
+def test_the_scale_rises_over_the_guided_tokens():
+    linear = ARSampling(3.0, guidance_schedule="linear", guidance_interval=2)
+    assert guidance_scales(linear, 8, 1) == [[1.0], [2.0]]
+    assert guidance_scales(ARSampling(3.0, guidance_schedule="linear", guidance_interval=1), 8, 1) == []
+    assert guidance_scales(ARSampling(3.0, guidance_interval=0), 8, 1) == []
+    assert guidance_scales(ARSampling(1.0, guidance_schedule="power-cosine"), 8, 1) == []
+
+
+@pytest.mark.parametrize("schedule", ["linear", "power-cosine"])
+def test_a_rising_scale_in_sampling(model, schedule):
+    """Greedy tokens against the full pass; the null class goes along from the start, also where the scale is 1."""
+    rows = []
+    model.layers[0].register_forward_pre_hook(lambda module, inputs: rows.append(len(inputs[0])))
+    sampling = ARSampling(6.0, greedy=True, guidance_schedule=schedule, guidance_interval=4)
+    labels, null = torch.tensor([0, 1, 2]), torch.full((3,), 3)
+    drawn = model.sample(labels, sampling).indices.flatten(1, 2)
+    assert rows == [6] * 4 + [3] * 2
+    assert model.cost(sampling) == 10
+    model.eval()
+    for k, (told, untold) in enumerate(zip(model.logits(drawn, labels), model.logits(drawn, null), strict=True)):
+        for i in range(6):
+            x = i / 4 if schedule == "linear" else (1 - math.cos(math.pi * (i / 4) ** 2.75)) / 2
+            scale = 1 + 5 * x if i < 4 else 1.0
+            logits = untold[:, i] + scale * (told[:, i] - untold[:, i])
+            assert torch.equal(drawn[:, i, k], logits.argmax(dim=1)), (i, k)
 
 
 def test_same_seed_same_codes(model):
@@ -178,6 +290,25 @@ def test_half_of_the_batch_is_dropped_after_the_interval(model):
     ("options", "message"),
     [
         ({"temperature": 0.0}, "temperature=0.0: expected a positive number"),
+        ({"temperature": -1.0}, "temperature=-1.0: expected a positive number"),
+        ({"temperature": math.nan}, "temperature=nan: expected a positive number"),
+        ({"temperature": (1.0, 0.0)}, r"temperature=\[1.0, 0.0\]: expected for each group a positive number"),
+        ({"temperature": ()}, r"temperature=\[\]: expected for each group"),
+        ({"temperature": (1.0, 1.0, 1.0)}, r"temperature=\[1.0, 1.0, 1.0\]: expected one value, or 2, one a group"),
+        ({"top_k": [5]}, r"top_k=\[5\]: expected one value, or 2"),
+        ({"top_k": [5, -1]}, r"top_k=\[5, -1\]: expected for each group 0"),
+        ({"top_p": 1.5}, "top_p=1.5: expected a number above 0 and at most 1"),
+        ({"top_p": -0.1}, "top_p=-0.1: expected a number above 0 and at most 1"),
+        ({"top_p": [0.5, 0.0]}, r"top_p=\[0.5, 0.0\]: expected for each group a number above 0"),
+        ({"min_p": 1.0}, "min_p=1.0: expected a number of at least 0"),
+        ({"min_p": -0.1}, "min_p=-0.1: expected a number of at least 0"),
+        ({"min_p": [0.1]}, r"min_p=\[0.1\]: expected one value, or 2"),
+        ({"greedy": [True]}, r"greedy=\[True\]: expected one value, or 2"),
+        ({"guidance": [2.0, -1.0]}, r"guidance=\[2.0, -1.0\]: expected a number of at least 0"),
+        ({"guidance": [2.0]}, r"guidance=\[2.0\]: expected one value, or 2, one a group of the token"),
+        ({"guidance": [2.0, math.inf]}, r"guidance=\[2.0, inf\]: expected a number of at least 0"),
+        ({"guidance_schedule": "cosine"}, "guidance_schedule='cosine': expected one of constant, linear, power-cosine"),
+        ({"guidance_power": 0.0}, "guidance_power=0.0: expected a positive number"),
         ({"top_k": -1}, "top_k=-1: expected 0"),
         ({"top_p": 0.0}, "top_p=0.0: expected a number above 0"),
         ({"guidance": -2.0}, "guidance=-2.0: expected a number of at least 0"),
@@ -193,3 +324,14 @@ def test_bad_options_are_refused(model, options, message):
 def test_label_that_is_no_class_is_refused(model, label):
     with pytest.raises(ValueError, match=f"label {label}: expected 0 to 2"):
         model.sample(torch.tensor([0, label]))
+
+
+def test_lists_from_a_table_are_checked_against_the_groups(model):
+    found = model.sampling({"guidance": [2, 1.5], "top_k": [5, 0], "temperature": 0.9})
+    assert found == ARSampling((2.0, 1.5), 0.9, (5, 0))
+    with pytest.raises(InputError, match=r"^sampling: guidance=\[2.0, 1.5, 1.0\]: expected one value, or 2"):
+        model.sampling({"guidance": [2, 1.5, 1]})
+    with pytest.raises(InputError, match=r"^sampling: top_k: input should be a valid integer"):
+        model.sampling({"top_k": [0.5, 2]})
+    with pytest.raises(InputError, match=r"^sampling: temperature=0.0: expected a positive number"):
+        model.sampling({"temperature": 0})

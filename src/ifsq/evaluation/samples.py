@@ -154,7 +154,7 @@ class SamplesCard:
     step                  of the checkpoint; None of a saved model
     weights               ``average`` or ``raw``
     seed                  of every random number
-    guidance              classifier-free guidance scale
+    guidance              classifier-free guidance scale, or one a group
     sampler               the other options in words; ``sampling`` holds all of them
     function_evaluations  of the generator for one image
     form                  ``png`` or ``npz``
@@ -171,7 +171,7 @@ class SamplesCard:
     step: int | None
     weights: str
     seed: int
-    guidance: float
+    guidance: float | Sequence[float]
     sampler: str
     function_evaluations: int
     sampling: dict[str, Any]

@@ -5,7 +5,7 @@ registered by its class: ``class ARGenerator(Generator, kind="ar")``.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -31,10 +31,10 @@ MAX_TOKENS = 2**20  # positions: tables of them are made before a weight is read
 class Sampling:
     """How a generator is sampled. Each kind adds its own options.
 
-    guidance  1 is none; s > 1 extrapolates from the null class: ``null + s * (class - null)``
+    guidance  1 is none; s > 1 extrapolates from the null class: ``null + s * (class - null)``. A kind may take several
     """
 
-    guidance: float = 1.0
+    guidance: float | Sequence[float] = 1.0
 
     def __post_init__(self) -> None:
         check_guidance(self.guidance)
@@ -118,6 +118,10 @@ class Generator(nn.Module, ABC):
         """Negative log-likelihood of each image in nats, given its label; None of a kind that has none."""
         return None
 
+    def check_sampling(self, sampling: Sampling) -> None:
+        """Raise ValueError where options of the kind's own class do not fit this generator's codes."""
+        return
+
     def observe(self, codes: CodeSet) -> None:
         """Take from the training codes what the model must know beforehand; called once, before training."""
 
@@ -147,11 +151,18 @@ class Generator(nn.Module, ABC):
         sampling = self.sampling_class() if sampling is None else sampling
         if not isinstance(sampling, self.sampling_class):
             raise TypeError(f"{type(sampling).__name__}: expected {self.sampling_class.__name__}")
-        return self.draw(labels, replace(sampling, **options), seed, first)
+        sampling = replace(sampling, **options)
+        self.check_sampling(sampling)
+        return self.draw(labels, sampling, seed, first)
 
     def sampling(self, over: Mapping[str, Any] | None = None) -> Sampling:
         """How the generator is sampled by its `origin`, with the plain values ``over`` on top. Raises InputError."""
-        return build(self.sampling_class, merge(self.origin.sampling, over or {}), "sampling")
+        found = build(self.sampling_class, merge(self.origin.sampling, over or {}), "sampling")
+        try:
+            self.check_sampling(found)
+        except ValueError as error:
+            raise InputError(f"sampling: {error}") from error
+        return found
 
     def check_labels(self, labels: Int[Tensor, "b"]) -> None:
         """Raise ValueError naming the first label that is not a class."""

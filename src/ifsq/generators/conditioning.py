@@ -4,6 +4,7 @@ Classifier-free guidance (arXiv 2207.12598) trains on a share of labels replaced
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -45,7 +46,9 @@ def drop_labels(labels: Int[Tensor, "b"], null: int, rate: float, rng: torch.Gen
     return torch.where(drop.to(labels.device), null, labels)
 
 
-def check_guidance(guidance: float) -> None:
-    """Raise ValueError unless the guidance scale is a finite number of at least 0."""
-    if not (math.isfinite(guidance) and guidance >= 0):
-        raise ValueError(f"guidance={guidance}: expected a number of at least 0 (1 is no guidance)")
+def check_guidance(guidance: float | Sequence[float]) -> None:
+    """Raise ValueError unless the guidance scale, or each of several, is a finite number of at least 0."""
+    scales = guidance if isinstance(guidance, Sequence) else (guidance,)
+    if not scales or not all(math.isfinite(scale) and scale >= 0 for scale in scales):
+        shown = list(scales) if scales is guidance else guidance
+        raise ValueError(f"guidance={shown}: expected a number of at least 0 (1 is no guidance)")

@@ -4,7 +4,7 @@ Written beside every metric by ``pipeline``; read by the report and ``bench``.
 """
 
 import subprocess
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from importlib import metadata
 from pathlib import Path
@@ -26,7 +26,7 @@ class ProtocolCard:
     dtype                arithmetic of the measured model
     seed                 of the sampling
     labels               which classes were asked for, as ``in the reference's proportions``
-    guidance             classifier-free guidance scale
+    guidance             classifier-free guidance scale, or one a group
     sampler              as ``euler`` or ``top-k 0, temperature 1``
     function_evaluations of the generator for one image
     features             feature extractor with the hash of its weights
@@ -47,7 +47,7 @@ class ProtocolCard:
     resize_kernel: str
     dtype: str
     seed: int = 0
-    guidance: float = 0.0
+    guidance: float | Sequence[float] = 0.0
     sampler: str = ""
     function_evaluations: int = 0
     features: str = ""
@@ -70,8 +70,8 @@ class ProtocolCard:
         Raises ValueError, as `check_fields`.
         """
         cls.check_fields(raw)
-        size = raw["size"]
-        return cls(**{**raw, "size": tuple(size) if isinstance(size, list) else size})
+        several = {name: tuple(raw[name]) for name in ("size", "guidance") if isinstance(raw.get(name), list)}
+        return cls(**{**raw, **several})
 
     @classmethod
     def check_fields(cls, raw: Mapping[str, Any]) -> None:

@@ -1,43 +1,41 @@
 """Decoding token by token with a cache, with classifier-free guidance."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ifsq.generators.ar.draw import guide
+from ifsq.generators.ar.guidance import guide
 from ifsq.generators.ar.heads.base import Pick
 from ifsq.generators.ar.steps import Steps
 from ifsq.nn.modes import evaluating
 
+Choose = Callable[[Tensor, int, int], Tensor]  # float32 logits (b, v), which token, which group -> indices (b,)
+
 
 def decode(
-    steps: Steps,
-    labels: Int[Tensor, "b"],
-    choose: Callable[[Tensor], Tensor],
-    guidance: float = 1.0,
-    guidance_interval: int | None = None,
+    steps: Steps, labels: Int[Tensor, "b"], choose: Choose, scales: Sequence[Sequence[float]] = ()
 ) -> Int[Tensor, "b t g"]:
-    """All tokens of one image for every label; ``choose`` turns float32 logits (b, v) into indices (b,).
+    """All tokens of one image for every label.
 
-    steps              through the network, at their beginning
-    guidance           1 is none, else ``null + s * (class - null)`` of the logits, at twice the batch
-    guidance_interval  as `guided_tokens` takes it
+    steps   through the network, at their beginning
+    choose  turns logits into indices
+    scales  of guidance, of each guided token's groups, see `guidance_scales`. While tokens are guided the batch is
+            twice as large
     """
     network = steps.network
     tokens = network.spec.tokens
     labels = labels.to(network.cls_embedding.embedding_table.weight.device)
-    guided = guided_tokens(tokens, guidance, guidance_interval)
-    rows = torch.cat([labels, torch.full_like(labels, network.num_classes)]) if guided > 0 else labels
+    rows = torch.cat([labels, torch.full_like(labels, network.num_classes)]) if scales else labels
     drawn: list[Tensor] = []
     with evaluating(network):
         state = steps.first(rows)  # b width, or 2b while it is guided
         for position in range(tokens):
-            pick = _guided(choose, guidance) if position < guided else _plain(choose)
+            pick = _guided(choose, position, scales[position]) if position < len(scales) else _plain(choose, position)
             indices = steps.draw(state, pick)  # rows g
             drawn.append(indices[: len(labels)])
-            if position + 1 == guided:  # from here on the null class is asked no more
+            if position + 1 == len(scales):  # from here on the null class is asked no more
                 steps.keep_first(len(labels))
                 indices = drawn[-1]
             if position + 1 < tokens:
@@ -45,21 +43,10 @@ def decode(
     return torch.stack(drawn, dim=1)
 
 
-def guided_tokens(tokens: int, guidance: float, guidance_interval: int | None) -> int:
-    """How many of an image's tokens, its first, are guided.
-
-    guidance_interval  guide the first so many alone, then go on with half the batch; None guides all (the official
-                       ``cfg_interval`` n guides n + 2)
-    """
-    if guidance == 1:
-        return 0
-    return tokens if guidance_interval is None else min(guidance_interval, tokens)
+def _plain(choose: Choose, position: int) -> Pick:
+    return lambda logits, group: choose(logits.to(torch.float32), position, group)
 
 
-def _plain(choose: Callable[[Tensor], Tensor]) -> Pick:
-    return lambda logits: choose(logits.to(torch.float32))
-
-
-def _guided(choose: Callable[[Tensor], Tensor], guidance: float) -> Pick:
+def _guided(choose: Choose, position: int, scales: Sequence[float]) -> Pick:
     """Both halves of the batch go on with the index drawn from their combined logits."""
-    return lambda logits: choose(guide(logits, guidance)).repeat(2)
+    return lambda logits, group: choose(guide(logits, scales[group]), position, group).repeat(2)

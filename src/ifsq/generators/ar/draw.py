@@ -1,6 +1,9 @@
-"""Drawing an index from logits: temperature, top-k, top-p, greedy, guidance. Pure functions."""
+"""Drawing an index from logits: temperature, top-k, top-p, min-p, greedy. Pure functions, and the options."""
 
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -8,37 +11,79 @@ from torch import Tensor
 
 from ifsq.generators.base import Sampling
 
-GUIDANCE_LIMIT = 1e30  # float32 then keeps nothing of the null class's logits, and a greater scale would overflow
+T = TypeVar("T", float, int, bool)
+SCHEDULES = ("constant", "linear", "power-cosine")
+PER_GROUP = ("guidance", "temperature", "top_k", "top_p", "min_p", "greedy")
 
 
 @dataclass(frozen=True)
 class ARSampling(Sampling):
-    """How an autoregressive generator is sampled.
+    """How an autoregressive generator is sampled. The first five and ``min_p`` also take a list, one value a group.
 
     guidance           as of `Sampling`, of the logits
     temperature        divides the logits, above 0; one too small for float32 leaves the most likely code alone
     top_k              keep the k most likely codes, ties included; 0 keeps all
     top_p              keep the most likely codes until their probability passes p, in (0, 1]
-    greedy             take the most likely code and ignore the three above
+    greedy             take the most likely code, whatever the temperature and the filters are
     guidance_interval  guide the first so many tokens only; None guides all
+    min_p              keep the codes at least p times as likely as the most likely one, in [0, 1); 0 keeps all
+    guidance_schedule  how the scale rises from 1 over the guided tokens, see `guidance_scales`: ``constant`` (it is
+                       ``guidance`` from the first on), ``linear`` or ``power-cosine``
+    guidance_power     of ``power-cosine``, above 0: the greater, the later the scale rises
     """
 
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    greedy: bool = False
+    guidance: float | Sequence[float] = 1.0
+    temperature: float | Sequence[float] = 1.0
+    top_k: int | Sequence[int] = 0
+    top_p: float | Sequence[float] = 1.0
+    greedy: bool | Sequence[bool] = False
     guidance_interval: int | None = None
+    min_p: float | Sequence[float] = 0.0
+    guidance_schedule: str = "constant"
+    guidance_power: float = 2.75
 
     def __post_init__(self) -> None:
+        for name in PER_GROUP:
+            if isinstance(value := getattr(self, name), Sequence):  # hashable, and equal whatever it came as
+                object.__setattr__(self, name, tuple(value))
         super().__post_init__()
-        if not self.temperature > 0:
-            raise ValueError(f"temperature={self.temperature}: expected a positive number; for the mode set greedy")
-        if self.top_k < 0:
-            raise ValueError(f"top_k={self.top_k}: expected 0 (all) or a positive count")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p={self.top_p}: expected a number above 0 and at most 1")
+        _check("temperature", self.temperature, lambda t: t > 0, "a positive number; for the mode set greedy")
+        _check("top_k", self.top_k, lambda k: k >= 0, "0 (all) or a positive count")
+        _check("top_p", self.top_p, lambda p: 0 < p <= 1, "a number above 0 and at most 1")
+        _check("min_p", self.min_p, lambda p: 0 <= p < 1, "a number of at least 0 (all) and below 1")
         if self.guidance_interval is not None and self.guidance_interval < 0:
             raise ValueError(f"guidance_interval={self.guidance_interval}: expected None or a count of tokens")
+        if self.guidance_schedule not in SCHEDULES:
+            raise ValueError(f"guidance_schedule={self.guidance_schedule!r}: expected one of {', '.join(SCHEDULES)}")
+        if not 0 < self.guidance_power < math.inf:
+            raise ValueError(f"guidance_power={self.guidance_power}: expected a positive number")
+
+    @property
+    def unsaid(self) -> tuple[str, ...]:
+        off = {"min_p": not self.min_p, "guidance_schedule": self.guidance_schedule == "constant"}
+        off["guidance_power"] = self.guidance_schedule != "power-cosine"
+        return tuple(name for name, is_off in off.items() if is_off)
+
+    def check_groups(self, groups: int) -> None:
+        """Raise ValueError naming the first option whose list is not of as many values as a token has groups."""
+        for name in PER_GROUP:
+            value = getattr(self, name)
+            if isinstance(value, tuple) and len(value) != groups:
+                raise ValueError(f"{name}={list(value)}: expected one value, or {groups}, one a group of the token")
+
+
+def of_group(value: T | Sequence[T], group: int) -> T:
+    """The option's value for a group."""
+    return value[group] if isinstance(value, Sequence) else value
+
+
+def _check(name: str, value: T | Sequence[T], right: Callable[[T], bool], expected: str) -> None:
+    """Raise ValueError unless the option, or each of its values, is ``right``."""
+    if isinstance(value, Sequence):
+        if not value or not all(map(right, value)):
+            raise ValueError(f"{name}={list(value)}: expected for each group {expected}")
+    elif not right(value):
+        raise ValueError(f"{name}={value}: expected {expected}")
 
 
 def filter_logits(logits: Float[Tensor, "b v"], top_k: int, top_p: float) -> Float[Tensor, "b v"]:
@@ -55,29 +100,33 @@ def filter_logits(logits: Float[Tensor, "b v"], top_k: int, top_p: float) -> Flo
     return logits
 
 
-def draw(logits: Float[Tensor, "b v"], sampling: ARSampling, uniform: Float[Tensor, "b"]) -> Int[Tensor, "b"]:
+def draw(
+    logits: Float[Tensor, "b v"], sampling: ARSampling, uniform: Float[Tensor, "b"], group: int = 0
+) -> Int[Tensor, "b"]:
     """One index a row, float32 throughout, by its number in [0, 1): the distribution is inverted.
 
     A row's index depends on nothing of the other rows. Logits that are not finite give no meaningful one.
+
+    group  of the token, whose values of the options count
     """
     logits = logits.to(torch.float32)
-    if sampling.greedy:
+    if of_group(sampling.greedy, group):
         return logits.argmax(dim=-1)
     # Down from the greatest: under a small temperature the others then fall to -inf, and it stays at 0.
-    below = logits - logits.amax(dim=-1, keepdim=True)
-    kept = filter_logits(below, sampling.top_k, 1.0)  # before a great temperature makes ties
-    if sampling.temperature != 1:
+    kept = logits - logits.amax(dim=-1, keepdim=True)
+    kept = filter_logits(kept, of_group(sampling.top_k, group), 1.0)  # before a great temperature makes ties
+    temperature, min_p = of_group(sampling.temperature, group), of_group(sampling.min_p, group)
+    if temperature != 1:
         real = torch.finfo(torch.float32)
-        kept = kept.div_(min(max(sampling.temperature, real.tiny), real.max))
-    probabilities = filter_logits(kept, 0, sampling.top_p).softmax(dim=-1)
+        kept = kept.div_(min(max(temperature, real.tiny), real.max))
+    kept = filter_logits(kept, 0, of_group(sampling.top_p, group))
+    if min_p > 0:
+        kept = kept.masked_fill_(kept < math.log(min_p), -torch.inf)
+    probabilities = kept.softmax(dim=-1)
     cumulative = probabilities.cumsum(dim=-1)
     total = cumulative[:, -1:]
     level = torch.minimum(uniform[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
+    if cumulative.device.type == "cpu":  # it sums one after the other, so the sums rise and halving finds the place
+        return torch.searchsorted(cumulative, level, right=True)[:, 0].clamp_max(logits.shape[-1] - 1)
     reached = (cumulative > level) & (probabilities > 0)  # a parallel sum need not rise everywhere
     return reached.to(torch.uint8).argmax(dim=-1)
-
-
-def guide(logits: Float[Tensor, "r v"], guidance: float) -> Float[Tensor, "b v"]:
-    """Classifier-free guidance of logits whose first half is told the class and the second half nothing (r = 2b)."""
-    conditional, null = logits.to(torch.float32).chunk(2)
-    return null + min(guidance, GUIDANCE_LIMIT) * (conditional - null)

@@ -10,8 +10,9 @@ from torch import Tensor
 from ifsq.codes import CodeBatch, Sampled
 from ifsq.config import InputError
 from ifsq.generators.ar.config import ARConfig
-from ifsq.generators.ar.decode import decode, guided_tokens
+from ifsq.generators.ar.decode import decode
 from ifsq.generators.ar.draw import ARSampling, draw
+from ifsq.generators.ar.guidance import guidance_scales
 from ifsq.generators.ar.network import ARNetwork
 from ifsq.generators.ar.steps import PlainSteps
 from ifsq.generators.base import Sampling, check_depth
@@ -57,25 +58,28 @@ class ARGenerator(ARNetwork, kind="ar"):
         rng = torch.Generator(batch.labels.device).manual_seed(0) if rng is None else rng
         return self.states(self._indices(batch), self._dropped(batch.labels, rng), depth)
 
-    def cost(self, sampling: Sampling) -> int:
-        """One evaluation a token, two while it is guided."""
+    def check_sampling(self, sampling: Sampling) -> None:
         assert isinstance(sampling, ARSampling)
-        return self.spec.tokens + guided_tokens(self.spec.tokens, sampling.guidance, sampling.guidance_interval)
+        sampling.check_groups(len(self.spec.groups))
+
+    def cost(self, sampling: Sampling) -> int:
+        """One evaluation a token; two up to the last that is guided, whose null half must know all before it."""
+        assert isinstance(sampling, ARSampling)
+        return self.spec.tokens + len(guidance_scales(sampling, self.spec.tokens, len(self.spec.groups)))
 
     def draw(self, labels: Int[Tensor, "b"], sampling: ARSampling, seed: int, first: int) -> Sampled:
         """Decode token by token; an image's random numbers, one a token and group, are its own."""
+        tokens, groups = self.spec.tokens, len(self.spec.groups)
         device = self.cls_embedding.embedding_table.weight.device
-        groups = len(self.spec.groups)
-        numbers = list(uniforms(seed, first, len(labels), self.spec.tokens * groups).to(device).unbind(1))
-        numbers.reverse()
+        numbers = uniforms(seed, first, len(labels), tokens * groups).unflatten(1, (tokens, groups)).to(device)
         finite: list[Tensor] = []
 
-        def choose(logits: Tensor) -> Tensor:
-            if len(numbers) <= groups:  # the last token sees all before it, so NaN anywhere is NaN there
+        def choose(logits: Tensor, position: int, group: int) -> Tensor:
+            if position == tokens - 1:  # the last token sees all before it, so NaN anywhere is NaN there
                 finite.append(logits.amax(dim=-1).isfinite().all())
-            return draw(logits, sampling, numbers.pop())
+            return draw(logits, sampling, numbers[:, position, group], group)
 
-        indices = decode(PlainSteps(self), labels, choose, sampling.guidance, sampling.guidance_interval)
+        indices = decode(PlainSteps(self), labels, choose, guidance_scales(sampling, tokens, groups))
         indices = indices.unflatten(1, self.spec.grid)
         if not bool(torch.stack(finite).all()):
             raise InputError("the logits are not finite numbers: expected finite weights")

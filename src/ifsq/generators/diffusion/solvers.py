@@ -28,6 +28,7 @@ class DiffusionSampling(Sampling):
     guidance_interval  times ``[low, high]``, 0 is noise and 1 data: guide between them alone; None guides all
     """
 
+    guidance: float = 1.0
     steps: int = 25
     solver: str = "euler"
     timestep_shift: float = 0.0

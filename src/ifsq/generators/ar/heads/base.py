@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-Pick = Callable[[Tensor], Tensor]  # logits (r, v) of r rows -> their indices (r,)
+Pick = Callable[[Tensor, int], Tensor]  # logits (r, v) of a group, and which -> indices (r,)
 
 
 class Head(nn.Module, ABC):

@@ -38,7 +38,7 @@ class ChainHead(SoftmaxHead):
     def draw(self, state: Float[Tensor, "r width"], pick: Pick) -> Int[Tensor, "r g"]:
         drawn, known = [], self._split(state)
         for k in range(len(self.output)):
-            drawn.append(pick(self._logits(k, known[k])))
+            drawn.append(pick(self._logits(k, known[k]), k))
             self._tell(k, known, drawn[k])
         return torch.stack(drawn, dim=-1)
 

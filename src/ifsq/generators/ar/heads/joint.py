@@ -20,4 +20,4 @@ class JointHead(SoftmaxHead):
         return [self.output[0](self.norm(state))]
 
     def draw(self, state: Float[Tensor, "r width"], pick: Pick) -> Int[Tensor, "r g"]:
-        return pick(self.output[0](self.norm(state)))[:, None]
+        return pick(self.output[0](self.norm(state)), 0)[:, None]

@@ -57,5 +57,5 @@ class TransformerHead(SoftmaxHead):
                 x = self.embeddings[k - 1](drawn[-1])[:, None]
             for block, cache in zip(self.blocks, caches, strict=True):
                 x = block(x, self.rope, cache)
-            drawn.append(pick(self.output[k](self.norm(x[:, 0]))))
+            drawn.append(pick(self.output[k](self.norm(x[:, 0])), k))
         return torch.stack(drawn, dim=-1)

@@ -1,0 +1,50 @@
+"""Classifier-free guidance of logits: how strong it is at each token, and the formula."""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ifsq.generators.ar.draw import ARSampling, of_group
+
+GUIDANCE_LIMIT = 1e30  # float32 then keeps nothing of the null class's logits, and a greater scale would overflow
+
+
+def guidance_scales(sampling: ARSampling, tokens: int, groups: int) -> list[list[float]]:
+    """The scale of each guided token's groups, the tokens in order; those after them are not guided.
+
+    Token i of n guided ones, i = 0..n-1, has ``1 + (guidance - 1) * rise(i / n)``, where rise(x) is
+
+        constant      1
+        linear        x
+        power-cosine  ``(1 - cos(pi * x ** guidance_power)) / 2`` (RAR, arXiv 2411.00776, and its released code)
+
+    n is ``sampling.guidance_interval``, at most all (the official ``cfg_interval`` n guides n + 2). The list ends with
+    the last token that has a scale other than 1, so it is empty where nothing is guided.
+    """
+    guided = tokens if sampling.guidance_interval is None else min(sampling.guidance_interval, tokens)
+    guidance = [min(of_group(sampling.guidance, k), GUIDANCE_LIMIT) for k in range(groups)]
+    rises = [_rise(sampling, i / guided) for i in range(guided)]
+    scales = [[1 + (scale - 1) * rise if rise < 1 else scale for scale in guidance] for rise in rises]
+    while scales and all(scale == 1 for scale in scales[-1]):
+        scales.pop()
+    return scales
+
+
+def guide(logits: Float[Tensor, "r v"], scale: float) -> Float[Tensor, "b v"]:
+    """``null + scale * (class - null)`` of logits whose first half is told the class, the second nothing (r = 2b).
+
+    A scale of 1 gives the first half as it is.
+    """
+    conditional, null = logits.to(torch.float32).chunk(2)
+    return conditional if scale == 1 else null + scale * (conditional - null)
+
+
+def _rise(sampling: ARSampling, x: float) -> float:
+    """How much of the way from no guidance to all of it is gone, x in [0, 1) being how many guided tokens are drawn."""
+    if sampling.guidance_schedule == "constant":
+        return 1.0
+    if sampling.guidance_schedule == "linear":
+        return x
+    return (1 - math.cos(math.pi * x**sampling.guidance_power)) / 2
