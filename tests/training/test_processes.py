@@ -262,3 +262,13 @@ def test_two_processes_leave_frozen_parts_as_they_are_replicated_or_sharded(tmp_
             for name in ("model", "ema"):
                 assert torch.equal(after[name][key], value) == frozen, (sharding, name, key)
         assert {key.partition(".")[0] for key in after["optimizer"]} == set("01234")
+
+
+def test_two_processes_move_matrices_by_muon_with_the_bits_of_one(tmp_path):
+    muon = replace(CONFIG, optim=OptimConfig(kind="muon", lr=1e-2, muon_lr=0.05, weight_decay=0.1))
+    two(tmp_path / "two", muon)
+    one(tmp_path / "one", replace(muon, engine=EngineConfig(accumulate=2)))
+    both, alone = tables(tmp_path / "two"), tables(tmp_path / "one")
+    for name in ("model", "ema", "optimizer"):
+        assert_same({name: alone[name]}, {name: both[name]})
+    assert sum(key.endswith("momentum_buffer") for key in both["optimizer"]) == 2, "the matrices of two blocks"

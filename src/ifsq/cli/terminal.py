@@ -80,7 +80,7 @@ def _progress(console: Any) -> Any:
 
 def _facts(facts: dict[str, float]) -> str:
     shown = {name: value for name, value in facts.items() if name not in ("lr", "seconds", "grad_norm")}
-    return "  ".join(f"{name.replace('steps_per_second', 'steps/s')} {value:.4g}" for name, value in shown.items())
+    return "  ".join(f"{name.replace('_per_second', '/s')} {value:.4g}" for name, value in shown.items())
 
 
 def print_cards(measured: Sequence[Any]) -> None:

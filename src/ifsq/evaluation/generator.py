@@ -131,7 +131,7 @@ def hold(
     views = views_of(Reference(name, real.fingerprint, images), looks, world, reporter, asked.cache)
     codes = cache.read("train", tokenizer.codebook())
     labels = (labels_balanced if asked.balanced else labels_like)(codes.labels, asked.samples)
-    flops = training_flops(pair.generator, codes)
+    flops = training_flops(pair.generator)
     return Held(run, pair, cache, asked, sampling, codes, labels, real, data, looks, views, flops)
 
 

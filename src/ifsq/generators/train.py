@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ifsq.codes import CodeBatch, CodeSet
+from ifsq.codes import CodeBatch, CodeSet, CodeSpec
 from ifsq.data.draws import mix
 from ifsq.data.sampler import StepSampler
 from ifsq.generators.base import Generator
@@ -18,6 +18,7 @@ from ifsq.training import parallel
 from ifsq.training.config import TrainConfig
 from ifsq.training.distributed import World
 from ifsq.training.loop import Task
+from ifsq.training.utilization import Work
 
 HELD_OUT_BATCH = 128
 HELD_OUT_SEED = 1  # noise and times of the held-out loss are the same at every validation
@@ -66,6 +67,9 @@ class GeneratorTask(Task):
         names = {name: None for share in shares for name in share}
         return {name: sum(share.get(name, 0.0) for share in shares) / len(self.val) for name in names}
 
+    def work(self) -> Work:
+        return Work(self.train.layout.tokens, training_flops(self.model))
+
     def compiled(self) -> abc.Iterable[nn.Module]:
         return parallel.blocks(self.model)
 
@@ -73,14 +77,23 @@ class GeneratorTask(Task):
         return self._described
 
 
-def training_flops(model: Generator, codes: CodeSet) -> int:
-    """Floating-point operations that training spends on an image: its loss, forward and backward.
+def training_flops(model: Any) -> int:
+    """Floating-point operations that training a generator spends on an image: its loss, forward and backward.
 
-    As torch counts them, those of matrices alone: a multiplication and an addition are two.
+    As torch counts them, those of matrices alone: a multiplication and an addition are two. The backward pass counts
+    as two forward passes, so that what a pass computes again to save memory does not count. On the meta device: nothing
+    is computed, no random number is drawn from the global generator, and the count is the same on every machine (torch
+    counts no attention on a CPU, ``findings/torch_flop_counter_cpu_attention.sh``).
     """
-    device = next(model.parameters()).device
-    rng = torch.Generator(device).manual_seed(0)
-    with FlopCounterMode(display=False) as counter, torch.enable_grad():
-        model.loss(codes.batch(torch.arange(1), device), rng)["loss"].backward()
-    model.zero_grad(set_to_none=True)
-    return counter.get_total_flops()
+    shadow: Any = parallel.without_weights(model).to("meta").eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        shadow.loss(_one_image(shadow), torch.Generator())
+    return 3 * counter.get_total_flops()
+
+
+def _one_image(model: Generator) -> CodeBatch:
+    """A batch without content on the meta device, of the layout that a generator models."""
+    digits = isinstance(model.spec, CodeSpec)
+    content = torch.empty(1, *model.spec.shape, dtype=torch.int64 if digits else torch.float32, device="meta")
+    labels = torch.empty(1, dtype=torch.int64, device="meta")
+    return CodeBatch(model.spec, content, labels, getattr(model, "codebook", None))

@@ -4,6 +4,7 @@
 `ifsq.training.claim.MAY_CHANGE`; the rest may not.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -23,6 +24,8 @@ class EngineConfig:
     compile     torch.compile of the parts that a task names
     sharding    ``replicate`` (DDP) or ``shard`` (FSDP2: weights, averages and optimizer state spread over processes)
     loggers     beside metrics.jsonl: ``tensorboard``, ``wandb``, ``trackio`` (``pip install ifsq[log]``)
+    peak_tflops  10**12 floating-point operations a second that the device of one process does at its best in the
+                training's precision, for ``mfu`` in the log; None: known of some GPUs, see `Utilization`
     """
 
     accumulate: int = 1
@@ -31,6 +34,7 @@ class EngineConfig:
     sharding: Literal["replicate", "shard"] = "replicate"
     prefetch: int = 2
     loggers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    peak_tflops: float | None = None
 
     def __post_init__(self) -> None:
         if self.accumulate < 1 or self.workers < 0:
@@ -41,6 +45,8 @@ class EngineConfig:
             raise ValueError(f"prefetch={self.prefetch}: expected at least 1 batch")
         if len(set(self.loggers)) < len(self.loggers):
             raise ValueError(f"loggers={self.loggers}: expected each once")
+        if self.peak_tflops is not None and not 0 < self.peak_tflops < math.inf:
+            raise ValueError(f"peak_tflops={self.peak_tflops}: expected a positive number of TFLOP/s, or none")
 
 
 @dataclass(frozen=True)

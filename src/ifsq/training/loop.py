@@ -33,6 +33,7 @@ from ifsq.training.precision import computes_bfloat16
 from ifsq.training.sinks import check_sinks, open_sinks
 from ifsq.training.stopping import stop_requests
 from ifsq.training.trainee import Opponent, Trainee
+from ifsq.training.utilization import Utilization, Work
 
 
 class Task(ABC):
@@ -84,6 +85,10 @@ class Task(ABC):
     def opponent_loss(self, opponent: Any, model: Any, batch: Any, step: int) -> dict[str, Tensor]:
         """Scalars by name, ``loss`` is minimised. After `loss` on the same part where the model has its turn."""
         raise NotImplementedError
+
+    def work(self) -> Work | None:
+        """What an example asks of the machine, for the log; None where nobody counts it."""
+        return None
 
     def compiled(self) -> Iterable[nn.Module]:
         """Modules whose forward torch.compile takes where ``engine.compile`` asks for it."""
@@ -168,6 +173,7 @@ class _Training:
     ) -> None:
         self.task, self.config, self.folder, self.world, self.check = task, config, folder, world, check
         model = task.model.to(world.device)
+        self.speed = Utilization.of(task.work(), config.precision, config.engine, world)
         still = freeze(model, config.freeze)
         self.ema = EMA(model, config.ema)
         self.observing = Observing(task.observer, config, folder, world)
@@ -345,13 +351,15 @@ class _Training:
         weighed = self.world.mean(torch.cat([told * self.share, told.new_tensor([self.share])]))
         values = dict(zip(names, (weighed[:-1] / weighed[-1]).tolist(), strict=True))
         self._refuse_infinite(values)
-        elapsed, steps = self._elapsed(), self.step - self._since[1]
+        elapsed, steps = max(self._elapsed(), 1e-9), self.step - self._since[1]
         self.seconds += elapsed
+        examples_per_second = steps * self.config.batch / elapsed
         values |= {
             "lr": self.main.optimizer.param_groups[0]["lr"],
-            "steps_per_second": steps / max(elapsed, 1e-9),
-            "examples_per_second": steps * self.config.batch / max(elapsed, 1e-9),
-            "data_wait": self.waited / max(elapsed, 1e-9),
+            "steps_per_second": steps / elapsed,
+            "examples_per_second": examples_per_second,
+            **self.speed.figures(examples_per_second),
+            "data_wait": self.waited / elapsed,
             "memory_gib": memory_gib(self.world.device),
             "seconds": self.seconds,
         }

@@ -18,7 +18,7 @@ class OptimConfig:
 
     kind          ``adamw``; or ``muon`` for matrices and convolutions of the blocks (see `Muon`), AdamW for the rest
     lr            peak learning rate of AdamW
-    muon_lr       of Muon; both follow the schedule
+    muon_lr       of Muon; both follow the schedule. ``adamw`` reads neither this nor the next
     muon_momentum of Muon
     betas         AdamW's two momenta
     weight_decay  on matrices and convolutions only: never on norms, biases and one-dimensional tables
