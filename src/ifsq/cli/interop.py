@@ -13,11 +13,13 @@ def add_import(verbs: Any) -> None:
     other = verbs.add_parser("import", help="read a checkpoint of another project").add_subparsers(
         metavar="FORMAT", required=True
     )
-    official = verb(other, "official", "a tokenizer of the official repository", _import_official, alone=True)
-    official.add_argument("checkpoint", type=Path, metavar="CKPT", help="checkpoint-N.ckpt of its trainer")
-    official.add_argument("--config", type=Path, required=True, metavar="CONFIG.json", help="its model config")
+    official = verb(
+        other, "official", "a tokenizer of the official repository or of LlamaGen", _import_official, alone=True
+    )
+    official.add_argument("checkpoint", type=Path, metavar="CKPT", help="file of the trainer, or as published")
+    official.add_argument("--config", type=Path, metavar="CONFIG.json", help="of an official tokenizer: its config")
     official.add_argument("--out", type=Path, required=True, metavar="DIR")
-    official.add_argument("--weights", choices=("ema", "raw"), default="ema", help="averaged (default) or as trained")
+    official.add_argument("--weights", choices=("ema", "raw"), help="averaged (default, where there are) or as trained")
 
     kl = verb(
         other, "diffusers", "Stable Diffusion's autoencoder, as diffusers keeps it", _import_diffusers, alone=True
@@ -38,10 +40,12 @@ def add_export(verbs: Any) -> None:
     other = verbs.add_parser("export", help="write a checkpoint for another project").add_subparsers(
         metavar="FORMAT", required=True
     )
-    official = verb(other, "official", "a tokenizer for the official repository", _export_official, alone=True)
+    official = verb(
+        other, "official", "a tokenizer for the official repository or LlamaGen", _export_official, alone=True
+    )
     official.add_argument("folder", type=Path, metavar="RUN", help="tokenizer run")
     official.add_argument(
-        "--out", type=Path, required=True, metavar="FILE.ckpt", help="its config is written beside it"
+        "--out", type=Path, required=True, metavar="FILE", help="x.ckpt, a config beside it; of LlamaGen's x.pt"
     )
     saved = verb(
         other, "pretrained", "a run's averaged weights, for from_pretrained and the hub", _export_pretrained, alone=True
@@ -52,10 +56,11 @@ def add_export(verbs: Any) -> None:
 
 
 def _import_official(options: argparse.Namespace) -> None:
-    from ifsq.interop.official.tokenizer import import_official
+    from ifsq.interop.official.importing import Asked, import_checkpoint
 
-    import_official(options.checkpoint, options.config, options.weights, options.out)
-    say(f"tokenizer: {options.out}")
+    asked = Asked(options.config, options.weights)
+    for line in import_checkpoint(options.checkpoint, options.out, asked):
+        say(line)
 
 
 def _import_diffusers(options: argparse.Namespace) -> None:
@@ -73,10 +78,10 @@ def _import_latents(options: argparse.Namespace) -> None:
 
 
 def _export_official(options: argparse.Namespace) -> None:
-    from ifsq.interop.official.tokenizer import export_official
+    from ifsq.interop.official.exporting import export_checkpoint
 
-    config = export_official(options.folder, options.out)
-    say(f"checkpoint: {options.out}, config: {config}")
+    for line in export_checkpoint(options.folder, options.out):
+        say(line)
 
 
 def _export_pretrained(options: argparse.Namespace) -> None:

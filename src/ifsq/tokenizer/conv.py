@@ -25,13 +25,15 @@ class ConvConfig:
 
     width             channels at the first resolution
     multipliers       channels of each resolution in widths; each but the last halves the grid
-    blocks            residual blocks a resolution (the decoder has one more) and in the middle
+    blocks            residual blocks a resolution (the decoder has one more), and in the middle
     patch             pixels folded into channels on each side before the first convolution; a power of two
     groups            groups of the group norm
-    latent            channels between encoder and quantizer convolution (the official ``z_channels``)
+    latent            channels that the decoder takes (the official ``z_channels``)
+    double_latent     whether the encoder gives twice as many, as for means and log variances; False: LlamaGen's VQ
     norm              ``group``; ``layer`` or ``rms``, over the channels of each position. The official "rmsnorm" is the
                       layer norm. A group norm's statistics are those of the whole image, or of a tile of it
     attention         down-sampling factors (pixels a side of a position) with attention after every residual block
+    middle_blocks     residual blocks in the middle, where they are not as many as ``blocks``
     middle_attention  whether attention follows the first of the middle blocks, as in Stable Diffusion's autoencoder
     dropout           share of activations zeroed in every residual block while it trains
     in_channels       of the images: 3 (RGB), 1 (luminance), or as many as the arrays that a program brings
@@ -45,8 +47,10 @@ class ConvConfig:
     patch: int = 1
     groups: int = 32
     latent: int = 4
+    double_latent: bool = True
     norm: Norm = "group"
     attention: tuple[int, ...] = ()
+    middle_blocks: int | None = None
     middle_attention: bool = False
     dropout: float = 0.0
     recompute: bool = False
@@ -58,6 +62,8 @@ class ConvConfig:
         for name in ("width", "blocks", "patch", "groups", "latent", "in_channels"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
+        if self.middle_blocks is not None and self.middle_blocks < 1:
+            raise ValueError(f"middle_blocks={self.middle_blocks}: expected at least 1")
         if not log2(self.patch).is_integer():
             raise ValueError(f"patch={self.patch}: expected a power of two")
         if self.norm not in NORMS:
@@ -80,6 +86,11 @@ class ConvConfig:
         return tuple(self.patch * 2**i for i in range(len(self.multipliers)))
 
     @property
+    def features(self) -> int:
+        """Channels that the encoder gives."""
+        return 2 * self.latent if self.double_latent else self.latent
+
+    @property
     def widths(self) -> tuple[int, ...]:
         """Channels of each resolution, finest first."""
         return tuple(self.width * m for m in self.multipliers)
@@ -93,7 +104,7 @@ class Decoded(NamedTuple):
 
 
 class Encoder(nn.Module):
-    """Images (b, c, H, W) -> features (b, 2*latent, H/factor, W/factor)."""
+    """Images (b, c, H, W) -> features (b, 2*latent or latent, H/factor, W/factor)."""
 
     def __init__(self, config: ConvConfig) -> None:
         super().__init__()
@@ -101,17 +112,17 @@ class Encoder(nn.Module):
         self.patch = config.patch
         self.conv_in = nn.Conv2d(config.in_channels * config.patch**2, widths[0], 3, padding=1)
         self.down = nn.ModuleList(_Down(config, level) for level in range(len(widths)))
-        self.mid_block = nn.ModuleList(_block(config, widths[-1], widths[-1]) for _ in range(config.blocks))
+        self.mid_block = _middle_blocks(config)
         self.mid_attention = _attention(config, widths[-1], config.middle_attention)
         self.norm_out = make_norm(config.norm, widths[-1], config.groups)
-        self.conv_out = nn.Conv2d(widths[-1], 2 * config.latent, 3, padding=1)
+        self.conv_out = nn.Conv2d(widths[-1], config.features, 3, padding=1)
 
     def forward(self, images: Float[Tensor, "b c H W"]) -> Float[Tensor, "b z h w"]:
         x = self.conv_in(_channels_last(F.pixel_unshuffle(images, self.patch)))  # b width H/p W/p
         for level in self.down:
             x = level(x)
         x = _middle(self.mid_block, self.mid_attention, x)
-        return unrounded(self.conv_out, norm_silu(self.norm_out, x))  # b 2*latent h w
+        return unrounded(self.conv_out, norm_silu(self.norm_out, x))  # b features h w
 
 
 class Decoder(nn.Module):
@@ -122,7 +133,7 @@ class Decoder(nn.Module):
         widths = config.widths
         self.patch = config.patch
         self.conv_in = nn.Conv2d(config.latent, widths[-1], 3, padding=1)
-        self.mid_block = nn.ModuleList(_block(config, widths[-1], widths[-1]) for _ in range(config.blocks))
+        self.mid_block = _middle_blocks(config)
         self.mid_attention = _attention(config, widths[-1], config.middle_attention)
         # up.0 is the finest resolution and the last to run, as in the official files
         self.up = nn.ModuleList(_Up(config, level) for level in range(len(widths)))
@@ -183,6 +194,11 @@ class _Up(_Level):
 
 def _block(config: ConvConfig, width_in: int, width: int) -> ResnetBlock:
     return ResnetBlock(width_in, width, config.groups, config.norm, config.dropout, config.recompute)
+
+
+def _middle_blocks(config: ConvConfig) -> nn.ModuleList:
+    width, count = config.widths[-1], config.blocks if config.middle_blocks is None else config.middle_blocks
+    return nn.ModuleList(_block(config, width, width) for _ in range(count))
 
 
 def _attention(config: ConvConfig, width: int, wanted: bool) -> nn.Module:

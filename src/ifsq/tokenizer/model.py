@@ -78,7 +78,7 @@ class Tokenizer(nn.Module):
         self.config = config
         self.encoder = Encoder(config.conv)
         self.quantizer = config.quantizer.make()
-        self.quant_conv = nn.Conv2d(2 * config.conv.latent, self.quantizer.width, 1)
+        self.quant_conv = nn.Conv2d(config.conv.features, self.quantizer.width, 1)
         self.post_quant_conv = nn.Conv2d(self.quantizer.dim, config.conv.latent, 1)
         self.decoder = Decoder(config.conv)
 

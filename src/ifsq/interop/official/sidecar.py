@@ -1,9 +1,9 @@
-"""What an official checkpoint holds beside a tokenizer's weights, kept so that its export is the imported file again.
+"""What an official checkpoint holds beside a model's weights, kept so that its export is the imported file again.
 
 ``official.safetensors`` holds every other tensor, and in its header a digest of the weights, the config, the layout of
 the checkpoint as JSON, and a checksum of these three and the tensors. A value of the layout is ``{kind: content}``:
-``own`` and ``kept`` name a tensor, ``dict``, ``list`` and ``tuple`` hold more values, ``plain`` is a number, text or
-nothing.
+``own`` and ``kept`` name a tensor, ``bfloat16`` and ``float16`` an own one that was as narrow in the file, ``dict``,
+``list`` and ``tuple`` hold more values, ``plain`` is a number, text or nothing.
 """
 
 import json
@@ -18,23 +18,24 @@ from torch import Tensor
 from ifsq.config import InputError, parse_json
 from ifsq.config import digest as plain_digest
 from ifsq.store.files import write_tensors
-from ifsq.store.weights import tensors_digest
+from ifsq.store.weights import HALVES, tensors_digest
 
 SIDECAR = "official.safetensors"
 DEEPEST = 20
 """Tables and lists inside each other that a checkpoint may have; the official trainer's has six."""
 MOST_VALUES = 100_000
 _UNKNOWN = (torch.complex128, torch.complex32)  # to safetensors
+NARROWED = {str(dtype).removeprefix("torch."): dtype for dtype in HALVES}
 _PLAIN = (bool, int, float, str, type(None))
 
 
 def write_sidecar(folder: Path, found: Any, config: Any, own: dict[str, Tensor], digest: str, size: int) -> None:
-    """Keep all of a checkpoint that is not, bit for bit, among the tokenizer's own tensors.
+    """Keep all of a checkpoint that is not, bit for bit or widened to float32, among the model's own tensors.
 
     found   the unpickled file: dicts, lists, tuples, numbers, text, tensors
-    config  the JSON beside it
-    own     the tokenizer's state
-    digest  the tokenizer's, by which `read_sidecar` knows that the two still belong together
+    config  the JSON beside it; empty where there is none
+    own     the model's state, by the names in the file
+    digest  the model's, by which `read_sidecar` knows that the two still belong together
     size    bytes of the file, which no more than it can hold is kept of
 
     Raises InputError for other kinds of values, and for tensors or lists that repeat themselves beyond that size.
@@ -70,7 +71,8 @@ def read_sidecar(folder: Path, own: dict[str, Tensor], digest: str) -> tuple[Any
     layout, config = (parse_json(about[name], f"{path}: {name}") for name in ("layout", "config"))
     if not isinstance(config, dict):
         raise InputError(f"{path}: config: expected a JSON object, the config of an official tokenizer")
-    return _value(layout, {"own": own, "kept": tensors}, f"{path}: layout"), config
+    tables = {"own": own, "kept": tensors, **dict.fromkeys(NARROWED, own)}
+    return _value(layout, tables, f"{path}: layout"), config
 
 
 def _sum(about: dict[str, str], tensors: dict[str, Tensor]) -> str:
@@ -114,8 +116,9 @@ class _Layout:
         if value.layout != torch.strided or value.is_quantized or value.is_meta or value.dtype in _UNKNOWN:
             raise InputError(f"{where}: a {value.layout} tensor of {value.dtype}; expected plain numbers")
         for key in (key for key in self.own if name.endswith(f".{key}")):
-            if value.dtype == self.own[key].dtype and torch.equal(value, self.own[key]):
-                return {"own": key}
+            own = self.own[key]
+            if value.dtype in (own.dtype, *HALVES) and torch.equal(value.to(own.dtype), own):
+                return {"own" if value.dtype == own.dtype else str(value.dtype).removeprefix("torch."): key}
         place = value.untyped_storage().data_ptr(), value.storage_offset(), value.shape, value.stride(), value.dtype
         if place not in self.names:
             self.room -= value.numel() * value.element_size()
@@ -131,6 +134,8 @@ def _value(layout: Any, tables: Mapping[str, Mapping[str, Tensor]], where: str) 
     kind, content = next(iter(layout.items())) if isinstance(layout, dict) and len(layout) == 1 else ("", None)
     if kind in tables and isinstance(content, str) and content in tables[kind]:
         value = tables[kind][content]
+        if kind in NARROWED:
+            return value.detach().to(NARROWED[kind])
         return value.detach().clone() if kind == "own" else value
     if kind == "plain" and isinstance(content, _PLAIN):
         return content

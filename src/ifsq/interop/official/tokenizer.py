@@ -52,7 +52,14 @@ def import_official(path: Path, config_path: Path, weights: str, out: Path) -> T
     All else that a ``.ckpt`` of the trainer holds is kept beside it. Raises InputError when ``out`` is taken.
     """
     check_free(out)
-    config, found = read_official_config(config_path), read_checkpoint(path)
+    config = read_official_config(config_path)
+    return import_found(read_checkpoint(path), config, path, config_path, weights, out)
+
+
+def import_found(
+    found: Any, config: TokenizerConfig, path: Path, config_path: Path, weights: str, out: Path
+) -> Tokenizer:
+    """`import_official` of what was read already."""
     tokenizer = _tokenizer(config, found, path, config_path, weights)
     whole = is_of_the_trainer(found)
     averaged = {"ema": ", averaged weights", "raw": ", unaveraged weights"}[weights] if whole else ""
@@ -66,8 +73,12 @@ def import_official(path: Path, config_path: Path, weights: str, out: Path) -> T
 
 def export_official(folder: str | Path, path: Path) -> Path:
     """`write_official` of the tokenizer in ``folder``; an imported one comes out as it went in, tensor by tensor."""
-    tokenizer = Tokenizer.from_pretrained(folder)
-    return write_official(tokenizer, path, read_sidecar(Path(folder), _state(tokenizer), tokenizer.digest()))
+    return export_tokenizer(Tokenizer.from_pretrained(folder), Path(folder), path)
+
+
+def export_tokenizer(tokenizer: Tokenizer, folder: Path, path: Path) -> Path:
+    """`export_official` of what was read from ``folder`` already."""
+    return write_official(tokenizer, path, read_sidecar(folder, _state(tokenizer), tokenizer.digest()))
 
 
 def write_official(tokenizer: Tokenizer, path: Path, kept: tuple[Any, Any] | None = None) -> Path:

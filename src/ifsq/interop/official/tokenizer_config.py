@@ -236,6 +236,8 @@ def _refuse_unknown_there(described: TokenizerConfig, path: Path) -> None:
         ("in_channels", conv.in_channels, (3,)),
         ("norm", conv.norm, ("group",)),  # the names of its layer norm's tensors were never seen
         ("groups of the norm", conv.groups, (NORM_GROUPS,)),
+        ("double_latent", conv.double_latent, (True,)),
+        ("middle_blocks", conv.middle_blocks, (None, conv.blocks)),
         ("middle_attention", conv.middle_attention, (False,)),
         ("attention", conv.attention, (tuple(f for f in conv.attention if f <= RESOLUTION),)),
         *own.get(quantizer.kind, ()),

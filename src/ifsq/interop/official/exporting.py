@@ -1,0 +1,48 @@
+"""``export official``: a model as the official code, or LlamaGen's, loads it."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ifsq.config import InputError
+from ifsq.interop.official.llamagen_vq import is_vq, own_tensors, vq_tensors
+from ifsq.interop.official.sidecar import read_sidecar
+from ifsq.interop.official.tokenizer import export_tokenizer
+from ifsq.store.files import make_folder, whole_file
+from ifsq.store.run import MODEL, Run
+from ifsq.store.weights import tensors_digest
+from ifsq.tokenizer.model import Tokenizer
+
+
+def export_checkpoint(folder: Path, path: Path) -> list[str]:
+    """Write the model of ``folder`` as ``path``; returns lines about it.
+
+    An imported one comes out as it went in, tensor by tensor. Raises InputError for a model that the official classes
+    cannot hold, and when a file is there already.
+    """
+    run = Run.open(folder)
+    kind = run.weights().described.get("kind") if run.kind == MODEL else run.kind
+    if kind == "tokenizer":
+        tokenizer = Tokenizer.from_run(run)
+        if is_vq(tokenizer):
+            _write(_vq_file(tokenizer, folder, path), path)
+            return [f"checkpoint: {path}"]
+        return [f"checkpoint: {path}, config: {export_tokenizer(tokenizer, folder, path)}"]
+    raise InputError(f"{folder}: holds a {kind} model; expected a tokenizer or an autoregressive generator")
+
+
+def _vq_file(tokenizer: Tokenizer, folder: Path, path: Path) -> Any:
+    own = own_tensors(tokenizer)
+    kept = read_sidecar(folder, own, tensors_digest(own))
+    return {"model": vq_tensors(tokenizer, str(path))} if kept is None else kept[0]
+
+
+def _write(saved: Any, path: Path) -> None:
+    if path.suffix != ".pt":
+        raise InputError(f"{path}: expected a name that ends in .pt")
+    if path.exists():
+        raise InputError(f"{path}: exists; choose another name or remove it")
+    make_folder(path.parent)
+    with whole_file(path) as partial, partial.open("wb") as stream:
+        torch.save(saved, stream)

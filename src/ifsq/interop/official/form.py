@@ -1,0 +1,29 @@
+"""Whether the tensors of a file are those of a model, by the names that the file has for them."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from ifsq.config import InputError
+
+
+def check_form(
+    make: Callable[[], nn.Module],
+    rename: Callable[[dict[str, Tensor]], Mapping[str, Tensor]],
+    table: Mapping[str, Tensor],
+    where: str,
+) -> None:
+    """Raise InputError naming the first tensor that is missing, left over or of another shape, as the file calls it.
+
+    make    builds the model; it is built on the meta device, without memory
+    rename  its state -> the same by the file's names and in the file's shapes
+    """
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        expected = rename(make().state_dict())
+    for key in sorted(expected.keys() | table.keys()):
+        if key not in table or key not in expected:
+            raise InputError(f"{where}: tensor {key!r} is {'missing' if key in expected else 'not part of this model'}")
+        given, wanted = tuple(table[key].shape), tuple(expected[key].shape)
+        if given != wanted:
+            raise InputError(f"{where}: tensor {key!r} has shape {given}, expected {wanted}")
