@@ -265,41 +265,6 @@ def test_label_dropout_only_in_training():
 
 
 @pytest.mark.parametrize(
-    ("name", "depth", "width", "heads", "millions"),
-    [
-        ("S", 12, 384, 12, (34.2, 85.8, 25.6)),
-        ("B", 12, 768, 12, (110.9, 214.0, 100.8)),
-        ("L", 24, 1024, 16, (342.9, 480.4, 336.2)),
-        ("XL", 36, 1280, 20, (774.7, 946.6, 774.9)),
-    ],
-)
-def test_official_sizes(name, depth, width, heads, millions):
-    specs = (
-        CodeSpec((16384,), (1,), "little", "equal", (16, 16)),
-        CodeSpec((17,) * 4, (4,), "little", "paper", (16, 16)),
-        CodeSpec((17,) * 4, (2, 2), "little", "paper", (16, 16)),
-    )
-    for spec, expected in zip(specs, millions, strict=True):
-        with torch.device("meta"):
-            model = ARGenerator(ARConfig(depth, width, heads, head=HeadConfig("transformer")), spec, num_classes=1000)
-        assert round(sum(p.numel() for p in model.parameters()) / 1e6, 1) == expected, (name, spec.groups)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"heads": 3}, "width=32: expected a positive multiple of heads=3"),
-        ({"depth": 0}, "depth=0: expected at least 1"),
-        ({"label_dropout": 1.0}, "label_dropout=1.0: expected a share"),
-        ({"rope_class": "one"}, "rope_class='one': expected one of identity, zero"),
-    ],
-)
-def test_bad_config_is_refused(options, message):
-    with pytest.raises(ValueError, match=message):
-        ARConfig(**{"depth": 1, "width": 32, "heads": 4, **options})
-
-
-@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"kind": "mlp"}, "kind='mlp': expected one of chain, transformer"),

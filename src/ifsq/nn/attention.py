@@ -23,16 +23,22 @@ def head_width(width: int, heads: int) -> int:
 class Attention(nn.Module):
     """Self-attention. Input and output (b, t, width).
 
-    bias     of both projections
-    qk_norm  RMS-normalise every query and key head, with a learned scale, before the rotary positions
+    bias      of both projections
+    qk_norm   RMS-normalise every query and key head, with a learned scale, before the rotary positions
+    kv_heads  heads of keys and values, each for as many query heads that follow each other; None is ``heads``
     """
 
-    def __init__(self, width: int, heads: int, *, bias: bool, qk_norm: bool = False) -> None:
+    def __init__(
+        self, width: int, heads: int, *, bias: bool, qk_norm: bool = False, kv_heads: int | None = None
+    ) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width, bias=bias)
-        self.proj = nn.Linear(width, width, bias=bias)
+        self.kv_heads = heads if kv_heads is None else kv_heads
+        if self.kv_heads < 1 or heads % self.kv_heads:
+            raise ValueError(f"kv_heads={kv_heads}: expected a divisor of heads={heads}")
         per_head = head_width(width, heads)
+        self.qkv = nn.Linear(width, (heads + 2 * self.kv_heads) * per_head, bias=bias)
+        self.proj = nn.Linear(width, width, bias=bias)
         self.q_norm = RMSNorm(per_head, eps=QK_NORM_EPS) if qk_norm else nn.Identity()
         self.k_norm = RMSNorm(per_head, eps=QK_NORM_EPS) if qk_norm else nn.Identity()
 
@@ -45,7 +51,8 @@ class Attention(nn.Module):
         cache: KVCache | None = None,
     ) -> Float[Tensor, "b t width"]:
         """With a cache, x holds the next t positions, and each sees those before it and itself."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # 3 of b n t e
+        shares = (self.heads, self.kv_heads, self.kv_heads)
+        q, k, v = self.qkv(x).unflatten(-1, (sum(shares), -1)).transpose(1, 2).split(shares, dim=1)  # 3 of b n t e
         q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
             start = cache.position if cache is not None else 0
@@ -61,10 +68,12 @@ class Attention(nn.Module):
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
     """Attention of heads (b, n, t, e), in their type but where torch's gradient is faster in float32."""
+    shared = k.shape[1] < q.shape[1]  # torch reads each head of keys and values where it lies, without copies
     if not _is_slow(q):
-        return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal)
+        return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, enable_gqa=shared)
+    whole = (q.float(), k.float(), v.float())
     with torch.autocast("cpu", enabled=False):
-        return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), mask, is_causal=causal).to(v.dtype)
+        return F.scaled_dot_product_attention(*whole, mask, is_causal=causal, enable_gqa=shared).to(v.dtype)
 
 
 def _is_slow(q: Tensor) -> bool:

@@ -2,11 +2,40 @@
 
 import math
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 from ifsq.nn.attention import head_width
 from ifsq.nn.embed import PREFIXES
 
 HEADS = ("chain", "transformer")
+BY_SIZE: Any = None
+"""Default of the numbers that a size stands for: every `ARConfig` has them as numbers."""
+
+
+class Size(NamedTuple):
+    """The trunk of one of the official models."""
+
+    depth: int
+    width: int
+    heads: int
+
+
+SIZES = {
+    "S": Size(12, 384, 12),
+    "B": Size(12, 768, 12),
+    "L": Size(24, 1024, 16),
+    "XL": Size(36, 1280, 20),
+    "XXL": Size(48, 1536, 24),
+    "3B": Size(24, 3200, 32),
+}
+
+
+class Dropouts(NamedTuple):
+    """Shares of what is dropped in training: of embeddings, of what attention adds, of what the MLP adds."""
+
+    token: float
+    residual: float
+    mlp: float
 
 
 @dataclass(frozen=True)
@@ -38,40 +67,97 @@ class ARConfig:
     depth              blocks of the trunk
     width              of the trunk
     heads              of the trunk's attention
+    size               an official one, ``S``, ``B``, ``L``, ``XL``, ``XXL`` or ``3B``, in place of the three numbers
+                       above, which may be left out and must not say otherwise; empty: by these numbers
     mlp_multiple_of    the SwiGLU width is int(8/3 width), rounded up to a multiple of this
+    kv_heads           heads of keys and values, each shared by as many query heads (grouped-query attention, arXiv
+                       2305.13245); a divisor of ``heads``; None is as many as these
+    qk_norm            RMS-normalise queries and keys
     dropout            on embeddings and on what each layer adds
+    token_dropout      on the embeddings alone; None is ``dropout``, as of the two below
+    residual_dropout   on what attention adds
+    mlp_dropout        on what the MLP adds
+    drop_path          share of the images for which the last block adds nothing in training (stochastic depth, arXiv
+                       1603.09382), linearly from 0 at the first. The official code then has no dropout; here it is
+                       what it says
     label_dropout      share of training labels replaced by the null class
+    class_tokens       positions before the grid that tell the class
+    adaln              the class's embedding shifts, scales and gates every block of the trunk too (adaLN-Zero, arXiv
+                       2212.09748)
     rope_base          base of the rotary angles
     rope_class         what the rotary table does to the class token: ``identity``, or ``zero`` as the official code
     initializer_range  standard deviation of the initial weights
     head               how a token of several groups is predicted
     """
 
-    depth: int
-    width: int
-    heads: int
+    depth: int = BY_SIZE
+    width: int = BY_SIZE
+    heads: int = BY_SIZE
+    size: str = ""
     mlp_multiple_of: int = 256
+    kv_heads: int | None = None
+    qk_norm: bool = False
     dropout: float = 0.0
+    token_dropout: float | None = None
+    residual_dropout: float | None = None
+    mlp_dropout: float | None = None
+    drop_path: float = 0.0
     label_dropout: float = 0.1
+    class_tokens: int = 1
+    adaln: bool = False
     rope_base: float = 10000.0
     rope_class: str = "identity"
     initializer_range: float = 0.02
     head: HeadConfig = field(default_factory=HeadConfig)
 
     def __post_init__(self) -> None:
+        for name, value in _numbers(self).items():
+            object.__setattr__(self, name, value)
         head_width(self.width, self.heads)
-        for name in ("depth", "mlp_multiple_of"):
+        for name in ("depth", "mlp_multiple_of", "class_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
+        if self.kv_heads is not None and (self.kv_heads < 1 or self.heads % self.kv_heads):
+            raise ValueError(f"kv_heads={self.kv_heads}: expected a divisor of heads={self.heads}")
         if self.initializer_range < 0:
             raise ValueError(f"initializer_range={self.initializer_range}: expected at least 0")
-        for name in ("dropout", "label_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: expected a share of at least 0 and below 1")
+        shares = ("dropout", "token_dropout", "residual_dropout", "mlp_dropout", "drop_path", "label_dropout")
+        for name in shares:
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 1:
+                raise ValueError(f"{name}={value}: expected a share of at least 0 and below 1")
         if self.rope_class not in PREFIXES:
             raise ValueError(f"rope_class={self.rope_class!r}: expected one of {', '.join(PREFIXES)}")
+        if self.class_tokens > 1 or self.adaln:
+            raise ValueError(
+                f"class_tokens={self.class_tokens}, adaln={self.adaln}: not built yet; expected 1 and False"
+            )
 
     @property
     def mlp_width(self) -> int:
         """Hidden width of the SwiGLU layers."""
         return math.ceil(int(8 * self.width / 3) / self.mlp_multiple_of) * self.mlp_multiple_of
+
+    @property
+    def dropouts(self) -> Dropouts:
+        """All three as they are used."""
+        own = (self.token_dropout, self.residual_dropout, self.mlp_dropout)
+        return Dropouts(*(self.dropout if share is None else share for share in own))
+
+
+def _numbers(config: ARConfig) -> dict[str, int]:
+    """Depth, width and heads, by the size where there is one. Raises ValueError where one is missing or both differ."""
+    given = {name: getattr(config, name) for name in Size._fields}
+    if not config.size:
+        if missing := [name for name, value in given.items() if value is None]:
+            raise ValueError(f"{' and '.join(missing)} missing: expected depth, width and heads, or a size")
+        return given
+    if config.size not in SIZES:
+        raise ValueError(f"size={config.size!r}: expected one of {', '.join(SIZES)}, or empty with numbers")
+    official = SIZES[config.size]._asdict()
+    for name, value in given.items():
+        if value not in (None, official[name]):
+            raise ValueError(
+                f"{name}={value} beside size={config.size!r}, which has {official[name]}: expected one of them"
+            )
+    return official

@@ -5,7 +5,7 @@ groups is read as the sum of its groups' embeddings and predicted by one of `hea
 arXiv 2406.06525.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 
 import torch
@@ -49,8 +49,8 @@ class ARNetwork(Generator):
             )
         self.cls_embedding = LabelEmbedding(num_classes, config.width)
         self.tok_embeddings = nn.ModuleList(nn.Embedding(v, config.width) for v in spec.vocab_sizes)
-        self.dropout = nn.Dropout(config.dropout)
-        self.layers = _make_blocks(config, config.depth)
+        self.dropout = nn.Dropout(config.dropouts.token)
+        self.layers = nn.ModuleList(Block(config, rate) for rate in _drop_paths(config))
         per_head = head_width(config.width, config.heads)
         self.rope = Rotary(spec.grid, per_head, base=config.rope_base, prefix=config.rope_class)
         self.head = _make_head(config, spec.vocab_sizes, self.rope, list(self.tok_embeddings))
@@ -90,8 +90,10 @@ class ARNetwork(Generator):
             nn.init.zeros_(parameter)
 
 
-def _make_blocks(config: ARConfig, depth: int) -> nn.ModuleList:
-    return nn.ModuleList(Block(config.width, config.heads, config.mlp_width, config.dropout) for _ in range(depth))
+def _drop_paths(config: ARConfig) -> Iterator[float]:
+    """Of every block, linearly from 0 at the first."""
+    for number in range(config.depth):
+        yield config.drop_path * number / max(1, config.depth - 1)
 
 
 def _make_head(config: ARConfig, sizes: tuple[int, ...], rope: Rotary, embeddings: Sequence[nn.Module]) -> SoftmaxHead:
@@ -100,4 +102,5 @@ def _make_head(config: ARConfig, sizes: tuple[int, ...], rope: Rotary, embedding
         return JointHead(config.width, sizes[0])
     if head.kind == "chain":
         return ChainHead(config.width, sizes, config.width if head.width is None else head.width, head.depth)
-    return TransformerHead(config.width, sizes, _make_blocks(config, head.depth), rope, embeddings)
+    blocks = nn.ModuleList(Block(config) for _ in range(head.depth))
+    return TransformerHead(config.width, sizes, blocks, rope, embeddings)
