@@ -181,8 +181,8 @@ def test_steps_of_several_tokens_and_back_equal_the_full_pass(case):
         steps.rewind(2)
         assert torch.allclose(steps.next(indices[:2, 2:3]), states[:2, 3:4], **CLOSE)
         assert torch.allclose(steps.next(indices[:2, 3:5]), states[:2, 4:], **CLOSE)
-        drawn = steps.draw(states[:2].flatten(0, 1), lambda logits: logits.argmax(-1))
-        assert torch.equal(drawn[1], steps.draw(states[:1, 1], lambda logits: logits.argmax(-1))[0])
+        drawn = steps.draw(states[:2].flatten(0, 1), lambda logits, group: logits.argmax(-1))
+        assert torch.equal(drawn[1], steps.draw(states[:1, 1], lambda logits, group: logits.argmax(-1))[0])
 
 
 @pytest.mark.parametrize("case", CASES)
