@@ -215,6 +215,7 @@ def sampling_card(held: Held, generator: Generator) -> ProtocolCard:
         labels=BALANCED if held.asked.balanced else LIKE_REFERENCE,
         guidance=sampling.guidance,
         sampler=sampling.sampler,
+        dtype=generator.arithmetic(sampling),
         function_evaluations=generator.cost(sampling),
         generator_hash=weights_digest(generator),
     )
@@ -234,7 +235,8 @@ def measure_likelihood(generator: Generator, codes: CodeSet, card: ProtocolCard,
         return []
     bits = torch.cat(known) / np.log(2)
     values = {"mean": float(bits.mean()), "std": float(bits.std(correction=0))}
-    return [replace(card, metric="bits per image", values=values, n=len(codes), sampler="", guidance=1.0, labels="")]
+    card = replace(card, sampler="", guidance=1.0, labels="", dtype=generator.arithmetic())
+    return [replace(card, metric="bits per image", values=values, n=len(codes))]
 
 
 def _networks(asked: GeneratorEvaluation, real: ImageSource, world: World) -> list[FeatureNetwork]:

@@ -213,7 +213,7 @@ def samples_card(
         sampling=to_dict(sampling),
         form=form,
         size=image_shape(pair.generator, pair.tokenizer)[:2],
-        dtype=str(next(pair.generator.parameters()).dtype).removeprefix("torch."),
+        dtype=pair.generator.arithmetic(sampling),
         labels_hash=hashlib.sha256(asked.labels.numpy().astype("<i8").tobytes()).hexdigest(),
         generator_hash=weights_digest(pair.generator),
         tokenizer_hash=pair.tokenizer.digest(),

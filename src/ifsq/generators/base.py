@@ -110,6 +110,13 @@ class Generator(nn.Module, ABC):
     def cost(self, sampling: Sampling) -> int:
         """Network evaluations for one image; those of the null class count as well."""
 
+    def arithmetic(self, sampling: Sampling | None = None) -> str:
+        """What `sample` computes in, or without its options `loss` and `nll`, as a protocol card states it.
+
+        Raises InputError on options that cannot be where the weights are.
+        """
+        return str(next(self.parameters()).dtype).removeprefix("torch.")
+
     @abstractmethod
     def draw(self, labels: Int[Tensor, "b"], sampling: Any, seed: int, first: int) -> Sampled:
         """What `sample` returns, of labels that are classes and of the kind's own options."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from ifsq.generators.base import Sampling
 
 T = TypeVar("T", float, int, bool)
+PRECISIONS = ("auto", "fp32", "bf16", "int8")
 SCHEDULES = ("constant", "linear", "power-cosine")
 PER_GROUP = ("guidance", "temperature", "top_k", "top_p", "min_p", "greedy")
 
@@ -30,6 +31,8 @@ class ARSampling(Sampling):
     guidance_schedule  how the scale rises from 1 over the guided tokens, see `guidance_scales`: ``constant`` (it is
                        ``guidance`` from the first on), ``linear`` or ``power-cosine``
     guidance_power     of ``power-cosine``, above 0: the greater, the later the scale rises
+    precision          of the weights while sampling: ``fp32``, ``bf16``, ``int8`` (with a scale an output channel), or
+                       ``auto``; see `precision_of`
     """
 
     guidance: float | Sequence[float] = 1.0
@@ -41,6 +44,7 @@ class ARSampling(Sampling):
     min_p: float | Sequence[float] = 0.0
     guidance_schedule: str = "constant"
     guidance_power: float = 2.75
+    precision: str = "auto"
 
     def __post_init__(self) -> None:
         for name in PER_GROUP:
@@ -57,12 +61,14 @@ class ARSampling(Sampling):
             raise ValueError(f"guidance_schedule={self.guidance_schedule!r}: expected one of {', '.join(SCHEDULES)}")
         if not 0 < self.guidance_power < math.inf:
             raise ValueError(f"guidance_power={self.guidance_power}: expected a positive number")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision={self.precision!r}: expected one of {', '.join(PRECISIONS)}")
 
     @property
     def unsaid(self) -> tuple[str, ...]:
         off = {"min_p": not self.min_p, "guidance_schedule": self.guidance_schedule == "constant"}
         off["guidance_power"] = self.guidance_schedule != "power-cosine"
-        return tuple(name for name, is_off in off.items() if is_off)
+        return ("precision", *(name for name, is_off in off.items() if is_off))  # a card says it as its dtype
 
     def check_groups(self, groups: int) -> None:
         """Raise ValueError naming the first option whose list is not of as many values as a token has groups."""

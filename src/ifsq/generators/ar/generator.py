@@ -12,9 +12,9 @@ from ifsq.config import InputError
 from ifsq.generators.ar.config import ARConfig
 from ifsq.generators.ar.decode import decode
 from ifsq.generators.ar.draw import ARSampling, draw
+from ifsq.generators.ar.fast import precision_of, steps_of
 from ifsq.generators.ar.guidance import guidance_scales
 from ifsq.generators.ar.network import ARNetwork
-from ifsq.generators.ar.steps import PlainSteps
 from ifsq.generators.base import Sampling, check_depth
 from ifsq.generators.conditioning import drop_labels
 from ifsq.generators.streams import uniforms
@@ -62,6 +62,10 @@ class ARGenerator(ARNetwork, kind="ar"):
         assert isinstance(sampling, ARSampling)
         sampling.check_groups(len(self.spec.groups))
 
+    def arithmetic(self, sampling: Sampling | None = None) -> str:
+        used = precision_of(self, sampling.precision) if isinstance(sampling, ARSampling) else None
+        return f"{used} weights" if used in ("bf16", "int8") else super().arithmetic(sampling)
+
     def cost(self, sampling: Sampling) -> int:
         """One evaluation a token; two up to the last that is guided, whose null half must know all before it."""
         assert isinstance(sampling, ARSampling)
@@ -79,7 +83,7 @@ class ARGenerator(ARNetwork, kind="ar"):
                 finite.append(logits.amax(dim=-1).isfinite().all())
             return draw(logits, sampling, numbers[:, position, group], group)
 
-        indices = decode(PlainSteps(self), labels, choose, guidance_scales(sampling, tokens, groups))
+        indices = decode(steps_of(self, sampling.precision), labels, choose, guidance_scales(sampling, tokens, groups))
         indices = indices.unflatten(1, self.spec.grid)
         if not bool(torch.stack(finite).all()):
             raise InputError("the logits are not finite numbers: expected finite weights")

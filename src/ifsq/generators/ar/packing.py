@@ -1,0 +1,143 @@
+"""Linear layers for inference on a CPU, their weights laid out as its kernels read them.
+
+A step of decoding multiplies a few rows by every weight, so its time is the time that the weights take to be read:
+oneDNN's blocks are read at the memory's own rate, which the rows of `nn.Linear` are not; bfloat16 and int8 are half and
+a quarter of the bytes.
+"""
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int8
+from torch import Tensor, nn
+
+INT8_MOST = 127
+INT8_BLOCK = 32  # inputs that torch's int8 kernel takes at a time; it reads past the end of others
+
+M = TypeVar("M", bound=nn.Module)
+Pack = Callable[[Float[Tensor, "n m"], Float[Tensor, "n"] | None], "PackedLinear"]
+
+
+class PackedLinear(nn.Module, ABC):
+    """``x @ weight.T + bias`` without a gradient; any float type in, float32 out.
+
+    dtype  of the products' inputs and of what `raw` and `gated` give
+    """
+
+    dtype: torch.dtype
+
+    @abstractmethod
+    def raw(self, x: Float[Tensor, "... m"]) -> Float[Tensor, "... n"]:
+        """The layer, in its own type."""
+
+    @abstractmethod
+    def silu(self, x: Float[Tensor, "... m"]) -> Float[Tensor, "... n"]:
+        """``silu`` of the layer, in its own type."""
+
+    @abstractmethod
+    def times(self, x: Float[Tensor, "... m"], other: Float[Tensor, "... n"]) -> Float[Tensor, "... n"]:
+        """The layer times ``other``, which is of its own type, as is the product."""
+
+    def plus(self, x: Float[Tensor, "... m"], other: Float[Tensor, "... n"]) -> Float[Tensor, "... n"]:
+        """The layer added to ``other``, float32."""
+        return other + self.raw(x)
+
+    def forward(self, x: Float[Tensor, "... m"]) -> Float[Tensor, "... n"]:
+        return self.raw(x).to(torch.float32)
+
+
+class OneDNNLinear(PackedLinear):
+    """Weights in oneDNN's blocks, float32 or bfloat16; what follows a product is computed while it is in registers."""
+
+    def __init__(self, weight: Float[Tensor, "n m"], bias: Float[Tensor, "n"] | None, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype).contiguous(), None)
+        self._bias = None if bias is None else bias.to(dtype)
+        self._run = torch.ops.mkldnn._linear_pointwise.default
+        self._join = torch.ops.mkldnn._linear_pointwise.binary
+
+    def raw(self, x: Float[Tensor, "... m"]) -> Float[Tensor, "... n"]:
+        return self._run(x.to(self.dtype), self._weight, self._bias, "none", [], "")
+
+    def silu(self, x: Float[Tensor, "... m"]) -> Float[Tensor, "... n"]:
+        return self._run(x.to(self.dtype), self._weight, self._bias, "swish", [], "")
+
+    def times(self, x: Float[Tensor, "... m"], other: Float[Tensor, "... n"]) -> Float[Tensor, "... n"]:
+        return self._join(x.to(self.dtype), other, self._weight, self._bias, "mul")
+
+    def plus(self, x: Float[Tensor, "... m"], other: Float[Tensor, "... n"]) -> Float[Tensor, "... n"]:
+        if self.dtype != torch.float32:
+            return super().plus(x, other)
+        return self._join(x, other, self._weight, self._bias, "add")
+
+
+class Int8Linear(PackedLinear):
+    """Weights as int8 with a scale an output channel; inputs are bfloat16."""
+
+    dtype = torch.bfloat16
+
+    def __init__(self, weight: Float[Tensor, "n m"], bias: Float[Tensor, "n"] | None) -> None:
+        super().__init__()
+        self._weight, self._scale = quantize_rows(weight)
+        self._bias = None if bias is None else bias.to(self.dtype)
+
+    def raw(self, x: Float[Tensor, "... m"]) -> Float[Tensor, "... n"]:
+        rows = x.to(self.dtype).reshape(-1, x.shape[-1])
+        out = torch.ops.aten._weight_int8pack_mm(rows, self._weight, self._scale)
+        out = out if self._bias is None else out + self._bias
+        return out.view(*x.shape[:-1], -1)
+
+    def silu(self, x: Float[Tensor, "... m"]) -> Float[Tensor, "... n"]:
+        return F.silu(self.raw(x), inplace=True)
+
+    def times(self, x: Float[Tensor, "... m"], other: Float[Tensor, "... n"]) -> Float[Tensor, "... n"]:
+        return self.raw(x).mul_(other)
+
+
+def quantize_rows(weight: Float[Tensor, "n m"]) -> tuple[Int8[Tensor, "n m"], Float[Tensor, "n"]]:
+    """Whole numbers of -127..127 and a bfloat16 scale a row: ``numbers * scale`` is within half a scale of the row."""
+    weight = weight.to(torch.float32)
+    scale = (weight.abs().amax(dim=1) / INT8_MOST).to(torch.bfloat16)
+    steps = torch.where(scale == 0, 1.0, scale.to(torch.float32))[:, None]  # a row of zeros stays one
+    return (weight / steps).round_().clamp_(-INT8_MOST, INT8_MOST).to(torch.int8), scale
+
+
+def packer(precision: str) -> Pack:
+    """How layers are packed: ``fp32``, ``bf16``, or ``int8``, where a layer whose inputs come not in blocks is bf16."""
+    if precision == "fp32":
+        return lambda weight, bias: OneDNNLinear(weight, bias, torch.float32)
+    if precision == "bf16":
+        return lambda weight, bias: OneDNNLinear(weight, bias, torch.bfloat16)
+    return lambda weight, bias: (
+        OneDNNLinear(weight, bias, torch.bfloat16) if weight.shape[1] % INT8_BLOCK else Int8Linear(weight, bias)
+    )
+
+
+def packed_copy(module: M, pack: Pack) -> M:
+    """The module for inference: its linear layers packed, everything else its own.
+
+    It shares all other tensors with the module, which stays as it is.
+    """
+    twin = _copied(module, pack, {})
+    assert isinstance(twin, type(module)), "a linear layer alone is packed by `pack`"
+    return twin
+
+
+def _copied(module: nn.Module, pack: Pack, made: dict[int, nn.Module]) -> nn.Module:
+    if id(module) in made:  # a module may stand in several places
+        return made[id(module)]
+    if type(module) is nn.Linear:
+        twin: nn.Module = pack(module.weight.detach(), None if module.bias is None else module.bias.detach())
+    else:
+        twin = copy.copy(module)
+        twin._modules = {
+            name: None if child is None else _copied(child, pack, made) for name, child in module._modules.items()
+        }
+    twin.training = False
+    made[id(module)] = twin
+    return twin
