@@ -208,6 +208,8 @@ DESCRIPTIONS = {
         "config.heads": [3, HUGE],
         "config.size": ["L", "M", None],
         "config.kv_heads": [1, 3, HUGE],
+        "config.class_tokens": [2, HUGE],
+        "config.adaln": [True, 1],
         "config.mlp_multiple_of": [HUGE, 2**63],
         "spec": [None, [], {}],
         "spec.grid": [[4], [2, 2, 2], [1025, 1024], [10**9, 10**9], [2**62, 2**62], [0, 2], "22"],

@@ -20,21 +20,28 @@ class Rotary(nn.Module):
 
     grid      rows and columns, positions in row-major order
     head_dim  width of a head, a multiple of 4
-    prefix    None, or one position before the grid for the class token: ``identity`` leaves it as it is, ``zero``
-              multiplies it by 0, which is what the official LlamaGen does and its checkpoints expect
+    prefix    None, or positions before the grid for class tokens: ``identity`` leaves them as they are, ``zero``
+              multiplies them by 0, which is what the official LlamaGen does and its checkpoints expect
+    prefixes  how many these are
     """
 
     table: Tensor
 
     def __init__(
-        self, grid: tuple[int, int], head_dim: int, *, base: float = 10000.0, prefix: str | None = None
+        self,
+        grid: tuple[int, int],
+        head_dim: int,
+        *,
+        base: float = 10000.0,
+        prefix: str | None = None,
+        prefixes: int = 1,
     ) -> None:
         super().__init__()
         if head_dim % 4:
             raise ValueError(f"head width {head_dim}: two-dimensional rotary positions need a multiple of 4")
         if prefix is not None and prefix not in PREFIXES:
             raise ValueError(f"prefix={prefix!r}: expected None or one of {', '.join(PREFIXES)}")
-        self.grid, self.head_dim, self.base, self.prefix = grid, head_dim, base, prefix
+        self.grid, self.head_dim, self.base, self.prefix, self.prefixes = grid, head_dim, base, prefix, prefixes
         self.register_buffer("table", self._table().to(torch.get_default_device()), persistent=False)
 
     def forward(self, x: Float[Tensor, "... t width"], start: int | Tensor = 0) -> Float[Tensor, "... t width"]:
@@ -69,7 +76,7 @@ class Rotary(nn.Module):
         table = torch.stack([angles.cos(), angles.sin()], dim=-1)
         if self.prefix is None:
             return table
-        first = torch.zeros_like(table[:1])
+        first = torch.zeros(self.prefixes, *table.shape[1:], device="cpu")
         first[..., 0] = float(self.prefix == "identity")
         return torch.cat([first, table])
 

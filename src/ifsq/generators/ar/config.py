@@ -8,6 +8,7 @@ from ifsq.nn.attention import head_width
 from ifsq.nn.embed import PREFIXES
 
 HEADS = ("chain", "transformer")
+MAX_CLASS_TOKENS = 1024  # a table of their positions is made before a weight is read
 BY_SIZE: Any = None
 """Default of the numbers that a size stands for: every `ARConfig` has them as numbers."""
 
@@ -81,9 +82,9 @@ class ARConfig:
                        1603.09382), linearly from 0 at the first. The official code then has no dropout; here it is
                        what it says
     label_dropout      share of training labels replaced by the null class
-    class_tokens       positions before the grid that tell the class
-    adaln              the class's embedding shifts, scales and gates every block of the trunk too (adaLN-Zero, arXiv
-                       2212.09748)
+    class_tokens       positions before the grid that tell the class, each with an embedding of its own
+    adaln              the class also shifts, scales and gates every block of the trunk, by the embedding of its first
+                       position (adaLN-Zero, arXiv 2212.09748); blocks then begin as the identity
     rope_base          base of the rotary angles
     rope_class         what the rotary table does to the class token: ``identity``, or ``zero`` as the official code
     initializer_range  standard deviation of the initial weights
@@ -114,9 +115,11 @@ class ARConfig:
         for name, value in _numbers(self).items():
             object.__setattr__(self, name, value)
         head_width(self.width, self.heads)
-        for name in ("depth", "mlp_multiple_of", "class_tokens"):
+        for name in ("depth", "mlp_multiple_of"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
+        if not 1 <= self.class_tokens <= MAX_CLASS_TOKENS:
+            raise ValueError(f"class_tokens={self.class_tokens}: expected 1 to {MAX_CLASS_TOKENS}")
         if self.kv_heads is not None and (self.kv_heads < 1 or self.heads % self.kv_heads):
             raise ValueError(f"kv_heads={self.kv_heads}: expected a divisor of heads={self.heads}")
         if self.initializer_range < 0:
@@ -128,10 +131,6 @@ class ARConfig:
                 raise ValueError(f"{name}={value}: expected a share of at least 0 and below 1")
         if self.rope_class not in PREFIXES:
             raise ValueError(f"rope_class={self.rope_class!r}: expected one of {', '.join(PREFIXES)}")
-        if self.class_tokens > 1 or self.adaln:
-            raise ValueError(
-                f"class_tokens={self.class_tokens}, adaln={self.adaln}: not built yet; expected 1 and False"
-            )
 
     @property
     def mlp_width(self) -> int:

@@ -1,19 +1,20 @@
 """The network of the autoregressive generator: a LlamaGen-style transformer over the indices of the code grid.
 
-The sequence is ``[class, token 0, ..., token t-2]`` in row-major order and predicts tokens 0..t-1; a token of several
-groups is read as the sum of its groups' embeddings and predicted by one of `heads`. Paper: section 4 (LlamaGen);
-arXiv 2406.06525.
+The sequence is ``[class, token 0, ..., token t-2]`` in row-major order and predicts tokens 0..t-1; the class may take
+several positions. A token of several groups is read as the sum of its groups' embeddings and predicted by one of
+`heads`. Paper: section 4 (LlamaGen); arXiv 2406.06525.
 """
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
+from typing import cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ifsq.codes import CodeSpec, LatentSpec
-from ifsq.generators.ar.block import Block
+from ifsq.generators.ar.block import Block, Modulation
 from ifsq.generators.ar.config import ARConfig
 from ifsq.generators.ar.heads.base import SoftmaxHead
 from ifsq.generators.ar.heads.chain import ChainHead
@@ -47,13 +48,14 @@ class ARNetwork(Generator):
             raise ValueError(
                 f"a group of {max(spec.vocab_sizes)} codes: expected at most {MAX_VOCAB}; use smaller groups"
             )
-        self.cls_embedding = LabelEmbedding(num_classes, config.width)
+        self.cls_embedding = LabelEmbedding(num_classes, config.class_tokens * config.width)
         self.tok_embeddings = nn.ModuleList(nn.Embedding(v, config.width) for v in spec.vocab_sizes)
         self.dropout = nn.Dropout(config.dropouts.token)
-        self.layers = nn.ModuleList(Block(config, rate) for rate in _drop_paths(config))
-        per_head = head_width(config.width, config.heads)
-        self.rope = Rotary(spec.grid, per_head, base=config.rope_base, prefix=config.rope_class)
-        self.head = _make_head(config, spec.vocab_sizes, self.rope, list(self.tok_embeddings))
+        self.layers = nn.ModuleList(Block(config, rate, adaln=config.adaln) for rate in _drop_paths(config))
+        self.rope = _make_rope(config, spec.grid, config.class_tokens)
+        # The official head's positions are the trunk's first: one of the class, then the grid's.
+        rope = self.rope if config.class_tokens == 1 else _make_rope(config, spec.grid, 1)
+        self.head = _make_head(config, spec.vocab_sizes, rope, list(self.tok_embeddings))
         self._initialize()
 
     def embed(self, indices: Int[Tensor, "b t g"]) -> Float[Tensor, "b t width"]:
@@ -61,32 +63,85 @@ class ARNetwork(Generator):
         embedded = [table(indices[..., k]) for k, table in enumerate(self.tok_embeddings)]
         return torch.stack(embedded).sum(dim=0) if len(embedded) > 1 else embedded[0]
 
+    def prefix(self, labels: Int[Tensor, "b"]) -> Float[Tensor, "b n width"]:
+        """What the trunk reads before the first token: the embeddings of the class, which may be the null class."""
+        return self.cls_embedding(labels).unflatten(1, (self.config.class_tokens, self.config.width))
+
+    def modulations(self, prefix: Float[Tensor, "b n width"]) -> list[Modulation] | None:
+        """What ``adaln`` does to each block, once for all positions; None without it."""
+        if not self.config.adaln:
+            return None
+        return [cast(Block, layer).modulated_by(prefix[:, 0]) for layer in self.layers]
+
     def trunk(
-        self, x: Float[Tensor, "b t width"], caches: Sequence[KVCache] | None = None, depth: int | None = None
+        self,
+        x: Float[Tensor, "b t width"],
+        caches: Sequence[KVCache] | None = None,
+        depth: int | None = None,
+        condition: Float[Tensor, "b width"] | None = None,
+        modulations: Sequence[Modulation] | None = None,
     ) -> Float[Tensor, "b t width"]:
-        """Through all blocks, or the first ``depth``; with ``caches``, one a block, x is the next t positions alone."""
+        """Through all blocks, or the first ``depth``.
+
+        caches       one a block: x is the next t positions alone
+        condition    with ``adaln`` the first embedding of the class
+        modulations  or what `modulations` makes of it
+        """
         for i, layer in enumerate(islice(self.layers, depth)):
-            x = layer(x, self.rope, None if caches is None else caches[i])
+            cache = None if caches is None else caches[i]
+            x = layer(x, self.rope, cache, condition, None if modulations is None else modulations[i])
         return x
 
     def states(
         self, indices: Int[Tensor, "b t g"], labels: Int[Tensor, "b"], depth: int | None = None
     ) -> Float[Tensor, "b t width"]:
         """The trunk's teacher-forced states; ``labels`` may hold the null class."""
-        x = torch.cat([self.cls_embedding(labels)[:, None], self.embed(indices[:, :-1])], dim=1)
-        return self.trunk(self.dropout(x), depth=depth)
+        prefix = self.prefix(labels)
+        x = torch.cat([prefix, self.embed(indices[:, :-1])], dim=1)
+        return self.trunk(self.dropout(x), depth=depth, condition=prefix[:, 0])[:, prefix.shape[1] - 1 :]
 
-    def logits(self, indices: Int[Tensor, "b t g"], labels: Int[Tensor, "b"]) -> list[Float[Tensor, "b t _"]]:
-        """Teacher-forced logits (b, t, vocabulary) of each group; ``labels`` may hold the null class."""
+    def logits(
+        self, indices: Int[Tensor, "b t g"] | Int[Tensor, "b t"], labels: Int[Tensor, "b"]
+    ) -> list[Float[Tensor, "b t _"]]:
+        """Teacher-forced logits (b, t, vocabulary) of each group, in the mode that the generator is in.
+
+        indices  the first t tokens of images in row-major order, of one group also without the last axis
+        labels   classes; ``num_classes`` is the null class
+
+        Logits of token i depend on the tokens before it, those of a group also on the token's groups before it.
+        Raises ValueError where shapes, indices or labels do not fit.
+        """
+        self._check(indices, labels)
+        indices = indices.reshape(*indices.shape[:2], -1)
         return self.head.logits(self.states(indices, labels), indices)
 
+    def _check(self, indices: Tensor, labels: Tensor) -> None:
+        sizes, tokens = self.spec.vocab_sizes, self.spec.tokens
+        groups = indices.shape[2] if indices.ndim == 3 else 1
+        if indices.ndim not in (2, 3) or groups != len(sizes) or not 1 <= indices.shape[1] <= tokens:
+            whole = f"(b, {tokens}, {len(sizes)})" + (f" or (b, {tokens})" if len(sizes) == 1 else "")
+            raise ValueError(f"indices of shape {tuple(indices.shape)}: expected {whole}, or the first of these tokens")
+        if labels.shape != indices.shape[:1]:
+            raise ValueError(f"labels of shape {tuple(labels.shape)}: expected one for each of {len(indices)} images")
+        beside = labels[(labels < 0) | (labels > self.num_classes)]
+        if beside.numel():
+            raise ValueError(f"label {int(beside[0])}: expected 0 to {self.num_classes}, the null class")
+        for group, size in enumerate(sizes):
+            given = indices[..., group] if indices.ndim == 3 else indices
+            wrong = given[(given < 0) | (given >= size)]
+            if wrong.numel():
+                raise ValueError(f"index {int(wrong[0])} in group {group}: expected 0 to {size - 1}")
+
     def _initialize(self) -> None:
+        zero = list(self.head.output.parameters())
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=self.config.initializer_range)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
-        for parameter in self.head.output.parameters():
+            if isinstance(module, Block) and module.adaLN_modulation is not None:
+                zero += module.adaLN_modulation.parameters()
+        for parameter in zero:
             nn.init.zeros_(parameter)
 
 
@@ -94,6 +149,11 @@ def _drop_paths(config: ARConfig) -> Iterator[float]:
     """Of every block, linearly from 0 at the first."""
     for number in range(config.depth):
         yield config.drop_path * number / max(1, config.depth - 1)
+
+
+def _make_rope(config: ARConfig, grid: tuple[int, int], class_tokens: int) -> Rotary:
+    per_head = head_width(config.width, config.heads)
+    return Rotary(grid, per_head, base=config.rope_base, prefix=config.rope_class, prefixes=class_tokens)
 
 
 def _make_head(config: ARConfig, sizes: tuple[int, ...], rope: Rotary, embeddings: Sequence[nn.Module]) -> SoftmaxHead:

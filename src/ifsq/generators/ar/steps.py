@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ifsq.generators.ar.block import Modulation
 from ifsq.generators.ar.heads.base import Pick
 from ifsq.generators.ar.network import ARNetwork
 from ifsq.nn.cache import KVCache
@@ -44,13 +45,17 @@ class PlainSteps(Steps):
 
     def __init__(self, network: ARNetwork) -> None:
         self.network = network
-        self._caches = [KVCache(network.spec.tokens) for _ in network.layers]
+        self._prefixes = network.config.class_tokens
+        self._caches = [KVCache(self._prefixes + network.spec.tokens - 1) for _ in network.layers]
+        self._modulations: list[Modulation] | None = None
 
     def first(self, labels: Int[Tensor, "r"]) -> Float[Tensor, "r width"]:
-        return self.network.trunk(self.network.cls_embedding(labels)[:, None], self._caches)[:, -1]
+        prefix = self.network.prefix(labels)
+        self._modulations = self.network.modulations(prefix)
+        return self._trunk(prefix)[:, -1]
 
     def next(self, indices: Int[Tensor, "r t g"]) -> Float[Tensor, "r t width"]:
-        return self.network.trunk(self.network.embed(indices), self._caches)
+        return self._trunk(self.network.embed(indices))
 
     def draw(self, state: Float[Tensor, "r width"], pick: Pick) -> Int[Tensor, "r g"]:
         return self.network.head.draw(state, pick)
@@ -58,7 +63,12 @@ class PlainSteps(Steps):
     def keep_first(self, rows: int) -> None:
         for cache in self._caches:
             cache.keep_first(rows)
+        if self._modulations is not None:
+            self._modulations = [modulation[:rows] for modulation in self._modulations]
 
     def rewind(self, tokens: int) -> None:
         for cache in self._caches:
-            cache.rewind(1 + tokens)
+            cache.rewind(self._prefixes + tokens)
+
+    def _trunk(self, x: Tensor) -> Tensor:
+        return self.network.trunk(x, self._caches, modulations=self._modulations)
