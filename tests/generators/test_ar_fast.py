@@ -25,6 +25,7 @@ TRUNKS = {
     "default": {},
     "grouped": {"kv_heads": 2},
     "normalised": {"kv_heads": 1, "qk_norm": True},
+    "prefixed": {"class_tokens": 3, "rope_class": "zero"},
 }
 
 
@@ -93,6 +94,15 @@ def test_blocks_that_fast_steps_do_not_know_decode_by_their_own_modules_between_
     assert isinstance(steps, PlainSteps)
     assert isinstance(steps.network.layers[1].attention.qkv, OneDNNLinear)
     labels = torch.arange(24) % 3
+    assert torch.equal(model.sample(labels, **GUIDED).indices, plain_tokens(model, labels, **GUIDED))
+
+
+@packs
+def test_adaptive_norms_decode_by_their_own_modules_between_packed_layers():
+    model, labels = make("chain", adaln=True, class_tokens=2), torch.arange(24) % 3
+    steps = steps_of(model, "fp32")
+    assert isinstance(steps, PlainSteps)
+    assert isinstance(steps.network.layers[1].attention.qkv, OneDNNLinear)
     assert torch.equal(model.sample(labels, **GUIDED).indices, plain_tokens(model, labels, **GUIDED))
 
 

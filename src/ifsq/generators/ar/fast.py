@@ -69,15 +69,14 @@ class FastSteps(Steps):
         self._past: list[Tensor] = []  # of each block, keys and values (2, r*kv, positions, e)
 
     def first(self, labels: Int[Tensor, "r"]) -> Float[Tensor, "r width"]:
-        x = self.network.cls_embedding(labels).to(torch.float32)
+        x = self.network.prefix(labels).to(torch.float32)
         block = self._blocks[0]
         shape = (2, len(labels) * block.kv_heads, len(self._turns), block.per_head)
         self._position, self._past = 0, [x.new_empty(shape) for _ in self._blocks]
-        return self._through(x, 1)
+        return self._through(x)[:, -1]
 
     def next(self, indices: Int[Tensor, "r t g"]) -> Float[Tensor, "r t width"]:
-        x = self.network.embed(indices).to(torch.float32)
-        return self._through(x.flatten(0, 1), x.shape[1]).view(x.shape)
+        return self._through(self.network.embed(indices).to(torch.float32))
 
     def draw(self, state: Float[Tensor, "r width"], pick: Pick) -> Int[Tensor, "r g"]:
         return self._head.draw(state, pick)
@@ -86,20 +85,22 @@ class FastSteps(Steps):
         self._past = [past[:, : rows * self._blocks[0].kv_heads] for past in self._past]
 
     def rewind(self, tokens: int) -> None:
-        self._position = 1 + tokens
+        self._position = self.network.config.class_tokens + tokens
 
-    def _through(self, x: Float[Tensor, "rt width"], new: int) -> Float[Tensor, "rt width"]:
-        """``new`` positions of every row through all blocks."""
+    def _through(self, x: Float[Tensor, "r t width"]) -> Float[Tensor, "r t width"]:
+        """The next t positions of every row, through all blocks."""
+        shape, new = x.shape, x.shape[1]
         start, end = self._position, self._position + new
         mask = None
         if new > 1:
             later = torch.arange(end) > torch.arange(start, end)[:, None]
             mask = torch.zeros(new, end).masked_fill_(later, -torch.inf)
         turns = self._turns[start:end]
+        x = x.flatten(0, 1)
         for block, past in zip(self._blocks, self._past, strict=True):
             x = block(x, turns, past, start, mask)
         self._position = end
-        return x
+        return x.view(shape)
 
 
 @dataclass(frozen=True)
