@@ -749,7 +749,9 @@ def test_a_generator_without_a_tokenizer_is_refused_where_it_is_to_decode(tmp_pa
     model = Generator.from_pretrained("ar")
     model.origin = Origin(model.origin.classes)
     model.save_pretrained(tmp_path / "saved")
-    with pytest.raises(InputError, match=r"saved: names no tokenizer to decode its codes with; expected one as origin"):
+    with pytest.raises(
+        InputError, match=r"saved: names no tokenizer to decode its codes with; expected one of .* codes"
+    ):
         pipeline.sample(tmp_path / "saved", [0], 0, tmp_path / "x.png")
 
 

@@ -374,12 +374,22 @@ def load_pair(run: Run, device: torch.device, step: int | None = None, average: 
     Raises InputError when that tokenizer is gone or has other weights now.
     """
     generator = Generator.from_run(run, step, average)
+    if not generator.origin.tokenizer:
+        raise InputError(
+            f"{run.name}: names no tokenizer to decode its codes with; expected one of {_codes(generator.spec)}, as"
+            " origin.tokenizer (import official has --tokenizer)"
+        )
     return Pair(generator.to(device), _tokenizer_of(run, generator.origin).to(device))
 
 
+def _codes(spec: CodeSpec | LatentSpec) -> str:
+    """Codes or channels, and the grid, in words."""
+    if isinstance(spec, LatentSpec):
+        return f"{spec.dim} channels on {spec.grid[0]}x{spec.grid[1]}"
+    return f"{' + '.join(map(str, spec.vocab_sizes))} codes on {spec.grid[0]}x{spec.grid[1]}"
+
+
 def _tokenizer_of(run: Run, origin: Origin) -> Tokenizer:
-    if not origin.tokenizer:
-        raise InputError(f"{run.name}: names no tokenizer to decode its codes with; expected one as origin.tokenizer")
     # A run that was moved, or is used from elsewhere, has its tokenizer beside it; the digest decides.
     place = Path(origin.tokenizer)
     place = place if place.exists() else run.folder.parent / place.name

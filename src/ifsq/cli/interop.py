@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ifsq.cli.parser import verb
+from ifsq.cli.parser import named, size, verb
 from ifsq.cli.terminal import say
 
 
@@ -14,12 +14,21 @@ def add_import(verbs: Any) -> None:
         metavar="FORMAT", required=True
     )
     official = verb(
-        other, "official", "a tokenizer of the official repository or of LlamaGen", _import_official, alone=True
+        other,
+        "official",
+        "a tokenizer or LlamaGen of the official repository, or as LlamaGen published them",
+        _import_official,
+        alone=True,
     )
     official.add_argument("checkpoint", type=Path, metavar="CKPT", help="file of the trainer, or as published")
     official.add_argument("--config", type=Path, metavar="CONFIG.json", help="of an official tokenizer: its config")
     official.add_argument("--out", type=Path, required=True, metavar="DIR")
     official.add_argument("--weights", choices=("ema", "raw"), help="averaged (default, where there are) or as trained")
+    official.add_argument("--grid", type=size, metavar="HxW", help="of a LlamaGen: codes, as 16x16, if it does not say")
+    official.add_argument(
+        "--heads", type=int, metavar="N", help="of a LlamaGen of no official size: heads of attention"
+    )
+    official.add_argument("--tokenizer", type=named, metavar="RUN", help="of a LlamaGen: the tokenizer of its training")
 
     kl = verb(
         other, "diffusers", "Stable Diffusion's autoencoder, as diffusers keeps it", _import_diffusers, alone=True
@@ -41,11 +50,15 @@ def add_export(verbs: Any) -> None:
         metavar="FORMAT", required=True
     )
     official = verb(
-        other, "official", "a tokenizer for the official repository or LlamaGen", _export_official, alone=True
+        other, "official", "a tokenizer or LlamaGen for the official repository", _export_official, alone=True
     )
-    official.add_argument("folder", type=Path, metavar="RUN", help="tokenizer run")
+    official.add_argument("folder", type=Path, metavar="RUN", help="tokenizer or autoregressive generator")
     official.add_argument(
-        "--out", type=Path, required=True, metavar="FILE", help="x.ckpt, a config beside it; of LlamaGen's x.pt"
+        "--out",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="x.ckpt, a config beside it; of a LlamaGen and its tokenizer x.pt",
     )
     saved = verb(
         other, "pretrained", "a run's averaged weights, for from_pretrained and the hub", _export_pretrained, alone=True
@@ -57,8 +70,10 @@ def add_export(verbs: Any) -> None:
 
 def _import_official(options: argparse.Namespace) -> None:
     from ifsq.interop.official.importing import Asked, import_checkpoint
+    from ifsq.interop.official.llamagen_generator import Choices
 
-    asked = Asked(options.config, options.weights)
+    grid = (options.grid, options.grid) if isinstance(options.grid, int) else options.grid
+    asked = Asked(options.config, options.weights, Choices(grid, options.heads, options.tokenizer or ""))
     for line in import_checkpoint(options.checkpoint, options.out, asked):
         say(line)
 

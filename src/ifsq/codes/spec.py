@@ -18,7 +18,7 @@ class CodeSpec:
     levels       level count of every dimension
     groups       sizes of the groups of dimensions that share one index
     digit_order  ``little`` or ``big``, within a group
-    cells        ``paper``, ``symmetric`` or ``equal``, or ``codebook`` for VQ: one digit, which has an index, no code
+    cells        ``paper``, ``symmetric`` or ``equal``, or ``codebook``, as for VQ: digits that have an index, no code
     grid         height and width of the code grid
     scale        what the lattice in [-1, 1] is multiplied by: 1, or 1/sqrt(d) for BSQ
     """

@@ -286,5 +286,5 @@ def _about_codes(spec: CodeSpec | LatentSpec) -> dict[str, str]:
     if isinstance(spec, LatentSpec):
         return {"latent channels": str(spec.dim)}
     if not spec.on_lattice:
-        return {"codebook": str(spec.levels[0])}
+        return {"codebook": " + ".join(map(str, spec.levels))}
     return {"levels": " x ".join(map(str, spec.levels)), "index groups": " + ".join(map(str, spec.groups))}

@@ -19,7 +19,7 @@ from ifsq.quantizers import digits as mixed_radix
 if TYPE_CHECKING:
     from jaxtyping import Float, Int
 
-CODEBOOK = "codebook"  # in place of a cell rule: the one digit is the number of a vector that the quantizer keeps
+CODEBOOK = "codebook"  # in place of a cell rule: a digit is the number of a vector that the quantizer keeps
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Lattice:
     levels       level count of every dimension
     groups       sizes of the groups of dimensions that share one index
     digit_order  ``little`` or ``big``, within a group
-    cells        ``paper``, ``symmetric`` or ``equal``: where the points lie. ``codebook`` for VQ: one digit, the number
-                 of a code in the quantizer's codebook; it has indices, but no codes here
+    cells        ``paper``, ``symmetric`` or ``equal``: where the points lie. ``codebook``: each digit is the number
+                 of a code in a codebook that is not here, an index of its own, as VQ's one digit; it has no codes
     scale        what the points in [-1, 1] are multiplied by: 1, or 1/sqrt(d) for BSQ
 
     Raises ValueError on anything else.
@@ -46,8 +46,11 @@ class Lattice:
         mixed_radix.check_layout(self.levels, self.groups, self.digit_order)
         if self.cells not in (*points.CELLS, CODEBOOK):
             raise ValueError(f"cells={self.cells!r}: expected one of {', '.join((*points.CELLS, CODEBOOK))}")
-        if self.cells == CODEBOOK and len(self.levels) != 1:
-            raise ValueError(f"cells={self.cells!r} with levels={list(self.levels)}: expected one digit, the codes")
+        if self.cells == CODEBOOK and len(self.groups) != len(self.levels):
+            raise ValueError(
+                f"cells={self.cells!r} with levels={list(self.levels)}, groups={list(self.groups)}: expected groups of"
+                " one number each"
+            )
         if not 0 < self.scale < math.inf:
             raise ValueError(f"scale={self.scale}: expected a positive number")
 
@@ -100,6 +103,7 @@ class Lattice:
     def _cells(self) -> str:
         if not self.has_codes:
             raise ValueError(
-                f"digits of a codebook of {self.levels[0]} codes: expected its tokenizer, which keeps them"
+                f"digits of a codebook of {' + '.join(map(str, self.levels))} codes: expected its tokenizer, which"
+                " keeps them"
             )
         return self.cells

@@ -55,6 +55,8 @@ class DiffusionGenerator(Generator, kind="diffusion"):
         if self.code_dim is None:
             assert isinstance(spec, CodeSpec)  # the other layout says it
             raise ValueError(f"codes of a codebook of {spec.levels[0]}: expected code_dim, the channels of its vectors")
+        if isinstance(spec, CodeSpec) and not spec.on_lattice and spec.dim > 1:
+            raise ValueError(f"codes of {spec.dim} codebooks: expected those of one")
         if config.guidance_channels is not None and config.guidance_channels > self.code_dim:
             raise ValueError(f"guidance_channels={config.guidance_channels}: the codes have {self.code_dim} channels")
         self.path = LinearPath()

@@ -6,12 +6,15 @@ from typing import Any
 import torch
 
 from ifsq.config import InputError
+from ifsq.generators import ARGenerator
+from ifsq.interop.official.importing import ASIDE
+from ifsq.interop.official.llamagen_generator import official_file, official_tensors
 from ifsq.interop.official.llamagen_vq import is_vq, own_tensors, vq_tensors
 from ifsq.interop.official.sidecar import read_sidecar
 from ifsq.interop.official.tokenizer import export_tokenizer
 from ifsq.store.files import make_folder, whole_file
 from ifsq.store.run import MODEL, Run
-from ifsq.store.weights import tensors_digest
+from ifsq.store.weights import read_tensors, tensors_digest
 from ifsq.tokenizer.model import Tokenizer
 
 
@@ -29,6 +32,9 @@ def export_checkpoint(folder: Path, path: Path) -> list[str]:
             _write(_vq_file(tokenizer, folder, path), path)
             return [f"checkpoint: {path}"]
         return [f"checkpoint: {path}, config: {export_tokenizer(tokenizer, folder, path)}"]
+    if kind == "ar":
+        _write(_llamagen_file(run, folder, path), path)
+        return [f"checkpoint: {path}"]
     raise InputError(f"{folder}: holds a {kind} model; expected a tokenizer or an autoregressive generator")
 
 
@@ -36,6 +42,15 @@ def _vq_file(tokenizer: Tokenizer, folder: Path, path: Path) -> Any:
     own = own_tensors(tokenizer)
     kept = read_sidecar(folder, own, tensors_digest(own))
     return {"model": vq_tensors(tokenizer, str(path))} if kept is None else kept[0]
+
+
+def _llamagen_file(run: Run, folder: Path, path: Path) -> Any:
+    model = ARGenerator.from_run(run)
+    assert isinstance(model, ARGenerator)  # of its kind
+    projectors = read_tensors(folder / ASIDE) if (folder / ASIDE).exists() else {}
+    own = {**official_tensors(model), **projectors}
+    kept = read_sidecar(folder, own, tensors_digest(own))
+    return official_file(model, projectors, str(path)) if kept is None else kept[0]
 
 
 def _write(saved: Any, path: Path) -> None:

@@ -16,11 +16,16 @@ def check_form(
 ) -> None:
     """Raise InputError naming the first tensor that is missing, left over or of another shape, as the file calls it.
 
+    Raises it too for sizes that no model can have.
+
     make    builds the model; it is built on the meta device, without memory
     rename  its state -> the same by the file's names and in the file's shapes
     """
-    with torch.device("meta"), torch.random.fork_rng(devices=[]):
-        expected = rename(make().state_dict())
+    try:
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+            expected = rename(make().state_dict())
+    except ValueError as error:
+        raise InputError(f"{where}: {error}") from error
     for key in sorted(expected.keys() | table.keys()):
         if key not in table or key not in expected:
             raise InputError(f"{where}: tensor {key!r} is {'missing' if key in expected else 'not part of this model'}")

@@ -1,26 +1,34 @@
 """``import official``: what a checkpoint holds, told by its tensors, and its import.
 
-A tokenizer of the official trainer, with its config beside it, or LlamaGen's tokenizer. Whatever else a file holds is
-kept in the folder, so that its export is the file again.
+A tokenizer of the official trainer, with its config beside it; LlamaGen's tokenizer; a LlamaGen, of the official
+trainer or as published. Whatever else a file holds is kept in the folder, so that its export is the file again, but
+for what decoding has left in it and the key of a service that the official trainer writes into every checkpoint.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ifsq.config import InputError
 from ifsq.interop.files import read_checkpoint
 from ifsq.interop.official.checkpoint import choose_weights, kind_of
+from ifsq.interop.official.llamagen import without_caches
+from ifsq.interop.official.llamagen_config import told_by
+from ifsq.interop.official.llamagen_generator import Choices, official_tensors, projectors_of, read_llamagen
 from ifsq.interop.official.llamagen_vq import own_tensors, read_vq
 from ifsq.interop.official.sidecar import write_sidecar
 from ifsq.interop.official.tokenizer import import_found
 from ifsq.interop.official.tokenizer_config import read_official_config
-from ifsq.store.files import check_free
+from ifsq.store.files import check_free, write_tensors
 from ifsq.store.model import new_folder
 from ifsq.store.model_card import Provenance, code_span
 from ifsq.store.weights import tensors_digest
 
 READ = {"llamagen": "a LlamaGen", "llamagen vq": "a tokenizer of LlamaGen"}
+OF_A_GENERATOR = {"grid": None, "heads": None, "tokenizer": ""}
+"""Choices that a LlamaGen alone leaves open."""
+ASIDE = "projectors.safetensors"
+"""REPA's projectors, beside the model, which has no use for them."""
 OTHERS = {
     "dit": "an official DiT, which is not read; expected a tokenizer or a LlamaGen",
     "llamagen t2i": "a text-conditional LlamaGen, which is not read; expected a class-conditional one",
@@ -32,11 +40,13 @@ class Asked:
     """What a person says of a checkpoint.
 
     config   JSON of a tokenizer of the official trainer, which has none inside
-    weights  ``ema`` or ``raw``; None: the averaged ones, of other files than that trainer's where they have any
+    weights  ``ema`` or ``raw``; None: the averaged ones, of other files than that tokenizer's where they have any
+    choices  of a LlamaGen
     """
 
     config: Path | None = None
     weights: str | None = None
+    choices: Choices = field(default_factory=Choices)
 
 
 def import_checkpoint(path: Path, out: Path, asked: Asked | None = None) -> list[str]:
@@ -51,16 +61,16 @@ def import_checkpoint(path: Path, out: Path, asked: Asked | None = None) -> list
     kind = kind_of(found)
     if kind in OTHERS:
         raise InputError(f"{path}: holds {OTHERS[kind]}")
+    if kind != "llamagen" and (name := _first_choice(asked.choices)):
+        raise InputError(f"{path}: holds a tokenizer; expected no --{name}, which is of a LlamaGen")
     if kind == "tokenizer":
         if config is None or asked.config is None:
             raise InputError(f"{path}: holds no model by its own tensors; of an official tokenizer expected --config")
         import_found(found, config, path, asked.config, asked.weights or "ema", out)
         return [f"tokenizer: {out}"]
-    if kind == "llamagen":
-        raise InputError(f"{path}: holds a LlamaGen, which is not read yet; expected a tokenizer")
     if config is not None:
         raise InputError(f"{path}: holds {READ[kind]}, whose tensors tell its sizes; expected no --config")
-    return _import_vq(found, path, asked, out)
+    return _import_vq(found, path, asked, out) if kind == "llamagen vq" else _import_llamagen(found, path, asked, out)
 
 
 def _import_vq(found: Any, path: Path, asked: Asked, out: Path) -> list[str]:
@@ -75,10 +85,49 @@ def _import_vq(found: Any, path: Path, asked: Asked, out: Path) -> list[str]:
     return [f"tokenizer: {out}, LlamaGen's of {size}"]
 
 
+def _import_llamagen(found: Any, path: Path, asked: Asked, out: Path) -> list[str]:
+    place, table = choose_weights(found, asked.weights, path)
+    model = read_llamagen(table, told_by(found, str(path)), asked.choices, path, place)
+    projectors = projectors_of(table)
+    with new_folder(out) as partial:
+        model.save_pretrained(partial, Provenance(notes=(_note(path, place),)))
+        if projectors:
+            write_tensors(partial / ASIDE, projectors)
+        own = {**official_tensors(model), **projectors}
+        kept = without_key(without_caches(found))
+        write_sidecar(partial, kept, {}, own, tensors_digest(own), path.stat().st_size)
+    config, spec = model.config, model.spec
+    codes, grid = " + ".join(map(str, spec.vocab_sizes)), "x".join(map(str, spec.grid))
+    size = f"{config.depth} layers of width {config.width}, {config.heads} heads, {codes} codes on {grid}"
+    lines = [f"generator: {out}, a LlamaGen of {size}, {model.num_classes} classes{_which(place)}"]
+    if projectors:
+        lines.append(f"projectors of REPA: {out / ASIDE}")
+    if not asked.choices.tokenizer:
+        lines.append("no tokenizer: samples are indices alone; import it with --tokenizer RUN for images")
+    return lines
+
+
+def without_key(found: Any) -> Any:
+    """A checkpoint without the key of Weights & Biases in its config."""
+    config = found.get("config") if isinstance(found, dict) else None
+    service = config.get("wandb") if isinstance(config, dict) else None
+    if not isinstance(config, dict) or not isinstance(service, dict):
+        return found
+    plain = {name: value for name, value in service.items() if name != "key"}
+    return {**found, "config": {**config, "wandb": plain}}
+
+
+def _first_choice(choices: Choices) -> str | None:
+    return next((name for name, default in OF_A_GENERATOR.items() if getattr(choices, name) != default), None)
+
+
 def _where(path: Path, place: str) -> str:
     return f"{path}: {place}".rstrip(": ")
 
 
 def _note(path: Path, place: str) -> str:
-    which = {"": "", "ema": ", averaged weights"}.get(place, ", unaveraged weights")
-    return f"Imported from {code_span(path.name)}{which}."
+    return f"Imported from {code_span(path.name)}{_which(place)}."
+
+
+def _which(place: str) -> str:
+    return {"": "", "ema": ", averaged weights"}.get(place, ", unaveraged weights")

@@ -45,7 +45,7 @@ def read_vq(table: Mapping[str, Tensor], where: str) -> Tokenizer:
 
 def vq_config(table: Mapping[str, Tensor], where: str) -> TokenizerConfig:
     """The architecture that the shapes of a table tell. Raises InputError."""
-    levels = _count(table, r"encoder\.conv_blocks\.(\d+)\.")
+    levels = _count(table, r"encoder\.conv_blocks\.(\d{1,6})\.")
     width = _shape(table, "encoder.conv_in.weight", 4, where)[0]
     widths = [_shape(table, f"encoder.conv_blocks.{i}.res.0.conv1.weight", 4, where)[0] for i in range(levels)]
     codebook, dim = _shape(table, "quantize.embedding.weight", 2, where)
@@ -56,7 +56,7 @@ def vq_config(table: Mapping[str, Tensor], where: str) -> TokenizerConfig:
     conv = {
         "width": width,
         "multipliers": [one // width for one in widths],
-        "blocks": _count(table, r"encoder\.conv_blocks\.0\.res\.(\d+)\."),
+        "blocks": _count(table, r"encoder\.conv_blocks\.0\.res\.(\d{1,6})\."),
         "groups": NORM_GROUPS,
         "latent": _shape(table, "encoder.conv_out.weight", 4, where)[0],
         "double_latent": False,

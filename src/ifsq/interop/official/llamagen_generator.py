@@ -1,0 +1,203 @@
+"""A LlamaGen as an `ARGenerator`, and such a generator as a LlamaGen.
+
+The class token's row of the official rotary table is zero: its queries and keys are 0, which ``rope_class = "zero"``
+keeps.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ifsq.codes import CodeSpec
+from ifsq.config import InputError, build
+from ifsq.generators import ARGenerator, Origin
+from ifsq.generators.ar import ARConfig, ARSampling
+from ifsq.interop.official.form import check_form
+from ifsq.interop.official.llamagen import PROJECTORS, from_official, is_weight, to_official
+from ifsq.interop.official.llamagen_config import (
+    NORM_EPS,
+    Sizes,
+    Told,
+    grid_of,
+    heads_of,
+    multiple_of,
+    sizes_of,
+)
+from ifsq.quantizers.lattice import CODEBOOK
+from ifsq.store.weights import build_with
+from ifsq.tokenizer.model import Tokenizer
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What a person says of a LlamaGen.
+
+    grid       rows and columns of codes; None: as the file says
+    heads      of attention; None: as the file says, or of the official size
+    tokenizer  folder of the tokenizer that it was trained behind; empty: none, and samples are indices alone
+    """
+
+    grid: tuple[int, int] | None = None
+    heads: int | None = None
+    tokenizer: str = ""
+
+
+def read_llamagen(
+    table: Mapping[str, Tensor], told: Told, choices: Choices, path: Path, place: str = ""
+) -> ARGenerator:
+    """The generator of a table by bare names, float32, on the CPU, in eval mode.
+
+    told   by the config of its trainer
+    place  of the table in the file ``path``
+
+    Raises InputError for what is missing, left over, of another shape or type or not finite, for sizes that nothing
+    tells, and for a tokenizer of other codes.
+    """
+    where = f"{path}: {place}".rstrip(": ")
+    sizes = sizes_of(table, where)
+    if told.classes not in (None, sizes.classes):
+        raise InputError(
+            f"{where}: cls_embedding of {sizes.classes} classes and the null class; its config says {told.classes}"
+        )
+    heads, kv_heads = heads_of(sizes, told, choices.heads, where)
+    spec, digest = _layout(sizes, grid_of(told, table, path, choices.grid), choices.tokenizer, where)
+    config = build(ARConfig, _config(sizes, heads, kv_heads, told, where), where)
+    build(ARSampling, told.sampling, f"{where}: config: sample")
+    weights = {key: value for key, value in table.items() if is_weight(key)}
+
+    def make() -> ARGenerator:
+        return ARGenerator(config, spec, sizes.classes)
+
+    check_form(make, to_official, weights, where)
+    with torch.random.fork_rng(devices=[]):
+        model = build_with(make, from_official(weights), where, halves=True).eval()
+    classes = tuple(map(str, range(sizes.classes)))
+    model.origin = Origin(classes, choices.tokenizer, digest, sampling=told.sampling)
+    return model
+
+
+def official_tensors(model: ARGenerator) -> dict[str, Tensor]:
+    """The state of a generator by its official names, float32, on the CPU."""
+    return {key: value.detach().float().cpu().contiguous() for key, value in to_official(model.state_dict()).items()}
+
+
+def projectors_of(table: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """REPA's projectors by their bare names, float32 where they are halves."""
+    return {key: _widened(value).contiguous() for key, value in table.items() if key.startswith(PROJECTORS)}
+
+
+def official_file(model: ARGenerator, projectors: Mapping[str, Tensor], where: str) -> dict[str, Any]:
+    """What the official trainer would save: the weights under ``model`` and ``ema``, its arguments under ``config``.
+
+    Raises InputError, naming ``where``, for a generator that the official class cannot hold.
+    """
+    _refuse_unknown_there(model, where)
+    tensors = {**official_tensors(model), **projectors}
+    return {"model": tensors, "ema": dict(tensors), "opt": {}, "config": {"model": _arguments(model, projectors)}}
+
+
+def _config(sizes: Sizes, heads: int, kv_heads: int | None, told: Told, where: str) -> dict[str, Any]:
+    several = len(sizes.vocab) > 1
+    return {
+        "depth": sizes.depth,
+        "width": sizes.width,
+        "heads": heads,
+        "kv_heads": kv_heads,
+        "mlp_multiple_of": multiple_of(sizes, where),
+        "rope_class": "zero",
+        **({"head": {"kind": "transformer", "depth": sizes.factorized}} if several else {}),
+        **told.options,
+    }
+
+
+def _layout(sizes: Sizes, grid: tuple[int, int], folder: str, where: str) -> tuple[CodeSpec, str]:
+    """The layout of the codes, and the digest of the tokenizer; without one the codes are numbers alone."""
+    if not folder:
+        try:
+            return CodeSpec(sizes.vocab, (1,) * len(sizes.vocab), "little", CODEBOOK, grid), ""
+        except ValueError as error:
+            raise InputError(f"{where}: {error}") from error
+    tokenizer = Tokenizer.from_pretrained(folder)
+    spec = tokenizer.spec(grid[0] * tokenizer.factor, grid[1] * tokenizer.factor)
+    groups = groups_of(spec, sizes.vocab)
+    if groups is None:
+        codes, own = (" + ".join(map(str, numbers)) for numbers in (sizes.vocab, spec.vocab_sizes))
+        raise InputError(f"{where}: predicts {codes} codes; {folder} has {own}: expected the tokenizer of its training")
+    return replace(spec, groups=groups), tokenizer.digest()
+
+
+def groups_of(spec: CodeSpec, vocab: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Sizes of the groups of neighbouring dimensions that have so many codes each; None where there are none."""
+    groups: list[int] = []
+    levels = list(spec.levels)
+    for codes in vocab:
+        product, size = 1, 0
+        while product < codes and levels:
+            product, size = product * levels.pop(0), size + 1
+        if product != codes or not size:
+            return None
+        groups.append(size)
+    return None if levels else tuple(groups)
+
+
+def _arguments(model: ARGenerator, projectors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The official ``ModelArgs``."""
+    config, vocab = model.config, list(model.spec.vocab_sizes)
+    last = [key for key in sorted(projectors) if key.endswith(".4.weight")]
+    return {
+        "dim": config.width,
+        "n_layer": config.depth,
+        "n_head": config.heads,
+        "multiple_of": config.mlp_multiple_of,
+        "vocab_size": vocab if len(vocab) > 1 else vocab[0],
+        "block_size": model.spec.tokens,
+        "num_classes": model.num_classes,
+        "cls_token_num": 1,
+        "class_dropout_prob": config.label_dropout,
+        "token_dropout_p": config.dropouts.token,
+        "attn_dropout_p": 0.0,
+        "resid_dropout_p": config.dropouts.residual,
+        "ffn_dropout_p": config.dropouts.mlp,
+        "drop_path_rate": config.drop_path,
+        "rope_base": config.rope_base,
+        "norm_eps": NORM_EPS,
+        "initializer_range": config.initializer_range,
+        "factorized_n_layer": config.head.depth,
+        "z_dims": [len(projectors[key]) for key in last] or None,
+    }
+
+
+def _refuse_unknown_there(model: ARGenerator, where: str) -> None:
+    config, spec = model.config, model.spec
+    several = len(spec.groups) > 1
+    wanted: tuple[tuple[str, Any, Any], ...] = (
+        ("rope_class", config.rope_class, "zero"),
+        ("head.kind", config.head.kind if several else "transformer", "transformer"),
+        ("grid", spec.grid, (spec.grid[0],) * 2),
+        ("qk_norm", config.qk_norm, False),
+        ("adaln", config.adaln, False),
+        ("class_tokens", config.class_tokens, 1),
+        ("kv_heads", config.heads if config.kv_heads is None else config.kv_heads, config.heads),
+        ("digit_order", spec.digit_order, "little"),
+    )
+    for name, value, expected in wanted:
+        if value != expected:
+            why = WHY.get(name, "the official class has no such option")
+            raise InputError(f"{where}: {name}={value!r}: {why}; expected {expected!r}")
+
+
+WHY = {
+    "rope_class": "the official class multiplies the class token's queries and keys by 0",
+    "head.kind": "the official class predicts the groups of a token by a transformer",
+    "grid": "the official class has square grids",
+    "kv_heads": "the official sampler allocates its cache for as many heads of keys as of queries",
+    "digit_order": "official indices begin with the least significant digit",
+}
+
+
+def _widened(value: Tensor) -> Tensor:
+    return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
