@@ -11,12 +11,20 @@ import torch
 
 from ifsq import pipeline
 from ifsq.bench.demo import experiment_file
-from ifsq.experiment import load_generator_experiment, load_tokenizer_experiment
+from ifsq.experiment import (
+    ARExperiment,
+    DiffusionExperiment,
+    load_generator_experiment,
+    load_tokenizer_experiment,
+)
 from ifsq.generators import Generator
+from ifsq.generators.train import training_flops
 from ifsq.tokenizer.model import Tokenizer
+from ifsq.training.optim import OptimConfig
 
 FOLDER = experiment_file(".")
 ROWS = sorted(path for path in FOLDER.glob("*/*.toml") if path.stem.partition("_")[0] in Generator.kinds)
+IMAGES = 1281167  # of ImageNet's training set
 # What is left of a run: three steps of a small net on 32 px pictures.
 TOKENIZER = """
     --data.source bundled:shapes --data.size 32 --tokenizer.conv.width 8 --tokenizer.conv.groups 4
@@ -24,9 +32,11 @@ TOKENIZER = """
 """
 SHRUNKEN = "--train.steps 3 --train.batch 4 --train.log_every 1"
 OWN = {
-    "ar": "--ar.depth 1 --ar.width 32 --ar.heads 2 --ar.mlp_multiple_of 16",
+    "ar": "--ar.size= --ar.depth 1 --ar.width 32 --ar.heads 2 --ar.mlp_multiple_of 16",
     "diffusion": "--diffusion.depth 1 --diffusion.width 32 --diffusion.heads 2",
 }
+
+LARGER = ("ar_l_", "ar_xl_")
 
 every_generator = pytest.mark.parametrize("path", ROWS, ids=lambda path: f"{path.parent.name}/{path.stem}")
 
@@ -36,12 +46,48 @@ def tokenizer_file(path: Path) -> Path:
     return path.parent / f"{Path(load_generator_experiment(path).tokenizer).name}.toml"
 
 
+def stems(room: str) -> set[str]:
+    return {path.stem for path in ROWS if path.parent.name == room}
+
+
 def test_the_papers_rows_are_there():
-    """Autoregressive on VQ; diffusion on an autoencoder and a VAE; both on iFSQ."""
-    rows = {"ar_vq", "diffusion_ae", "diffusion_vae", "ar_ifsq", "diffusion_ifsq"}
-    for room, sizes in (("bundled", ("", "")), ("imagenet", ("_l", "_l_1"))):
-        found = {path.stem.rpartition("_f")[0] for path in ROWS if path.parent.name == room}
-        assert found == {row.replace("_", f"{sizes[row.startswith('diffusion')]}_", 1) for row in rows}
+    """Autoregressive on VQ; diffusion on an autoencoder and a VAE; both on iFSQ. At full size FSQ beside it too."""
+    assert stems("bundled") == {
+        "ar_vq_f4_d4_14bit", "ar_ifsq_f4_d4_4bit",
+        "diffusion_ae_f4_d4_16bit", "diffusion_vae_f4_d4_16bit", "diffusion_ifsq_f4_d4_4bit",
+    }  # fmt: skip
+    digits = {f"{kind}_f16_d4_4bit_{form}" for kind in ("ifsq", "fsq") for form in ("joint", "2x289")}
+    codes = digits | {"vq_f16_d4_14bit"}
+    diffusion = {f"diffusion_l_1_{row}" for row in ("ae_f16_d4_16bit", "vae_f16_d4_16bit", "ifsq_f16_d4_4bit")}
+    assert stems("imagenet") == diffusion | {f"ar_{size}_{row}" for size in ("b", "l", "xl") for row in codes}
+
+
+def test_the_autoregressive_rows_hold_the_official_recipe():
+    """They differ in the size, the codes and the head of two groups alone."""
+    paths = [path for path in ROWS if path.parent.name == "imagenet" and path.stem.startswith("ar_")]
+    for path in paths:
+        experiment = load_generator_experiment(path)
+        assert (experiment.ar.size, experiment.ar.dropout) == (path.stem.split("_")[1].upper(), 0.1)
+        form = {"joint": (4,), "2x289": (2, 2)}.get(path.stem.rpartition("_")[2], ())
+        assert experiment.groups == form
+        if form == (2, 2):
+            assert (experiment.ar.head.kind, experiment.ar.head.depth) == ("transformer", 2)
+        train = experiment.train
+        assert (train.steps, train.batch) == (round(100 * IMAGES / 256), 256)
+        assert (train.precision, train.ema, train.seed) == ("bf16", 0.9999, 0)
+        assert train.optim == OptimConfig(lr=1e-4, weight_decay=0.05, warmup=0, schedule="constant")
+
+
+@pytest.mark.parametrize("row", ["ifsq_f16_d4_4bit_joint", "ifsq_f16_d4_4bit_2x289", "vq_f16_d4_14bit"])
+def test_the_header_says_what_the_training_costs(row):
+    path = FOLDER / f"imagenet/ar_b_{row}.toml"
+    experiment = load_generator_experiment(path)
+    tokenizer = load_tokenizer_experiment(tokenizer_file(path))
+    with torch.device("meta"):
+        made = experiment.make(Tokenizer(tokenizer.tokenizer).layout(256, 256), 1000)
+    flops = training_flops(made)
+    total = flops * experiment.train.batch * experiment.train.steps
+    assert f"# Cost: {flops / 1e12:.3f} TFLOP an image, {total / 1e18:.1f} EFLOP;" in path.read_text()
 
 
 @every_generator
@@ -56,7 +102,8 @@ def test_the_name_says_what_is_inside(path):
         f"{room}/{name}",
         f"{room}/{name}".replace("tokenizer", "codes"),
     )
-    assert path.stem.endswith(name.removeprefix("tokenizer"))  # nothing more in the demo, which has one
+    form = "_2x289" if path.stem.endswith("_2x289") else "_joint" if path.stem.endswith("_joint") else ""
+    assert path.stem.removesuffix(form).endswith(name.removeprefix("tokenizer"))  # nothing more in the demo
     header = path.read_text().partition("\nout")[0]
     assert f"ifsq generator train experiments/{path.parent.name}/{path.name}" in header
     assert "Cost" in header
@@ -83,12 +130,27 @@ def codes(tmp_path_factory):
     return make
 
 
-@every_generator
+def shrunken(path: Path, *places: str) -> ARExperiment | DiffusionExperiment:
+    kind = load_generator_experiment(path).kind
+    return load_generator_experiment(path, [*SHRUNKEN.split(), *OWN[kind].split(), *places])
+
+
+@pytest.mark.parametrize("path", [path for path in ROWS if path.stem.startswith(LARGER)], ids=lambda path: path.stem)
+def test_larger_ones_are_in_shrunken_form_what_the_smallest_is(path):
+    smallest = path.with_name(path.name.replace(path.stem.split("_")[1], "b", 1))
+    assert shrunken(path, "--out", "here") == shrunken(smallest, "--out", "here")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in ROWS if not path.stem.startswith(LARGER)],
+    ids=lambda path: f"{path.parent.name}/{path.stem}",
+)
 def test_it_trains_in_shrunken_form(path, codes, tmp_path):
     tokenizer, cache = codes(path)
     kind = load_generator_experiment(path).kind
     places = ["--tokenizer", str(tokenizer), "--codes", str(cache), "--out", str(tmp_path / "run")]
-    experiment = load_generator_experiment(path, [*SHRUNKEN.split(), *OWN[kind].split(), *places])
+    experiment = shrunken(path, *places)
     run = pipeline.train_generator(experiment, "cpu")
     trained = Generator.from_pretrained(run)
     assert (trained.kind, trained.config) == (kind, getattr(experiment, kind))
