@@ -94,14 +94,20 @@ class Generator(nn.Module, ABC):
         self.origin = Origin(tuple(map(str, range(num_classes))))
 
     @abstractmethod
-    def loss(self, batch: CodeBatch, rng: torch.Generator) -> dict[str, Tensor]:
-        """Scalars by name; ``loss`` is the one to minimise. All randomness but dropout's comes from ``rng``."""
+    def loss(self, batch: CodeBatch, rng: torch.Generator, progress: float = 1.0) -> dict[str, Tensor]:
+        """Scalars by name; ``loss`` is the one to minimise. All randomness but dropout's comes from ``rng``.
+
+        progress  share of the training that is behind, 0 to 1, by which a kind may anneal what it trains on
+        """
 
     @abstractmethod
-    def hidden(self, batch: CodeBatch, depth: int, rng: torch.Generator | None = None) -> Float[Tensor, "b t width"]:
-        """States after ``depth`` blocks, differentiable, in the mode that the generator is in.
+    def hidden(
+        self, batch: CodeBatch, depth: int, rng: torch.Generator | None = None, progress: float = 1.0
+    ) -> Float[Tensor, "b t width"]:
+        """States after ``depth`` blocks, differentiable, in the mode that the generator is in; row-major.
 
-        rng  what `loss` would get: the states are then those of its pass; None stands for a fresh one of seed 0
+        rng       what `loss` would get, as ``progress``: the states are then those of its pass; None stands for a fresh
+                  one of seed 0
 
         Raises ValueError unless depth is 1 to the network's own.
         """

@@ -49,7 +49,7 @@ class GeneratorTask(Task):
         yield from self.train.batches(sampler, start, world.device, engine.workers, engine.prefetch)
 
     def loss(self, model: Generator, batch: CodeBatch, rng: torch.Generator, step: int) -> dict[str, Tensor]:
-        return model.loss(batch, rng)
+        return model.loss(batch, rng, step / self.config.steps)
 
     @torch.no_grad()
     def validate(self, model: Generator, world: World) -> dict[str, float]:

@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ifsq.nn.cache import KVCache
-from ifsq.nn.embed import Rotary
+from ifsq.nn.embed import Rotary, RotaryAlong
 from ifsq.nn.norm import RMSNorm
 
 QK_NORM_EPS = 1e-6
@@ -45,7 +45,7 @@ class Attention(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "b t width"],
-        rope: Rotary | None = None,
+        rope: Rotary | RotaryAlong | None = None,
         *,
         causal: bool = False,
         cache: KVCache | None = None,

@@ -7,7 +7,7 @@ module is moved or cast, so that ``module.bfloat16()`` and ``to_empty`` leave th
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 PREFIXES = ("identity", "zero")
@@ -49,19 +49,11 @@ class Rotary(nn.Module):
 
         start  a number, or a scalar tensor that the host need not know
         """
-        new = x.shape[-2]
-        if isinstance(start, Tensor):
-            turns = self.table[start + torch.arange(new, device=start.device)]
-        else:
-            turns = self.table[start : start + new]
-        if x.requires_grad and x.device.type == "cpu" and not torch.compiler.is_compiling():
-            # Pairs as complex numbers: neighbours are read together, forward and backward, five times as fast. The last
-            # of a tensor round otherwise, so where nothing is trained an image would depend on its batch.
-            pairs = torch.view_as_complex(x.to(torch.float32).unflatten(-1, (-1, 2)))
-            return torch.view_as_real(pairs * torch.view_as_complex(turns)).flatten(-2).to(x.dtype)
-        cos, sin = turns.unbind(-1)
-        even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
-        return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2).to(x.dtype)
+        return _turn(x, _rows(self.table, start, x.shape[-2]))
+
+    def along(self, rows: Int[Tensor, "b s"]) -> "RotaryAlong":
+        """The same for sequences that visit the rows of the table in an order of their own each."""
+        return RotaryAlong(self.table[rows])
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Rotary":
         super()._apply(fn, recurse)
@@ -79,6 +71,37 @@ class Rotary(nn.Module):
         first = torch.zeros(self.prefixes, *table.shape[1:], device="cpu")
         first[..., 0] = float(self.prefix == "identity")
         return torch.cat([first, table])
+
+
+class RotaryAlong:
+    """Rotary positions of a batch of sequences, each with its own; called as `Rotary`, with heads (b, n, t, width).
+
+    table  (b, s, width / 2, 2): what the positions of each sequence turn by
+    """
+
+    def __init__(self, table: Float[Tensor, "b s _ 2"]) -> None:
+        self.table = table
+
+    def __call__(self, x: Float[Tensor, "b n t width"], start: int | Tensor = 0) -> Float[Tensor, "b n t width"]:
+        return _turn(x, _rows(self.table.transpose(0, 1), start, x.shape[-2]).transpose(0, 1)[:, None])
+
+
+def _rows(table: Tensor, start: int | Tensor, count: int) -> Tensor:
+    if isinstance(start, Tensor):
+        return table[start + torch.arange(count, device=start.device)]
+    return table[start : start + count]
+
+
+def _turn(x: Tensor, turns: Tensor) -> Tensor:
+    """Pairs of x (..., t, width) turned by the cosines and sines (..., t, width / 2, 2), as complex numbers are."""
+    if x.requires_grad and x.device.type == "cpu" and not torch.compiler.is_compiling():
+        # Pairs as complex numbers: neighbours are read together, forward and backward, five times as fast. The last
+        # of a tensor round otherwise, so where nothing is trained an image would depend on its batch.
+        pairs = torch.view_as_complex(x.to(torch.float32).unflatten(-1, (-1, 2)))
+        return torch.view_as_real(pairs * torch.view_as_complex(turns)).flatten(-2).to(x.dtype)
+    cos, sin = turns.unbind(-1)
+    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2).to(x.dtype)
 
 
 class SinCosPositions(nn.Module):

@@ -8,7 +8,7 @@ from ifsq.generators.ar.config import ARConfig
 from ifsq.nn.attention import Attention
 from ifsq.nn.cache import KVCache
 from ifsq.nn.droppath import DropPath
-from ifsq.nn.embed import Rotary
+from ifsq.nn.embed import Rotary, RotaryAlong
 from ifsq.nn.mlp import SwiGLU
 from ifsq.nn.norm import RMSNorm
 
@@ -40,7 +40,7 @@ class Block(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "b t width"],
-        rope: Rotary,
+        rope: Rotary | RotaryAlong,
         cache: KVCache | None = None,
         condition: Float[Tensor, "b width"] | None = None,
         modulation: Modulation | None = None,
@@ -64,7 +64,7 @@ class Block(nn.Module):
         assert self.adaLN_modulation is not None
         return self.adaLN_modulation(condition)[:, None]
 
-    def _attend(self, x: Tensor, rope: Rotary, cache: KVCache | None) -> Tensor:
+    def _attend(self, x: Tensor, rope: Rotary | RotaryAlong, cache: KVCache | None) -> Tensor:
         return self.drop_path(self.attention_dropout(self.attention(x, rope, causal=True, cache=cache)))
 
     def _feed(self, x: Tensor) -> Tensor:

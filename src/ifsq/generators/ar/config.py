@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from ifsq.generators.ar.order import check_orders
 from ifsq.nn.attention import head_width
 from ifsq.nn.embed import PREFIXES
 
@@ -89,6 +90,10 @@ class ARConfig:
     rope_class         what the rotary table does to the class token: ``identity``, or ``zero`` as the official code
     initializer_range  standard deviation of the initial weights
     head               how a token of several groups is predicted
+    order              of the tokens in training: ``raster``, or ``random`` annealed to it (arXiv 2411.00776), with
+                       embeddings that tell each token which comes next. Sampling and likelihood are always in raster
+    order_start        share of the training up to which every image has a random order of its own
+    order_end          share from which on none has; in between their number falls linearly
     """
 
     depth: int = BY_SIZE
@@ -110,6 +115,9 @@ class ARConfig:
     rope_class: str = "identity"
     initializer_range: float = 0.02
     head: HeadConfig = field(default_factory=HeadConfig)
+    order: str = "raster"
+    order_start: float = 0.5
+    order_end: float = 0.75
 
     def __post_init__(self) -> None:
         for name, value in _numbers(self).items():
@@ -131,6 +139,7 @@ class ARConfig:
                 raise ValueError(f"{name}={value}: expected a share of at least 0 and below 1")
         if self.rope_class not in PREFIXES:
             raise ValueError(f"rope_class={self.rope_class!r}: expected one of {', '.join(PREFIXES)}")
+        check_orders(self.order, self.order_start, self.order_end)
 
     @property
     def mlp_width(self) -> int:

@@ -69,14 +69,16 @@ class FastSteps(Steps):
         self._past: list[Tensor] = []  # of each block, keys and values (2, r*kv, positions, e)
 
     def first(self, labels: Int[Tensor, "r"]) -> Float[Tensor, "r width"]:
-        x = self.network.prefix(labels).to(torch.float32)
+        prefix = self.network.prefix(labels)
+        x = self.network.told(prefix, 0, prefix.shape[1] - 1).to(torch.float32)
         block = self._blocks[0]
         shape = (2, len(labels) * block.kv_heads, len(self._turns), block.per_head)
         self._position, self._past = 0, [x.new_empty(shape) for _ in self._blocks]
         return self._through(x)[:, -1]
 
     def next(self, indices: Int[Tensor, "r t g"]) -> Float[Tensor, "r t width"]:
-        return self._through(self.network.embed(indices).to(torch.float32))
+        target = self._position - self.network.config.class_tokens + 1
+        return self._through(self.network.told(self.network.embed(indices), target).to(torch.float32))
 
     def draw(self, state: Float[Tensor, "r width"], pick: Pick) -> Int[Tensor, "r g"]:
         return self._head.draw(state, pick)

@@ -15,6 +15,7 @@ from ifsq.generators.ar.draw import ARSampling, draw
 from ifsq.generators.ar.fast import precision_of, steps_of
 from ifsq.generators.ar.guidance import guidance_scales
 from ifsq.generators.ar.network import ARNetwork
+from ifsq.generators.ar.order import draw_orders, in_order, random_share, to_raster
 from ifsq.generators.base import Sampling, check_depth
 from ifsq.generators.conditioning import drop_labels
 from ifsq.generators.streams import uniforms
@@ -42,9 +43,13 @@ class ARGenerator(ARNetwork, kind="ar"):
         head = {name: config[key] for name, key in names.items() if key in config}
         return {key: value for key, value in config.items() if key not in names.values()} | {"head": head}
 
-    def loss(self, batch: CodeBatch, rng: torch.Generator) -> dict[str, Tensor]:
-        """``loss``: cross-entropy in nats per token, summed over its groups; ``bits_per_token``: the same in bits."""
-        loss = self._token_nats(batch, self._dropped(batch.labels, rng)).mean()
+    def loss(self, batch: CodeBatch, rng: torch.Generator, progress: float = 1.0) -> dict[str, Tensor]:
+        """``loss``: cross-entropy in nats per token, summed over its groups; ``bits_per_token``: the same in bits.
+
+        In training with ``config.order = "random"`` the images are read in orders by ``progress``; else in raster.
+        """
+        labels = self._dropped(batch.labels, rng)
+        loss = self._token_nats(batch, labels, self._orders(batch, rng, progress)).mean()
         return {"loss": loss, "bits_per_token": loss.detach() / math.log(2)}
 
     def nll(self, batch: CodeBatch) -> Float[Tensor, "b"]:
@@ -52,11 +57,16 @@ class ARGenerator(ARNetwork, kind="ar"):
         with evaluating(self):
             return self._token_nats(batch, batch.labels).sum(dim=1)
 
-    def hidden(self, batch: CodeBatch, depth: int, rng: torch.Generator | None = None) -> Float[Tensor, "b t width"]:
+    def hidden(
+        self, batch: CodeBatch, depth: int, rng: torch.Generator | None = None, progress: float = 1.0
+    ) -> Float[Tensor, "b t width"]:
         """States that predict tokens 0..t-1 after ``depth`` blocks; see `Generator.hidden`."""
         check_depth(depth, len(self.layers))
         rng = torch.Generator(batch.labels.device).manual_seed(0) if rng is None else rng
-        return self.states(self._indices(batch), self._dropped(batch.labels, rng), depth)
+        labels = self._dropped(batch.labels, rng)
+        order = self._orders(batch, rng, progress)
+        states = self.states(self._indices(batch), labels, depth, order)
+        return states if order is None else to_raster(states, order)
 
     def check_sampling(self, sampling: Sampling) -> None:
         assert isinstance(sampling, ARSampling)
@@ -94,10 +104,19 @@ class ARGenerator(ARNetwork, kind="ar"):
         """In training a share of the labels becomes the null class."""
         return drop_labels(labels, self.num_classes, self.config.label_dropout, rng) if self.training else labels
 
+    def _orders(self, batch: CodeBatch, rng: torch.Generator, progress: float) -> Tensor | None:
+        """In training an order for each image, where any may be random; None is raster."""
+        if not self.training or self.config.order == "raster":
+            return None
+        share = random_share(progress, self.config.order_start, self.config.order_end)
+        order = draw_orders(len(batch.labels), self.spec.tokens, share, rng)
+        return None if order is None else order.to(batch.labels.device)
+
     def _indices(self, batch: CodeBatch) -> Tensor:
         return batch.indices(self.spec.groups).flatten(1, 2)  # b t g
 
-    def _token_nats(self, batch: CodeBatch, labels: Tensor) -> Tensor:
-        """Cross-entropy (b, t) in nats, summed over groups, float32."""
+    def _token_nats(self, batch: CodeBatch, labels: Tensor, order: Tensor | None = None) -> Tensor:
+        """Cross-entropy (b, t) in nats, summed over groups, float32; of the tokens as they come in an order."""
         indices = self._indices(batch)
-        return self.head.nats(self.states(indices, labels), indices)
+        states = self.states(indices, labels, order=order)
+        return self.head.nats(states, indices if order is None else in_order(indices, order))

@@ -10,6 +10,7 @@ from itertools import islice
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -20,11 +21,12 @@ from ifsq.generators.ar.heads.base import SoftmaxHead
 from ifsq.generators.ar.heads.chain import ChainHead
 from ifsq.generators.ar.heads.joint import JointHead
 from ifsq.generators.ar.heads.transformer import TransformerHead
+from ifsq.generators.ar.order import in_order
 from ifsq.generators.base import Generator
 from ifsq.generators.conditioning import LabelEmbedding
 from ifsq.nn.attention import head_width
 from ifsq.nn.cache import KVCache
-from ifsq.nn.embed import Rotary
+from ifsq.nn.embed import Rotary, RotaryAlong
 
 MAX_VOCAB = 2**20  # codes of a group: each has a row in an embedding and one in an output layer
 
@@ -50,6 +52,8 @@ class ARNetwork(Generator):
             )
         self.cls_embedding = LabelEmbedding(num_classes, config.class_tokens * config.width)
         self.tok_embeddings = nn.ModuleList(nn.Embedding(v, config.width) for v in spec.vocab_sizes)
+        orders = config.order != "raster"
+        self.target_positions = nn.Embedding(spec.tokens, config.width) if orders else None
         self.dropout = nn.Dropout(config.dropouts.token)
         self.layers = nn.ModuleList(Block(config, rate, adaln=config.adaln) for rate in _drop_paths(config))
         self.rope = _make_rope(config, spec.grid, config.class_tokens)
@@ -73,6 +77,26 @@ class ARNetwork(Generator):
             return None
         return [cast(Block, layer).modulated_by(prefix[:, 0]) for layer in self.layers]
 
+    def told(
+        self, x: Float[Tensor, "b t width"], targets: Int[Tensor, "b s"] | int | Tensor, untold: int = 0
+    ) -> Float[Tensor, "b t width"]:
+        """What the trunk reads, told which grid position it is to predict behind each; x where none is ever told.
+
+        targets  row-major positions; or the first of some that follow each other, as a number or a scalar of the device
+        untold   positions of x before those that predict one: all of the class but the last
+        """
+        if self.target_positions is None:
+            return x
+        if not isinstance(targets, Tensor) or targets.ndim == 0:
+            targets = targets + torch.arange(x.shape[1] - untold, device=x.device)
+        return x + F.pad(self.target_positions(targets), (0, 0, untold, 0))
+
+    def turns(self, order: Int[Tensor, "b t"]) -> RotaryAlong:
+        """Rotary positions of the class and of all tokens but the last as they come in an order."""
+        prefixes = self.config.class_tokens
+        class_rows = torch.arange(prefixes, device=order.device).expand(len(order), -1)
+        return self.rope.along(torch.cat([class_rows, prefixes + order[:, :-1]], dim=1))
+
     def trunk(
         self,
         x: Float[Tensor, "b t width"],
@@ -80,25 +104,40 @@ class ARNetwork(Generator):
         depth: int | None = None,
         condition: Float[Tensor, "b width"] | None = None,
         modulations: Sequence[Modulation] | None = None,
+        rope: Rotary | RotaryAlong | None = None,
     ) -> Float[Tensor, "b t width"]:
         """Through all blocks, or the first ``depth``.
 
         caches       one a block: x is the next t positions alone
         condition    with ``adaln`` the first embedding of the class
         modulations  or what `modulations` makes of it
+        rope         `turns` of an order; None is raster
         """
+        rope = self.rope if rope is None else rope
         for i, layer in enumerate(islice(self.layers, depth)):
             cache = None if caches is None else caches[i]
-            x = layer(x, self.rope, cache, condition, None if modulations is None else modulations[i])
+            x = layer(x, rope, cache, condition, None if modulations is None else modulations[i])
         return x
 
     def states(
-        self, indices: Int[Tensor, "b t g"], labels: Int[Tensor, "b"], depth: int | None = None
+        self,
+        indices: Int[Tensor, "b t g"],
+        labels: Int[Tensor, "b"],
+        depth: int | None = None,
+        order: Int[Tensor, "b t"] | None = None,
     ) -> Float[Tensor, "b t width"]:
-        """The trunk's teacher-forced states; ``labels`` may hold the null class."""
+        """The trunk's teacher-forced states; ``labels`` may hold the null class.
+
+        order  in which the tokens of each image come, see `ifsq.generators.ar.order`: state i predicts token
+               ``order[:, i]``; ``indices`` are in raster whatever it says. None is raster
+        """
         prefix = self.prefix(labels)
-        x = torch.cat([prefix, self.embed(indices[:, :-1])], dim=1)
-        return self.trunk(self.dropout(x), depth=depth, condition=prefix[:, 0])[:, prefix.shape[1] - 1 :]
+        before = prefix.shape[1] - 1
+        tokens = indices if order is None else in_order(indices, order)
+        x = torch.cat([prefix, self.embed(tokens[:, :-1])], dim=1)
+        x = self.dropout(self.told(x, 0 if order is None else order, before))
+        rope = None if order is None else self.turns(order)
+        return self.trunk(x, depth=depth, condition=prefix[:, 0], rope=rope)[:, before:]
 
     def logits(
         self, indices: Int[Tensor, "b t g"] | Int[Tensor, "b t"], labels: Int[Tensor, "b"]

@@ -52,10 +52,11 @@ class PlainSteps(Steps):
     def first(self, labels: Int[Tensor, "r"]) -> Float[Tensor, "r width"]:
         prefix = self.network.prefix(labels)
         self._modulations = self.network.modulations(prefix)
-        return self._trunk(prefix)[:, -1]
+        return self._trunk(self.network.told(prefix, 0, self._prefixes - 1))[:, -1]
 
     def next(self, indices: Int[Tensor, "r t g"]) -> Float[Tensor, "r t width"]:
-        return self._trunk(self.network.embed(indices))
+        target = self._caches[0].position - self._prefixes + 1
+        return self._trunk(self.network.told(self.network.embed(indices), target))
 
     def draw(self, state: Float[Tensor, "r width"], pick: Pick) -> Int[Tensor, "r g"]:
         return self.network.head.draw(state, pick)

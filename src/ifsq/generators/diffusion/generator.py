@@ -105,7 +105,7 @@ class DiffusionGenerator(Generator, kind="diffusion"):
         """Inverse of `normalize`."""
         return x * _channels(self.code_std) + _channels(self.code_mean)
 
-    def loss(self, batch: CodeBatch, rng: torch.Generator) -> dict[str, Tensor]:
+    def loss(self, batch: CodeBatch, rng: torch.Generator, progress: float = 1.0) -> dict[str, Tensor]:
         """``mse`` of the velocity, ``cosine`` where it has a weight, and their weighted sum ``loss``; float32."""
         return self.flow_loss(*self._drawn(batch, rng))
 
@@ -125,7 +125,9 @@ class DiffusionGenerator(Generator, kind="diffusion"):
         cosine = (1 - F.cosine_similarity(v, point.velocity, dim=1, eps=COSINE_EPS)).mean()
         return {"loss": mse + self.config.cosine_weight * cosine, "mse": mse.detach(), "cosine": cosine.detach()}
 
-    def hidden(self, batch: CodeBatch, depth: int, rng: torch.Generator | None = None) -> Float[Tensor, "b t width"]:
+    def hidden(
+        self, batch: CodeBatch, depth: int, rng: torch.Generator | None = None, progress: float = 1.0
+    ) -> Float[Tensor, "b t width"]:
         """States of the patches, of noised codes as `loss` draws them; see `Generator.hidden`."""
         check_depth(depth, len(self.dit.blocks))
         rng = torch.Generator(batch.labels.device).manual_seed(0) if rng is None else rng
