@@ -7,6 +7,7 @@ from torch import nn
 from ifsq.codes import CodeBatch, CodeSpec
 from ifsq.generators import Generator
 from ifsq.generators.ar import ARConfig, ARGenerator, HeadConfig
+from ifsq.generators.ar.fast import steps_of
 from ifsq.generators.ar.steps import PlainSteps
 from ifsq.nn.modes import evaluating
 from ifsq.training.optim import hidden_matrices
@@ -77,6 +78,23 @@ def test_cached_steps_equal_the_full_pass_at_every_position(head, options):
         steps.rewind(1)  # and on again, by two tokens at once
         again = steps.next(indices[:, 1:3])
         torch.testing.assert_close(again, torch.stack([states[2][:2], states[3][:2]], dim=1), **EXACT)
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_the_decoding_copy_is_in_the_plain_states_at_every_position(options):
+    model = make("transformer", **OPTIONS[options])
+    indices, labels = some(model)
+    with evaluating(model):
+        plain, fast = PlainSteps(model), steps_of(model, "fp32")
+        torch.testing.assert_close(fast.first(labels), plain.first(labels), atol=1e-4, rtol=1e-5)
+        for position in range(model.spec.tokens - 1):
+            if position == 3:
+                plain.keep_first(2), fast.keep_first(2)
+                indices = indices[:2]
+            token = indices[:, position : position + 1]
+            torch.testing.assert_close(fast.next(token), plain.next(token), atol=1e-4, rtol=1e-5)
+        plain.rewind(1), fast.rewind(1)
+        torch.testing.assert_close(fast.next(indices[:, 1:3]), plain.next(indices[:, 1:3]), atol=1e-4, rtol=1e-5)
 
 
 @pytest.mark.parametrize("options", OPTIONS)
