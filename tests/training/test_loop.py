@@ -472,6 +472,22 @@ def test_the_compiled_parts_are_those_the_task_names(tmp_path, monkeypatch):
     assert asked == [task.model[0]]
 
 
+class Twice(nn.Linear):
+    recompute = False
+
+
+def test_blocks_run_again_where_the_engine_says_so(tmp_path):
+    asked = config(steps=1, engine=EngineConfig(recompute=True))
+    with pytest.raises(InputError, match=r"engine\.recompute=true: this model has no blocks that can run again"):
+        train(Regression(), asked, tmp_path / "none", HERE, Silent(), "run")
+    task = Regression()
+    task.model[0].__class__ = Twice
+    train(task, config(steps=1), tmp_path / "no", HERE, Silent(), "run")
+    assert not task.model[0].recompute
+    train(task, asked, tmp_path / "yes", HERE, Silent(), "run")
+    assert task.model[0].recompute
+
+
 @dataclass(frozen=True)
 class Experiment:
     train: TrainConfig

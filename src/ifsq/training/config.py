@@ -22,6 +22,8 @@ class EngineConfig:
     workers     processes that load data, for each training process; 0 loads in it
     prefetch    batches that each of the workers reads ahead
     compile     torch.compile of the parts that a task names
+    recompute   keep the inputs of blocks alone for the backward pass and run them again there (activation
+                checkpointing): the same gradients in far less memory, for about a third more time
     sharding    ``replicate`` (DDP) or ``shard`` (FSDP2: weights, averages and optimizer state spread over processes)
     loggers     beside metrics.jsonl: ``tensorboard``, ``wandb``, ``trackio`` (``pip install ifsq[log]``)
     peak_tflops  10**12 floating-point operations a second that the device of one process does at its best in the
@@ -31,6 +33,7 @@ class EngineConfig:
     accumulate: int = 1
     workers: int = 0
     compile: bool = False
+    recompute: bool = False
     sharding: Literal["replicate", "shard"] = "replicate"
     prefetch: int = 2
     loggers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()

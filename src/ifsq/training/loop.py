@@ -179,6 +179,8 @@ class _Training:
         self.observing = Observing(task.observer, config, folder, world)
         sharded = config.engine.sharding == "shard" and world.size > 1
         self.bare = parallel.without_weights(self.ema.model) if sharded and self.observing.wanted else None
+        if config.engine.recompute:
+            parallel.recompute(model)
         if sharded:
             parallel.shard(model, world)
             parallel.shard(self.ema.model, world)

@@ -15,6 +15,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.nn.parallel import DistributedDataParallel
 
+from ifsq.config import InputError
 from ifsq.store.weights import whole
 from ifsq.training.distributed import World
 
@@ -43,6 +44,19 @@ def shard(model: nn.Module, world: World) -> None:
     fully_shard(model, mesh=mesh)
     if hasattr(model, "loss"):
         register_fsdp_forward_method(model, "loss")
+
+
+def recompute(model: nn.Module) -> None:
+    """Let the blocks of a model keep their inputs alone for the backward pass and run again there, in training.
+
+    They are the modules that say whether they do, ``recompute``. Loss and gradients are the same, dropout's draws too.
+    Raises InputError of a model without any.
+    """
+    able = [module for module in model.modules() if hasattr(module, "recompute")]
+    if not able:
+        raise InputError("engine.recompute=true: this model has no blocks that can run again; expected false")
+    for module in able:
+        module.recompute = True  # type: ignore[assignment]
 
 
 def without_weights(model: nn.Module) -> nn.Module:

@@ -3,6 +3,7 @@
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ifsq.generators.ar.config import ARConfig
 from ifsq.nn.attention import Attention
@@ -24,6 +25,7 @@ class Block(nn.Module):
     """
 
     not_hidden = ("adaLN_modulation",)  # of Muon, as in the diffusion generator
+    recompute = False  # see `ifsq.training.parallel.recompute`
 
     def __init__(self, config: ARConfig, drop_path: float = 0.0, *, adaln: bool = False) -> None:
         super().__init__()
@@ -49,6 +51,23 @@ class Block(nn.Module):
 
         modulation  what `modulated_by` makes of the condition, where one serves many calls
         """
+        if self.recompute and self.training and torch.is_grad_enabled():
+            return checkpoint(self._run, x, rope, cache, condition, modulation, use_reentrant=False)
+        return self._run(x, rope, cache, condition, modulation)
+
+    def modulated_by(self, condition: Float[Tensor, "b width"]) -> Modulation:
+        """Shift, scale and gate of attention, then of the MLP. Of a block with ``adaln``."""
+        assert self.adaLN_modulation is not None
+        return self.adaLN_modulation(condition)[:, None]
+
+    def _run(
+        self,
+        x: Tensor,
+        rope: Rotary | RotaryAlong,
+        cache: KVCache | None,
+        condition: Tensor | None,
+        modulation: Tensor | None,
+    ) -> Tensor:
         if self.adaLN_modulation is None:
             x = x + self._attend(self.attention_norm(x), rope, cache)
             return x + self._feed(self.ffn_norm(x))
@@ -58,11 +77,6 @@ class Block(nn.Module):
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = modulation.chunk(6, dim=-1)  # each b 1 width
         x = x + gate_a * self._attend(torch.addcmul(shift_a, self.attention_norm(x), 1 + scale_a), rope, cache)
         return x + gate_m * self._feed(torch.addcmul(shift_m, self.ffn_norm(x), 1 + scale_m))
-
-    def modulated_by(self, condition: Float[Tensor, "b width"]) -> Modulation:
-        """Shift, scale and gate of attention, then of the MLP. Of a block with ``adaln``."""
-        assert self.adaLN_modulation is not None
-        return self.adaLN_modulation(condition)[:, None]
 
     def _attend(self, x: Tensor, rope: Rotary | RotaryAlong, cache: KVCache | None) -> Tensor:
         return self.drop_path(self.attention_dropout(self.attention(x, rope, causal=True, cache=cache)))

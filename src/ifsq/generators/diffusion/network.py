@@ -9,6 +9,7 @@ from itertools import islice
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ifsq.generators.conditioning import LabelEmbedding, TimeEmbedding
 from ifsq.generators.diffusion.config import DiTConfig
@@ -36,6 +37,7 @@ class DiTBlock(nn.Module):
     """Attention and MLP whose norm is shifted and scaled, and whose result is gated, by the condition c."""
 
     not_hidden = ("adaLN_modulation",)  # of Muon, by which it learns worse
+    recompute = False  # see `ifsq.training.parallel.recompute`
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
@@ -49,6 +51,11 @@ class DiTBlock(nn.Module):
     def forward(
         self, x: Float[Tensor, "b t width"], c: Float[Tensor, "b width"], rope: Rotary | None
     ) -> Float[Tensor, "b t width"]:
+        if self.recompute and self.training and torch.is_grad_enabled():
+            return checkpoint(self._run, x, c, rope, use_reentrant=False)
+        return self._run(x, c, rope)
+
+    def _run(self, x: Tensor, c: Tensor, rope: Rotary | None) -> Tensor:
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.adaLN_modulation(c)[:, None].chunk(6, dim=-1)
         x = x + gate_a * self.attn(_modulate(self.norm1(x), shift_a, scale_a), rope)
         return x + gate_m * self.mlp(_modulate(self.norm2(x), shift_m, scale_m))
