@@ -53,7 +53,7 @@ def stems(room: str) -> set[str]:
 def test_the_papers_rows_are_there():
     """Autoregressive on VQ; diffusion on an autoencoder and a VAE; both on iFSQ. At full size FSQ beside it too."""
     assert stems("bundled") == {
-        "ar_vq_f4_d4_14bit", "ar_ifsq_f4_d4_4bit",
+        "ar_vq_f4_d4_14bit", "ar_ifsq_f4_d4_4bit", "ar_ifsq_f4_d4_4bit_random",
         "diffusion_ae_f4_d4_16bit", "diffusion_vae_f4_d4_16bit", "diffusion_ifsq_f4_d4_4bit",
     }  # fmt: skip
     digits = {f"{kind}_f16_d4_4bit_{form}" for kind in ("ifsq", "fsq") for form in ("joint", "2x289")}
@@ -102,7 +102,8 @@ def test_the_name_says_what_is_inside(path):
         f"{room}/{name}",
         f"{room}/{name}".replace("tokenizer", "codes"),
     )
-    form = "_2x289" if path.stem.endswith("_2x289") else "_joint" if path.stem.endswith("_joint") else ""
+    forms = ("_joint", "_2x289", "_random", "")
+    form = next(form for form in forms if path.stem.endswith(form))
     assert path.stem.removesuffix(form).endswith(name.removeprefix("tokenizer"))  # nothing more in the demo
     header = path.read_text().partition("\nout")[0]
     assert f"ifsq generator train experiments/{path.parent.name}/{path.name}" in header
