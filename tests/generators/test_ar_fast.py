@@ -12,7 +12,17 @@ from ifsq.codes import CodeSpec
 from ifsq.config import InputError
 from ifsq.generators.ar import ARConfig, ARGenerator, ARSampling
 from ifsq.generators.ar.fast import FastSteps, is_usual, precision_of, steps_of
-from ifsq.generators.ar.packing import Int8Linear, OneDNNLinear, packed_copy, packer, quantize_rows
+from ifsq.generators.ar.packing import (
+    INT8_BLOCK,
+    SMALL,
+    Int8Linear,
+    OneDNNLinear,
+    PackedLinear,
+    SmallLinear,
+    packed_copy,
+    packer,
+    quantize_rows,
+)
 from ifsq.generators.ar.steps import PlainSteps
 
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}
@@ -92,7 +102,7 @@ def test_blocks_that_fast_steps_do_not_know_decode_by_their_own_modules_between_
     steps = steps_of(model, "fp32")
     assert not is_usual(model)
     assert isinstance(steps, PlainSteps)
-    assert isinstance(steps.network.layers[1].attention.qkv, OneDNNLinear)
+    assert isinstance(steps.network.layers[1].attention.qkv, PackedLinear)
     labels = torch.arange(24) % 3
     assert torch.equal(model.sample(labels, **GUIDED).indices, plain_tokens(model, labels, **GUIDED))
 
@@ -102,7 +112,7 @@ def test_adaptive_norms_decode_by_their_own_modules_between_packed_layers():
     model, labels = make("chain", adaln=True, class_tokens=2), torch.arange(24) % 3
     steps = steps_of(model, "fp32")
     assert isinstance(steps, PlainSteps)
-    assert isinstance(steps.network.layers[1].attention.qkv, OneDNNLinear)
+    assert isinstance(steps.network.layers[1].attention.qkv, PackedLinear)
     assert torch.equal(model.sample(labels, **GUIDED).indices, plain_tokens(model, labels, **GUIDED))
 
 
@@ -135,13 +145,15 @@ def test_weights_that_change_are_sampled_as_they_are_now():
 @packs
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize(("inputs", "outputs"), [(64, 48), (7, 1), (32, 5)])
+@pytest.mark.parametrize(("inputs", "outputs"), [(192, 96), (7, 1), (32, 5)])
 def test_packed_layers_are_the_layer_but_for_rounding(precision, bias, inputs, outputs):
     rng = torch.Generator().manual_seed(0)
     weight, x = torch.randn(outputs, inputs, generator=rng), torch.randn(2, 3, inputs, generator=rng)
     offset = torch.randn(outputs, generator=rng) if bias else None
     layer = packer(precision)(weight, offset)
-    assert isinstance(layer, Int8Linear) == (precision == "int8" and inputs % 32 == 0)
+    small, blocks = inputs * outputs <= SMALL, inputs % INT8_BLOCK == 0
+    expected = {"fp32": SmallLinear if small else OneDNNLinear, "int8": Int8Linear if blocks else OneDNNLinear}
+    assert type(layer) is expected.get(precision, OneDNNLinear)
     exact, other = nn.functional.linear(x, weight, offset), torch.randn(2, 3, outputs, generator=rng)
     near = {"atol": 1e-5, "rtol": 1e-5} if precision == "fp32" else {"atol": 0.02 * inputs**0.5, "rtol": 0.02}
     assert layer(x).dtype == layer.plus(x, other).dtype == torch.float32

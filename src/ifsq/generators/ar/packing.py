@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 INT8_MOST = 127
 INT8_BLOCK = 32  # inputs that torch's int8 kernel takes at a time; it reads past the end of others
+SMALL = 2**14  # weights of a layer up to which a call of oneDNN costs more than it saves, at 64 rows and below
 
 M = TypeVar("M", bound=nn.Module)
 Pack = Callable[[Float[Tensor, "n m"], Float[Tensor, "n"] | None], "PackedLinear"]
@@ -34,13 +35,13 @@ class PackedLinear(nn.Module, ABC):
     def raw(self, x: Float[Tensor, "... m"]) -> Float[Tensor, "... n"]:
         """The layer, in its own type."""
 
-    @abstractmethod
     def silu(self, x: Float[Tensor, "... m"]) -> Float[Tensor, "... n"]:
         """``silu`` of the layer, in its own type."""
+        return F.silu(self.raw(x), inplace=True)
 
-    @abstractmethod
     def times(self, x: Float[Tensor, "... m"], other: Float[Tensor, "... n"]) -> Float[Tensor, "... n"]:
         """The layer times ``other``, which is of its own type, as is the product."""
+        return self.raw(x).mul_(other)
 
     def plus(self, x: Float[Tensor, "... m"], other: Float[Tensor, "... n"]) -> Float[Tensor, "... n"]:
         """The layer added to ``other``, float32."""
@@ -48,6 +49,19 @@ class PackedLinear(nn.Module, ABC):
 
     def forward(self, x: Float[Tensor, "... m"]) -> Float[Tensor, "... n"]:
         return self.raw(x).to(torch.float32)
+
+
+class SmallLinear(PackedLinear):
+    """Weights where they are, float32."""
+
+    dtype = torch.float32
+
+    def __init__(self, weight: Float[Tensor, "n m"], bias: Float[Tensor, "n"] | None) -> None:
+        super().__init__()
+        self._weight, self._bias = weight.to(self.dtype), None if bias is None else bias.to(self.dtype)
+
+    def raw(self, x: Float[Tensor, "... m"]) -> Float[Tensor, "... n"]:
+        return F.linear(x, self._weight, self._bias)
 
 
 class OneDNNLinear(PackedLinear):
@@ -92,12 +106,6 @@ class Int8Linear(PackedLinear):
         out = out if self._bias is None else out + self._bias
         return out.view(*x.shape[:-1], -1)
 
-    def silu(self, x: Float[Tensor, "... m"]) -> Float[Tensor, "... n"]:
-        return F.silu(self.raw(x), inplace=True)
-
-    def times(self, x: Float[Tensor, "... m"], other: Float[Tensor, "... n"]) -> Float[Tensor, "... n"]:
-        return self.raw(x).mul_(other)
-
 
 def quantize_rows(weight: Float[Tensor, "n m"]) -> tuple[Int8[Tensor, "n m"], Float[Tensor, "n"]]:
     """Whole numbers of -127..127 and a bfloat16 scale a row: ``numbers * scale`` is within half a scale of the row."""
@@ -108,14 +116,21 @@ def quantize_rows(weight: Float[Tensor, "n m"]) -> tuple[Int8[Tensor, "n m"], Fl
 
 
 def packer(precision: str) -> Pack:
-    """How layers are packed: ``fp32``, ``bf16``, or ``int8``, where a layer whose inputs come not in blocks is bf16."""
-    if precision == "fp32":
-        return lambda weight, bias: OneDNNLinear(weight, bias, torch.float32)
-    if precision == "bf16":
-        return lambda weight, bias: OneDNNLinear(weight, bias, torch.bfloat16)
-    return lambda weight, bias: (
-        OneDNNLinear(weight, bias, torch.bfloat16) if weight.shape[1] % INT8_BLOCK else Int8Linear(weight, bias)
-    )
+    """How layers are packed.
+
+    ``fp32``  oneDNN's blocks; small layers stay as they are
+    ``bf16``  oneDNN's blocks
+    ``int8``  rows of int8; layers whose inputs do not come in blocks of 32 are bf16
+    """
+
+    def pack(weight: Float[Tensor, "n m"], bias: Float[Tensor, "n"] | None) -> PackedLinear:
+        if precision == "fp32" and weight.numel() <= SMALL:
+            return SmallLinear(weight, bias)
+        if precision == "int8" and weight.shape[1] % INT8_BLOCK == 0:
+            return Int8Linear(weight, bias)
+        return OneDNNLinear(weight, bias, torch.float32 if precision == "fp32" else torch.bfloat16)
+
+    return pack
 
 
 def packed_copy(module: M, pack: Pack) -> M:
