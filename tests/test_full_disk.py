@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from ifsq.cli import main
+from ifsq.codes import CodeSpec
+from ifsq.generators.ar import ARConfig, ARGenerator
 from ifsq.tokenizer.conv import ConvConfig
 from ifsq.tokenizer.model import Tokenizer, TokenizerConfig
 
@@ -25,6 +27,8 @@ COMMANDS = (
     "export pretrained tok --out fresh",
     "export official official --out fresh.ckpt",
     "import official good.ckpt --config good.config.json --out fresh",
+    "export official llamagen --out fresh.pt",
+    "import official good.pt --heads 4 --grid 2x2 --out fresh",
     "analyze bounds --levels 3 --samples 2000 --out fresh",
 )
 
@@ -44,6 +48,9 @@ def place(road: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             assert main(line.split()) == 0
         Tokenizer(TokenizerConfig(ConvConfig(32, multipliers=(1, 2), blocks=1))).save_pretrained("official")
         assert main(["export", "official", "official", "--out", "good.ckpt"]) == 0
+        spec = CodeSpec((5,), (1,), "little", "codebook", (2, 2))
+        ARGenerator(ARConfig(1, 16, 4, rope_class="zero"), spec, 2).save_pretrained("llamagen")
+        assert main(["export", "official", "llamagen", "--out", "good.pt"]) == 0
     return folder
 
 
@@ -75,4 +82,4 @@ def test_nothing_is_lost_and_nothing_half_written(
 
 def test_there_was_something_to_write(place: Path) -> None:
     """Each of the verbs does what it is asked where there is room."""
-    assert {"good.png", "tok/report.html", "saved/config.json", "good.ckpt"} <= content_of(place).keys()
+    assert {"good.png", "tok/report.html", "saved/config.json", "good.ckpt", "good.pt"} <= content_of(place).keys()

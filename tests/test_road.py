@@ -618,6 +618,7 @@ WITH_WEIGHTS = {
     "encode": ("tokenizer", ["encode", "RUN", "bundled:shapes", "new"]),
     "reconstruct": ("tokenizer", ["reconstruct", "RUN", "good.png", "--out", "new"]),
     "export official": ("tokenizer", ["export", "official", "RUN", "--out", "new.ckpt"]),
+    "export a LlamaGen": ("ar", ["export", "official", "RUN", "--out", "new.pt"]),
     "export pretrained": ("tokenizer", ["export", "pretrained", "RUN", "--out", "new"]),
     "export a generator": ("ar", ["export", "pretrained", "RUN", "--out", "new"]),
     "sample ar": ("ar", ["sample", "RUN", "--labels", "0", "--out", "new.png"]),

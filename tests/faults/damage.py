@@ -64,6 +64,10 @@ TARGETS = (
     Target("picture.png", "reconstruct tok picture.png --out p"),
     Target("picture.jpg", "reconstruct tok picture.jpg --out p"),
     Target("official.ckpt", "import official official.ckpt --config official.json --out new", True, "new"),
+    Target("llamagen.pt", "import official llamagen.pt --out new", True, "new"),
+    Target("imported_ar/projectors.safetensors", "export official imported_ar --out new.pt", True, "new.pt"),
+    Target("imported_ar/model.safetensors", "export official imported_ar --out new.pt", True, "new.pt"),
+    Target("imported_ar/official.safetensors", "export official imported_ar --out new.pt"),
     Target("official.json", "import official official.ckpt --config official.json --out new"),
 )
 

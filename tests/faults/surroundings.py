@@ -37,6 +37,8 @@ WRITERS = (
     "export pretrained tok --out new",
     "export official imported --out new.ckpt",
     "import official official.ckpt --config official.json --out new",
+    "export official imported_ar --out new.pt",
+    "import official llamagen.pt --out new",
 )
 READERS = (
     ("images/a/0.png", "encode tok images out"),

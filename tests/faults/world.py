@@ -91,6 +91,8 @@ def make(folder: Path, golden: Path | None) -> None:
         shutil.copy(golden / "ckpt_tokenizer_tiny.ckpt", folder / "official.ckpt")
         shutil.copy(golden / "ckpt_tokenizer_tiny.config.json", folder / "official.json")
         command(folder, "import official official.ckpt --config official.json --out imported")
+        shutil.copy(golden / "ckpt_llamagen_tiny.pt", folder / "llamagen.pt")
+        command(folder, "import official llamagen.pt --out imported_ar")
     for path in folder.rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)
 
@@ -99,7 +101,7 @@ def copy(world: Path, to: Path) -> Path:
     """A copy to damage. Large files are linked: replace one, never write into it."""
 
     def link(source: str, target: str) -> None:
-        if source.endswith((".safetensors", ".ckpt", ".png", ".tar")):
+        if source.endswith((".safetensors", ".ckpt", ".pt", ".png", ".tar")):
             os.link(source, target)
         else:
             shutil.copyfile(source, target)

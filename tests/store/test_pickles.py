@@ -3,6 +3,7 @@
 import os
 import random
 import zipfile
+from argparse import Namespace
 
 import pytest
 import torch
@@ -85,6 +86,12 @@ def test_an_archive_that_says_that_it_begins_before_the_file(tmp_path):
 class Harmful:
     def __reduce__(self):
         return os.mkdir, ("harmed",)
+
+
+def test_the_arguments_of_a_command_are_values(tmp_path):
+    arguments = Namespace(lr=0.1, name="x")
+    torch.save({"args": arguments, "steps": 3}, tmp_path / "x.pt")
+    assert read_pickle(tmp_path / "x.pt") == {"args": arguments, "steps": 3}
 
 
 def test_code_does_not_run(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import zipfile
 import zlib
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from ifsq.store.files import reason
 
 
 def read_pickle(path: Path) -> Any:
-    """Tensors, on the CPU, in dicts, lists and plain values.
+    """Tensors, on the CPU, in dicts, lists and plain values; the arguments of a command too, as LlamaGen's trainer has.
 
     They are mapped: what is not used takes no memory, but all is read once for the archive's checksums. Files of torch
     before 1.6 have none, and are loaded. Raises InputError when the file is missing, damaged, or holds code.
@@ -24,7 +25,8 @@ def read_pickle(path: Path) -> Any:
         archive = zipfile.is_zipfile(path)
         if archive:
             _check_sums(path)
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
+        with torch.serialization.safe_globals([Namespace]):  # it holds values and does nothing
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=archive)
     except InputError:
         raise
     except OSError as error:  # of the disk, or of zipfile where an archive says that it begins before the file

@@ -1,6 +1,7 @@
 """LlamaGen's VQ-16 and VQ-8: what its class computes, its names at full size, and what is refused."""
 
 import json
+from argparse import Namespace
 
 import pytest
 import torch
@@ -122,6 +123,7 @@ def test_what_llamagen_cannot_hold_is_not_written(options, message):
 FORMS = {
     "model": lambda table: {"model": table},
     "ema": lambda table: {"model": {key: value * 0 for key, value in table.items()}, "ema": table},
+    "trained": lambda table: {"model": table, "optimizer": {}, "steps": 3, "args": Namespace(lr=1e-4)},
     "table": lambda table: table,
     "compiled": lambda table: {"model": {f"module._orig_mod.{key}": value for key, value in table.items()}},
     "bf16": lambda table: {"model": {key: value.bfloat16() for key, value in table.items()}, "steps": 3},

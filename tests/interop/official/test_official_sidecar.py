@@ -88,6 +88,15 @@ def test_a_sidecar_of_other_weights_is_refused(tmp_path, capsys):
     assert "official.safetensors: cannot be read" in told
 
 
+def test_what_is_no_file_is_no_missing_one(tmp_path, capsys):
+    path, config = saved(tmp_path)
+    import_official(path, config, "raw", tmp_path / "run")
+    (tmp_path / "run" / SIDECAR).unlink()
+    (tmp_path / "run" / SIDECAR).symlink_to("nowhere")
+    told = refused(capsys, ["export", "official", tmp_path / "run", "--out", tmp_path / "out.ckpt"])
+    assert "official.safetensors: is no regular file; expected what import official wrote" in told
+
+
 def test_no_byte_of_it_may_have_changed(tmp_path):
     path, config = saved(tmp_path)
     import_official(path, config, "raw", tmp_path / "run")
@@ -128,6 +137,8 @@ DAMAGED = {
             {"dict": [[{"list": []}, PLAIN]]},
             {"dict": [[{"dict": []}, PLAIN]]},
             {"code": "x"},
+            {"arguments": PLAIN},
+            {"arguments": {"dict": [[PLAIN, PLAIN]]}},
         )
     },
 }

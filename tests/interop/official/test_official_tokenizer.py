@@ -17,6 +17,7 @@ from ifsq.interop.official.tokenizer import (
     write_official,
 )
 from ifsq.interop.official.tokenizer_config import read_official_config
+from ifsq.store.pickles import read_pickle
 from ifsq.tokenizer.bottleneck import QuantizerConfig
 from ifsq.tokenizer.conv import ConvConfig
 from ifsq.tokenizer.model import Tokenizer, TokenizerConfig
@@ -140,7 +141,7 @@ def flat(value, name=""):
 
 
 def assert_same_file(first, second):
-    before, after = (flat(torch.load(path, weights_only=True)) for path in (first, second))
+    before, after = (flat(read_pickle(path)) for path in (first, second))
     assert list(after) == list(before)
     for key, value in before.items():
         if isinstance(value, torch.Tensor):

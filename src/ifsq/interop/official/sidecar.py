@@ -3,10 +3,11 @@
 ``official.safetensors`` holds every other tensor, and in its header a digest of the weights, the config, the layout of
 the checkpoint as JSON, and a checksum of these three and the tensors. A value of the layout is ``{kind: content}``:
 ``own`` and ``kept`` name a tensor, ``bfloat16`` and ``float16`` an own one that was as narrow in the file, ``dict``,
-``list`` and ``tuple`` hold more values, ``plain`` is a number, text or nothing.
+``list``, ``tuple`` and ``arguments`` (of a command) hold more values, ``plain`` is a number, text or nothing.
 """
 
 import json
+from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ _PLAIN = (bool, int, float, str, type(None))
 def write_sidecar(folder: Path, found: Any, config: Any, own: dict[str, Tensor], digest: str, size: int) -> None:
     """Keep all of a checkpoint that is not, bit for bit or widened to float32, among the model's own tensors.
 
-    found   the unpickled file: dicts, lists, tuples, numbers, text, tensors
+    found   the unpickled file: dicts, lists, tuples, arguments of a command, numbers, text, tensors
     config  the JSON beside it; empty where there is none
     own     the model's state, by the names in the file
     digest  the model's, by which `read_sidecar` knows that the two still belong together
@@ -54,6 +55,8 @@ def read_sidecar(folder: Path, own: dict[str, Tensor], digest: str) -> tuple[Any
     """
     path = folder / SIDECAR
     if not path.is_file():
+        if path.exists() or path.is_symlink():
+            raise InputError(f"{path}: is no regular file; expected what import official wrote")
         return None
     try:
         with safe_open(path, "pt") as file:
@@ -104,6 +107,8 @@ class _Layout:
         if isinstance(value, dict):
             pairs = [[self.of(k, "", depth + 1), self.of(v, f"{name}.{k}", depth + 1)] for k, v in value.items()]
             return {"dict": pairs}
+        if isinstance(value, Namespace):
+            return {"arguments": self.of(vars(value), name, depth + 1)}
         if isinstance(value, (list, tuple)):
             kind = "list" if isinstance(value, list) else "tuple"
             return {kind: [self.of(item, f"{name}.{i}", depth + 1) for i, item in enumerate(value)]}
@@ -139,6 +144,13 @@ def _value(layout: Any, tables: Mapping[str, Mapping[str, Tensor]], where: str) 
         return value.detach().clone() if kind == "own" else value
     if kind == "plain" and isinstance(content, _PLAIN):
         return content
+    if kind == "arguments":
+        arguments = _value(content, tables, where)
+        if not isinstance(arguments, dict) or not all(isinstance(name, str) for name in arguments):
+            raise InputError(f"{where}: arguments without names; expected what import official wrote")
+        made = Namespace()
+        vars(made).update(arguments)
+        return made
     if kind in ("list", "tuple") and isinstance(content, list):
         items = [_value(item, tables, where) for item in content]
         return items if kind == "list" else tuple(items)
