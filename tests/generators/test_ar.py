@@ -23,6 +23,7 @@ CASES = {
     "joint": ("chain", CodeSpec((5, 3), (2,), "little", "paper", (2, 3))),
     "chain": ("chain", WIDE),
     "transformer": ("transformer", WIDE),
+    "masked": ("masked", WIDE),
 }
 
 
@@ -206,7 +207,7 @@ def test_prediction_sees_no_later_token_and_no_later_group(case):
 def test_fresh_model_knows_nothing(case):
     head, spec = CASES[case]
     model = ARGenerator(ARConfig(2, 32, 4, mlp_multiple_of=8, head=HeadConfig(head)), spec, num_classes=3)
-    losses = model.loss(make_batch(spec, 5), torch.Generator())
+    losses = model.eval().loss(make_batch(spec, 5), torch.Generator())
     assert losses["loss"].item() == pytest.approx(math.log(math.prod(spec.levels)), abs=1e-5)
     assert losses["bits_per_token"].item() == pytest.approx(math.log2(math.prod(spec.levels)), abs=1e-5)
 
@@ -267,7 +268,7 @@ def test_label_dropout_only_in_training():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kind": "mlp"}, "kind='mlp': expected one of chain, transformer"),
+        ({"kind": "mlp"}, "kind='mlp': expected one of chain, transformer, masked"),
         ({"depth": 0}, "depth=0: expected at least 1"),
         ({"width": 0}, "width=0: expected at least 1"),
     ],

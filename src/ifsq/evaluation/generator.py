@@ -223,7 +223,7 @@ def sampling_card(held: Held, generator: Generator) -> ProtocolCard:
 
 @torch.no_grad()
 def measure_likelihood(generator: Generator, codes: CodeSet, card: ProtocolCard, world: World) -> list[ProtocolCard]:
-    """Bits per image of held-out codes, for a generator that has a likelihood; nothing for one that has none."""
+    """Bits per image and per token of held-out codes, for a generator with a likelihood; nothing for one without."""
     device = next(generator.parameters()).device
     batches = dealt(range(len(codes)), AT_ONCE, world)
     parts = [generator.nll(codes.batch(torch.tensor(list(rows)), device)) for rows in batches]
@@ -234,7 +234,8 @@ def measure_likelihood(generator: Generator, codes: CodeSet, card: ProtocolCard,
     if not known:
         return []
     bits = torch.cat(known) / np.log(2)
-    values = {"mean": float(bits.mean()), "std": float(bits.std(correction=0))}
+    mean = float(bits.mean())
+    values = {"mean": mean, "std": float(bits.std(correction=0)), "per token": mean / generator.spec.tokens}
     card = replace(card, sampler="", guidance=1.0, labels="", dtype=generator.arithmetic())
     return [replace(card, metric="bits per image", values=values, n=len(codes))]
 

@@ -8,7 +8,7 @@ from ifsq.generators.ar.order import check_orders
 from ifsq.nn.attention import head_width
 from ifsq.nn.embed import PREFIXES
 
-HEADS = ("chain", "transformer")
+HEADS = ("chain", "transformer", "masked")
 MAX_CLASS_TOKENS = 1024  # a table of their positions is made before a weight is read
 BY_SIZE: Any = None
 """Default of the numbers that a size stands for: every `ARConfig` has them as numbers."""
@@ -44,22 +44,27 @@ class Dropouts(NamedTuple):
 class HeadConfig:
     """How a token of several groups is predicted; a token of one group has one softmax, whatever stands here.
 
-    kind   ``chain``: a small MLP a group; ``transformer``: the official factorized head
+    kind   ``chain``: a small MLP a group; ``transformer``: the official factorized head; ``masked``: one MLP that
+           predicts the groups that are masked from those that are known
     depth  residual layers of each MLP, blocks of the transformer
     width  of the MLPs; None is the trunk's
+    steps  of ``masked``: evaluations that draw a token; None: one a group
     """
 
     kind: str = "chain"
     depth: int = 2
     width: int | None = None
+    steps: int | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in HEADS:
             raise ValueError(f"kind={self.kind!r}: expected one of {', '.join(HEADS)}")
-        for name in ("depth", "width"):
+        for name in ("depth", "width", "steps"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value}: expected at least 1")
+        if self.steps is not None and self.kind != "masked":
+            raise ValueError(f"steps={self.steps}: the {self.kind} head has none; expected kind = 'masked'")
 
 
 @dataclass(frozen=True)

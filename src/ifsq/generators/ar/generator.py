@@ -44,18 +44,24 @@ class ARGenerator(ARNetwork, kind="ar"):
         return {key: value for key, value in config.items() if key not in names.values()} | {"head": head}
 
     def loss(self, batch: CodeBatch, rng: torch.Generator, progress: float = 1.0) -> dict[str, Tensor]:
-        """``loss``: cross-entropy in nats per token, summed over its groups; ``bits_per_token``: the same in bits.
+        """``loss``: nats a token, summed over its groups; ``bits_per_token`` and ``bits_per_image``: the same in bits.
 
-        In training with ``config.order = "random"`` the images are read in orders by ``progress``; else in raster.
+        In training the head's own loss, which for the masked head is a bound, and with ``config.order = "random"`` of
+        images that are read in orders by ``progress``. In eval mode the negative log-likelihood, in raster.
         """
-        labels = self._dropped(batch.labels, rng)
-        loss = self._token_nats(batch, labels, self._orders(batch, rng, progress)).mean()
-        return {"loss": loss, "bits_per_token": loss.detach() / math.log(2)}
+        labels, indices = self._dropped(batch.labels, rng), self._indices(batch)
+        order = self._orders(batch, rng, progress)
+        states = self.states(indices, labels, order=order)
+        told = indices if order is None else in_order(indices, order)
+        loss = self.head.loss(states, told, rng) if self.training else self.head.nats(states, told).mean()
+        bits = loss.detach() / math.log(2)
+        return {"loss": loss, "bits_per_token": bits, "bits_per_image": bits * self.spec.tokens}
 
     def nll(self, batch: CodeBatch) -> Float[Tensor, "b"]:
         """Negative log-likelihood of each image in nats, given its label; no dropout of any kind, no gradient."""
+        indices = self._indices(batch)
         with evaluating(self):
-            return self._token_nats(batch, batch.labels).sum(dim=1)
+            return self.head.nats(self.states(indices, batch.labels), indices).sum(dim=1)
 
     def hidden(
         self, batch: CodeBatch, depth: int, rng: torch.Generator | None = None, progress: float = 1.0
@@ -114,9 +120,3 @@ class ARGenerator(ARNetwork, kind="ar"):
 
     def _indices(self, batch: CodeBatch) -> Tensor:
         return batch.indices(self.spec.groups).flatten(1, 2)  # b t g
-
-    def _token_nats(self, batch: CodeBatch, labels: Tensor, order: Tensor | None = None) -> Tensor:
-        """Cross-entropy (b, t) in nats, summed over groups, float32; of the tokens as they come in an order."""
-        indices = self._indices(batch)
-        states = self.states(indices, labels, order=order)
-        return self.head.nats(states, indices if order is None else in_order(indices, order))

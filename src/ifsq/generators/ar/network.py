@@ -20,6 +20,7 @@ from ifsq.generators.ar.config import ARConfig
 from ifsq.generators.ar.heads.base import SoftmaxHead
 from ifsq.generators.ar.heads.chain import ChainHead
 from ifsq.generators.ar.heads.joint import JointHead
+from ifsq.generators.ar.heads.masked import MaskedHead
 from ifsq.generators.ar.heads.transformer import TransformerHead
 from ifsq.generators.ar.order import in_order
 from ifsq.generators.base import Generator
@@ -199,7 +200,10 @@ def _make_head(config: ARConfig, sizes: tuple[int, ...], rope: Rotary, embedding
     head = config.head
     if len(sizes) == 1:
         return JointHead(config.width, sizes[0])
+    hidden = config.width if head.width is None else head.width
     if head.kind == "chain":
-        return ChainHead(config.width, sizes, config.width if head.width is None else head.width, head.depth)
+        return ChainHead(config.width, sizes, hidden, head.depth)
+    if head.kind == "masked":
+        return MaskedHead(config.width, sizes, hidden, head.depth, head.steps)
     blocks = nn.ModuleList(Block(config) for _ in range(head.depth))
     return TransformerHead(config.width, sizes, blocks, rope, embeddings)

@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int8
 from torch import Tensor, nn
 
+from ifsq.generators.ar.heads.base import OutputLayer
+
 INT8_MOST = 127
 INT8_BLOCK = 32  # inputs that torch's int8 kernel takes at a time; it reads past the end of others
 SMALL = 2**14  # weights of a layer up to which a call of oneDNN costs more than it saves, at 64 rows and below
@@ -146,7 +148,7 @@ def packed_copy(module: M, pack: Pack) -> M:
 def _copied(module: nn.Module, pack: Pack, made: dict[int, nn.Module]) -> nn.Module:
     if id(module) in made:  # a module may stand in several places
         return made[id(module)]
-    if type(module) is nn.Linear:
+    if isinstance(module, nn.Linear) and type(module) in (nn.Linear, OutputLayer):
         twin: nn.Module = pack(module.weight.detach(), None if module.bias is None else module.bias.detach())
     else:
         twin = copy.copy(module)

@@ -1,6 +1,7 @@
 """What a head is: it owns the loss of a token's groups and the draw of their indices.
 
-Every head predicts group k from the groups before it, so the product over groups is exact.
+Every head predicts group k from groups before it, so the product over groups is a distribution: negative
+log-likelihoods of different heads, and of different groupings of the same digits, compare.
 """
 
 from abc import ABC, abstractmethod
@@ -10,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+
+from ifsq.nn.cross_entropy import linear_mean_nats, linear_nats
 
 Pick = Callable[[Tensor, int], Tensor]  # logits (r, v) of a group, and which -> indices (r,)
 
@@ -24,23 +27,56 @@ class Head(nn.Module, ABC):
 
     @abstractmethod
     def nats(self, state: Float[Tensor, "b t width"], indices: Int[Tensor, "b t g"]) -> Float[Tensor, "b t"]:
-        """Negative log-likelihood of the true indices, summed over the groups of each token, float32."""
+        """Negative log-likelihood of the true indices under what `draw` draws, summed over the groups, float32."""
+
+    @abstractmethod
+    def loss(
+        self, state: Float[Tensor, "b t width"], indices: Int[Tensor, "b t g"], rng: torch.Generator
+    ) -> Float[Tensor, ""]:
+        """What training minimises, nats a token: the mean of `nats`, or a bound that a head states."""
 
     @abstractmethod
     def draw(self, state: Float[Tensor, "r width"], pick: Pick) -> Int[Tensor, "r g"]:
-        """Indices of one position; ``pick`` turns the logits of a group into its indices."""
+        """Indices of one position; ``pick`` turns the logits of a group into its indices, group after group."""
+
+
+class OutputLayer(nn.Linear):
+    """The output layer of a group: logits (..., v), or with the true indices their cross-entropy.
+
+    The cross-entropy stands in the layer's own call, around which a sharded model gathers the weights.
+    """
+
+    def __init__(self, width: int, vocab: int) -> None:
+        super().__init__(width, vocab, bias=False)
+
+    def forward(
+        self, x: Float[Tensor, "*r width"], target: Int[Tensor, "*r"] | None = None, mean: bool = False
+    ) -> Float[Tensor, "..."]:
+        """Logits; with ``target`` nats (...), float32, or with ``mean`` their mean."""
+        if target is None:
+            return F.linear(x, self.weight)
+        return (linear_mean_nats if mean else linear_nats)(x, self.weight, target)
 
 
 class SoftmaxHead(Head):
     """A head with a softmax over the codes of each group."""
 
     @abstractmethod
+    def before_output(
+        self, state: Float[Tensor, "b t width"], indices: Int[Tensor, "b t g"]
+    ) -> list[Float[Tensor, "b t _"]]:
+        """What the output layer of each group sees, given the true indices of groups before it."""
+
     def logits(self, state: Float[Tensor, "b t width"], indices: Int[Tensor, "b t g"]) -> list[Float[Tensor, "b t _"]]:
-        """Logits (b, t, codes of the group) of each group, given the true indices of the groups before it."""
+        """Logits (b, t, codes of the group) of each group, given the true indices of groups before it."""
+        return [self.output[k](x) for k, x in enumerate(self.before_output(state, indices))]
 
     def nats(self, state: Float[Tensor, "b t width"], indices: Int[Tensor, "b t g"]) -> Float[Tensor, "b t"]:
-        nats = [
-            F.cross_entropy(logits.to(torch.float32).movedim(-1, 1), indices[..., k], reduction="none")
-            for k, logits in enumerate(self.logits(state, indices))
-        ]
-        return torch.stack(nats).sum(dim=0)
+        seen = self.before_output(state, indices)
+        return torch.stack([self.output[k](x, indices[..., k]) for k, x in enumerate(seen)]).sum(dim=0)
+
+    def loss(
+        self, state: Float[Tensor, "b t width"], indices: Int[Tensor, "b t g"], rng: torch.Generator
+    ) -> Float[Tensor, ""]:
+        seen = self.before_output(state, indices)
+        return torch.stack([self.output[k](x, indices[..., k], mean=True) for k, x in enumerate(seen)]).sum()

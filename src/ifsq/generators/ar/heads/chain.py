@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ifsq.generators.ar.block import NORM_EPS
-from ifsq.generators.ar.heads.base import Pick, SoftmaxHead
+from ifsq.generators.ar.heads.base import OutputLayer, Pick, SoftmaxHead
 from ifsq.nn.norm import RMSNorm
 
 
@@ -26,19 +26,21 @@ class ChainHead(SoftmaxHead):
         self.tables = nn.ModuleList(nn.Embedding(v, hidden) for v in vocab_sizes[:-1])
         self.layers = nn.ModuleList(_linears(hidden, depth) for _ in vocab_sizes)
         self.norms = nn.ModuleList(RMSNorm(hidden, eps=NORM_EPS) for _ in vocab_sizes)
-        self.output = nn.ModuleList(nn.Linear(hidden, v, bias=False) for v in vocab_sizes)
+        self.output = nn.ModuleList(OutputLayer(hidden, v) for v in vocab_sizes)
 
-    def logits(self, state: Float[Tensor, "b t width"], indices: Int[Tensor, "b t g"]) -> list[Float[Tensor, "b t _"]]:
-        logits, known = [], self._split(state)
+    def before_output(
+        self, state: Float[Tensor, "b t width"], indices: Int[Tensor, "b t g"]
+    ) -> list[Float[Tensor, "b t _"]]:
+        seen, known = [], self._split(state)
         for k in range(len(self.output)):
-            logits.append(self._logits(k, known[k]))
+            seen.append(self._through(k, known[k]))
             self._tell(k, known, indices[..., k])
-        return logits
+        return seen
 
     def draw(self, state: Float[Tensor, "r width"], pick: Pick) -> Int[Tensor, "r g"]:
         drawn, known = [], self._split(state)
         for k in range(len(self.output)):
-            drawn.append(pick(self._logits(k, known[k]), k))
+            drawn.append(pick(self.output[k](self._through(k, known[k])), k))
             self._tell(k, known, drawn[k])
         return torch.stack(drawn, dim=-1)
 
@@ -46,10 +48,11 @@ class ChainHead(SoftmaxHead):
         """What each group knows at first: its part of the projected state."""
         return list(self.from_state(self.norm(state)).chunk(len(self.output), dim=-1))
 
-    def _logits(self, k: int, x: Tensor) -> Tensor:
+    def _through(self, k: int, x: Tensor) -> Tensor:
+        """Through the layers of group k."""
         for layer in self.layers[k].children():
             x = x + layer(F.silu(x))
-        return self.output[k](self.norms[k](x))
+        return self.norms[k](x)
 
     def _tell(self, k: int, known: list[Tensor], indices: Tensor) -> None:
         """Add the embedding of group k to what the later groups know."""

@@ -4,7 +4,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ifsq.generators.ar.block import NORM_EPS
-from ifsq.generators.ar.heads.base import Pick, SoftmaxHead
+from ifsq.generators.ar.heads.base import OutputLayer, Pick, SoftmaxHead
 from ifsq.nn.norm import RMSNorm
 
 
@@ -14,10 +14,12 @@ class JointHead(SoftmaxHead):
     def __init__(self, width: int, vocab: int) -> None:
         super().__init__()
         self.norm = RMSNorm(width, eps=NORM_EPS)
-        self.output = nn.ModuleList([nn.Linear(width, vocab, bias=False)])
+        self.output = nn.ModuleList([OutputLayer(width, vocab)])
 
-    def logits(self, state: Float[Tensor, "b t width"], indices: Int[Tensor, "b t g"]) -> list[Float[Tensor, "b t _"]]:
-        return [self.output[0](self.norm(state))]
+    def before_output(
+        self, state: Float[Tensor, "b t width"], indices: Int[Tensor, "b t g"]
+    ) -> list[Float[Tensor, "b t _"]]:
+        return [self.norm(state)]
 
     def draw(self, state: Float[Tensor, "r width"], pick: Pick) -> Int[Tensor, "r g"]:
         return pick(self.output[0](self.norm(state)), 0)[:, None]

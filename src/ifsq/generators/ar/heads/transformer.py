@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ifsq.generators.ar.block import NORM_EPS
-from ifsq.generators.ar.heads.base import Pick, SoftmaxHead
+from ifsq.generators.ar.heads.base import OutputLayer, Pick, SoftmaxHead
 from ifsq.nn.cache import KVCache
 from ifsq.nn.embed import Rotary
 from ifsq.nn.norm import RMSNorm
@@ -35,17 +35,19 @@ class TransformerHead(SoftmaxHead):
         self.blocks = blocks
         self.rope = rope
         self.norm = RMSNorm(width, eps=NORM_EPS)
-        self.output = nn.ModuleList(nn.Linear(width, v, bias=False) for v in vocab_sizes)
+        self.output = nn.ModuleList(OutputLayer(width, v) for v in vocab_sizes)
         self.embeddings = tuple(embeddings)
 
-    def logits(self, state: Float[Tensor, "b t width"], indices: Int[Tensor, "b t g"]) -> list[Float[Tensor, "b t _"]]:
+    def before_output(
+        self, state: Float[Tensor, "b t width"], indices: Int[Tensor, "b t g"]
+    ) -> list[Float[Tensor, "b t _"]]:
         groups = len(self.output)
         known = [state] + [self.embeddings[k](indices[..., k]) for k in range(groups - 1)]
         x = torch.stack(known, dim=-2).flatten(0, 1)  # b*t g width
         for block in self.blocks:
             x = block(x, self.rope)
         x = self.norm(x).unflatten(0, state.shape[:2])
-        return [self.output[k](x[..., k, :]) for k in range(groups)]
+        return list(x.unbind(dim=-2))
 
     def draw(self, state: Float[Tensor, "r width"], pick: Pick) -> Int[Tensor, "r g"]:
         groups = len(self.output)
