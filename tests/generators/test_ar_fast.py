@@ -12,6 +12,7 @@ from ifsq.codes import CodeSpec
 from ifsq.config import InputError
 from ifsq.generators.ar import ARConfig, ARGenerator, ARSampling
 from ifsq.generators.ar.fast import FastSteps, is_usual, precision_of, steps_of
+from ifsq.generators.ar.graphs import GraphSteps
 from ifsq.generators.ar.packing import (
     INT8_BLOCK,
     SMALL,
@@ -71,14 +72,24 @@ def test_fast_sampling_draws_the_plain_tokens(case, trunk, options):
     assert torch.equal(drawn[20:], model.sample(labels[20:], seed=3, first=20, **options).indices)
 
 
-@packs
-@pytest.mark.parametrize("trunk", TRUNKS)
-def test_fast_steps_of_several_tokens_and_back_equal_the_full_pass(trunk):
+def whole_steps(model):
+    """What a CUDA graph captures, without one."""
+    return PlainSteps(model, whole=True)
+
+
+@pytest.mark.parametrize(
+    ("trunk", "way"),
+    [
+        *(pytest.param(trunk, lambda model: steps_of(model, "fp32"), marks=packs) for trunk in TRUNKS),
+        ("default", whole_steps),
+        ("prefixed", whole_steps),
+    ],
+)
+def test_steps_of_several_tokens_and_back_equal_the_full_pass(trunk, way):
     model = make("chain", **TRUNKS[trunk]).eval()
     indices = model.spec.digits_to_indices(make_batch(model.spec, 3).content).flatten(1, 2)
     labels, wrong = torch.tensor([0, 3, 2]), torch.zeros_like(indices[:, :3])
-    steps, states = steps_of(model, "fp32"), model.states(indices, labels)
-    assert isinstance(steps, FastSteps)
+    steps, states = way(model), model.states(indices, labels)
     with torch.no_grad():
         assert torch.allclose(steps.first(labels), states[:, 0], **CLOSE)
         steps.next(wrong)
@@ -232,3 +243,20 @@ def test_precision_that_cannot_be_is_refused(precision):
 def test_unknown_precision_is_refused():
     with pytest.raises(ValueError, match="precision='fp16': expected one of auto, fp32, bf16, int8"):
         ARSampling(precision="fp16")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("case", CASES)
+def test_graphs_draw_the_plain_tokens(case):
+    model, labels = make(case).cuda(), torch.arange(24) % 3
+    assert isinstance(steps_of(model, "auto"), GraphSteps)
+    assert isinstance(steps_of(model, "bf16"), GraphSteps)
+    assert next(model.parameters()).dtype == torch.float32
+    for options in ({}, GUIDED):
+        drawn = model.sample(labels, **options).indices
+        assert torch.equal(drawn, plain_tokens(model, labels, **options))
+    near = model.sample(labels, precision="bf16", greedy=True).indices == plain_tokens(model, labels, greedy=True)
+    assert near.float().mean() > 0.5
+    with pytest.raises(InputError, match="precision='int8': expected auto or fp32 or bf16 on cuda"):
+        model.sample(labels, precision="int8")

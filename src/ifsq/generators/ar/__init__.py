@@ -1,8 +1,8 @@
 """The autoregressive generator.
 
 ``config`` sizes, ``network`` trunk, ``heads/`` from a state to indices, ``draw`` from logits to an index, ``steps``
-through the network with keys and values kept, ``fast`` and ``packing`` the same near the rate of the memory, ``decode``
-token by token, ``generator`` loss and sampling.
+through the network with keys and values kept, ``fast`` and ``packing`` the same near the rate of a
+CPU's memory, ``graphs`` on CUDA, ``decode`` token by token, ``generator`` loss and sampling.
 """
 
 from ifsq.generators.ar.config import ARConfig, HeadConfig

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ifsq.config import InputError
 from ifsq.generators.ar.block import Block
+from ifsq.generators.ar.graphs import GraphSteps
 from ifsq.generators.ar.heads.base import Pick
 from ifsq.generators.ar.network import ARNetwork
 from ifsq.generators.ar.packing import Pack, PackedLinear, packed_copy, packer
@@ -27,19 +28,23 @@ STREAMED = 2**25  # bytes of float32 matrices that no cache of a processor holds
 
 
 def precision_of(network: ARNetwork, asked: str) -> str | None:
-    """The precision of decoding, ``fp32``, ``bf16`` or ``int8``; None where the network's own modules decode.
+    """The precision of decoding, ``fp32``, ``bf16`` or ``int8``; None for that of the network's own modules.
 
-    ``auto`` is fp32 where the matrices are at most 32 MiB of float32, which caches hold, and bf16 above and where the
-    weights are bfloat16. The rule sees no batch: an image does not depend on what is drawn beside it.
+    ``auto`` on a CPU is fp32 where the matrices are at most 32 MiB of float32, which caches hold, and bf16 above and
+    where the weights are bfloat16; elsewhere the network's own. The rule sees no batch: an image does not depend on
+    what is drawn beside it.
 
-    Raises InputError where ``asked`` needs packed weights and they cannot be.
+    Raises InputError on a precision that the network cannot be held in where it is.
     """
     obstacle = _obstacle(network)
+    possible = ["auto", "fp32"] + ["bf16"] * _can_capture(network)
+    if obstacle and asked not in possible:
+        raise InputError(f"precision={asked!r}: expected {' or '.join(possible)} {obstacle}")
+    if asked in ("bf16", "int8"):
+        return asked
     if obstacle:
-        if asked in ("auto", "fp32"):
-            return None
-        raise InputError(f"precision={asked!r}: expected auto or fp32 {obstacle}")
-    if asked != "auto":
+        return None
+    if asked == "fp32":
         return asked
     numbers = sum(module.weight.numel() for module in network.modules() if isinstance(module, nn.Linear))
     small = 4 * numbers <= STREAMED and next(network.parameters()).dtype == torch.float32
@@ -49,6 +54,8 @@ def precision_of(network: ARNetwork, asked: str) -> str | None:
 def steps_of(network: ARNetwork, precision: str) -> Steps:
     """The fastest way through the network; ``precision`` as `precision_of` takes it."""
     used = precision_of(network, precision)
+    if _can_capture(network):
+        return GraphSteps(network, bf16=used == "bf16")
     if used is None:
         return PlainSteps(network)
     with torch.no_grad():
@@ -227,6 +234,27 @@ def is_usual(network: ARNetwork) -> bool:
     )
 
 
+def _can_capture(network: ARNetwork) -> bool:
+    """Whether a CUDA graph can hold a step."""
+    tensors = list(network.parameters())
+    devices = {tensor.device for tensor in tensors}
+    return (
+        len(devices) == 1
+        and devices.pop().type == "cuda"
+        and not torch.is_autocast_enabled("cuda")
+        and not _special(network)
+    )
+
+
+def _special(network: ARNetwork) -> str:
+    """What keeps the network to its own modules, as the end of a sentence."""
+    if not all(type(tensor) is nn.Parameter for tensor in network.parameters()):
+        return "of sharded weights"
+    if any(module._forward_hooks or module._forward_pre_hooks for module in network.modules()):
+        return "of a network that hooks watch"
+    return ""
+
+
 def _obstacle(network: ARNetwork) -> str:
     """Why weights cannot be packed, as the end of a sentence; empty where they can."""
     tensors = list(network.parameters())
@@ -240,8 +268,4 @@ def _obstacle(network: ARNetwork) -> str:
         return "under autocast"
     if types:
         return f"of weights in {', '.join(sorted(str(kind).removeprefix('torch.') for kind in types))}"
-    if not all(type(tensor) is nn.Parameter for tensor in tensors):
-        return "of sharded weights"
-    if any(module._forward_hooks or module._forward_pre_hooks for module in network.modules()):
-        return "of a network that hooks watch"
-    return ""
+    return _special(network)

@@ -41,12 +41,16 @@ class Steps(ABC):
 
 
 class PlainSteps(Steps):
-    """The network's own modules, as in training: what every other way is measured against."""
+    """The network's own modules, as in training: what every other way is measured against.
 
-    def __init__(self, network: ARNetwork) -> None:
+    whole  of the caches, see `KVCache`
+    """
+
+    def __init__(self, network: ARNetwork, *, whole: bool = False) -> None:
         self.network = network
         self._prefixes = network.config.class_tokens
-        self._caches = [KVCache(self._prefixes + network.spec.tokens - 1) for _ in network.layers]
+        length = self._prefixes + network.spec.tokens - 1
+        self._caches = [KVCache(length, whole=whole) for _ in network.layers]
         self._modulations: list[Modulation] | None = None
 
     def first(self, labels: Int[Tensor, "r"]) -> Float[Tensor, "r width"]:
