@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from ifsq.cli import main
+from ifsq.cli.terminal import Terminal
 
 TINY = """
 out = "run"
@@ -79,6 +80,13 @@ def test_names_are_said_on_one_line_and_rule_no_terminal(capsys: pytest.CaptureF
     told = capsys.readouterr().err
     assert told.startswith("ifsq: a\\x1b[31m b\\x07\\udce9: ")
     assert told.count("\n") == 1
+
+
+def test_rates_are_said_in_short(capsys: pytest.CaptureFixture[str]) -> None:
+    watcher = Terminal()
+    watcher.start("generator", 0, 10)
+    watcher.advance(5, {"loss": 1.5, "lr": 1.0, "examples_per_second": 20.0, "tokens_per_second": 1280.0, "mfu": 0.25})
+    assert "generator 5/10 loss 1.5 examples/s 20 tokens/s 1280 mfu 0.25" in capsys.readouterr().err
 
 
 def test_a_long_line_keeps_its_beginning_and_its_end(capsys: pytest.CaptureFixture[str]) -> None:

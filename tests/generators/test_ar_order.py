@@ -13,6 +13,7 @@ from ifsq.generators.ar.order import draw_orders, in_order, random_share, to_ras
 from ifsq.generators.ar.steps import PlainSteps
 from ifsq.generators.train import GeneratorTask
 from ifsq.nn.cache import KVCache
+from ifsq.training import parallel
 from ifsq.training.config import TrainConfig
 from ifsq.training.log import Silent
 from ifsq.training.loop import train
@@ -163,6 +164,17 @@ def test_the_loss_is_in_the_orders_of_its_progress_and_held_out_figures_are_in_r
         assert torch.equal(in_order(hidden, order), model.states(indices, batch.labels, depth, order))
     model.eval()
     assert torch.allclose(loss(0.0), raster, **CLOSE)
+
+
+def test_blocks_that_run_again_have_the_same_gradients_in_an_order():
+    gradients = []
+    for again in (False, True):
+        model = make("joint", **RANDOM)
+        if again:
+            parallel.recompute(model)
+        model.loss(make_batch(model.spec, 4), torch.Generator().manual_seed(0), 0.0)["loss"].backward()
+        gradients.append([p.grad for p in model.parameters()])
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*gradients, strict=True))
 
 
 def test_without_orders_nothing_is_drawn_and_no_parameter_is_there():
