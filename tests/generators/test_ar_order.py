@@ -17,6 +17,7 @@ from ifsq.training import parallel
 from ifsq.training.config import TrainConfig
 from ifsq.training.log import Silent
 from ifsq.training.loop import train
+from ifsq.training.optim import OptimConfig
 
 RANDOM = {"order": "random", "order_start": 0.25, "order_end": 0.75}
 
@@ -214,6 +215,24 @@ def test_a_run_in_orders_goes_on_with_the_same_bits(tmp_path):
     whole, cut = run("whole"), run("cut")
     assert whole[0] == cut[0] == 8
     assert_same(whole[1], cut[1])
+
+
+class Hearing(Silent):
+    said = ""
+
+    def say(self, line):
+        self.said += line
+
+
+def test_more_steps_on_a_run_in_orders_are_said_to_anneal_otherwise(tmp_path):
+    model = make("joint", **RANDOM)
+    digits = make_batch(model.spec, 8).content.to(torch.uint8)
+    codes, heard = CodeSet(model.spec, digits, torch.zeros(8, dtype=torch.int64)), Hearing()
+    for steps in (2, 3):
+        config = TrainConfig(steps=steps, batch=8, optim=OptimConfig(schedule="constant"))
+        train(GeneratorTask(model, codes, None, config), config, tmp_path, HERE, heard, "run")
+    told = "train.steps=3, 2 until now: from here on the annealing of the tokens' orders is that of 3 steps; a run of 3"
+    assert heard.said.count(told) == 1
 
 
 @pytest.mark.parametrize(

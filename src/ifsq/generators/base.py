@@ -93,6 +93,11 @@ class Generator(nn.Module, ABC):
         self.code_dim = spec.dim if isinstance(spec, LatentSpec) or spec.on_lattice else code_dim
         self.origin = Origin(tuple(map(str, range(num_classes))))
 
+    @property
+    def annealed(self) -> tuple[str, ...]:
+        """What of `loss` follows the progress of the training, in words."""
+        return ()
+
     @abstractmethod
     def loss(self, batch: CodeBatch, rng: torch.Generator, progress: float = 1.0) -> dict[str, Tensor]:
         """Scalars by name; ``loss`` is the one to minimise. All randomness but dropout's comes from ``rng``.

@@ -34,6 +34,7 @@ class GeneratorTask(Task):
         self.model: nn.Module = model
         self.train, self.val = train, val
         self.config = config
+        self.annealed = model.annealed
         self._described = model.describe()
 
     def batches(self, start: int, world: World) -> abc.Generator[CodeBatch, None, None]:

@@ -27,7 +27,7 @@ from ifsq.training.distributed import World
 from ifsq.training.ema import EMA
 from ifsq.training.log import MetricsLog, Reporter, SkippedLog, memory_gib
 from ifsq.training.observer import Observer, Observing
-from ifsq.training.optim import lr_at
+from ifsq.training.optim import new_length
 from ifsq.training.parts import check_frozen, freeze
 from ifsq.training.precision import computes_bfloat16
 from ifsq.training.sinks import check_sinks, open_sinks
@@ -42,11 +42,13 @@ class Task(ABC):
     model     averaged, evaluated and exported
     opponent  None where nothing is trained beside it
     observer  looks at the model while it is trained, see `Observer`; None where nobody does
+    annealed  what follows the share of the steps that are behind, beside the learning rate; in words
     """
 
     model: nn.Module
     opponent: Opponent | None = None
     observer: Observer | None = None
+    annealed: Sequence[str] = ()
 
     @abstractmethod
     def batches(self, start: int, world: World) -> Generator[Any, None, None]:
@@ -320,7 +322,8 @@ class _Training:
             self._restore_trainee(self.main, found, ("model", "optimizer", "scaler"), 0)
             if self.other is not None:
                 self._restore_trainee(self.other, found, ("opponent", "opponent_optimizer", "opponent_scaler"), 1)
-            self.notes += [found.remark, self._new_length(found.state.get("steps"))]
+            annealed, planned = self.task.annealed, found.state.get("steps")
+            self.notes += [found.remark, new_length(self.config.optim, self.step, planned, self.config.steps, annealed)]
         if self.world.first:
             self.notes += [self.skipped.rewind(self.step), self.log.rewind(self.step if found is not None else -1)]
             self.observing.rewind(self.step)
@@ -332,17 +335,6 @@ class _Training:
         where = str(found.folder / optimizer)
         checkpoint.restore_optimizer(trainee.optimizer, found.load(optimizer), where, self.step if moved else 0)
         trainee.scaler.load_state_dict(checkpoint.scaler_state(found, scale, trainee.scaler))
-
-    def _new_length(self, planned: Any) -> str:
-        """What it means that a run goes on to another step than it was planned for; nothing where it means nothing."""
-        optim, steps = self.config.optim, self.config.steps
-        if type(planned) is not int or planned == steps or optim.schedule == "constant":
-            return ""
-        was, now = (lr_at(self.step, length, optim) for length in (planned, steps))
-        return (
-            f"train.steps={steps}, {planned} until now: from here on the {optim.schedule} schedule is that of {steps}"
-            f" steps (lr {now:.3g} in place of {was:.3g}); a run of {steps} steps from its start ends elsewhere"
-        )
 
     def _elapsed(self) -> float:
         return time.perf_counter() - self._since[0]

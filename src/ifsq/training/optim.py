@@ -1,9 +1,9 @@
 """Optimizer and learning-rate schedule."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -92,3 +92,23 @@ def lr_at(step: int, steps: int, config: OptimConfig) -> float:
         return config.lr
     done = (step - config.warmup) / max(1, steps - config.warmup)
     return config.lr * (config.final + (1 - config.final) * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
+
+
+def new_length(optim: OptimConfig, step: int, planned: Any, steps: int, annealed: Sequence[str] = ()) -> str:
+    """What it means that a run goes on from ``step`` to another length than it was planned for; "" where nothing.
+
+    annealed  what else than the learning rate follows the share of the steps that are behind, in words
+    """
+    if type(planned) is not int or planned == steps:
+        return ""
+    follows = [f"{name} that of {steps} steps" for name in annealed]
+    if optim.schedule != "constant":
+        was, now = (lr_at(step, length, optim) for length in (planned, steps))
+        rate = f"the {optim.schedule} schedule is that of {steps} steps (lr {now:.3g} in place of {was:.3g})"
+        follows.insert(0, rate)
+    if not follows:
+        return ""
+    return (
+        f"train.steps={steps}, {planned} until now: from here on {', '.join(follows)};"
+        f" a run of {steps} steps from its start ends elsewhere"
+    )

@@ -43,6 +43,10 @@ class ARGenerator(ARNetwork, kind="ar"):
         head = {name: config[key] for name, key in names.items() if key in config}
         return {key: value for key, value in config.items() if key not in names.values()} | {"head": head}
 
+    @property
+    def annealed(self) -> tuple[str, ...]:
+        return () if self.config.order == "raster" else ("the annealing of the tokens' orders is",)
+
     def loss(self, batch: CodeBatch, rng: torch.Generator, progress: float = 1.0) -> dict[str, Tensor]:
         """``loss``: nats a token, summed over its groups; ``bits_per_token`` and ``bits_per_image``: the same in bits.
 
