@@ -207,6 +207,7 @@ def test_our_generator_goes_out_and_in(vocab, tmp_path):
 OURS = {
     "rope_class": ({"rope_class": "identity"}, "rope_class='identity': the official class multiplies the class tok"),
     "qk_norm": ({"qk_norm": True}, "qk_norm=True: the official class has no such option; expected False"),
+    "order": ({"order": "random"}, "order='random': the official class has no embeddings of the position to predict"),
     "kv_heads": ({"kv_heads": 2}, "kv_heads=2: the official sampler allocates its cache for as many heads of keys"),
     "grid": ({"grid": (2, 8)}, "grid=(2, 8): the official class has square grids; expected (2, 2)"),
     "chain": ({"head": HeadConfig("chain"), "vocab": (5, 5)}, "head.kind='chain': the official class predicts the gr"),

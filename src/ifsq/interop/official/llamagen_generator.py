@@ -181,6 +181,7 @@ def _refuse_unknown_there(model: ARGenerator, where: str) -> None:
         ("qk_norm", config.qk_norm, False),
         ("adaln", config.adaln, False),
         ("class_tokens", config.class_tokens, 1),
+        ("order", config.order, "raster"),
         ("kv_heads", config.heads if config.kv_heads is None else config.kv_heads, config.heads),
         ("digit_order", spec.digit_order, "little"),
     )
@@ -194,6 +195,7 @@ WHY = {
     "rope_class": "the official class multiplies the class token's queries and keys by 0",
     "head.kind": "the official class predicts the groups of a token by a transformer",
     "grid": "the official class has square grids",
+    "order": "the official class has no embeddings of the position to predict",
     "kv_heads": "the official sampler allocates its cache for as many heads of keys as of queries",
     "digit_order": "official indices begin with the least significant digit",
 }
