@@ -62,6 +62,16 @@ batch = 8
 log_every = 4
 save_every = 12
 optim.warmup = 2
+engine.recompute = true
+"""
+TRUNK = """
+mlp_multiple_of = 16
+kv_heads = 1
+qk_norm = true
+class_tokens = 2
+adaln = true
+drop_path = 0.1
+token_dropout = 0.1
 """
 
 
@@ -85,7 +95,7 @@ def road(tmp_path_factory):
     folder = tmp_path_factory.mktemp("rectangles")
     pictures(folder / "pictures")
     (folder / "tokenizer.toml").write_text(TOKENIZER)
-    (folder / "ar.toml").write_text(GENERATOR.format(kind="ar", groups="groups = [1, 2]", own="mlp_multiple_of = 16"))
+    (folder / "ar.toml").write_text(GENERATOR.format(kind="ar", groups="groups = [1, 2]", own=TRUNK))
     (folder / "diffusion.toml").write_text(
         GENERATOR.format(kind="diffusion", groups="", own="patch = 2\n[sampling]\nsteps = 3")
     )

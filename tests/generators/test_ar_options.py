@@ -27,7 +27,9 @@ OPTIONS = {
     "zero class tokens": {"class_tokens": 2, "rope_class": "zero"},
     "adaln": {"adaln": True},
     "drops": {"drop_path": 0.5, "token_dropout": 0.3, "residual_dropout": 0.2, "mlp_dropout": 0.1},
-    "all": {"kv_heads": 2, "qk_norm": True, "class_tokens": 3, "adaln": True, "drop_path": 0.5, "dropout": 0.3},
+    "random order": {"order": "random", "order_start": 1.0, "order_end": 1.0},
+    "all": {"kv_heads": 2, "qk_norm": True, "class_tokens": 3, "adaln": True, "drop_path": 0.5, "dropout": 0.3}
+    | {"order": "random"},
 }
 EXACT = {"atol": 1e-5, "rtol": 1e-5}
 
@@ -271,6 +273,25 @@ def test_indices_that_do_not_fit_are_refused(change, message):
     model = make("chain")
     with pytest.raises(ValueError, match=message):
         model.logits(*change(*some(model)))
+
+
+@pytest.mark.parametrize("grid", [(2, 5), (5, 2), (1, 7)])
+def test_tokens_land_where_they_belong_on_grids_that_are_not_square(grid):
+    """Class 0 holds each code's row, class 1 its column; both are drawn after a short training."""
+    torch.manual_seed(0)
+    spec = CodeSpec((7,), (1,), "little", "equal", grid)
+    config = ARConfig(1, 32, 4, mlp_multiple_of=8, label_dropout=0.0, **OPTIONS["class tokens"], qk_norm=True)
+    model = ARGenerator(config, spec, num_classes=2)
+    row, column = torch.meshgrid(torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij")
+    batch = CodeBatch(spec, torch.stack([row, column])[..., None], torch.tensor([0, 1]))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(60):
+        optimizer.zero_grad()
+        model.loss(batch, torch.Generator())["loss"].backward()
+        optimizer.step()
+    drawn = model.sample(torch.tensor([1, 0]), greedy=True, guidance=1.5)
+    assert torch.equal(drawn.indices[..., 0], torch.stack([column, row]))
+    assert torch.equal(drawn.codes, spec.digits_to_codes(drawn.indices))
 
 
 def test_grouped_queries_train_in_bf16():
