@@ -113,9 +113,14 @@ def test_safetensors_and_caches_that_decoding_left(golden, tmp_path):
     assert all(torch.equal(again[key], value) for key, value in state.items())
 
 
-def test_a_key_of_a_service_is_not_kept(golden_folder, tmp_path):
+def test_an_optimizer_is_kept_and_the_key_of_a_service_is_not(golden_folder, tmp_path):
     whole = torch.load(golden_folder / "ckpt_llamagen_tiny.pt", weights_only=True)
     whole["config"]["wandb"] = {"proj_name": "llamagen", "key": "0123456789"}
+    parameter = nn.Parameter(torch.ones(64))
+    optimizer = torch.optim.AdamW([parameter])
+    parameter.square().sum().backward()
+    optimizer.step()
+    whole["opt"] = optimizer.state_dict()
     torch.save(whole, tmp_path / "x.pt")
     import_checkpoint(tmp_path / "x.pt", tmp_path / "run")
     assert all(b"0123456789" not in file.read_bytes() for file in (tmp_path / "run").iterdir())
@@ -210,6 +215,8 @@ OURS = {
     "order": ({"order": "random"}, "order='random': the official class has no embeddings of the position to predict"),
     "kv_heads": ({"kv_heads": 2}, "kv_heads=2: the official sampler allocates its cache for as many heads of keys"),
     "grid": ({"grid": (2, 8)}, "grid=(2, 8): the official class has square grids; expected (2, 2)"),
+    "adaln": ({"adaln": True}, "adaln=True: the official class has no such option; expected False"),
+    "class_tokens": ({"class_tokens": 2}, "class_tokens=2: the official class has no such option; expected 1"),
     "chain": ({"head": HeadConfig("chain"), "vocab": (5, 5)}, "head.kind='chain': the official class predicts the gr"),
 }  # fmt: skip
 
@@ -240,6 +247,11 @@ def test_its_tokenizer_decodes_what_it_draws(tmp_path, capsys):
     capsys.readouterr()
     assert run_line("sample", tmp_path / "run", "--labels", "0", "1", "--out", tmp_path / "p.png") == 0
     assert (tmp_path / "p.png").is_file()
+    drawn = ["sample", tmp_path / "run", "--count", "8", "--out", tmp_path / "s.npz"]
+    assert run_line(*drawn) == 0
+    measured = ["--features", "pixels", "--pairs", "0", "--no-cache", "--count", "8", "--out", tmp_path / "cards.json"]
+    assert run_line("evaluate", tmp_path / "run", "--reference", tmp_path / "s.npz", *measured) == 0
+    assert json.loads((tmp_path / "cards.json").read_text())["cards"]
     assert run_line(*into, tmp_path / "bare") == 0
     capsys.readouterr()
     told = refused(capsys, ["sample", tmp_path / "bare", "--labels", "0", "--out", tmp_path / "q.png"])

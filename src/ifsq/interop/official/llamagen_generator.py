@@ -5,7 +5,7 @@ keeps.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,20 @@ from ifsq.interop.official.llamagen_config import (
 from ifsq.quantizers.lattice import CODEBOOK
 from ifsq.store.weights import build_with
 from ifsq.tokenizer.model import Tokenizer
+
+CARRIED = {
+    *("depth", "width", "heads", "size", "mlp_multiple_of", "rope_base", "initializer_range", "label_dropout"),
+    *("dropout", "token_dropout", "residual_dropout", "mlp_dropout", "drop_path", "order_start", "order_end"),
+}
+"""Options of which the official class has any value, or that another decides."""
+WHY = {
+    "rope_class": "the official class multiplies the class token's queries and keys by 0",
+    "head.kind": "the official class predicts the groups of a token by a transformer",
+    "grid": "the official class has square grids",
+    "order": "the official class has no embeddings of the position to predict",
+    "kv_heads": "the official sampler allocates its cache for as many heads of keys as of queries",
+    "digit_order": "official indices begin with the least significant digit",
+}
 
 
 @dataclass(frozen=True)
@@ -172,33 +186,23 @@ def _arguments(model: ARGenerator, projectors: Mapping[str, Tensor]) -> dict[str
 
 
 def _refuse_unknown_there(model: ARGenerator, where: str) -> None:
+    """Whatever is not `CARRIED` must have its default, or the one value that is the official one."""
     config, spec = model.config, model.spec
-    several = len(spec.groups) > 1
-    wanted: tuple[tuple[str, Any, Any], ...] = (
-        ("rope_class", config.rope_class, "zero"),
-        ("head.kind", config.head.kind if several else "transformer", "transformer"),
-        ("grid", spec.grid, (spec.grid[0],) * 2),
-        ("qk_norm", config.qk_norm, False),
-        ("adaln", config.adaln, False),
-        ("class_tokens", config.class_tokens, 1),
-        ("order", config.order, "raster"),
-        ("kv_heads", config.heads if config.kv_heads is None else config.kv_heads, config.heads),
-        ("digit_order", spec.digit_order, "little"),
-    )
+    own = {"rope_class": "zero", "kv_heads": None, "head": config.head}
+    wanted: list[tuple[str, Any, Any]] = [
+        (one.name, getattr(config, one.name), own.get(one.name, one.default))
+        for one in fields(config)
+        if one.name not in CARRIED
+    ]
+    if config.kv_heads == config.heads:
+        wanted = [one for one in wanted if one[0] != "kv_heads"]
+    if len(spec.groups) > 1:
+        wanted.append(("head.kind", config.head.kind, "transformer"))
+    wanted += [("grid", spec.grid, (spec.grid[0],) * 2), ("digit_order", spec.digit_order, "little")]
     for name, value, expected in wanted:
         if value != expected:
             why = WHY.get(name, "the official class has no such option")
             raise InputError(f"{where}: {name}={value!r}: {why}; expected {expected!r}")
-
-
-WHY = {
-    "rope_class": "the official class multiplies the class token's queries and keys by 0",
-    "head.kind": "the official class predicts the groups of a token by a transformer",
-    "grid": "the official class has square grids",
-    "order": "the official class has no embeddings of the position to predict",
-    "kv_heads": "the official sampler allocates its cache for as many heads of keys as of queries",
-    "digit_order": "official indices begin with the least significant digit",
-}
 
 
 def _widened(value: Tensor) -> Tensor:
