@@ -130,6 +130,14 @@ def test_an_optimizer_is_kept_and_the_key_of_a_service_is_not(golden_folder, tmp
     assert_same_file(tmp_path / "expected.pt", tmp_path / "again.pt")
 
 
+def test_a_model_that_drops_no_labels_has_a_null_class_there_too(tmp_path):
+    small(label_dropout=0.0).save_pretrained(tmp_path / "run")
+    assert run_line("export", "official", tmp_path / "run", "--out", tmp_path / "x.pt") == 0
+    saved = torch.load(tmp_path / "x.pt", weights_only=True)
+    assert saved["config"]["model"]["class_dropout_prob"] == 0.1
+    assert len(saved["model"]["cls_embedding.embedding_table.weight"]) == 11
+
+
 def test_shared_heads_of_keys_and_values_go_in_and_out(tmp_path):
     model = small(kv_heads=2)
     torch.save({"model": to_official(model.state_dict())}, tmp_path / "x.pt")
@@ -294,6 +302,9 @@ BAD = {
     "qkv": ({"layers.0.attention.wqkv.weight": torch.zeros(200, 64)}, {}, "has 200 rows, which 4 heads cannot have"),
     "mlp": ({"layers.0.feed_forward.w1.weight": torch.zeros(100, 64)}, {}, "feed_forward of width 100; expected 8/3"),
     "heads": ({}, {"heads": 5}, "5 heads; expected a divisor of its width 64"),
+    "zero heads": ({}, {"heads": "0"}, "0 heads; expected a divisor of its width 64"),
+    "oblong": ({}, {"grid": (2, 8)}, "--grid 2x8; expected a square, as the official class has it"),
+    "other grid": ({"freqs_cis": torch.zeros(65, 8, 2)}, {}, "--grid 4x4; expected 8x8, as the file says"),
     "odd heads": ({}, {"heads": 32}, "head width 2: two-dimensional rotary positions need a multiple of 4"),
     "no heads": ({}, {"heads": None}, "2 layers of width 64 are no official size, so that its heads are not known"),
     "no grid": ({}, {"grid": None}, "x.pt: does not say its grid of codes; give --grid, as 16x16"),
@@ -343,7 +354,7 @@ def test_bad_configs_are_refused_in_one_line(case, golden_folder, tmp_path):
 def test_what_is_asked_for_and_what_the_file_says(golden_folder, tmp_path, capsys):
     path, out = golden_folder / "ckpt_llamagen_tiny.pt", tmp_path / "out"
     into = ["import", "official", path, "--out", out]
-    assert "--grid 8x8; expected 4x4, as its config says" in refused(capsys, [*into, "--grid", "8"])
+    assert "--grid 8x8; expected 4x4, as the file says" in refused(capsys, [*into, "--grid", "8"])
     assert "--heads 8; expected 4, as its config says" in refused(capsys, [*into, "--heads", "8"])
     vq = tokenizer_of(tmp_path / "vq", kind="vq", codebook_size=64)
     told = refused(capsys, [*into, "--tokenizer", vq])
@@ -353,7 +364,7 @@ def test_what_is_asked_for_and_what_the_file_says(golden_folder, tmp_path, capsy
     assert "gone: no such folder" in refused(capsys, [*into, "--tokenizer", tmp_path / "gone"])
     torch.save({"model": {"encoder.conv_blocks.0.res.0.conv1.weight": torch.zeros(3)}}, tmp_path / "vq.pt")
     other = ["import", "official", tmp_path / "vq.pt", "--out", out, "--heads", "3"]
-    assert "holds a tokenizer; expected no --heads, which is of a LlamaGen" in refused(capsys, other)
+    assert "holds no LlamaGen; expected no --heads, which is of one" in refused(capsys, other)
     whole = path.read_bytes()
     (tmp_path / "cut.pt").write_bytes(whole[: len(whole) // 2])
     cut = ["import", "official", tmp_path / "cut.pt", "--out", out]

@@ -5,7 +5,7 @@ trainer or as published. Whatever else a file holds is kept in the folder, so th
 for what decoding has left in it and the key of a service that the official trainer writes into every checkpoint.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,6 @@ from ifsq.store.model_card import Provenance, code_span
 from ifsq.store.weights import tensors_digest
 
 READ = {"llamagen": "a LlamaGen", "llamagen vq": "a tokenizer of LlamaGen"}
-OF_A_GENERATOR = {"grid": None, "heads": None, "tokenizer": ""}
-"""Choices that a LlamaGen alone leaves open."""
 ASIDE = "projectors.safetensors"
 """REPA's projectors, beside the model, which has no use for them."""
 OTHERS = {
@@ -62,7 +60,7 @@ def import_checkpoint(path: Path, out: Path, asked: Asked | None = None) -> list
     if kind in OTHERS:
         raise InputError(f"{path}: holds {OTHERS[kind]}")
     if kind != "llamagen" and (name := _first_choice(asked.choices)):
-        raise InputError(f"{path}: holds a tokenizer; expected no --{name}, which is of a LlamaGen")
+        raise InputError(f"{path}: holds no LlamaGen; expected no --{name}, which is of one")
     if kind == "tokenizer":
         if config is None or asked.config is None:
             raise InputError(f"{path}: holds no model by its own tensors; of an official tokenizer expected --config")
@@ -118,7 +116,7 @@ def without_key(found: Any) -> Any:
 
 
 def _first_choice(choices: Choices) -> str | None:
-    return next((name for name, default in OF_A_GENERATOR.items() if getattr(choices, name) != default), None)
+    return next((one.name for one in fields(choices) if getattr(choices, one.name) != one.default), None)
 
 
 def _where(path: Path, place: str) -> str:

@@ -104,7 +104,8 @@ def told_by(found: Any, where: str) -> Told:
 
 def heads_of(sizes: Sizes, told: Told, asked: int | None, where: str) -> tuple[int, int | None]:
     """Heads of queries, and of keys and values where they are fewer. Raises InputError where nothing tells them."""
-    heads = asked or told.heads or HEADS.get((sizes.depth, sizes.width))
+    known = told.heads or HEADS.get((sizes.depth, sizes.width))
+    heads = known if asked is None else asked
     if heads is None:
         raise InputError(
             f"{where}: {sizes.depth} layers of width {sizes.width} are no official size, so that its heads are not"
@@ -124,16 +125,16 @@ def heads_of(sizes: Sizes, told: Told, asked: int | None, where: str) -> tuple[i
 
 def grid_of(told: Told, table: Mapping[str, Tensor], path: Path, asked: tuple[int, int] | None) -> tuple[int, int]:
     """Rows and columns of codes. Raises InputError where nothing tells them, or two things tell otherwise."""
-    known = told.grid or _by_table(table) or _by_name(path)
-    if known is None and asked is None:
+    in_file, by_name = told.grid or _by_table(table), _by_name(path)
+    if asked is None and in_file is None and by_name is None:
         raise InputError(
             f"{path}: does not say its grid of codes; give --grid, as 16x16 (of 256 pixels) or 24x24 (of 384)"
         )
-    if asked is not None and told.grid not in (None, asked):
-        raise InputError(
-            f"{path}: --grid {asked[0]}x{asked[1]}; expected {'x'.join(map(str, told.grid or ()))}, as its config says"
-        )
-    return asked or known or (0, 0)
+    if asked is not None and in_file not in (None, asked):
+        raise InputError(f"{path}: --grid {_text(asked)}; expected {_text(in_file)}, as the file says")
+    if asked is not None and asked[0] != asked[1]:
+        raise InputError(f"{path}: --grid {_text(asked)}; expected a square, as the official class has it")
+    return asked or in_file or by_name or (0, 0)
 
 
 def multiple_of(sizes: Sizes, where: str) -> int:
@@ -205,6 +206,10 @@ def _sampling(one: _Reader, sample: dict[Any, Any]) -> dict[str, Any]:
     found = {name: sample[key] for key, name in names.items() if sample.get(key) is not None}
     interval = one.number(sample, "cfg_interval", -1.0)
     return found if interval < 0 else {**found, "guidance_interval": int(interval) + 2}
+
+
+def _text(grid: tuple[int, int] | None) -> str:
+    return "x".join(map(str, grid or ()))
 
 
 def _by_table(table: Mapping[str, Tensor]) -> tuple[int, int] | None:

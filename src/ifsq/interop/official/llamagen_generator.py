@@ -171,7 +171,7 @@ def _arguments(model: ARGenerator, projectors: Mapping[str, Tensor]) -> dict[str
         "block_size": model.spec.tokens,
         "num_classes": model.num_classes,
         "cls_token_num": 1,
-        "class_dropout_prob": config.label_dropout,
+        "class_dropout_prob": config.label_dropout or 0.1,  # without any, the official table has no null class
         "token_dropout_p": config.dropouts.token,
         "attn_dropout_p": 0.0,
         "resid_dropout_p": config.dropouts.residual,
