@@ -128,18 +128,19 @@ def test_sampling_is_raster_and_tells_each_token_which_comes_next(case, options)
 
 
 @pytest.mark.parametrize("class_tokens", [1, 3])
-def test_fast_steps_are_told_as_the_networks_own_modules_are(class_tokens):
+def test_every_way_of_decoding_tells_a_token_which_comes_next(class_tokens):
     model = make("chain", class_tokens=class_tokens, **RANDOM).eval()
     indices, labels, _ = given(model)
-    plain, fast = PlainSteps(model), steps_of(model, "fp32")
-    assert isinstance(fast, FastSteps)
-    with torch.no_grad():
-        assert torch.allclose(fast.first(labels), plain.first(labels), **CLOSE)
-        for tokens in (indices[:, :1], indices[:, 1:4]):
-            assert torch.allclose(fast.next(tokens), plain.next(tokens), **CLOSE)
-        for steps in (plain, fast):
+    full = model.states(indices, labels)
+    packed = steps_of(model, "fp32")
+    assert isinstance(packed, FastSteps)
+    for steps in (PlainSteps(model), PlainSteps(model, whole=True), packed):
+        with torch.no_grad():
+            assert torch.allclose(steps.first(labels), full[:, 0], **CLOSE)
+            assert torch.allclose(steps.next(indices[:, :1]), full[:, 1:2], **CLOSE)
+            assert torch.allclose(steps.next(indices[:, 1:4]), full[:, 2:5], **CLOSE)
             steps.rewind(2)
-        assert torch.allclose(fast.next(indices[:, 2:3]), plain.next(indices[:, 2:3]), **CLOSE)
+            assert torch.allclose(steps.next(indices[:, 2:3]), full[:, 3:4], **CLOSE)
 
 
 def test_the_loss_is_in_the_orders_of_its_progress_and_held_out_figures_are_in_raster():

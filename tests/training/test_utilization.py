@@ -27,6 +27,8 @@ class Counted(Regression):
         ("NVIDIA A100-SXM4-80GB", "bf16", 312.0),
         ("NVIDIA A100 80GB PCIe", "bf16", 312.0),
         ("NVIDIA L40S", "bf16", 362.0),
+        ("NVIDIA GH200 480GB", "bf16", 989.4),
+        ("NVIDIA GH200 144G HBM3e", "bf16", 989.4),
         ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", "bf16", None),  # a part of one
         ("NVIDIA GeForce RTX 4090 Laptop GPU", "bf16", None),
         ("NVIDIA H20", "bf16", None),

@@ -29,7 +29,7 @@ class Work:
 # sparsity): products of bf16 or fp16 summed in float32, of tf32, of float32.
 PEAKS: dict[str, tuple[float, float, float]] = {
     r"NVIDIA B200": (2250.0, 1125.0, 75.0),
-    r"NVIDIA GH200 (480|96|144)GB.*": (989.4, 494.7, 67.0),
+    r"NVIDIA GH200 \d+GB?( HBM3e?)?": (989.4, 494.7, 67.0),
     r"NVIDIA H200 NVL": (835.5, 417.7, 60.0),
     r"NVIDIA H200": (989.4, 494.7, 67.0),
     r"NVIDIA H100 NVL": (835.5, 417.7, 60.0),
