@@ -45,6 +45,22 @@ def test_top_k_keeps_ties_and_top_p_the_code_that_passes():
     assert filter_logits(halves, 0, 0.01).isfinite().tolist() == [[True, False, False]]
 
 
+@pytest.mark.parametrize(("top_k", "top_p"), [(0, 0.7), (30, 1.0), (30, 0.9), (0, 1e-9), (99, 0.999)])
+@pytest.mark.parametrize("steps", [1.0, 1e3])  # among whole numbers many codes tie
+def test_filters_remove_what_a_stable_order_of_all_codes_removes(top_k, top_p, steps):
+    logits = (torch.randn(200, 100, generator=torch.Generator().manual_seed(0)) * steps).round() / steps
+    expected = logits
+    if top_k:
+        expected = expected.masked_fill(expected < expected.topk(top_k).values[:, -1:], -torch.inf)
+    ordered, order = expected.sort(dim=-1, descending=True, stable=True)
+    before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
+    removed = torch.zeros(200, 100, dtype=torch.bool).scatter(-1, order, before > top_p)
+    expected = expected.masked_fill(removed & (top_p < 1), -torch.inf)
+    assert torch.equal(filter_logits(logits, top_k, top_p), expected)
+    doubled = filter_logits(logits.double(), top_k, top_p)  # by torch alone
+    assert torch.equal(doubled.isfinite(), expected.isfinite())
+
+
 def test_draw_follows_the_tempered_distribution():
     logits = torch.tensor([0.1, 0.2, 0.3, 0.4]).log()
     drawn = draw(logits.expand(40000, 4), ARSampling(temperature=0.5), numbers(40000))
