@@ -67,6 +67,15 @@ def test_a_codebook_has_indices_and_no_codes():
             convert()
 
 
+def test_numbers_of_several_codebooks_are_a_group_each():
+    spec = CodeSpec((10, 7), (1, 1), "little", CODEBOOK, (2, 3))
+    assert (spec.vocab_sizes, spec.on_lattice) == ((10, 7), False)
+    indices = torch.stack([torch.randint(10, (4, 2, 3)), torch.randint(7, (4, 2, 3))], dim=-1)
+    assert torch.equal(spec.digits_to_indices(spec.indices_to_digits(indices)), indices)
+    with pytest.raises(ValueError, match=r"digits of a codebook of 10 \+ 7 codes: expected its tokenizer"):
+        spec.digits_to_codes(spec.indices_to_digits(indices))
+
+
 def test_snaps_what_lies_between_the_codes():
     spec = CodeSpec((5,), (1,), "little", "paper", (1, 1))
     near = torch.tensor([-7.0, -0.8, -0.26, 0.2, 0.6, 3.0]).view(-1, 1, 1, 1)
@@ -92,7 +101,7 @@ def test_survives_json_and_names_a_difference():
     ("change", "message"),
     [
         ({"cells": "round"}, "cells='round'"),
-        ({"cells": "codebook"}, "cells='codebook' with levels"),
+        ({"cells": "codebook"}, r"cells='codebook' with levels=\[17, 17\], groups=\[2\]: expected groups of"),
         ({"grid": (0, 8)}, r"grid=\(0, 8\)"),
         ({"groups": (3,)}, r"groups=\[3\]"),
         ({"scale": 0.0}, r"scale=0.0"),

@@ -347,6 +347,9 @@ def test_statistics_that_the_cache_states_are_taken_over():
 def test_a_codebook_that_is_not_there_is_refused():
     with pytest.raises(ValueError, match="codes of a codebook of 11: expected code_dim, the channels of its vectors"):
         DiffusionGenerator(DiTConfig(1, 16, 2, patch=2), BOOK, 3)
+    several = CodeSpec((11, 5), (1, 1), "little", "codebook", (4, 6))
+    with pytest.raises(ValueError, match="codes of 2 codebooks: expected those of one"):
+        DiffusionGenerator(DiTConfig(1, 16, 2, patch=2), several, 3, 4)
     model = DiffusionGenerator(DiTConfig(1, 16, 2, patch=2), BOOK, 3, 4)
     with pytest.raises(ValueError, match=r"codebook of shape \(11, 3\): expected \(11, 4\), the tokenizer's"):
         model.observe(vectors(4))

@@ -81,6 +81,7 @@ FORMS = {
     "model": lambda state: {"model": state},
     "module": lambda state: {"module": state, "steps": 3},
     "averaged": lambda state: {"model": {key: value / 2 for key, value in state.items()}, "ema": state},
+    "ema alone": lambda state: {"ema": state},
     "compiled": lambda state: {"model": {f"_orig_mod.{key}": value for key, value in state.items()}},
     "distributed": lambda state: {"model": {f"module.{key}": value for key, value in state.items()}},
     "blocks": lambda state: {"model": {key.replace("s.0.", "s.0._orig_mod."): value for key, value in state.items()}},
@@ -266,6 +267,16 @@ def test_its_tokenizer_decodes_what_it_draws(tmp_path, capsys):
     assert "bare: names no tokenizer to decode its codes with; expected one of 25 + 25 codes on 4x4" in told
     told = refused(capsys, ["generator", "eval", tmp_path / "bare"])
     assert "bare: names no tokenizer" in told
+
+
+def test_a_codebook_decodes_what_it_draws(golden_folder, tmp_path):
+    vq = tokenizer_of(tmp_path / "vq", kind="vq", codebook_size=32)
+    path = golden_folder / "ckpt_llamagen_tiny.pt"
+    lines = import_checkpoint(path, tmp_path / "run", Asked(choices=Choices(tokenizer=str(vq))))
+    assert not any("no tokenizer" in line for line in lines)
+    drawn = ifsq.Generator.from_pretrained(tmp_path / "run").sample(torch.tensor([3, 9]))
+    assert ifsq.Tokenizer.from_pretrained(vq).decode_sampled(drawn).shape == (2, 3, 8, 8)
+    assert "| codebook | 32 |" in (tmp_path / "run" / "README.md").read_text()
 
 
 @pytest.mark.parametrize(
