@@ -128,8 +128,9 @@ def test_adaptive_norms_decode_by_their_own_modules_between_packed_layers():
 
 
 @packs
-def test_a_packed_copy_leaves_the_module_alone():
-    model = make("transformer", dropout=0.5)
+@pytest.mark.parametrize("case", CASES)
+def test_a_packed_copy_packs_every_layer_and_leaves_the_module_alone(case):
+    model = make(case, dropout=0.5)
     before = list(model.modules())
     twin = packed_copy(model, packer("fp32"))
     assert list(model.modules()) == before

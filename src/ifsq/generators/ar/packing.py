@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int8
+from jaxtyping import Float, Int, Int8
 from torch import Tensor, nn
 
 from ifsq.generators.ar.heads.base import OutputLayer
@@ -109,6 +109,24 @@ class Int8Linear(PackedLinear):
         return out.view(*x.shape[:-1], -1)
 
 
+class PackedOutput(nn.Module):
+    """An `OutputLayer` in packed form."""
+
+    def __init__(self, packed: PackedLinear) -> None:
+        super().__init__()
+        self.packed = packed
+
+    def forward(
+        self, x: Float[Tensor, "*r width"], target: Int[Tensor, "*r"] | None = None, mean: bool = False
+    ) -> Float[Tensor, "..."]:
+        """As there."""
+        logits = self.packed(x)
+        if target is None:
+            return logits
+        nats = F.cross_entropy(logits.flatten(0, -2), target.flatten(), reduction="none").view(target.shape)
+        return nats.mean() if mean else nats
+
+
 def quantize_rows(weight: Float[Tensor, "n m"]) -> tuple[Int8[Tensor, "n m"], Float[Tensor, "n"]]:
     """Whole numbers of -127..127 and a bfloat16 scale a row: ``numbers * scale`` is within half a scale of the row."""
     weight = weight.to(torch.float32)
@@ -150,6 +168,8 @@ def _copied(module: nn.Module, pack: Pack, made: dict[int, nn.Module]) -> nn.Mod
         return made[id(module)]
     if isinstance(module, nn.Linear) and type(module) in (nn.Linear, OutputLayer):
         twin: nn.Module = pack(module.weight.detach(), None if module.bias is None else module.bias.detach())
+    elif type(module) is OutputLayer:
+        twin = PackedOutput(pack(module.weight.detach(), None))
     else:
         twin = copy.copy(module)
         twin._modules = {
