@@ -9,7 +9,8 @@ from ifsq.generators import Generator
 from ifsq.generators.ar import ARConfig, ARGenerator, HeadConfig
 from ifsq.generators.ar.fast import steps_of
 from ifsq.generators.ar.steps import PlainSteps
-from ifsq.nn.modes import evaluating
+from ifsq.nn.modes import evaluating, exact_float32
+from ifsq.training import parallel
 from ifsq.training.optim import hidden_matrices
 
 WIDE = CodeSpec((5, 3, 5), (1, 1, 1), "little", "paper", (2, 3))  # a grid that is not square
@@ -17,6 +18,7 @@ HEADS = {
     "joint": ("chain", CodeSpec((5, 3), (2,), "little", "paper", (3, 2))),
     "chain": ("chain", WIDE),
     "transformer": ("transformer", WIDE),
+    "masked": ("masked", WIDE),
 }
 OPTIONS = {
     "none": {},
@@ -65,7 +67,7 @@ def test_cached_steps_equal_the_full_pass_at_every_position(head, options):
     indices, labels = some(model)
     with evaluating(model):
         full = model.logits(indices, labels)
-        steps = PlainSteps(model)
+        steps = PlainSteps(model, whole=options == "all")
         states = [steps.first(labels)]
         for position in range(model.spec.tokens - 1):
             if position == 3:  # the first two rows alone, as where guidance ends
@@ -301,4 +303,29 @@ def test_grouped_queries_train_in_bf16():
         low = model.loss(batch_of(model), torch.Generator())["loss"]
     low.backward()
     assert torch.allclose(low, high, rtol=0.05)
+    assert all(bool(parameter.grad.isfinite().all()) for parameter in model.parameters())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("options", OPTIONS)
+def test_an_accelerator_trains_and_decodes_with_every_option(options):
+    check_on("cuda", options)
+
+
+def check_on(device, options):
+    """Whole caches against the full pass, and a training step in bf16 whose blocks run again."""
+    model = make("transformer", **OPTIONS[options]).to(device)
+    indices, labels = (tensor.to(device) for tensor in some(model))
+    with evaluating(model), exact_float32():
+        steps = PlainSteps(model, whole=True)
+        states = [steps.first(labels)]
+        states += [steps.next(indices[:, t : t + 1])[:, 0] for t in range(model.spec.tokens - 1)]
+        full = model.states(indices, labels)
+    torch.testing.assert_close(torch.stack(states, dim=1), full, atol=1e-4, rtol=1e-4)
+    parallel.recompute(model)
+    digits = model.spec.indices_to_digits(indices.unflatten(1, model.spec.grid))
+    with torch.autocast(device, torch.bfloat16):
+        loss = model.loss(CodeBatch(model.spec, digits, labels % 3), torch.Generator(device))["loss"]
+    loss.backward()
     assert all(bool(parameter.grad.isfinite().all()) for parameter in model.parameters())
