@@ -68,7 +68,11 @@ def test_the_tiny_checkpoint_goes_in_and_comes_out_unchanged(weights, golden_fol
 def test_it_draws_the_official_tokens(name, case, golden, tmp_path):
     file, state = tensors_of(golden, name)
     torch.save({"model": state}, tmp_path / "x.pt")
+    torch.manual_seed(3)
+    expected = torch.rand(3)
+    torch.manual_seed(3)
     import_checkpoint(tmp_path / "x.pt", tmp_path / "run", Asked(choices=GRID))
+    assert torch.equal(torch.rand(3), expected)  # no random weights are drawn on the way
     model = ifsq.Generator.from_pretrained(tmp_path / "run")
     drawn = model.sample(file.get_tensor("gen/cond"), greedy=True, guidance=float(case[3:]))
     assert drawn.codes is None
@@ -99,6 +103,18 @@ def test_every_form_goes_in_and_out(form, name, golden, tmp_path):
     model = ifsq.Generator.from_pretrained(tmp_path / "run")
     own = official_tensors(model)
     assert all(torch.equal(own[key], state[key].bfloat16().float() if form == "bf16" else state[key]) for key in own)
+    assert run_line("export", "official", tmp_path / "run", "--out", tmp_path / "again.pt") == 0
+    assert_same_file(tmp_path / "x.pt", tmp_path / "again.pt")
+
+
+def test_a_file_of_another_device_is_read(golden, tmp_path, monkeypatch):
+    _, state = tensors_of(golden, "llamagen_tiny")
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.serialization, "location_tag", lambda _: "cuda:99")
+        torch.save({"model": state}, tmp_path / "x.pt")
+    with pytest.raises(RuntimeError, match="CUDA"):
+        torch.load(tmp_path / "x.pt", weights_only=True)  # where there is no such device
+    import_checkpoint(tmp_path / "x.pt", tmp_path / "run", Asked(choices=GRID))
     assert run_line("export", "official", tmp_path / "run", "--out", tmp_path / "again.pt") == 0
     assert_same_file(tmp_path / "x.pt", tmp_path / "again.pt")
 
@@ -386,6 +402,16 @@ def test_what_is_asked_for_and_what_the_file_says(golden_folder, tmp_path, capsy
 def test_published_names_say_the_grid_and_official_sizes_the_heads(golden, tmp_path):
     _, state = tensors_of(golden, "llamagen_tiny")
     told = Told(heads=4)
+    file = golden("llamagen_tiny")
+    dropping = Told(heads=4, options={"drop_path": 0.1})
+    fresh = read_llamagen(state, dropping, Choices((4, 4)), tmp_path / "x.pt")  # as it is before it is saved
+    assert all(value.device.type == "cpu" for value in (*fresh.parameters(), *fresh.buffers()))
+    assert all(value.requires_grad for value in fresh.parameters())
+    built = ARGenerator(fresh.config, fresh.spec, 10)
+    for (name, value), expected in zip(fresh.named_buffers(), built.buffers(), strict=True):
+        assert torch.equal(value, expected), name
+    logits = fresh.logits(file.get_tensor("in/idx")[..., None], file.get_tensor("in/y"))
+    torch.testing.assert_close(logits[0], file.get_tensor("out/logits"), atol=2e-5, rtol=1e-4)
     for name, side in (("c2i_B_256.pt", 16), ("c2i_XXL_384.pt", 24), ("c2i_3B_384.pt", 24)):
         assert read_llamagen(state, told, Choices(), tmp_path / name).spec.grid == (side, side)
     sizes = sizes_of(state, "x")

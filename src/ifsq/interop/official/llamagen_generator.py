@@ -28,7 +28,7 @@ from ifsq.interop.official.llamagen_config import (
     sizes_of,
 )
 from ifsq.quantizers.lattice import CODEBOOK
-from ifsq.store.weights import build_with
+from ifsq.store.weights import load_weights
 from ifsq.tokenizer.model import Tokenizer
 
 CARRIED = {
@@ -87,8 +87,12 @@ def read_llamagen(
         return ARGenerator(config, spec, sizes.classes)
 
     check_form(make, to_official, weights, where)
-    with torch.random.fork_rng(devices=[]):
-        model = build_with(make, from_official(weights), where, halves=True).eval()
+    with torch.device("meta"):
+        model = make().eval()
+    load_weights(model, from_official(weights), where, halves=True)
+    for part in model.modules():
+        if any(value.is_meta for value in part.buffers(recurse=False)):
+            part.to_empty(device="cpu")  # it computes its table anew, which is no weight
     classes = tuple(map(str, range(sizes.classes)))
     model.origin = Origin(classes, choices.tokenizer, digest, sampling=told.sampling)
     return model
