@@ -196,7 +196,7 @@ def test_a_group_without_guidance_is_told_the_class_alone(model):
 def test_a_huge_guidance_takes_the_code_that_the_class_adds_most_to(model, guidance):
     logits = torch.randn(8, 100, generator=torch.Generator().manual_seed(0))
     ((scale,),) = guidance_scales(ARSampling(guidance), 1, 1)
-    guided = guide(logits, scale)
+    guided = guide(logits, [scale])
     assert guided.isfinite().all()
     assert torch.equal(draw(guided, ARSampling(), numbers(4)), (logits[:4] - logits[4:]).argmax(dim=1))
     assert model.sample(torch.tensor([0, 1]), guidance=guidance).codes.isfinite().all()
@@ -204,8 +204,16 @@ def test_a_huge_guidance_takes_the_code_that_the_class_adds_most_to(model, guida
 
 def test_guidance_extrapolates_from_the_null_half():
     logits = torch.tensor([[3.0, 0.0], [1.0, 1.0]])
-    assert guide(logits, 2.0).tolist() == [[5.0, -1.0]]
-    assert guide(logits, 0.0).tolist() == [[1.0, 1.0]]
+    assert guide(logits, [2.0]).tolist() == [[5.0, -1.0]]
+    assert guide(logits, [0.0]).tolist() == [[1.0, 1.0]]
+
+
+def test_tokens_side_by_side_are_guided_by_their_own_scales():
+    logits = torch.randn(2 * 4 * 3, 7, generator=torch.Generator().manual_seed(0))  # of 4 images with 3 tokens
+    scales = [1.0, 2.5, 0.3]
+    whole = guide(logits, scales).unflatten(0, (4, 3))
+    for i, scale in enumerate(scales):
+        assert torch.equal(whole[:, i], guide(logits[i::3], [scale]))
 
 
 def test_the_scale_rises_as_its_schedule_says():

@@ -55,7 +55,9 @@ class Sampled:
 
     codes    float32 (b, d, h, w); None where they are in the tokenizer's codebook alone
     indices  int64 (b, h, w, g) in the generator's own groups, the axis kept for one group too; None of latents
+    passes   of the batch through the network, where drawing decided how many; None where the options do
     """
 
     codes: Float[Tensor, "b d h w"] | None
     indices: Int[Tensor, "b h w g"] | None
+    passes: int | None = None

@@ -11,7 +11,8 @@ from ifsq.generators.ar.heads.base import Pick
 from ifsq.generators.ar.steps import Steps
 from ifsq.nn.modes import evaluating
 
-Choose = Callable[[Tensor, int, int], Tensor]  # float32 logits (b, v), which token, which group -> indices (b,)
+Choose = Callable[[Tensor, int, int], Tensor]
+"""Float32 logits (b * t, v) of t tokens an image, which token is the first, and which group -> indices (b * t,)."""
 
 
 def decode(
@@ -32,7 +33,7 @@ def decode(
     with evaluating(network):
         state = steps.first(rows)  # b width, or 2b while it is guided
         for position in range(tokens):
-            pick = _guided(choose, position, scales[position]) if position < len(scales) else _plain(choose, position)
+            pick = picking(choose, position, scales[position : position + 1])
             indices = steps.draw(state, pick)  # rows g
             drawn.append(indices[: len(labels)])
             if position + 1 == len(scales):  # from here on the null class is asked no more
@@ -43,10 +44,15 @@ def decode(
     return torch.stack(drawn, dim=1)
 
 
-def _plain(choose: Choose, position: int) -> Pick:
-    return lambda logits, group: choose(logits.to(torch.float32), position, group)
+def picking(choose: Choose, first: int, scales: Sequence[Sequence[float]]) -> Pick:
+    """What draws tokens from ``first`` on: guided where there are ``scales``, one list a token, which draw them all.
 
+    Where they are guided both halves of the batch go on with the index drawn from their combined logits.
+    """
+    if not scales:
+        return lambda logits, group: choose(logits.to(torch.float32), first, group)
 
-def _guided(choose: Choose, position: int, scales: Sequence[float]) -> Pick:
-    """Both halves of the batch go on with the index drawn from their combined logits."""
-    return lambda logits, group: choose(guide(logits, scales[group]), position, group).repeat(2)
+    def guided(logits: Tensor, group: int) -> Tensor:
+        return choose(guide(logits, [scale[group] for scale in scales]), first, group).repeat(2)
+
+    return guided

@@ -34,6 +34,7 @@ class ARSampling(Sampling):
     guidance_power     of ``power-cosine``, above 0: the greater, the later the scale rises
     precision          of the weights while sampling: ``fp32``, ``bf16``, ``int8`` (with a scale an output channel), or
                        ``auto``; see `precision_of`
+    parallel           draw so many tokens at once and keep those that hold, see `decode_parallel`; 0 draws one by one
     """
 
     guidance: float | Sequence[float] = 1.0
@@ -46,6 +47,7 @@ class ARSampling(Sampling):
     guidance_schedule: str = "constant"
     guidance_power: float = 2.75
     precision: str = "auto"
+    parallel: int = 0
 
     def __post_init__(self) -> None:
         for name in PER_GROUP:
@@ -64,10 +66,13 @@ class ARSampling(Sampling):
             raise ValueError(f"guidance_power={self.guidance_power}: expected a positive number")
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision={self.precision!r}: expected one of {', '.join(PRECISIONS)}")
+        if self.parallel < 0 or self.parallel == 1:
+            raise ValueError(f"parallel={self.parallel}: expected 0 (one token after the other) or at least 2 tokens")
 
     @property
     def unsaid(self) -> tuple[str, ...]:
         off = {"min_p": not self.min_p, "guidance_schedule": self.guidance_schedule == "constant"}
+        off["parallel"] = not self.parallel
         off["guidance_power"] = self.guidance_schedule != "power-cosine"
         return ("precision", *(name for name, is_off in off.items() if is_off))  # a card says it as its dtype
 

@@ -16,6 +16,7 @@ from ifsq.generators.ar.fast import precision_of, steps_of
 from ifsq.generators.ar.guidance import guidance_scales
 from ifsq.generators.ar.network import ARNetwork
 from ifsq.generators.ar.order import draw_orders, in_order, random_share, to_raster
+from ifsq.generators.ar.speculative import decode_parallel
 from ifsq.generators.base import Sampling, check_depth
 from ifsq.generators.conditioning import drop_labels
 from ifsq.generators.streams import uniforms
@@ -87,28 +88,36 @@ class ARGenerator(ARNetwork, kind="ar"):
         return f"{used} weights" if used in ("bf16", "int8") else super().arithmetic(sampling)
 
     def cost(self, sampling: Sampling) -> int:
-        """One evaluation a token; two up to the last that is guided, whose null half must know all before it."""
+        """One evaluation a token; two up to the last that is guided, whose null half must know all before it.
+
+        Of parallel decoding it is the most: how many it takes is seen in drawing, see `Sampled.passes`.
+        """
         assert isinstance(sampling, ARSampling)
         return self.spec.tokens + len(guidance_scales(sampling, self.spec.tokens, len(self.spec.groups)))
 
     def draw(self, labels: Int[Tensor, "b"], sampling: ARSampling, seed: int, first: int) -> Sampled:
-        """Decode token by token; an image's random numbers, one a token and group, are its own."""
+        """Decode token by token, or in parallel; an image's random numbers, one a token and group, are its own."""
         tokens, groups = self.spec.tokens, len(self.spec.groups)
         device = self.cls_embedding.embedding_table.weight.device
         numbers = uniforms(seed, first, len(labels), tokens * groups).unflatten(1, (tokens, groups)).to(device)
-        finite: list[Tensor] = []
+        finite: dict[int, Tensor] = {}
 
         def choose(logits: Tensor, position: int, group: int) -> Tensor:
-            if position == tokens - 1:  # the last token sees all before it, so NaN anywhere is NaN there
-                finite.append(logits.amax(dim=-1).isfinite().all())
-            return draw(logits, sampling, numbers[:, position, group], group)
+            count = len(logits) // len(labels)
+            if position + count == tokens:  # the last token sees all before it, so NaN anywhere is NaN there
+                finite[group] = logits[count - 1 :: count].amax(dim=-1).isfinite().all()
+            return draw(logits, sampling, numbers[:, position : position + count, group].flatten(), group)
 
-        indices = decode(steps_of(self, sampling.precision), labels, choose, guidance_scales(sampling, tokens, groups))
+        steps, scales, passes = steps_of(self, sampling.precision), guidance_scales(sampling, tokens, groups), None
+        if sampling.parallel:
+            indices, passes = decode_parallel(steps, labels, choose, scales, sampling.parallel)
+        else:
+            indices = decode(steps, labels, choose, scales)
         indices = indices.unflatten(1, self.spec.grid)
-        if not bool(torch.stack(finite).all()):
+        if not bool(torch.stack(list(finite.values())).all()):
             raise InputError("the logits are not finite numbers: expected finite weights")
         codes = self.spec.digits_to_codes(self.spec.indices_to_digits(indices)) if self.spec.on_lattice else None
-        return Sampled(codes, indices)
+        return Sampled(codes, indices, passes)
 
     def _dropped(self, labels: Tensor, rng: torch.Generator) -> Tensor:
         """In training a share of the labels becomes the null class."""

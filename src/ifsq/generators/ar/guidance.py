@@ -1,6 +1,7 @@
 """Classifier-free guidance of logits: how strong it is at each token, and the formula."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
@@ -32,13 +33,18 @@ def guidance_scales(sampling: ARSampling, tokens: int, groups: int) -> list[list
     return scales
 
 
-def guide(logits: Float[Tensor, "r v"], scale: float) -> Float[Tensor, "b v"]:
+def guide(logits: Float[Tensor, "r v"], scales: Sequence[float]) -> Float[Tensor, "b v"]:
     """``null + scale * (class - null)`` of logits whose first half is told the class, the second nothing (r = 2b).
 
-    A scale of 1 gives the first half as it is.
+    A scale of 1 gives the class's own as they are.
+
+    scales  of as many tokens as each image has rows, which lie together
     """
     conditional, null = logits.to(torch.float32).chunk(2)
-    return conditional if scale == 1 else null + scale * (conditional - null)
+    if len(set(scales)) == 1:
+        return conditional if scales[0] == 1 else null + scales[0] * (conditional - null)
+    scale = torch.tensor(scales, device=logits.device).repeat(len(conditional) // len(scales))[:, None]
+    return torch.where(scale == 1, conditional, null + scale * (conditional - null))
 
 
 def _rise(sampling: ARSampling, x: float) -> float:
