@@ -178,8 +178,9 @@ def test_what_the_trainers_config_tells():
     assert told.options["dropout"] == 0.2
     assert told.sampling["guidance_interval"] == 7
     config["model"] = {"drop_path_rate": 0.1}
-    config["sample"]["cfg_scale"] = [2.0, 3.0]
-    assert told_by({"config": config}, "x").sampling["guidance"] == [2.0, 3.0]
+    config["sample"] |= {"cfg_scale": [2.0, 3.0], "temperature": 0}
+    sampling = told_by({"config": config}, "x").sampling
+    assert (sampling["guidance"], sampling["temperature"]) == ([2.0, 3.0], 1e-5)
     shares = told_by({"config": config}, "x").options
     assert [shares[f"{name}_dropout"] for name in ("token", "residual", "mlp")] == [0.1, 0.0, 0.0]
     assert shares["drop_path"] == 0.1
@@ -370,7 +371,7 @@ def test_bad_configs_are_refused_in_one_line(case, golden_folder, tmp_path):
     change, message = CONFIGS[case]
     whole = torch.load(golden_folder / "ckpt_llamagen_tiny.pt", weights_only=True)
     whole["config"]["model"].update(change or {})
-    whole["config"]["sample"] = {"top_p": 1.0 if change else 3}
+    whole["config"]["sample"] = {"top_p": 1 if change else 3, "cfg_scale": 2}  # as a YAML has them
     torch.save(whole, tmp_path / "x.pt")
     with pytest.raises(InputError) as caught:
         import_checkpoint(tmp_path / "x.pt", tmp_path / "out")

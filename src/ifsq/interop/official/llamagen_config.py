@@ -25,6 +25,8 @@ PIXELS = 16
 """Pixels a side of a code, of the published files."""
 NORM_EPS = 1e-5
 MULTIPLES = (256, 128, 64, 32, 16, 8, 4, 2, 1)
+COLDEST = 1e-5
+"""What the official sampler takes for a smaller temperature."""
 TOKENIZERS = ("fsq", "cusvq", "vqvae")
 """Sections of the official trainer's config, one of which is there."""
 
@@ -201,9 +203,14 @@ def _options(one: _Reader, model: dict[Any, Any]) -> dict[str, Any]:
 
 
 def _sampling(one: _Reader, sample: dict[Any, Any]) -> dict[str, Any]:
-    """Of `ARSampling`, which checks them; an official interval n guides the first n + 2 tokens, and -1 all."""
+    """Of `ARSampling`, which checks them.
+
+    An official interval n guides the first n + 2 tokens, and -1 all; its temperature is at least `COLDEST`.
+    """
     names = {"cfg_scale": "guidance", "temperature": "temperature", "top_k": "top_k", "top_p": "top_p"}
     found = {name: sample[key] for key, name in names.items() if sample.get(key) is not None}
+    if isinstance(cold := sample.get("temperature"), int | float) and 0 <= cold < COLDEST:
+        found["temperature"] = COLDEST
     interval = one.number(sample, "cfg_interval", -1.0)
     return found if interval < 0 else {**found, "guidance_interval": int(interval) + 2}
 
