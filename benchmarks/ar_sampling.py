@@ -1,7 +1,7 @@
 """Autoregressive sampling on a CPU beside an earlier build of this project and Hugging Face's `generate`.
 
     python benchmarks/ar_sampling.py [--before DIR] [--transformers PYTHON] [--quality RUN ...] [--threads 2]
-                                     [--rounds 3] [--cells 2x256 ...] [--tiny] [--out benchmarks]
+                                     [--rounds 3] [--cells 2x256 ...] [--minutes 10] [--tiny] [--out benchmarks]
 
 A Llama of LlamaGen's size B (12 blocks of 768, 16384 codes, random weights) draws whole images, with a guidance of 2
 unless it says otherwise. Every candidate is a process of its own that waits while another works; they take turns in
@@ -16,6 +16,7 @@ transformers  a Python that has torch and transformers; default: this one. Its `
 quality       runs of autoregressive generators: bits per held-out image with the weights of each precision
 cells         BATCHxTOKENS; default: those of `CELLS`, which stop where a table would take more than minutes: all
               candidates up to 64 x 64 and 8 x 256, beyond them ours alone
+minutes       after which no other cell is begun
 tiny          a network of 2 blocks of 64 and few tokens, to try the script
 
 Writes ``ar_sampling_<hardware>_<date>.md``.
@@ -31,7 +32,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -169,7 +170,6 @@ def profiled(drawer: Ours | Theirs, job: dict[str, Any]) -> dict[str, float]:
         "draw": ("aten::cumsum", "aten::searchsorted", "aten::argmax", "aten::amax"),
     }
     rest = "norms, turns, sums, views"
-    drawer.draw(**job)
     alone = timed(drawer, job)["seconds"]
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         drawer.draw(**job)
@@ -201,12 +201,18 @@ class Worker:
             raise SystemExit(f"a process that draws ended with {self.process.wait()}")
         return json.loads(answer)
 
+    def end(self) -> None:
+        """Let it end."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
 
 Took = Mapping[str, list[dict[str, float]]]
 
 
 def rounds(workers: Mapping[str, Worker], names: Iterable[str], cell: tuple[int, int], guidance: float, n: int) -> Took:
-    """Of each candidate that is here, what its calls took; turn by turn, after one of each that does not count."""
+    """Of each candidate that is here, what its calls took; turn by turn."""
     here = [name for name in names if CANDIDATES[name][0] in workers]
     took: dict[str, list[dict[str, float]]] = {name: [] for name in here}
     for turn in range(n):
@@ -282,62 +288,56 @@ def quality(runs: Iterable[Path]) -> list[str]:
     return lines
 
 
-def table(asked: argparse.Namespace) -> list[str]:
-    """The measured part of the file."""
+def table(asked: argparse.Namespace) -> Iterator[str]:
+    """The measured lines of the file, as they come."""
     size = "tiny" if asked.tiny else "B"
+    deadline = time.monotonic() + 60 * asked.minutes
     here = Path(__file__).resolve().parents[1] / "src"
     workers = {"ours": Worker("ours", sys.executable, here, asked)}
-    lines: list[str] = []
     if asked.before is not None:
         workers["before"] = Worker("before", sys.executable, asked.before.resolve() / "src", asked)
-    found = subprocess.run(
-        [asked.transformers, "-c", "import transformers; print(transformers.__version__)"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    question = [asked.transformers, "-c", "import transformers; print(transformers.__version__)"]
+    found = subprocess.run(question, capture_output=True, text=True, check=False)
     if found.returncode == 0:
         workers["transformers"] = Worker("transformers", asked.transformers, here, asked)
-        lines.append(f"transformers {found.stdout.strip()}.")
+        yield f"transformers {found.stdout.strip()}."
     else:
-        lines.append(f"transformers is absent: {asked.transformers} cannot import it, so its rows are left out.")
+        yield f"transformers is absent: {asked.transformers} cannot import it, so its rows are left out."
+    rate = max(bandwidth() for _ in range(2))
+    floors = {precision: count * weights(size) / rate for precision, count in BYTES.items()}
+    floor = ", ".join(f"{1e3 * seconds:.1f} ms in {precision}" for precision, seconds in floors.items())
+    yield (
+        f"The machine reads {rate / 1e9:.1f} GB/s; the linear layers are {4 * weights(size) / 1e9:.2f} GB in float32,"
+        f" so that the floor of a step is {floor}."
+    )
     target = (2, 64) if asked.tiny else TARGET
+    yield from ("", f"The target, {asked.rounds} rounds (a step of a guided batch of 2 is a pass of 4 rows):", "")
+    yield from (*HEADER, *rows(rounds(workers, ALL, target, 2.0, asked.rounds), target, floors))
+    lone = (1, target[1])
+    yield from ("", "Batch 1 without guidance, a row a step:", "", *HEADER)
+    yield from rows(rounds(workers, ALL, lone, 1.0, 1), lone, floors)
+    yield from (
+        "",
+        f"Milliseconds a step at {target[0]} x {target[1]} by torch's profiler, which itself takes time:",
+        "",
+    )
+    parts = {name: workers["ours"].ask(target, 2.0, name, profile=True) for name in BYTES}
+    yield from (f"| | {' | '.join(parts)} |", "|---|" + "---|" * len(parts))
+    for kind in parts["fp32"]:
+        yield f"| {kind} | " + " | ".join(f"{part[kind]:.2f}" for part in parts.values()) + " |"
+    if asked.quality:
+        yield from ("", "What the precision costs in likelihood:", "", *quality(asked.quality))
     cells = {cell: names for cell, names in CELLS.items() if not asked.tiny or cell[0] * cell[1] <= 256}
     if asked.cells:
         cells = {cell: cells.get(cell, ALL) for cell in asked.cells}
-    rate = max(bandwidth() for _ in range(2))
-    floors = {precision: count * weights(size) / rate for precision, count in BYTES.items()}
-    lines += [
-        f"The machine reads {rate / 1e9:.1f} GB/s; the linear layers are {4 * weights(size) / 1e9:.2f} GB in float32,"
-        " so that the floor of a step is "
-        + ", ".join(f"{1e3 * seconds:.1f} ms in {precision}" for precision, seconds in floors.items())
-        + ".",
-        "",
-        f"The target, {asked.rounds} rounds (a step of a guided batch of 2 is a pass of 4 rows):",
-        "",
-        *HEADER,
-        *rows(rounds(workers, ALL, target, 2.0, asked.rounds), target, floors),
-        "",
-        "Batch 1 without guidance, a row a step:",
-        "",
-        *HEADER,
-    ]
-    lone = (1, target[1])
-    lines += rows(rounds(workers, ALL, lone, 1.0, 1), lone, floors)
-    lines += ["", "Other batches and lengths, with guidance, one call each:", "", *HEADER]
+    yield from ("", "Other batches and lengths, with guidance, one call each:", "", *HEADER)
     for cell, names in cells.items():
-        lines += rows(rounds(workers, names, cell, 2.0, 1), cell, floors)
-    lines += ["", f"Milliseconds a step at {target[0]} x {target[1]} by torch's profiler, which itself takes time:", ""]
-    parts = {name: workers["ours"].ask(target, 2.0, name, profile=True) for name in BYTES}
-    lines += [f"| | {' | '.join(parts)} |", "|---|" + "---|" * len(parts)]
-    for kind in parts["fp32"]:
-        lines.append(f"| {kind} | " + " | ".join(f"{part[kind]:.2f}" for part in parts.values()) + " |")
+        if time.monotonic() < deadline:
+            yield from rows(rounds(workers, names, cell, 2.0, 1), cell, floors)
+        else:
+            yield f"| {cell[0]} x {cell[1]} | left out: {asked.minutes:g} minutes had passed |" + " |" * 8
     for worker in workers.values():
-        worker.process.stdin.close()  # type: ignore[union-attr]
-        worker.process.wait()
-    if asked.quality:
-        lines += ["", "What the precision costs in likelihood:", "", *quality(asked.quality)]
-    return lines
+        worker.end()
 
 
 def cell_of(text: str) -> tuple[int, int]:
@@ -354,6 +354,7 @@ def main() -> None:
     parser.add_argument("--quality", type=Path, nargs="*", default=())
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--cells", type=cell_of, nargs="*", default=())
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("benchmarks"))
@@ -363,13 +364,15 @@ def main() -> None:
         work(asked.worker, "tiny" if asked.tiny else "B")
         return
     torch.set_num_threads(asked.threads)
-    lines = table(asked)
     date = datetime.datetime.now(datetime.UTC).date()
-    load = f"load {os.getloadavg()[0]:.1f} at the end"
-    about = f"torch {torch.__version__}, {platform.machine()}, {asked.threads} threads, {load}."
     path = asked.out / f"ar_sampling_cpu{asked.threads}_{date}.md"
     command = " ".join(["`python", *sys.argv]) + "`"
-    path.write_text("\n".join(["# Autoregressive sampling", "", command, "", about, "", EXPECTED, "", *lines, ""]))
+    load = f"load {os.getloadavg()[0]:.1f} at the start"
+    about = f"torch {torch.__version__}, {platform.machine()}, {asked.threads} threads, {load}."
+    lines = ["# Autoregressive sampling", "", command, "", about, "", EXPECTED, ""]
+    for line in table(asked):  # written as it grows: a run that is stopped leaves what it has measured
+        lines.append(line)
+        path.write_text("\n".join([*lines, ""]))
     print(path)
 
 

@@ -142,6 +142,7 @@ def test_a_packed_copy_packs_every_layer_and_leaves_the_module_alone(case):
     indices = batch.indices(model.spec.groups).flatten(1, 2)
     for ours, expected in zip(*(net.logits(indices, batch.labels) for net in (twin, model.eval())), strict=True):
         assert torch.allclose(ours, expected, rtol=1e-5, atol=1e-5)
+    assert torch.allclose(twin.nll(batch), model.nll(batch), rtol=1e-5)
 
 
 @packs

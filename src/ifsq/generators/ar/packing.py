@@ -166,7 +166,7 @@ def packed_copy(module: M, pack: Pack) -> M:
 def _copied(module: nn.Module, pack: Pack, made: dict[int, nn.Module]) -> nn.Module:
     if id(module) in made:  # a module may stand in several places
         return made[id(module)]
-    if isinstance(module, nn.Linear) and type(module) in (nn.Linear, OutputLayer):
+    if type(module) is nn.Linear:
         twin: nn.Module = pack(module.weight.detach(), None if module.bias is None else module.bias.detach())
     elif type(module) is OutputLayer:
         twin = PackedOutput(pack(module.weight.detach(), None))
