@@ -1,81 +1,175 @@
-"""The path from noise to data that a diffusion model learns, and what its quantities are of each other.
+"""The paths from noise to data that a diffusion model learns, and what their quantities are of each other.
 
 ``x_t = alpha(t) x_1 + sigma(t) x_0`` leads from noise x_0 (t = 0) to data x_1 (t = 1); its derivative in t is the
-velocity. Given x_t and any one of velocity, data, noise and score, the others follow. Flow matching: arXiv 2210.02747.
+velocity. Given x_t and any one of velocity, data, noise and score, the others follow. Flow matching: arXiv 2210.02747;
+the cosine and the variance preserving path: arXiv 2401.08740; DDPM: arXiv 2006.11239.
 """
 
+import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
+
+Quantity = Literal["velocity", "noise", "data", "score"]
+
+END_GAP = 1e-3  # how far times stay from an end of the path at which something is divided by 0
 
 
 @dataclass(frozen=True)
 class PathSample:
     """A point of the path, like x: ``x`` and its ``velocity``."""
 
-    x: Float[Tensor, "b d h w"]
-    velocity: Float[Tensor, "b d h w"]
+    x: Float[Tensor, "b *shape"]
+    velocity: Float[Tensor, "b *shape"]
 
 
-class LinearPath:
-    """The straight path: ``alpha(t) = t``, ``sigma(t) = 1 - t``. Times are float (b,), or a scalar tensor for all.
+class Path(ABC):
+    """``alpha`` and ``sigma`` of the time, their derivatives, and the conversions that follow from them.
 
-    Conversions divide by ``alpha`` or ``sigma`` where they must, and so are of no use at that end of the path.
+    Times are float tensors of 0 (noise) to 1 (data): one for each x, (b,), or a scalar for all; values are of any shape
+    that x has.
     """
 
-    d_alpha = 1.0
-    d_sigma = -1.0
+    @abstractmethod
+    def alpha(self, t: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+        """Share of the data: 0 (or nearly) at t = 0 and 1 at t = 1."""
 
-    def alpha(self, t: Float[Tensor, "*b"]) -> Float[Tensor, "*b 1 1 1"]:
-        """Share of the data."""
-        return t[..., None, None, None]
+    @abstractmethod
+    def sigma(self, t: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+        """Share of the noise: 1 (or nearly) at t = 0 and 0 at t = 1."""
 
-    def sigma(self, t: Float[Tensor, "*b"]) -> Float[Tensor, "*b 1 1 1"]:
-        """Share of the noise."""
-        return 1 - t[..., None, None, None]
+    @abstractmethod
+    def d_alpha(self, t: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+        """Derivative of ``alpha``."""
 
-    def sample(self, x0: Float[Tensor, "b d h w"], x1: Float[Tensor, "b d h w"], t: Float[Tensor, "b"]) -> PathSample:
+    @abstractmethod
+    def d_sigma(self, t: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+        """Derivative of ``sigma``."""
+
+    def span(self, prediction: Quantity) -> tuple[float, float]:
+        """First and last time at which ``prediction`` gives a finite velocity, END_GAP from an end that does not."""
+        low = END_GAP if prediction in ("noise", "score") else 0.0
+        return low, 1 - END_GAP if prediction == "data" else 1.0
+
+    def network_time(self, t: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+        """The time as the network is told it."""
+        return t
+
+    def sample(self, x0: Float[Tensor, "b *d"], x1: Float[Tensor, "b *d"], t: Float[Tensor, "b"]) -> PathSample:
         """The point between noise x0 and data x1 at each one's time."""
-        x = self.alpha(t) * x1 + self.sigma(t) * x0
-        return PathSample(x, self.d_alpha * x1 + self.d_sigma * x0)
+        alpha, sigma = _along(self.alpha(t), x1), _along(self.sigma(t), x1)
+        d_alpha, d_sigma = _along(self.d_alpha(t), x1), _along(self.d_sigma(t), x1)
+        return PathSample(alpha * x1 + sigma * x0, d_alpha * x1 + d_sigma * x0)
 
-    def data(
-        self, x: Float[Tensor, "b d h w"], velocity: Float[Tensor, "b d h w"], t: Float[Tensor, "*b"]
-    ) -> Float[Tensor, "b d h w"]:
-        """Where the path ends, by the velocity at x."""
-        return (self.sigma(t) * velocity - self.d_sigma * x) / self._determinant(t)
+    def convert(
+        self,
+        value: Float[Tensor, "*shape"],
+        x: Float[Tensor, "*shape"],
+        t: Float[Tensor, "*b"],
+        given: Quantity,
+        wanted: Quantity,
+    ) -> Float[Tensor, "*shape"]:
+        """What ``value``, the ``given`` quantity at x and t, says of the ``wanted`` one.
 
-    def noise(
-        self, x: Float[Tensor, "b d h w"], velocity: Float[Tensor, "b d h w"], t: Float[Tensor, "*b"]
-    ) -> Float[Tensor, "b d h w"]:
-        """Where the path began, by the velocity at x."""
-        return (self.d_alpha * x - self.alpha(t) * velocity) / self._determinant(t)
+        Not finite where that takes a division by 0: `span` says where a velocity is finite, and at t = 1 there is no
+        score.
+        """
+        if given == wanted:
+            return value
+        alpha, sigma = _along(self.alpha(t), x), _along(self.sigma(t), x)
+        if given == "score":  # x_t given x_1 is N(alpha x_1, sigma^2)
+            given, value = "noise", -sigma * value
+        if wanted == "score":
+            return -self.convert(value, x, t, given, "noise") / sigma
+        if given == wanted:
+            return value
+        # Two of the three equations x = alpha data + sigma noise, velocity = d_alpha data + d_sigma noise.
+        if given == "velocity":
+            d_alpha, d_sigma = _along(self.d_alpha(t), x), _along(self.d_sigma(t), x)
+            determinant = sigma * d_alpha - alpha * d_sigma
+            if wanted == "data":
+                return (sigma * value - d_sigma * x) / determinant
+            return (d_alpha * x - alpha * value) / determinant
+        data = value if given == "data" else (x - sigma * value) / alpha
+        noise = value if given == "noise" else (x - alpha * value) / sigma
+        if wanted == "velocity":
+            return _along(self.d_alpha(t), x) * data + _along(self.d_sigma(t), x) * noise
+        return data if wanted == "data" else noise
 
-    def score(
-        self, x: Float[Tensor, "b d h w"], velocity: Float[Tensor, "b d h w"], t: Float[Tensor, "*b"]
-    ) -> Float[Tensor, "b d h w"]:
-        """Gradient of the log density at x, by the velocity there: ``-noise / sigma``."""
-        return -self.noise(x, velocity, t) / self.sigma(t)
 
-    def velocity_of_data(
-        self, x: Float[Tensor, "b d h w"], data: Float[Tensor, "b d h w"], t: Float[Tensor, "*b"]
-    ) -> Float[Tensor, "b d h w"]:
-        """Inverse of `data`."""
-        return self.d_alpha * data + self.d_sigma * (x - self.alpha(t) * data) / self.sigma(t)
+class LinearPath(Path):
+    """The straight path: ``alpha = t``, ``sigma = 1 - t``."""
 
-    def velocity_of_noise(
-        self, x: Float[Tensor, "b d h w"], noise: Float[Tensor, "b d h w"], t: Float[Tensor, "*b"]
-    ) -> Float[Tensor, "b d h w"]:
-        """Inverse of `noise`."""
-        return self.d_alpha * (x - self.sigma(t) * noise) / self.alpha(t) + self.d_sigma * noise
+    def alpha(self, t: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+        return t
 
-    def velocity_of_score(
-        self, x: Float[Tensor, "b d h w"], score: Float[Tensor, "b d h w"], t: Float[Tensor, "*b"]
-    ) -> Float[Tensor, "b d h w"]:
-        """Inverse of `score`."""
-        return self.velocity_of_noise(x, -self.sigma(t) * score, t)
+    def sigma(self, t: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+        return 1 - t
 
-    def _determinant(self, t: Tensor) -> Tensor:
-        """Of the two equations that give x and its velocity by data and noise."""
-        return self.sigma(t) * self.d_alpha - self.alpha(t) * self.d_sigma
+    def d_alpha(self, t: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+        return torch.ones_like(t)
+
+    def d_sigma(self, t: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+        return -torch.ones_like(t)
+
+
+class CosinePath(Path):
+    """A quarter of a circle (GVP): ``alpha = sin(pi t / 2)``, ``sigma = cos(pi t / 2)``, exact at both ends."""
+
+    def alpha(self, t: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+        return torch.sin(math.pi / 2 * t)
+
+    def sigma(self, t: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+        return torch.sin(math.pi / 2 * (1 - t))
+
+    def d_alpha(self, t: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+        return math.pi / 2 * self.sigma(t)
+
+    def d_sigma(self, t: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+        return -math.pi / 2 * self.alpha(t)
+
+
+class VariancePreservingPath(Path):
+    """``alpha^2 + sigma^2 = 1`` under a rate of noising that falls evenly from 20 (t = 0) to 0.1 (arXiv 2011.13456).
+
+    Its velocity is infinite at t = 1, and at t = 0 is 0.7 % of the data left.
+    """
+
+    rates = (0.1, 20.0)  # at t = 1 and t = 0
+
+    def log_alpha(self, t: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+        """Logarithm of ``alpha``: minus half the integral of the rate from t to 1."""
+        low, high = self.rates
+        return -((1 - t) ** 2) * (high - low) / 4 - (1 - t) * low / 2
+
+    def d_log_alpha(self, t: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+        """Derivative of ``log_alpha``: half the rate."""
+        low, high = self.rates
+        return (1 - t) * (high - low) / 2 + low / 2
+
+    def alpha(self, t: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+        return self.log_alpha(t).exp()
+
+    def sigma(self, t: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+        return (-torch.expm1(2 * self.log_alpha(t))).sqrt()
+
+    def d_alpha(self, t: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+        return self.d_log_alpha(t) * self.alpha(t)
+
+    def d_sigma(self, t: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+        return -self.d_log_alpha(t) * self.alpha(t) ** 2 / self.sigma(t)
+
+    def span(self, prediction: Quantity) -> tuple[float, float]:
+        return 0.0, 1 - END_GAP
+
+
+PATHS: dict[str, type[Path]] = {"linear": LinearPath, "cosine": CosinePath, "vp": VariancePreservingPath}
+
+
+def _along(share: Tensor, x: Tensor) -> Tensor:
+    """A number for each x, (b,), against values like x; one for all stays a scalar."""
+    return share.reshape(share.shape + (1,) * (x.ndim - share.ndim)) if share.ndim else share
