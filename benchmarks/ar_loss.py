@@ -54,8 +54,8 @@ def measure(form: str, dtype: str, rows: int, codes: int, width: int, threads: i
     weight = torch.empty(codes, width).normal_(std=0.02).requires_grad_()
     x, target = torch.empty(rows, width).normal_().requires_grad_(), torch.randint(codes, (rows,))
     kind = getattr(torch, dtype)
-    loss_of(form, x[:1], weight[:64], target[:1] % 64, kind).backward()  # what is loaded once
-    x.grad = weight.grad = None
+    few = torch.zeros(1, width, requires_grad=True), torch.zeros(64, width, requires_grad=True), target[:1] % 64
+    loss_of(form, *few, kind).backward()  # what is loaded once
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     began = time.process_time()
     loss = loss_of(form, x, weight, target, kind)

@@ -4,6 +4,7 @@ That they load and build at full size is in ``test_surface``.
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from ifsq.experiment import (
     load_tokenizer_experiment,
 )
 from ifsq.generators import Generator
+from ifsq.generators.ar import HeadConfig
 from ifsq.generators.train import training_flops
 from ifsq.tokenizer.model import Tokenizer
 from ifsq.training.optim import OptimConfig
@@ -54,6 +56,7 @@ def test_the_papers_rows_are_there():
     """Autoregressive on VQ; diffusion on an autoencoder and a VAE; both on iFSQ. At full size FSQ beside it too."""
     assert stems("bundled") == {
         "ar_vq_f4_d4_14bit", "ar_ifsq_f4_d4_4bit", "ar_ifsq_f4_d4_4bit_random",
+        "ar_ifsq_f4_d4_4bit_joint", "ar_ifsq_f4_d4_4bit_2x289", "ar_ifsq_f4_d4_4bit_masked",
         "diffusion_ae_f4_d4_16bit", "diffusion_vae_f4_d4_16bit", "diffusion_ifsq_f4_d4_4bit",
     }  # fmt: skip
     digits = {f"{kind}_f16_d4_4bit_{form}" for kind in ("ifsq", "fsq") for form in ("joint", "2x289")}
@@ -90,6 +93,25 @@ def test_the_header_says_what_the_training_costs(row):
     assert f"# Cost: {flops / 1e12:.3f} TFLOP an image, {total / 1e18:.1f} EFLOP;" in path.read_text()
 
 
+def test_heads_on_bundled_photographs_train_for_the_same_operations():
+    """They differ in the codes, the head and the steps alone; each header says what it costs."""
+    recipes, totals = [], []
+    for path in (path for path in ROWS if path.parent.name == "bundled" and path.stem.startswith("ar_")):
+        experiment = load_generator_experiment(path)
+        layout = Tokenizer(load_tokenizer_experiment(tokenizer_file(path)).tokenizer).layout(32, 32)
+        with torch.device("meta"):
+            flops = training_flops(experiment.make(layout, 10))
+        train = experiment.train
+        totals.append(flops * train.batch * train.steps)
+        assert f"# Cost: {flops / 1e9:.3f} GFLOP an image, {totals[-1] / 1e12:.2f} TFLOP in all" in path.read_text()
+        assert train.optim.warmup == round(train.steps / 10)
+        optim = replace(train.optim, warmup=0)
+        recipes.append((replace(experiment.ar, head=HeadConfig(), order="raster"), train.batch, train.precision, optim))
+    assert len(totals) == 6
+    assert max(totals) < 1.01 * min(totals)
+    assert all(recipe == recipes[0] for recipe in recipes)
+
+
 @every_generator
 def test_the_name_says_what_is_inside(path):
     experiment = load_generator_experiment(path)
@@ -102,7 +124,7 @@ def test_the_name_says_what_is_inside(path):
         f"{room}/{name}",
         f"{room}/{name}".replace("tokenizer", "codes"),
     )
-    forms = ("_joint", "_2x289", "_random", "")
+    forms = ("_joint", "_2x289", "_masked", "_random", "")
     form = next(form for form in forms if path.stem.endswith(form))
     assert path.stem.removesuffix(form).endswith(name.removeprefix("tokenizer"))  # nothing more in the demo
     header = path.read_text().partition("\nout")[0]

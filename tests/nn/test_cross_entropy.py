@@ -124,6 +124,14 @@ def test_a_gradient_can_be_asked_for_twice(form):
     torch.testing.assert_close(weight.grad, 2 * once)
 
 
+def test_operations_can_be_counted_without_computing():
+    x, weight, target = (tensor.detach().to("meta") for tensor in inputs())
+    for form in (linear_nats, linear_mean_nats):
+        with FlopCounterMode(display=False) as counter:
+            form(x, weight, target)
+        assert counter.get_total_flops() == 2 * x.numel() * CODES
+
+
 def test_logits_of_any_size_are_finite():
     x, weight, target = inputs()
     with torch.no_grad():

@@ -86,7 +86,7 @@ def training_flops(model: Any) -> int:
     is computed, no random number is drawn from the global generator, and the count is the same on every machine (torch
     counts no attention on a CPU, ``findings/torch_flop_counter_cpu_attention.sh``).
     """
-    shadow: Any = parallel.without_weights(model).to("meta").eval()
+    shadow: Any = parallel.without_weights(model).to("meta").train()  # a head's loss may be another there
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         shadow.loss(_one_image(shadow), torch.Generator())
     return 3 * counter.get_total_flops()

@@ -41,11 +41,13 @@ def _nats(x: Tensor, weight: Tensor, target: Tensor, *, mean: bool) -> Tensor:
     if target.numel() * len(weight) <= PART:
         logits = F.linear(x, weight).to(torch.float32)
         return F.cross_entropy(logits, target, reduction="mean" if mean else "none")
-    device = x.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    parted: Any = (_MeanNats if mean else _Nats).apply
+    device, wanted = x.device.type, torch.is_grad_enabled()
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return parted(x, weight, target, x.dtype, wanted)
+    dtype = torch.get_autocast_dtype(device)
     with torch.autocast(device, enabled=False):
-        parted: Any = (_MeanNats if mean else _Nats).apply(x, weight, target, dtype, torch.is_grad_enabled())
-    return parted
+        return parted(x, weight, target, dtype, wanted)
 
 
 class _Nats(torch.autograd.Function):

@@ -67,15 +67,16 @@ class MaskedHead(SoftmaxHead):
         Of arXiv 2110.02037: n groups known, 0 <= n < g, all numbers alike and all sets of n alike;
         g / (g - n) times the cross-entropy of the others.
         """
-        tokens, groups = indices.shape[1], indices.shape[2]
-        first = torch.randint(groups, (len(indices), 1), generator=rng, device=indices.device)
-        n = (first + torch.arange(tokens, device=indices.device)) % groups  # b t: each number as often in an image
-        rank = torch.rand(indices.shape, generator=rng, device=indices.device).argsort(-1).argsort(-1)
-        known = rank < n[..., None]  # b t g
+        images, tokens, groups = indices.shape
+        first = torch.randint(groups, (images, 1), generator=rng, device=rng.device)
+        n = (first + torch.arange(tokens, device=rng.device)) % groups  # b t: each number as often in an image
+        rank = torch.rand(indices.shape, generator=rng, device=rng.device).argsort(-1).argsort(-1)
+        known = (rank < n[..., None]).to(indices.device)  # b t g
+        share = (groups / (groups - n)).to(indices.device)
         masked = torch.tensor(self.masked, device=indices.device)
         x = self._through(self.from_state(self.norm(state)), torch.where(known, indices, masked).unbind(-1))
         nats = torch.stack([layer(x, indices[..., k]) for k, layer in enumerate(self.output)], dim=-1)
-        return (nats * ~known * (groups / (groups - n))[..., None]).sum(-1).mean()
+        return (nats * ~known * share[..., None]).sum(-1).mean()
 
     def draw(self, state: Float[Tensor, "r width"], pick: Pick) -> Int[Tensor, "r g"]:
         told = self.from_state(self.norm(state))
