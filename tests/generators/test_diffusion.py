@@ -1,6 +1,7 @@
 """The diffusion generator: what the official model computes, and what must hold of any."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,7 +9,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from ifsq.codes import CodeBatch, CodeSet, CodeSpec, LatentSpec
+from ifsq.config import InputError, build, to_dict
 from ifsq.generators.diffusion import DiffusionGenerator, DiffusionSampling, DiTConfig
+from ifsq.generators.diffusion.network import DiT
 from ifsq.generators.diffusion.solvers import euler, time_grid
 from ifsq.interop.official.dit import from_official
 
@@ -206,16 +209,67 @@ def test_patches_return_to_their_places():
 
 
 @pytest.mark.parametrize(
-    ("name", "depth", "width", "heads", "millions"),
-    [("S", 12, 384, 6, 33.0), ("B", 12, 768, 12, 130.5), ("L", 24, 1024, 16, 458.1), ("XL", 28, 1152, 16, 675.2)],
+    ("size", "millions"),
+    [("S", 33.0), ("B", 130.5), ("L", 458.1), ("XL", 675.2), ("1p0B", 1029.3), ("1p6B", 1631.7)],
 )
-def test_official_sizes(name, depth, width, heads, millions):
-    """The official tables count the fixed position embedding, 256 x width, among the parameters; ours is a buffer."""
+def test_official_sizes(size, millions):
+    """The official table counts the fixed position embedding, 256 x width, among the parameters; ours is a buffer."""
     spec = CodeSpec((17,) * 4, (4,), "little", "paper", (16, 16))
     with torch.device("meta"):
-        model = DiffusionGenerator(DiTConfig(depth, width, heads, patch=1), spec, num_classes=1000)
-    count = sum(p.numel() for p in model.parameters()) + 256 * width
-    assert round(count / 1e6, 1) == millions, name
+        model = DiffusionGenerator(DiTConfig(size=size, patch=1), spec, num_classes=1000)
+    count = sum(p.numel() for p in model.parameters()) + 256 * model.config.width
+    assert round(count / 1e6, 1) == millions
+
+
+def test_a_size_is_what_its_numbers_are():
+    by_size, by_numbers = DiTConfig(size="XL", patch=2), DiTConfig(28, 1152, 16, patch=2)
+    assert replace(by_size, size="") == by_numbers
+    assert build(DiTConfig, to_dict(by_size), "here") == by_size
+
+
+def test_blocks_without_shift_scale_and_gate_alone():
+    """With a shift of zero everywhere the same, and a third of the modulation's parameters less."""
+    model, less = make(), make(adaln_shift=False)
+    assert less.dit.blocks[0].adaLN_modulation[1].weight.shape == (4 * 32, 32)
+    state = {}
+    for key, value in model.state_dict().items():
+        if ".blocks." in key and "adaLN_modulation" in key:
+            _, scale_a, gate_a, _, scale_m, gate_m = value.chunk(6)
+            state[key] = torch.cat([scale_a, gate_a, scale_m, gate_m])
+            value.chunk(6)[0].zero_()
+            value.chunk(6)[3].zero_()
+        else:
+            state[key] = value
+    less.load_state_dict(state)
+    x, t = torch.randn(2, 3, 4, 6), torch.tensor([0.2, 0.7])
+    assert torch.allclose(less.predict(x, t, LABELS), model.predict(x, t, LABELS), **CLOSE)
+
+
+def test_a_prediction_is_the_networks_own():
+    model = make()
+    x, t = torch.randn(2, 3, 4, 6), torch.tensor([0.2, 0.7])
+    labels = torch.tensor([1, 3])  # a class and the null class
+    out = model.predict(x, t, labels)
+    assert torch.equal(out, model.dit(x, t, labels))
+    assert out.requires_grad
+    assert torch.equal(model.predict(x, torch.tensor(0.2), labels), model.predict(x, torch.tensor([0.2] * 2), labels))
+    model.bfloat16()
+    assert model.predict(x, t, labels).dtype == torch.float32
+    for bad, times, message in (
+        (x[..., :5], t, r"codes, times and labels of \(2, 3, 4, 5\), \(2,\), \(2,\): expected \(b, 3, 4, 6\), \(b,\)"),
+        (x, torch.zeros(3), r"of \(2, 3, 4, 6\), \(3,\), \(2,\): expected"),
+        (x[:1], t[:1], r"of \(1, 3, 4, 6\), \(1,\), \(2,\): expected"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.predict(bad, times, labels)
+    with pytest.raises(ValueError, match="label 4: expected 0 to 3"):
+        model.predict(x, t, torch.tensor([0, 4]))
+
+
+def test_a_network_with_twice_the_channels_gives_them_all():
+    dit = DiT(DiTConfig(2, 32, 4, patch=2), 3, (4, 6), 3, outputs=6)
+    assert dit(torch.randn(2, 3, 4, 6), torch.rand(2), LABELS).shape == (2, 6, 4, 6)
+    assert dit.final_layer.linear.weight.shape == (2 * 2 * 6, 32)
 
 
 @pytest.mark.parametrize(
@@ -231,11 +285,20 @@ def test_official_sizes(name, depth, width, heads, millions):
         ({"cosine_weight": -1.0}, "cosine_weight=-1.0: expected"),
         ({"guidance_channels": 4}, "guidance_channels=4: the codes have 3 channels"),
         ({"heads": 16}, "head width 2: .*multiple of 4"),
+        ({"size": "XXL"}, "size='XXL': expected one of S, B, L, XL, 1p0B, 1p6B, or empty with numbers"),
+        ({"size": "B"}, "depth=2 beside size='B', which has 12: expected one of them"),
     ],
 )
 def test_bad_config_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         make(**options)
+
+
+def test_a_config_without_numbers_is_refused():
+    with pytest.raises(InputError, match="here: patch: is required"):
+        build(DiTConfig, {"size": "B"}, "here")
+    with pytest.raises(InputError, match="here: depth and width missing: expected depth, width and heads, or a size"):
+        build(DiTConfig, {"heads": 4, "patch": 2}, "here")
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ SPEC = CodeSpec((5, 3), (1, 1), "little", "paper", (4, 6))
 def make(kind, depth=3):
     torch.manual_seed(0)
     if kind == "diffusion":
-        model = DiffusionGenerator(DiTConfig(depth, 32, 4, 2), SPEC, num_classes=3)
+        model = DiffusionGenerator(DiTConfig(depth, 32, 4, patch=2), SPEC, num_classes=3)
     else:
         options = {"adaln": True, "kv_heads": 2, "qk_norm": True} if kind == "ar with options" else {}
         config = ARConfig(depth, 32, 4, mlp_multiple_of=8, dropout=0.3, drop_path=0.5, **options)

@@ -1,9 +1,19 @@
 """Sizes and options of the diffusion generator."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from ifsq.generators.sizes import BY_SIZE, Size, numbers_of
 from ifsq.nn.attention import head_width
 
+SIZES = {
+    "S": Size(12, 384, 6),
+    "B": Size(12, 768, 12),
+    "L": Size(24, 1024, 16),
+    "XL": Size(28, 1152, 16),
+    "1p0B": Size(24, 1536, 24),
+    "1p6B": Size(28, 1792, 28),
+}
+"""Of the official models."""
 MLPS = ("swiglu", "gelu")
 NORMS = ("rms", "layer")
 TIME_SAMPLINGS = ("lognorm", "uniform")
@@ -16,33 +26,40 @@ class DiTConfig:
     depth                blocks of the transformer
     width                of the transformer
     heads                of its attention
+    size                 an official one, ``S``, ``B``, ``L``, ``XL``, ``1p0B`` or ``1p6B``, in place of the three
+                         numbers above, which may be left out and must not say otherwise; empty: by these numbers
     patch                codes on a side of a token; must divide the grid
     mlp_ratio            hidden width over width (SwiGLU takes two thirds of it, for the same parameter count)
     mlp                  ``swiglu`` or ``gelu``
     norm                 ``rms`` (with a scale) or ``layer`` (without)
     rope                 rotary positions in every attention, beside the fixed embedding
     qk_norm              RMS-normalise queries and keys
+    adaln_shift          whether time and class also shift the normalised states of a block, or scale and gate alone
     label_dropout        share of training labels replaced by the null class
     cosine_weight        weight of ``1 - cos`` between predicted and true velocity in the loss; the official code has 1
     time_sampling        training times: ``lognorm`` is sigmoid of N(0, 1)
     guidance_channels    guide the first so many code channels only; None guides all, the official code has 3
     """
 
-    depth: int
-    width: int
-    heads: int
-    patch: int
+    depth: int = BY_SIZE
+    width: int = BY_SIZE
+    heads: int = BY_SIZE
+    size: str = ""
+    patch: int = field(kw_only=True)
     mlp_ratio: float = 4.0
     mlp: str = "swiglu"
     norm: str = "rms"
     rope: bool = True
     qk_norm: bool = True
+    adaln_shift: bool = True
     label_dropout: float = 0.1
     cosine_weight: float = 0.0
     time_sampling: str = "lognorm"
     guidance_channels: int | None = None
 
     def __post_init__(self) -> None:
+        for name, value in numbers_of(self, SIZES).items():
+            object.__setattr__(self, name, value)
         head_width(self.width, self.heads)
         for name in ("depth", "patch", "guidance_channels"):
             value = getattr(self, name)

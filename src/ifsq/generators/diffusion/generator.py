@@ -139,6 +139,25 @@ class DiffusionGenerator(Generator, kind="diffusion"):
         assert isinstance(sampling, DiffusionSampling)
         return sampling.evaluations()
 
+    def predict(
+        self, x: Float[Tensor, "b d h w"], t: Float[Tensor, "..."], labels: Int[Tensor, "..."]
+    ) -> Float[Tensor, "b outputs h w"]:
+        """What the network gives for normalised codes x, float32, differentiable, in the mode that the generator is in.
+
+        t       times in [0, 1], one each or one for all; 0 is noise and 1 data
+        labels  0 to num_classes, which is the null class
+
+        Raises ValueError unless codes and times have the generator's shapes, and on other labels.
+        """
+        d, (h, w) = self.code_dim, self.spec.grid
+        if x.shape[1:] != (d, h, w) or t.shape not in ((), x.shape[:1]) or labels.shape != x.shape[:1]:
+            given = ", ".join(str(tuple(one.shape)) for one in (x, t, labels))
+            raise ValueError(f"codes, times and labels of {given}: expected (b, {d}, {h}, {w}), (b,), (b,)")
+        wrong = labels[(labels < 0) | (labels > self.num_classes)]
+        if wrong.numel():
+            raise ValueError(f"label {int(wrong[0])}: expected 0 to {self.num_classes}, the null class")
+        return self._at(x, t, labels)
+
     def velocity(
         self, x: Float[Tensor, "b d h w"], t: Float[Tensor, ""], labels: Int[Tensor, "b"], sampling: DiffusionSampling
     ) -> Float[Tensor, "b d h w"]:

@@ -46,7 +46,8 @@ class DiTBlock(nn.Module):
         self.attn = Attention(width, config.heads, bias=True, qk_norm=config.qk_norm)
         self.norm2 = _make_norm(config)
         self.mlp = _make_mlp(config)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+        self.parts = 6 if config.adaln_shift else 4
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, self.parts * width))
 
     def forward(
         self, x: Float[Tensor, "b t width"], c: Float[Tensor, "b width"], rope: Rotary | None
@@ -56,18 +57,23 @@ class DiTBlock(nn.Module):
         return self._run(x, c, rope)
 
     def _run(self, x: Tensor, c: Tensor, rope: Rotary | None) -> Tensor:
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = self.adaLN_modulation(c)[:, None].chunk(6, dim=-1)
+        parts = self.adaLN_modulation(c)[:, None].chunk(self.parts, dim=-1)
+        if self.parts == 6:
+            shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = parts
+        else:
+            scale_a, gate_a, scale_m, gate_m = parts
+            shift_a = shift_m = None
         x = x + gate_a * self.attn(_modulate(self.norm1(x), shift_a, scale_a), rope)
         return x + gate_m * self.mlp(_modulate(self.norm2(x), shift_m, scale_m))
 
 
 class FinalLayer(nn.Module):
-    """Modulated norm and the projection back to the codes of a patch: (b, t, width) -> (b, t, patch*patch*d)."""
+    """Modulated norm and the projection to what comes out of a patch: (b, t, width) -> (b, t, patch*patch*outputs)."""
 
-    def __init__(self, config: DiTConfig, channels: int) -> None:
+    def __init__(self, config: DiTConfig, outputs: int) -> None:
         super().__init__()
         self.norm_final = _make_norm(config)
-        self.linear = nn.Linear(config.width, config.patch**2 * channels)
+        self.linear = nn.Linear(config.width, config.patch**2 * outputs)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(config.width, 2 * config.width))
 
     def forward(self, x: Float[Tensor, "b t width"], c: Float[Tensor, "b width"]) -> Float[Tensor, "b t out"]:
@@ -76,12 +82,22 @@ class FinalLayer(nn.Module):
 
 
 class DiT(nn.Module):
-    """Velocity v(x, t, label) of the flow: float (b, d, h, w) in and out.
+    """What a path's quantity is at x, by time and label, as its velocity v(x, t, label): float (b, d, h, w) in and out.
+
+    channels  d
+    outputs   channels of what comes out; None: d. Twice as many hold a variance too
 
     Raises ValueError where the patch does not divide the grid or the width does not suit the position tables.
     """
 
-    def __init__(self, config: DiTConfig, channels: int, grid: tuple[int, int], num_classes: int) -> None:
+    def __init__(
+        self,
+        config: DiTConfig,
+        channels: int,
+        grid: tuple[int, int],
+        num_classes: int,
+        outputs: int | None = None,
+    ) -> None:
         super().__init__()
         if grid[0] % config.patch or grid[1] % config.patch:
             raise ValueError(f"patch={config.patch}: expected a divisor of the code grid {grid[0]}x{grid[1]}")
@@ -93,12 +109,12 @@ class DiT(nn.Module):
         self.y_embedder = LabelEmbedding(num_classes, config.width)
         self.rope = Rotary(self.tokens, head_width(config.width, config.heads)) if config.rope else None
         self.blocks = nn.ModuleList(DiTBlock(config) for _ in range(config.depth))
-        self.final_layer = FinalLayer(config, channels)
+        self.final_layer = FinalLayer(config, outputs or channels)
         self._initialize()
 
     def forward(
         self, x: Float[Tensor, "b d h w"], t: Float[Tensor, "b"], labels: Int[Tensor, "b"]
-    ) -> Float[Tensor, "b d h w"]:
+    ) -> Float[Tensor, "b outputs h w"]:
         """t in [0, 1], 1 is data; ``labels`` may hold the null class."""
         c = self.condition(t, labels)
         return self._unpatch(self.final_layer(self.states(x, c), c))
@@ -132,7 +148,9 @@ class DiT(nn.Module):
                 nn.init.xavier_uniform_(parameter.flatten(1))
 
 
-def _modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+def _modulate(x: Tensor, shift: Tensor | None, scale: Tensor) -> Tensor:
+    if shift is None:
+        return x * (1 + scale)
     return torch.addcmul(shift, x, 1 + scale)
 
 

@@ -1,0 +1,36 @@
+"""Sizes of transformers by name, in place of the numbers that each stands for."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+BY_SIZE: Any = None
+"""Default of the numbers that a size stands for: every config has them as numbers once it is made."""
+
+
+class Size(NamedTuple):
+    """Blocks, width, and heads of attention."""
+
+    depth: int
+    width: int
+    heads: int
+
+
+def numbers_of(config: Any, sizes: Mapping[str, Size]) -> dict[str, int]:
+    """Depth, width and heads of a config, by its ``size`` where there is one.
+
+    Raises ValueError where one is missing, or a number beside a size says otherwise.
+    """
+    given = {name: getattr(config, name) for name in Size._fields}
+    if not config.size:
+        if missing := [name for name, value in given.items() if value is None]:
+            raise ValueError(f"{' and '.join(missing)} missing: expected depth, width and heads, or a size")
+        return given
+    if config.size not in sizes:
+        raise ValueError(f"size={config.size!r}: expected one of {', '.join(sizes)}, or empty with numbers")
+    named = sizes[config.size]._asdict()
+    for name, value in given.items():
+        if value not in (None, named[name]):
+            raise ValueError(
+                f"{name}={value} beside size={config.size!r}, which has {named[name]}: expected one of them"
+            )
+    return named
