@@ -19,7 +19,8 @@ from ifsq.generators.ar.heads.base import OutputLayer
 
 INT8_MOST = 127
 INT8_BLOCK = 32  # inputs that torch's int8 kernel takes at a time; it reads past the end of others
-SMALL = 2**14  # weights of a layer up to which a call of oneDNN costs more than it saves, at 64 rows and below
+SMALL = 2**18  # weights of a layer up to which a call of oneDNN may cost more than it saves
+LITTLE = 2**19  # products of a call up to which it does: 2 rows of 256 x 1024, 64 of 128 x 64
 
 M = TypeVar("M", bound=nn.Module)
 Pack = Callable[[Float[Tensor, "n m"], Float[Tensor, "n"] | None], "PackedLinear"]
@@ -53,19 +54,6 @@ class PackedLinear(nn.Module, ABC):
         return self.raw(x).to(torch.float32)
 
 
-class SmallLinear(PackedLinear):
-    """Weights where they are, float32."""
-
-    dtype = torch.float32
-
-    def __init__(self, weight: Float[Tensor, "n m"], bias: Float[Tensor, "n"] | None) -> None:
-        super().__init__()
-        self._weight, self._bias = weight.to(self.dtype), None if bias is None else bias.to(self.dtype)
-
-    def raw(self, x: Float[Tensor, "... m"]) -> Float[Tensor, "... n"]:
-        return F.linear(x, self._weight, self._bias)
-
-
 class OneDNNLinear(PackedLinear):
     """Weights in oneDNN's blocks, float32 or bfloat16; what follows a product is computed while it is in registers."""
 
@@ -90,6 +78,29 @@ class OneDNNLinear(PackedLinear):
         if self.dtype != torch.float32:
             return super().plus(x, other)
         return self._join(x, other, self._weight, self._bias, "add")
+
+
+class SmallLinear(OneDNNLinear):
+    """Float32 weights in oneDNN's blocks and where they are as well: few rows are multiplied without it."""
+
+    def __init__(self, weight: Float[Tensor, "n m"], bias: Float[Tensor, "n"] | None) -> None:
+        super().__init__(weight, bias, torch.float32)
+        self._rows = weight.to(self.dtype)
+
+    def raw(self, x: Float[Tensor, "... m"]) -> Float[Tensor, "... n"]:
+        return F.linear(x.to(self.dtype), self._rows, self._bias) if self._is_little(x) else super().raw(x)
+
+    def silu(self, x: Float[Tensor, "... m"]) -> Float[Tensor, "... n"]:
+        return PackedLinear.silu(self, x) if self._is_little(x) else super().silu(x)
+
+    def times(self, x: Float[Tensor, "... m"], other: Float[Tensor, "... n"]) -> Float[Tensor, "... n"]:
+        return PackedLinear.times(self, x, other) if self._is_little(x) else super().times(x, other)
+
+    def plus(self, x: Float[Tensor, "... m"], other: Float[Tensor, "... n"]) -> Float[Tensor, "... n"]:
+        return PackedLinear.plus(self, x, other) if self._is_little(x) else super().plus(x, other)
+
+    def _is_little(self, x: Tensor) -> bool:
+        return x.numel() * len(self._rows) <= LITTLE
 
 
 class Int8Linear(PackedLinear):
@@ -138,7 +149,7 @@ def quantize_rows(weight: Float[Tensor, "n m"]) -> tuple[Int8[Tensor, "n m"], Fl
 def packer(precision: str) -> Pack:
     """How layers are packed.
 
-    ``fp32``  oneDNN's blocks; small layers stay as they are
+    ``fp32``  oneDNN's blocks; small layers also stay as they are, for few rows
     ``bf16``  oneDNN's blocks
     ``int8``  rows of int8; layers whose inputs do not come in blocks of 32 are bf16
     """
