@@ -64,6 +64,7 @@ def same_but_for_ties(model, one, other, seed, **options):
         {"guidance": 2.5, "temperature": 0.8},
         {"guidance": 3.0, "guidance_interval": 11, "top_p": 0.9},
         {"guidance": 4.0, "guidance_schedule": "linear", "min_p": 0.05},
+        {"guidance": 2.0, "noise": "gumbel", "top_k": (20, 4, 3)},
         {"guidance": 2.0, "guidance_schedule": "power-cosine", "guidance_interval": 20, "greedy": True},
     ],
 )
@@ -72,6 +73,7 @@ def test_the_tokens_are_those_of_plain_decoding(case, options):
     """In float64, whose rounding no draw is near enough to see: the logits are drawn from in float32."""
     model = make(case, dtype=torch.float64)
     labels = torch.tensor([0, 1, 2])
+    options = {name: value[: len(model.spec.groups)] if name == "top_k" else value for name, value in options.items()}
     plain = model.sample(labels, seed=1, **options)
     assert plain.passes is None
     for window in (3, 16):
@@ -153,6 +155,12 @@ def test_passes_are_counted_and_hold_no_more_than_the_window():
     guided = [rows for rows, _ in seen].index(2)
     assert [rows for rows, _ in seen] == [4] * guided + [2] * (len(seen) - guided)
     assert model.cost(ARSampling(2.0, guidance_interval=9, parallel=6)) == 35 + 9  # the most that it may take
+
+
+def test_gumbel_noise_keeps_more_where_a_group_has_many_codes():
+    model, labels = make("joint", grid=(8, 8)), torch.arange(4) % 3
+    passes = [model.sample(labels, parallel=8, noise=noise).passes for noise in ("uniform", "gumbel")]
+    assert passes[1] < 0.8 * passes[0]
 
 
 def test_tokens_that_hang_on_none_before_them_are_drawn_a_window_at_a_time():

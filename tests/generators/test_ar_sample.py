@@ -10,6 +10,7 @@ from ifsq.config import InputError
 from ifsq.generators.ar import ARConfig, ARGenerator, ARSampling
 from ifsq.generators.ar.draw import draw, filter_logits
 from ifsq.generators.ar.guidance import guidance_scales, guide
+from ifsq.generators.streams import gumbels
 
 SPEC = CodeSpec((17, 17), (1, 1), "little", "equal", (3, 2))
 
@@ -152,6 +153,32 @@ def test_the_place_is_found_by_halving_where_a_comparison_of_all_finds_it(rows, 
         bound = torch.minimum(level[:, None] * sums[:, -1:], sums[:, -1:].nextafter(torch.zeros(1)))
         expected = ((sums > bound) & (probabilities > 0)).int().argmax(dim=1)
         assert torch.equal(draw(logits, ARSampling(), level), expected)
+
+
+def test_the_greatest_gumbel_sum_follows_the_distribution():
+    logits = torch.tensor([0.1, 0.2, 0.3, 0.4]).log().expand(40000, 4)
+    noise = gumbels(0, 0, 1, 0, 160000).view(40000, 4)
+    for options, expected in (
+        ({}, [0.1, 0.2, 0.3, 0.4]),
+        ({"temperature": 0.5}, [1 / 30, 4 / 30, 9 / 30, 16 / 30]),
+        ({"top_k": 2}, [0.0, 0.0, 3 / 7, 4 / 7]),
+        ({"top_p": 0.65}, [0.0, 0.0, 3 / 7, 4 / 7]),
+        ({"min_p": 0.6}, [0.0, 0.0, 3 / 7, 4 / 7]),
+        ({"greedy": True}, [0.0, 0.0, 0.0, 1.0]),
+    ):
+        share = draw(logits, ARSampling(noise="gumbel", **options), noise).bincount(minlength=4) / 40000
+        assert torch.allclose(share, torch.tensor(expected), atol=0.01), options
+
+
+def test_gumbel_noise_draws_other_images_of_the_same_seed(model):
+    labels = torch.tensor([0, 1, 2])
+    whole = model.sample(labels, seed=5, guidance=2.0, noise="gumbel")
+    assert torch.equal(
+        model.sample(labels[1:], seed=5, first=1, guidance=2.0, noise="gumbel").indices, whole.indices[1:]
+    )
+    assert not torch.equal(model.sample(labels, seed=5, guidance=2.0).indices, whole.indices)
+    assert not torch.equal(model.sample(labels, seed=6, guidance=2.0, noise="gumbel").indices, whole.indices)
+    assert ARSampling(noise="gumbel").sampler.endswith("noise gumbel")
 
 
 def test_a_group_is_drawn_by_its_own_options():
@@ -332,6 +359,7 @@ def test_half_of_the_batch_is_dropped_after_the_interval(model):
         ({"guidance": [2.0]}, r"guidance=\[2.0\]: expected one value, or 2, one a group of the token"),
         ({"guidance": [2.0, math.inf]}, r"guidance=\[2.0, inf\]: expected a number of at least 0"),
         ({"guidance_schedule": "cosine"}, "guidance_schedule='cosine': expected one of constant, linear, power-cosine"),
+        ({"noise": "normal"}, "noise='normal': expected uniform or gumbel"),
         ({"guidance_power": 0.0}, "guidance_power=0.0: expected a positive number"),
         ({"top_k": -1}, "top_k=-1: expected 0"),
         ({"top_p": 0.0}, "top_p=0.0: expected a number above 0"),

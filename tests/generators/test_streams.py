@@ -7,7 +7,7 @@ import torch
 from ifsq.codes.spec import CodeSpec
 from ifsq.generators.ar import ARConfig, ARGenerator
 from ifsq.generators.diffusion import DiffusionGenerator, DiTConfig
-from ifsq.generators.streams import choices, normals, uniforms
+from ifsq.generators.streams import choices, gumbels, normals, uniforms
 
 SPEC = CodeSpec((5, 9), (1, 1), "little", "equal", (4, 2))
 LABELS = torch.tensor([2, 0, 1, 1, 0, 2, 2])
@@ -105,3 +105,20 @@ def test_weights_that_are_not_numbers_draw_nothing(kind):
         next(model.parameters())[:] = torch.nan
     with pytest.raises(ValueError, match=r"are not finite numbers: expected finite weights"):
         model.sample(LABELS)
+
+
+def test_gumbel_numbers_are_rows_of_the_stream():
+    """Row 2 of 5 numbers begins at the fifth block: rows of 5 take two blocks each; three words stay unused."""
+    words = [word for block in (5, 6) for word in philox((7, 3), block)][:5]
+    levels = [((word >> 11) + 0.5) * 2.0**-53 for word in words]
+    expected = torch.tensor([-np.log(-np.log(level)) for level in levels], dtype=torch.float32)
+    assert torch.allclose(gumbels(7, 3, 1, 2, 5)[0], expected, rtol=1e-6)
+    assert torch.equal(gumbels(7, 2, 3, 2, 5)[1], gumbels(7, 3, 1, 2, 5)[0])
+
+
+def test_gumbel_numbers_follow_their_law():
+    drawn = gumbels(0, 0, 4, 0, 50000).flatten().double()
+    assert abs(drawn.mean() - 0.57722) < 0.01
+    assert abs(drawn.var() - np.pi**2 / 6) < 0.03
+    for x in (-1.0, 0.0, 1.0, 4.0):
+        assert abs((drawn <= x).double().mean() - np.exp(-np.exp(-x))) < 0.004

@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float, Int, UInt64
 from torch import Tensor
 
+WORDS = 4  # of a block, which is what the stream's counter counts
+
 
 def uniforms(seed: int, first: int, images: int, count: int) -> Float[Tensor, "b n"]:
     """``count`` numbers of [0, 1), float32 on the CPU, for each of the images numbered from ``first`` on.
@@ -25,6 +27,19 @@ def normals(seed: int, first: int, images: int, count: int) -> Float[Tensor, "b 
     return torch.special.ndtri(torch.from_numpy(levels)).to(torch.float32)
 
 
+def gumbels(seed: int, first: int, images: int, place: int, count: int) -> Float[Tensor, "b n"]:
+    """``count`` numbers of the standard Gumbel distribution for each image, those of number ``place`` of such rows.
+
+    Rows 0, 1, 2, ... of an image, all of one ``count``, share no number; a row costs the same wherever it lies. Float64
+    inside, so that the greatest of a million codes is drawn as often as it should be.
+
+    Raises ValueError as `uniforms`.
+    """
+    start = place * -(-count // WORDS)
+    levels = ((_words(seed, first, images, count, start) >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+    return torch.from_numpy(levels).log_().neg_().log_().neg_().to(torch.float32)
+
+
 def choices(seed: int, count: int, options: int) -> Int[Tensor, "n"]:
     """A number of 0..options-1 for each of the images 0..count-1: word i of a stream that no image has.
 
@@ -34,11 +49,13 @@ def choices(seed: int, count: int, options: int) -> Int[Tensor, "n"]:
     return torch.from_numpy(((words >> np.uint64(24)) * np.uint64(options) >> np.uint64(40)).astype(np.int64))
 
 
-def _words(seed: int, first: int, images: int, count: int) -> UInt64[np.ndarray, "b n"]:
+def _words(seed: int, first: int, images: int, count: int, start: int = 0) -> UInt64[np.ndarray, "b n"]:
+    """Numbers of the streams from block ``start`` on."""
     for name, value in (("seed", seed), ("first", first)):
         if not 0 <= value < 2**63:
             raise ValueError(f"{name}={value}: expected 0 to 2**63 - 1")
     words = np.empty((images, count), np.uint64)
     for row in range(images):
-        words[row] = np.random.Philox(key=np.array([seed, first + row], np.uint64)).random_raw(count)
+        stream = np.random.Philox(key=np.array([seed, first + row], np.uint64))
+        words[row] = (stream.advance(start) if start else stream).random_raw(count)
     return words

@@ -15,11 +15,11 @@ from ifsq.generators.ar.draw import ARSampling, draw
 from ifsq.generators.ar.fast import precision_of, steps_of
 from ifsq.generators.ar.guidance import guidance_scales
 from ifsq.generators.ar.network import ARNetwork
+from ifsq.generators.ar.noise import NOISES
 from ifsq.generators.ar.order import draw_orders, in_order, random_share, to_raster
 from ifsq.generators.ar.speculative import decode_parallel
 from ifsq.generators.base import Sampling, check_depth
 from ifsq.generators.conditioning import drop_labels
-from ifsq.generators.streams import uniforms
 from ifsq.nn.modes import evaluating
 
 
@@ -96,17 +96,17 @@ class ARGenerator(ARNetwork, kind="ar"):
         return self.spec.tokens + len(guidance_scales(sampling, self.spec.tokens, len(self.spec.groups)))
 
     def draw(self, labels: Int[Tensor, "b"], sampling: ARSampling, seed: int, first: int) -> Sampled:
-        """Decode token by token, or in parallel; an image's random numbers, one a token and group, are its own."""
+        """Decode token by token, or in parallel; an image's random numbers are its own."""
         tokens, groups = self.spec.tokens, len(self.spec.groups)
         device = self.cls_embedding.embedding_table.weight.device
-        numbers = uniforms(seed, first, len(labels), tokens * groups).unflatten(1, (tokens, groups)).to(device)
+        noise = NOISES[sampling.noise](self.spec, seed, first, len(labels), device)
         finite: dict[int, Tensor] = {}
 
         def choose(logits: Tensor, position: int, group: int) -> Tensor:
             count = len(logits) // len(labels)
             if position + count == tokens:  # the last token sees all before it, so NaN anywhere is NaN there
                 finite[group] = logits[count - 1 :: count].amax(dim=-1).isfinite().all()
-            return draw(logits, sampling, numbers[:, position : position + count, group].flatten(), group)
+            return draw(logits, sampling, noise.of(position, count, group), group)
 
         steps, scales, passes = steps_of(self, sampling.precision), guidance_scales(sampling, tokens, groups), None
         if sampling.parallel:
