@@ -57,8 +57,8 @@ def main() -> None:
         f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {given.threads} threads, torch "
         f"{torch.__version__}, ifsq {code_version()}, {datetime.date.today()}; {given.seeds} seeds",
         "",
-        "| generator | guidance | noise | batch | window | passes a token | tokens a pass | ms an image: plain | parallel "
-        "| time saved, times | tokens that differ |",
+        "| generator | guidance | noise | batch | window | passes a token | tokens a pass | ms an image: plain "
+        "| parallel | time saved, times | tokens that differ |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for run in given.runs:
@@ -93,8 +93,8 @@ def row(generator: Generator, name: str, sampling: ARSampling, batch: int, seeds
         differ += int((found[2] != last[2]).any(dim=-1).sum())
     share = statistics.mean(passes) / tokens
     return (
-        f"| {name}, {tokens} tokens | {sampling.guidance} | {sampling.noise} | {batch} | {sampling.parallel} | {share:.3f} | {1 / share:.2f} "
-        f"| {statistics.mean(plain_ms):.0f} | {statistics.mean(ms):.0f} "
+        f"| {name}, {tokens} tokens | {sampling.guidance} | {sampling.noise} | {batch} | {sampling.parallel} "
+        f"| {share:.3f} | {1 / share:.2f} | {statistics.mean(plain_ms):.0f} | {statistics.mean(ms):.0f} "
         f"| {statistics.mean(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f}) "
         f"| {differ} of {seeds * IMAGES * tokens} |"
     )
