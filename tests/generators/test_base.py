@@ -82,7 +82,7 @@ def test_a_runs_own_options_have_others_on_top():
     assert model.sampling() == DiffusionSampling(2.0, 7)
     over = {"solver": "midpoint", "guidance_interval": [0.1, 0.9], "timestep_shift": 0.3}
     assert model.sampling(over) == DiffusionSampling(2.0, 7, "midpoint", 0.3, (0.1, 0.9))
-    with pytest.raises(InputError, match="sampling: top_k: unknown key; known: guidance, guidance_interval, solver"):
+    with pytest.raises(InputError, match=r"sampling: top_k: unknown key; known: .*guidance, .*solver"):
         model.sampling({"top_k": 3})
     with pytest.raises(InputError, match="sampling: steps: input should be a valid integer, got 'many'"):
         model.sampling({"steps": "many"})

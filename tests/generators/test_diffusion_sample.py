@@ -1,4 +1,6 @@
-"""Solvers against the official trajectories and against each other; seeds, cost and refusals of sampling."""
+"""Sampling of the diffusion generator: seeds, cost, what is told of the steps, refusals."""
+
+import sys
 
 import pytest
 import torch
@@ -6,13 +8,13 @@ from torch import nn
 
 from ifsq.codes.spec import CodeSpec
 from ifsq.generators.diffusion import DiffusionGenerator, DiffusionSampling, DiTConfig
-from ifsq.generators.diffusion.solvers import SOLVERS, time_grid
+from ifsq.generators.diffusion.sampling import SOLVERS
+from ifsq.generators.diffusion.solvers import euler, time_grid
 from ifsq.generators.streams import normals
-from ifsq.interop.official.dit import from_official
 
-CLOSE = {"atol": 2e-5, "rtol": 1e-4}
 SPEC = CodeSpec((5, 9), (1, 1), "little", "equal", (4, 2))
 LABELS = torch.tensor([0, 2, 1])
+STEPPING = [name for name, solver in SOLVERS.items() if not solver.adaptive]
 
 
 @pytest.fixture
@@ -25,37 +27,7 @@ def model():
     return generator
 
 
-@pytest.mark.parametrize("shift", [0.0, 0.3])
-@pytest.mark.parametrize(("solver", "theirs"), [("euler", "euler"), ("heun", "heun2"), ("midpoint", "midpoint")])
-def test_official_trajectories(golden, solver, theirs, shift):
-    tensors = golden("dit_tiny")
-    spec = CodeSpec((17,) * 4, (4,), "little", "paper", (4, 4))
-    model = DiffusionGenerator(DiTConfig(2, 64, 4, patch=1), spec, num_classes=10)
-    state = {key[3:]: tensors.get_tensor(key) for key in tensors.keys() if key.startswith("sd/")}  # noqa: SIM118
-    model.dit.load_state_dict(from_official(state))
-    noise, labels = tensors.get_tensor("ode/noise"), tensors.get_tensor("ode/y")
-    expected = tensors.get_tensor(f"ode/{theirs}_shift{shift}")
-    times = time_grid(4, shift)
-    with torch.no_grad():
-        for point in range(5):
-            got = SOLVERS[solver](
-                lambda x, t: model.velocity(x, t, labels, DiffusionSampling()), noise, times[: point + 1]
-            )
-            assert torch.allclose(got, expected[point], **CLOSE)
-        if (solver, shift) == ("euler", 0.0):
-            got = SOLVERS[solver](lambda x, t: model.velocity(x, t, labels, DiffusionSampling()), noise, time_grid(10))
-            assert torch.allclose(got, tensors.get_tensor("ode/euler10_final"), **CLOSE)
-
-
-@pytest.mark.parametrize(("solver", "order"), [("euler", 1), ("heun", 2), ("midpoint", 2)])
-def test_solvers_converge_at_their_order(solver, order):
-    x = torch.ones(1, dtype=torch.float64)
-    exact = torch.exp(torch.tensor(0.5, dtype=torch.float64))  # dx/dt = t x
-    errors = [float((SOLVERS[solver](lambda x, t: t * x, x, time_grid(n).double()) - exact).abs()) for n in (20, 40)]
-    assert errors[0] / errors[1] == pytest.approx(2**order, rel=0.1)
-
-
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", STEPPING)
 @pytest.mark.parametrize(("guidance", "rows"), [(1.0, 3), (2.0, 6)])
 def test_function_evaluations_are_what_sampling_does(model, solver, guidance, rows):
     seen = []
@@ -90,12 +62,74 @@ def test_sample_is_the_flow_snapped_to_the_lattice(model):
     model.set_statistics(torch.tensor([0.2, -0.1]), torch.tensor([0.4, 0.6]))
     sampled = model.sample(LABELS, seed=3, steps=4, guidance=2.0, timestep_shift=0.5)
     noise = normals(3, 0, 3, 16).view(3, 2, 4, 2)
-    x = SOLVERS["euler"](lambda x, t: model.velocity(x, t, LABELS, DiffusionSampling(2.0)), noise, time_grid(4, 0.5))
+    x = euler(lambda x, t: model.velocity(x, t, LABELS, DiffusionSampling(2.0)), noise, time_grid(4, 0.5))
     codes = x * torch.tensor([0.4, 0.6]).view(2, 1, 1) + torch.tensor([0.2, -0.1]).view(2, 1, 1)
     digits = SPEC.codes_to_digits(codes.detach())
     assert torch.equal(sampled.codes, SPEC.digits_to_codes(digits))
     assert torch.equal(sampled.indices, SPEC.digits_to_indices(digits))
     assert sampled.codes.shape == (3, 2, 4, 2)
+
+
+def test_codes_come_as_they_are_where_nothing_snaps_them(model):
+    told = []
+    sampling = DiffusionSampling(steps=3, snap="none")
+    drawn = model.draw(LABELS, sampling, 3, 0, on_step=lambda *step: told.append(step[2]))
+    assert torch.equal(drawn.codes, model.denormalize(told[-1]))
+    assert drawn.indices is None
+    snapped = model.sample(LABELS, seed=3, steps=3)
+    assert torch.equal(SPEC.digits_to_codes(SPEC.codes_to_digits(drawn.codes)), snapped.codes)
+
+
+def test_times_are_the_ones_given(model):
+    times = (0.0, 0.4, 0.5, 1.0)
+    told = []
+    model.draw(LABELS, DiffusionSampling(times=times), 3, 0, on_step=lambda *step: told.append(float(step[1])))
+    assert told == pytest.approx(times[1:])
+    even = tuple(time_grid(4).tolist())
+    assert torch.equal(model.sample(LABELS, times=even).codes, model.sample(LABELS, steps=4).codes)
+    assert model.cost(DiffusionSampling(2.0, times=times)) == 6
+
+
+def test_a_card_says_what_is_not_the_default():
+    assert DiffusionSampling().sampler == "steps 25, solver euler"
+    odd = DiffusionSampling(times=(0.0, 0.7, 1.0), snap="none", solver="ab2")
+    assert odd.sampler == "solver ab2, times (0.0, 0.7, 1.0), snap none"
+    assert DiffusionSampling(solver="dopri5", rtol=1e-4).sampler == "solver dopri5, rtol 0.0001"
+
+
+def test_adaptive_steps_of_an_image_are_its_own_and_counted(model):
+    pytest.importorskip("torchdiffeq", reason="the adaptive solver needs torchdiffeq (extra ode)")
+    seen = []
+    model.dit.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    sampling = DiffusionSampling(2.0, solver="dopri5", snap="none", guidance_interval=(0.0, 0.5))
+    together = model.sample(LABELS, sampling, seed=5)
+    assert together.passes == len(seen)
+    assert set(seen) == {1, 2}
+    for image in range(3):
+        alone = model.sample(LABELS[image : image + 1], sampling, seed=5, first=image)
+        assert torch.equal(alone.codes[0], together.codes[image])
+    seen.clear()
+    cost = model.cost(sampling)
+    assert cost == sum(seen)
+    model.sample(torch.tensor([0]), sampling, seed=0)
+    assert sum(seen) == 2 * cost
+    told = []
+    finer = DiffusionSampling(solver="dopri5", snap="none", rtol=1e-4)
+    drawn = model.draw(LABELS[:1], finer, 5, 0, on_step=lambda *step: told.append(step))
+    assert [done for done, _, _ in told] == list(range(1, len(told) + 1))
+    assert float(told[-1][1]) == 1.0
+    assert torch.equal(model.denormalize(told[-1][2]), drawn.codes)
+    fine = model.sample(LABELS[:1], seed=5, solver="rk4", steps=24, snap="none")
+    assert torch.allclose(drawn.codes, fine.codes, atol=2e-3)
+    nn.init.constant_(model.dit.final_layer.linear.bias, float("nan"))
+    with pytest.raises(ValueError, match=r"solver='dopri5': .*expected finite weights"):
+        model.sample(LABELS, sampling)
+
+
+def test_adaptive_steps_without_their_package_are_refused(model, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchdiffeq", None)
+    with pytest.raises(ValueError, match=r"solver='dopri5': needs the package torchdiffeq: pip install 'ifsq\[ode\]'"):
+        model.sample(LABELS, solver="dopri5")
 
 
 def test_sampling_is_evaluation_and_leaves_the_training_mode(model):
@@ -118,7 +152,7 @@ def test_interval_limits_the_guided_times(model):
     assert sum(rows) == 3 * model.cost(DiffusionSampling(2.0, 5, guidance_interval=(0.3, 0.7)))
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", STEPPING)
 def test_every_step_is_told(model, solver):
     told = []
     sampling = DiffusionSampling(steps=4, solver=solver, timestep_shift=0.5)
@@ -132,7 +166,16 @@ def test_every_step_is_told(model, solver):
     ("options", "message"),
     [
         ({"steps": 0}, "steps=0: expected at least 1"),
-        ({"solver": "rk4"}, "solver='rk4': expected one of euler, heun, midpoint"),
+        ({"solver": "rk5"}, "solver='rk5': expected one of euler, heun, midpoint"),
+        ({"snap": "up"}, "snap='up': expected one of nearest, none"),
+        ({"times": (0.0, 0.5)}, r"times=\[0.0, 0.5\]: expected times that rise from 0 to 1"),
+        ({"times": (0.0, 0.5, 0.5, 1.0)}, "times=.*: expected times that rise from 0 to 1"),
+        ({"times": (0.0, 1.0), "timestep_shift": 0.3}, "timestep_shift=0.3: expected 0 beside times"),
+        ({"rtol": 1e-3}, "rtol=0.001: solver euler has no such option"),
+        ({"solver": "dopri5", "atol": 0.0}, "atol=0.0: expected a positive number"),
+        ({"solver": "dopri5", "steps": 7}, "steps=7: solver dopri5 has no such option"),
+        ({"solver": "dopri5", "times": (0.0, 1.0)}, "times=.*: solver dopri5 has no such option"),
+        ({"solver": "dopri5", "timestep_shift": 0.3}, "timestep_shift=0.3: solver dopri5 has no such option"),
         ({"timestep_shift": -1.0}, "timestep_shift=-1.0: expected 0"),
         ({"guidance": -2.0}, "guidance=-2.0: expected a number of at least 0"),
         ({"guidance_interval": (0.5, 0.2)}, "guidance_interval=.*expected two times"),

@@ -6,6 +6,7 @@ latents there are no others. Paper: section 4 (DiT).
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,8 @@ from ifsq.generators.conditioning import drop_labels
 from ifsq.generators.diffusion.config import DiTConfig
 from ifsq.generators.diffusion.network import DiT
 from ifsq.generators.diffusion.path import LinearPath
-from ifsq.generators.diffusion.solvers import DiffusionSampling, OnStep
+from ifsq.generators.diffusion.sampling import DiffusionSampling
+from ifsq.generators.diffusion.solvers import OnStep
 from ifsq.generators.streams import normals
 from ifsq.nn.modes import evaluating
 
@@ -135,9 +137,16 @@ class DiffusionGenerator(Generator, kind="diffusion"):
         return self.dit.states(self.path.sample(x0, x1, t).x, self.dit.condition(t, labels), depth)
 
     def cost(self, sampling: Sampling) -> int:
-        """As many as the solver asks for, a guided one counted twice."""
+        """As many as the solver asks for, a guided one counted twice.
+
+        Of a solver that finds its steps itself it is what the first image of class 0 and seed 0 takes; how many others
+        take is seen in drawing, see `Sampled.passes`.
+        """
         assert isinstance(sampling, DiffusionSampling)
-        return sampling.evaluations()
+        if not sampling.adaptive:
+            return sampling.evaluations()
+        _, times = self._solved(self._noise(0, 0, 1), torch.zeros(1, dtype=torch.int64), sampling)
+        return sum(2 if sampling.guides(t) else 1 for t in times)
 
     def predict(
         self, x: Float[Tensor, "b d h w"], t: Float[Tensor, "..."], labels: Int[Tensor, "..."]
@@ -184,19 +193,22 @@ class DiffusionGenerator(Generator, kind="diffusion"):
     ) -> Sampled:
         """Integrate from noise to codes and snap to the lattice. An image's noise is its own, alike on every device.
 
+        A solver that finds its steps itself is given one image at a time, whose steps no other decides.
+
         on_step  is told of each step: how many are done, the time, the normalised codes (b, d, h, w)
         """
-        noise = normals(seed, first, len(labels), self.code_dim * self.spec.tokens)
-        noise = noise.unflatten(1, (self.code_dim, *self.spec.grid))
-        device = self.code_mean.device
-        labels = labels.to(device)
-        with evaluating(self):
-            x = sampling.solve(lambda x, t: self.velocity(x, t, labels, sampling), noise.to(device), on_step)
-            if not bool(x.isfinite().all()):
-                shift = f", timestep_shift={sampling.timestep_shift}" if sampling.timestep_shift else ""
-                less = f"guidance={sampling.guidance}{shift}"
-                raise InputError(f"the codes are not finite numbers: expected finite weights and less than {less}")
-            return self._snap(self.denormalize(x))
+        noise = self._noise(seed, first, len(labels))
+        together = 1 if sampling.adaptive else max(len(labels), 1)
+        parts = zip(noise.split(together), labels.split(together), strict=True)
+        solved = [self._solved(*part, sampling, on_step) for part in parts]
+        x = torch.cat([x for x, _ in solved])
+        if not bool(x.isfinite().all()):
+            shift = f", timestep_shift={sampling.timestep_shift}" if sampling.timestep_shift else ""
+            less = f"guidance={sampling.guidance}{shift}"
+            raise InputError(f"the codes are not finite numbers: expected finite weights and less than {less}")
+        codes = self.denormalize(x)
+        drawn = Sampled(codes, None) if sampling.snap == "none" else self._snap(codes)
+        return replace(drawn, passes=sum(len(times) for _, times in solved)) if sampling.adaptive else drawn
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "DiffusionGenerator":
         """Moving takes statistics and codebook along, casting leaves them float32."""
@@ -220,6 +232,23 @@ class DiffusionGenerator(Generator, kind="diffusion"):
         distances = (torch.cdist(part, self.codebook, compute_mode=exact) for part in rows.split(SNAPPED_AT_ONCE))
         indices = torch.cat([each.argmin(dim=1) for each in distances]).view(len(codes), *self.spec.grid)
         return Sampled(F.embedding(indices, self.codebook).movedim(-1, 1), indices[..., None])
+
+    def _noise(self, seed: int, first: int, images: int) -> Tensor:
+        noise = normals(seed, first, images, self.code_dim * self.spec.tokens)
+        return noise.unflatten(1, (self.code_dim, *self.spec.grid)).to(self.code_mean.device)
+
+    def _solved(
+        self, noise: Tensor, labels: Tensor, sampling: DiffusionSampling, on_step: OnStep | None = None
+    ) -> tuple[Tensor, list[float]]:
+        """Normalised codes, and the times at which the network was asked."""
+        labels, times = labels.to(noise.device), list[float]()
+
+        def velocity(x: Tensor, t: Tensor) -> Tensor:
+            times.append(float(t))
+            return self.velocity(x, t, labels, sampling)
+
+        with evaluating(self):
+            return sampling.solve(velocity, noise, self.path, on_step), times
 
     def _at(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         return self.dit(x, t.to(x).expand(len(x)), labels).to(torch.float32)
