@@ -23,6 +23,7 @@ from ifsq import pipeline
 from ifsq.bench import demo
 from ifsq.cli import main
 from ifsq.codes import CodeCache
+from ifsq.codes.checks import CHECKED
 from ifsq.config import InputError
 from ifsq.data.sampler import StepSampler
 from ifsq.evaluation import generator
