@@ -280,7 +280,7 @@ def test_a_network_with_twice_the_channels_gives_them_all():
         ({"patch": 4}, "patch=4: expected a divisor of the code grid 4x6"),
         ({"mlp": "relu"}, "mlp='relu': expected one of swiglu, gelu"),
         ({"norm": "batch"}, "norm='batch': expected one of rms, layer"),
-        ({"time_sampling": "beta"}, "time_sampling='beta': expected one of lognorm, uniform"),
+        ({"time_sampling": "beta"}, "time_sampling='beta': expected one of lognorm, uniform, mode, cosine"),
         ({"label_dropout": -0.1}, "label_dropout=-0.1: expected a share"),
         ({"cosine_weight": -1.0}, "cosine_weight=-1.0: expected"),
         ({"guidance_channels": 4}, "guidance_channels=4: the codes have 3 channels"),

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from ifsq.generators.diffusion.objective import ObjectiveConfig
 from ifsq.generators.sizes import BY_SIZE, Size, numbers_of
 from ifsq.nn.attention import head_width
 
@@ -16,12 +17,13 @@ SIZES = {
 """Of the official models."""
 MLPS = ("swiglu", "gelu")
 NORMS = ("rms", "layer")
-TIME_SAMPLINGS = ("lognorm", "uniform")
 
 
 @dataclass(frozen=True)
-class DiTConfig:
+class DiTConfig(ObjectiveConfig):
     """Size and options of a `DiffusionGenerator`; the block's defaults are those of the paper's DiT.
+
+    Beside those of `ObjectiveConfig`:
 
     depth                blocks of the transformer
     width                of the transformer
@@ -36,8 +38,6 @@ class DiTConfig:
     qk_norm              RMS-normalise queries and keys
     adaln_shift          whether time and class also shift the normalised states of a block, or scale and gate alone
     label_dropout        share of training labels replaced by the null class
-    cosine_weight        weight of ``1 - cos`` between predicted and true velocity in the loss; the official code has 1
-    time_sampling        training times: ``lognorm`` is sigmoid of N(0, 1)
     guidance_channels    guide the first so many code channels only; None guides all, the official code has 3
     """
 
@@ -53,11 +53,10 @@ class DiTConfig:
     qk_norm: bool = True
     adaln_shift: bool = True
     label_dropout: float = 0.1
-    cosine_weight: float = 0.0
-    time_sampling: str = "lognorm"
     guidance_channels: int | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, value in numbers_of(self, SIZES).items():
             object.__setattr__(self, name, value)
         head_width(self.width, self.heads)
@@ -65,13 +64,10 @@ class DiTConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value}: expected at least 1")
-        for name, choices in (("mlp", MLPS), ("norm", NORMS), ("time_sampling", TIME_SAMPLINGS)):
+        for name, choices in (("mlp", MLPS), ("norm", NORMS)):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r}: expected one of {', '.join(choices)}")
         if not 0 <= self.label_dropout < 1:
             raise ValueError(f"label_dropout={self.label_dropout}: expected a share of at least 0 and below 1")
-        if not self.mlp_ratio > 0 or not self.cosine_weight >= 0:
-            raise ValueError(
-                f"mlp_ratio={self.mlp_ratio}, cosine_weight={self.cosine_weight}: expected a positive ratio, "
-                "a weight of at least 0"
-            )
+        if not self.mlp_ratio > 0:
+            raise ValueError(f"mlp_ratio={self.mlp_ratio}: expected a positive ratio")

@@ -1,8 +1,8 @@
 """The diffusion generator: flow matching on the codes (arXiv 2210.02747), one parametrisation for loss and sampling.
 
-The network predicts the velocity of the `LinearPath` from noise to normalised codes. A sample is snapped to the nearest
-point of the lattice or vector of the codebook, so that the decoder sees only codes that the tokenizer can produce; of
-latents there are no others. Paper: section 4 (DiT).
+The network predicts the velocity of a path from noise to normalised codes, or what gives it (`Objective`). A sample is
+snapped to the nearest point of the lattice or vector of the codebook, so that the decoder sees only codes that the
+tokenizer can produce; of latents there are no others. Paper: section 4 (DiT).
 """
 
 from collections.abc import Callable
@@ -19,17 +19,13 @@ from ifsq.generators.base import Generator, Sampling, check_depth
 from ifsq.generators.conditioning import drop_labels
 from ifsq.generators.diffusion.config import DiTConfig
 from ifsq.generators.diffusion.network import DiT
-from ifsq.generators.diffusion.path import LinearPath
+from ifsq.generators.diffusion.objective import Objective
 from ifsq.generators.diffusion.sampling import DiffusionSampling
 from ifsq.generators.diffusion.solvers import OnStep
 from ifsq.generators.streams import normals
 from ifsq.nn.modes import evaluating
 
 SNAPPED_AT_ONCE = 1024  # positions whose distances to all of a codebook are there at one time
-
-# The network starts at v = 0, where the cosine's slope is 1 / eps: with torch's 1e-8 the first step would leave an
-# optimizer's second moments at 1e13. Velocities have a length of about sqrt(2 d), so 0.1 changes nothing else.
-COSINE_EPS = 0.1
 DEAD_VARIANCE = 1e-12  # what rounding leaves of a constant; one odd code among 1e9 has more
 
 
@@ -61,7 +57,8 @@ class DiffusionGenerator(Generator, kind="diffusion"):
             raise ValueError(f"codes of {spec.dim} codebooks: expected those of one")
         if config.guidance_channels is not None and config.guidance_channels > self.code_dim:
             raise ValueError(f"guidance_channels={config.guidance_channels}: the codes have {self.code_dim} channels")
-        self.path = LinearPath()
+        self.objective = Objective(config, self.code_dim * spec.tokens)
+        self.path = self.objective.path
         self.dit = DiT(config, self.code_dim, spec.grid, num_classes)
         self.register_buffer("code_mean", torch.zeros(self.code_dim))
         self.register_buffer("code_std", torch.ones(self.code_dim))
@@ -108,7 +105,7 @@ class DiffusionGenerator(Generator, kind="diffusion"):
         return x * _channels(self.code_std) + _channels(self.code_mean)
 
     def loss(self, batch: CodeBatch, rng: torch.Generator, progress: float = 1.0) -> dict[str, Tensor]:
-        """``mse`` of the velocity, ``cosine`` where it has a weight, and their weighted sum ``loss``; float32."""
+        """``mse`` of what is predicted, ``cosine`` where it has a weight, and their weighted sum ``loss``; float32."""
         return self.flow_loss(*self._drawn(batch, rng))
 
     def flow_loss(
@@ -120,12 +117,7 @@ class DiffusionGenerator(Generator, kind="diffusion"):
     ) -> dict[str, Tensor]:
         """The loss at given data, noise and times, without randomness; what `loss` computes."""
         point = self.path.sample(x0, x1, t)
-        v = self.dit(point.x, t, labels).to(torch.float32)
-        mse = F.mse_loss(v, point.velocity)
-        if self.config.cosine_weight == 0:
-            return {"loss": mse, "mse": mse.detach()}
-        cosine = (1 - F.cosine_similarity(v, point.velocity, dim=1, eps=COSINE_EPS)).mean()
-        return {"loss": mse + self.config.cosine_weight * cosine, "mse": mse.detach(), "cosine": cosine.detach()}
+        return self.objective.loss(self._at(point.x, t, labels), point, x0, x1, t)
 
     def hidden(
         self, batch: CodeBatch, depth: int, rng: torch.Generator | None = None, progress: float = 1.0
@@ -134,7 +126,8 @@ class DiffusionGenerator(Generator, kind="diffusion"):
         check_depth(depth, len(self.dit.blocks))
         rng = torch.Generator(batch.labels.device).manual_seed(0) if rng is None else rng
         x1, x0, t, labels = self._drawn(batch, rng)
-        return self.dit.states(self.path.sample(x0, x1, t).x, self.dit.condition(t, labels), depth)
+        condition = self.dit.condition(self.path.network_time(t), labels)
+        return self.dit.states(self.path.sample(x0, x1, t).x, condition, depth)
 
     def cost(self, sampling: Sampling) -> int:
         """As many as the solver asks for, a guided one counted twice.
@@ -144,7 +137,7 @@ class DiffusionGenerator(Generator, kind="diffusion"):
         """
         assert isinstance(sampling, DiffusionSampling)
         if not sampling.adaptive:
-            return sampling.evaluations()
+            return sampling.evaluations(self.objective.span)
         _, times = self._solved(self._noise(0, 0, 1), torch.zeros(1, dtype=torch.int64), sampling)
         return sum(2 if sampling.guides(t) else 1 for t in times)
 
@@ -170,10 +163,16 @@ class DiffusionGenerator(Generator, kind="diffusion"):
     def velocity(
         self, x: Float[Tensor, "b d h w"], t: Float[Tensor, ""], labels: Int[Tensor, "b"], sampling: DiffusionSampling
     ) -> Float[Tensor, "b d h w"]:
-        """Guided velocity at one time for the whole batch: ``null + s * (class - null)``, float32.
+        """The velocity that the guided prediction gives, at one time for the whole batch, float32."""
+        return self.objective.velocity(self.guided(x, t, labels, sampling), x, t)
 
-        Outside the interval (low <= t <= high) the class-conditional velocity alone, at half the cost; so too for
-        the channels past ``guidance_channels``.
+    def guided(
+        self, x: Float[Tensor, "b d h w"], t: Float[Tensor, ""], labels: Int[Tensor, "b"], sampling: DiffusionSampling
+    ) -> Float[Tensor, "b d h w"]:
+        """The network's prediction, guided: ``null + s * (class - null)``, at one time for the whole batch, float32.
+
+        Outside the interval (low <= t <= high) the class-conditional prediction alone, at half the cost; so too for
+        the channels past ``guidance_channels``. What it gives by conversion is guided alike: that is linear.
         """
         if not sampling.guides(float(t)):
             return self._at(x, t, labels)
@@ -248,10 +247,11 @@ class DiffusionGenerator(Generator, kind="diffusion"):
             return self.velocity(x, t, labels, sampling)
 
         with evaluating(self):
-            return sampling.solve(velocity, noise, self.path, on_step), times
+            return sampling.solve(velocity, noise, self.path, on_step, self.objective.span), times
 
     def _at(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        return self.dit(x, t.to(x).expand(len(x)), labels).to(torch.float32)
+        times = self.path.network_time(t).to(x).expand(len(x))
+        return self.dit(x, times, labels).to(torch.float32)
 
     def _drawn(self, batch: CodeBatch, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Data, noise, times and labels of a training pass; of the labels a share dropped, in training."""
@@ -260,12 +260,8 @@ class DiffusionGenerator(Generator, kind="diffusion"):
             labels = drop_labels(labels, self.num_classes, self.config.label_dropout, rng)
         x1 = self.normalize(batch.codes())
         x0 = torch.randn(x1.shape, generator=rng, device=rng.device).to(x1.device)
-        return x1, x0, self._draw_times(len(x1), rng).to(x1.device), labels
-
-    def _draw_times(self, count: int, rng: torch.Generator) -> Tensor:
-        if self.config.time_sampling == "uniform":
-            return torch.rand(count, generator=rng, device=rng.device)
-        return torch.randn(count, generator=rng, device=rng.device).sigmoid()
+        t = self.objective.times(len(x1), rng).to(x1.device)
+        return x1, self.objective.pairs(x0, x1, batch.labels), t, labels
 
 
 def _channels(value: Tensor) -> Tensor:

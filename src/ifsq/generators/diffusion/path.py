@@ -8,13 +8,14 @@ the cosine and the variance preserving path: arXiv 2401.08740; DDPM: arXiv 2006.
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 Quantity = Literal["velocity", "noise", "data", "score"]
+QUANTITIES: tuple[Quantity, ...] = get_args(Quantity)
 
 END_GAP = 1e-3  # how far times stay from an end of the path at which something is divided by 0
 

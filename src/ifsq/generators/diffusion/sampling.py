@@ -116,31 +116,43 @@ class DiffusionSampling(Sampling):
         low, high = self.guidance_interval or (0.0, 1.0)
         return self.guidance != 1 and low <= t <= high
 
-    def grid(self) -> Float[Tensor, "times"]:
-        """The times of the steps, from 0 to 1, float32 on the CPU."""
+    def grid(self, span: tuple[float, float] = (0.0, 1.0)) -> Float[Tensor, "times"]:
+        """The times of the steps, float32 on the CPU, from the first to the last of ``span``."""
+        times = time_grid(self.steps, self.timestep_shift)
         if self.times is not None:
-            return torch.tensor(self.times, dtype=torch.float32)
-        return time_grid(self.steps, self.timestep_shift)
+            times = torch.tensor(self.times, dtype=torch.float32)
+        return span[0] + (span[1] - span[0]) * times
 
     def solve(
-        self, velocity: Velocity, x: Float[Tensor, "..."], path: Path | None = None, on_step: OnStep | None = None
+        self,
+        velocity: Velocity,
+        x: Float[Tensor, "..."],
+        path: Path | None = None,
+        on_step: OnStep | None = None,
+        span: tuple[float, float] = (0.0, 1.0),
     ) -> Float[Tensor, "..."]:
-        """From noise x to data by these options, along ``path``; None is the straight one."""
+        """From noise x to data by these options, along ``path``; None is the straight one.
+
+        span  the first and the last time at which the velocity is finite
+        """
         solver = SOLVERS[self.solver]
         told = {name: getattr(self, name) for name in solver.options if getattr(self, name) is not None}
         if solver.path:
             told["path"] = path or LinearPath()
-        return solver.solve(velocity, x, self.grid(), on_step, **told)
+        return solver.solve(velocity, x, self.grid(span), on_step, **told)
 
-    def evaluations(self) -> int:
-        """Network evaluations for one image, of a solver whose steps are known; a guided one counts twice."""
+    def evaluations(self, span: tuple[float, float] = (0.0, 1.0)) -> int:
+        """Network evaluations for one image, of a solver whose steps are known; a guided one counts twice.
+
+        span  as of `solve`
+        """
         times: list[float] = []
 
         def velocity(x: Tensor, t: Tensor) -> Tensor:
             times.append(float(t))
             return x
 
-        self.solve(velocity, torch.zeros(()))
+        self.solve(velocity, torch.zeros(()), span=span)
         return sum(2 if self.guides(t) else 1 for t in times)
 
     def _check_times(self) -> None:

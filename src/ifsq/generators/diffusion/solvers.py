@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ifsq.config import InputError
 from ifsq.generators.diffusion.path import LinearPath, Path
+from ifsq.generators.diffusion.times import shift_times
 
 Velocity = Callable[[Tensor, Tensor], Tensor]  # x (b, d, h, w), time (scalar tensor) -> velocity like x
 OnStep = Callable[[int, Tensor, Tensor], None]  # steps behind, time (scalar tensor) and x after the last of them
@@ -24,10 +25,7 @@ def time_grid(steps: int, timestep_shift: float = 0.0) -> Float[Tensor, "times"]
 
     s below 1 spends more of the steps near the noise, above 1 near the data; 0 and 1 leave the grid even.
     """
-    times = torch.linspace(0, 1, steps + 1, dtype=torch.float32, device="cpu")
-    if timestep_shift == 0:
-        return times
-    return timestep_shift * times / (1 + (timestep_shift - 1) * times)
+    return shift_times(torch.linspace(0, 1, steps + 1, dtype=torch.float32, device="cpu"), timestep_shift)
 
 
 def euler(
