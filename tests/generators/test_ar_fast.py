@@ -243,6 +243,19 @@ def test_precision_that_cannot_be_is_refused(precision):
         model.sample(torch.tensor([0]), **asked)
 
 
+@packs
+def test_a_processor_without_bf16_decodes_in_float32(monkeypatch):
+    monkeypatch.setattr("ifsq.generators.ar.packing.has_bf16", lambda: False)
+    large = ARGenerator(ARConfig(3, 512, 8), CASES["joint"][1], num_classes=3)
+    assert precision_of(large, "auto") == "fp32"
+    message = "precision='bf16': expected auto or fp32 or int8 on a processor without bfloat16"
+    with pytest.raises(InputError, match=message):
+        large.sample(torch.tensor([0]), precision="bf16")
+    odd = packer("int8")(torch.randn(3, 7), None)
+    assert type(odd) is OneDNNLinear
+    assert odd.dtype == torch.float32
+
+
 def test_unknown_precision_is_refused():
     with pytest.raises(ValueError, match="precision='fp16': expected one of auto, fp32, bf16, int8"):
         ARSampling(precision="fp16")

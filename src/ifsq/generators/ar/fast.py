@@ -14,6 +14,7 @@ from jaxtyping import Complex64, Float, Int
 from torch import Tensor, nn
 
 from ifsq.config import InputError
+from ifsq.generators.ar import packing
 from ifsq.generators.ar.block import Block
 from ifsq.generators.ar.graphs import GraphSteps
 from ifsq.generators.ar.heads.base import Pick
@@ -31,24 +32,26 @@ def precision_of(network: ARNetwork, asked: str) -> str | None:
     """The precision of decoding, ``fp32``, ``bf16`` or ``int8``; None for that of the network's own modules.
 
     ``auto`` on a CPU is fp32 where the matrices are at most 32 MiB of float32, which caches hold, and bf16 above and
-    where the weights are bfloat16; elsewhere the network's own. The rule sees no batch: an image does not depend on
-    what is drawn beside it.
+    where the weights are bfloat16, if the processor knows it; elsewhere the network's own. The rule sees no batch: an
+    image does not depend on what is drawn beside it.
 
     Raises InputError on a precision that the network cannot be held in where it is.
     """
     obstacle = _obstacle(network)
-    possible = ["auto", "fp32"] + ["bf16"] * _can_capture(network)
-    if obstacle and asked not in possible:
-        raise InputError(f"precision={asked!r}: expected {' or '.join(possible)} {obstacle}")
+    if not obstacle:
+        possible = ["auto", "fp32", "bf16", "int8"] if packing.has_bf16() else ["auto", "fp32", "int8"]
+    else:
+        possible = ["auto", "fp32", "bf16"] if _can_capture(network) else ["auto", "fp32"]
+    if asked not in possible:
+        where = obstacle or "on a processor without bfloat16"
+        raise InputError(f"precision={asked!r}: expected {' or '.join(possible)} {where}")
     if asked in ("bf16", "int8"):
         return asked
     if obstacle:
         return None
-    if asked == "fp32":
-        return asked
     numbers = sum(module.weight.numel() for module in network.modules() if isinstance(module, nn.Linear))
-    small = 4 * numbers <= STREAMED and next(network.parameters()).dtype == torch.float32
-    return "fp32" if small else "bf16"
+    large = 4 * numbers > STREAMED or next(network.parameters()).dtype == torch.bfloat16
+    return "bf16" if asked == "auto" and large and "bf16" in possible else "fp32"
 
 
 def steps_of(network: ARNetwork, precision: str) -> Steps:

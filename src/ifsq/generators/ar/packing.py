@@ -146,20 +146,26 @@ def quantize_rows(weight: Float[Tensor, "n m"]) -> tuple[Int8[Tensor, "n m"], Fl
     return (weight / steps).round_().clamp_(-INT8_MOST, INT8_MOST).to(torch.int8), scale
 
 
+def has_bf16() -> bool:
+    """Whether oneDNN multiplies bfloat16 on this processor."""
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 def packer(precision: str) -> Pack:
     """How layers are packed.
 
     ``fp32``  oneDNN's blocks; small layers also stay as they are, for few rows
     ``bf16``  oneDNN's blocks
-    ``int8``  rows of int8; layers whose inputs do not come in blocks of 32 are bf16
+    ``int8``  rows of int8; layers whose inputs do not come in blocks of 32 are bf16 where `has_bf16`, else fp32
     """
+    other = torch.bfloat16 if precision != "fp32" and has_bf16() else torch.float32
 
     def pack(weight: Float[Tensor, "n m"], bias: Float[Tensor, "n"] | None) -> PackedLinear:
         if precision == "fp32" and weight.numel() <= SMALL:
             return SmallLinear(weight, bias)
         if precision == "int8" and weight.shape[1] % INT8_BLOCK == 0:
             return Int8Linear(weight, bias)
-        return OneDNNLinear(weight, bias, torch.float32 if precision == "fp32" else torch.bfloat16)
+        return OneDNNLinear(weight, bias, other)
 
     return pack
 
