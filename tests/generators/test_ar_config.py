@@ -75,7 +75,7 @@ def test_a_config_of_before_is_what_it_was():
         ({"size": "M"}, "size='M': expected one of S, B, L, XL, XXL, 3B, or empty with numbers"),
         ({"size": "L", "depth": 12}, "depth=12 beside size='L', which has 24: expected one of them"),
         ({"size": "L", "width": 1024, "heads": 8}, "heads=8 beside size='L', which has 16: expected one of them"),
-        ({}, "depth and width and heads missing: expected depth, width and heads, or a size"),
+        ({}, "depth, width, heads missing: expected depth, width and heads, or a size"),
         ({"depth": 1, "width": 32}, "heads missing: expected depth, width and heads, or a size"),
     ],
 )

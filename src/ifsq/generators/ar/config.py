@@ -163,7 +163,7 @@ def _numbers(config: ARConfig) -> dict[str, int]:
     given = {name: getattr(config, name) for name in Size._fields}
     if not config.size:
         if missing := [name for name, value in given.items() if value is None]:
-            raise ValueError(f"{' and '.join(missing)} missing: expected depth, width and heads, or a size")
+            raise ValueError(f"{', '.join(missing)} missing: expected depth, width and heads, or a size")
         return given
     if config.size not in SIZES:
         raise ValueError(f"size={config.size!r}: expected one of {', '.join(SIZES)}, or empty with numbers")
