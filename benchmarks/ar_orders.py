@@ -5,8 +5,8 @@
 Trains the demo's autoregressive generator by its own experiment in three arms, seed by seed, in processes' default
 threads: ``raster``; ``raster, told``, always in raster but with the embeddings of the position to predict (what the
 added parameters do alone); ``random to raster``. Bits an image are of held-out images, in raster; class agreement,
-FD(judge) and the Fréchet distance in an ImageNet network are of 1000 samples of the first and the last arm, by the
-demo's judge. Prints a table in Markdown. A run that is there already (``--work`` of an earlier call) is not run again.
+FD(judge) and the Fréchet distance in an ImageNet network are of 1000 samples, by the demo's judge. Prints a table in
+Markdown. A run that is there already (``--work`` of an earlier call) is not run again.
 """
 
 import argparse
@@ -31,7 +31,6 @@ ARMS = {
     "raster, told": ["--ar.order", "random", "--ar.order_start", "0", "--ar.order_end", "0"],
     "random to raster": ["--ar.order", "random", "--ar.order_start", "0.5", "--ar.order_end", "0.75"],
 }
-DRAWN = ("raster", "random to raster")
 Figures = Mapping[str, float]
 
 
@@ -44,8 +43,8 @@ def train(demo: Path, work: Path, arm: str, seed: int, steps: int) -> Path:
     return pipeline.train_generator(experiment)
 
 
-def figures(run: Path, drawn: bool) -> dict[str, float]:
-    """Held-out bits an image and seconds of training; with ``drawn`` those of samples too."""
+def figures(run: Path) -> dict[str, float]:
+    """Seconds of training, bits an image, held-out and of the last steps, and the figures of samples."""
     rows = read_metrics(run / "metrics.jsonl")
     last = Run.open(run)
     found = {"seconds": max(row["seconds"] for row in rows if "seconds" in row)}
@@ -53,15 +52,14 @@ def figures(run: Path, drawn: bool) -> dict[str, float]:
     tokens = spec["grid"][0] * spec["grid"][1]
     found["bits an image"] = tokens * next(row["val/bits_per_token"] for row in reversed(rows) if "val/loss" in row)
     found["training bits an image"] = tokens * [row["bits_per_token"] for row in rows if "bits_per_token" in row][-1]
-    if drawn:
-        if read_evaluation(last) is None:
-            pipeline.evaluate_generator(run, GeneratorEvaluation(samples=1000, twin=False, features=(FEATURES,)))
-        held = read_evaluation(last)
-        assert held is not None
-        values = {card.metric: card.values for card in held.cards}
-        found["FD(judge)"] = values["FD(judge)"]["distance"]
-        found["class agreement"] = values["class agreement"]["share"]
-        found[f"FD({FEATURES})"] = values[f"FD({FEATURES})"]["distance"]
+    if read_evaluation(last) is None:
+        pipeline.evaluate_generator(run, GeneratorEvaluation(samples=1000, twin=False, features=(FEATURES,)))
+    held = read_evaluation(last)
+    assert held is not None
+    values = {card.metric: card.values for card in held.cards}
+    found["FD(judge)"] = values["FD(judge)"]["distance"]
+    found["class agreement"] = values["class agreement"]["share"]
+    found[f"FD({FEATURES})"] = values[f"FD({FEATURES})"]["distance"]
     return found
 
 
@@ -72,19 +70,17 @@ def spread(values: list[float]) -> str:
 
 
 def show(found: Mapping[str, list[Figures]], steps: int) -> None:
-    """The table, and what the last arm differs by from the first, seed by seed."""
-    names = list(dict.fromkeys(name for runs in found.values() for name in runs[0]))
+    """The table, and what the other arms differ by from the first, seed by seed."""
+    names = list(found["raster"][0])
     print(f"\n{steps} steps, {len(found['raster'])} seeds, mean ± standard deviation\n")
     print(f"| | {' | '.join(names)} |")
     print(f"|---|{'---|' * len(names)}")
     for arm, runs in found.items():
-        cells = [spread([run[name] for run in runs]) if name in runs[0] else "" for name in names]
-        print(f"| {arm} | {' | '.join(cells)} |")
-    differences = []
-    for name in names:
-        pairs = zip(found["random to raster"], found["raster"], strict=True)
-        differences.append(spread([ours[name] - theirs[name] for ours, theirs in pairs]))
-    print(f"| random to raster - raster, seed by seed | {' | '.join(differences)} |", flush=True)
+        print(f"| {arm} | {' | '.join(spread([run[name] for run in runs]) for name in names)} |")
+    for arm in list(found)[1:]:
+        pairs = list(zip(found[arm], found["raster"], strict=True))
+        differences = [spread([ours[name] - theirs[name] for ours, theirs in pairs]) for name in names]
+        print(f"| {arm} - raster, seed by seed | {' | '.join(differences)} |", flush=True)
 
 
 def main() -> None:
@@ -104,7 +100,7 @@ def main() -> None:
         for arm in ARMS:
             began = time.perf_counter()
             run = train(asked.demo, asked.work, arm, seed, asked.steps)
-            found[arm].append(figures(run, arm in DRAWN))
+            found[arm].append(figures(run))
             print(f"{arm}, seed {seed}: {time.perf_counter() - began:.0f} s, {found[arm][-1]}", flush=True)
     show(found, asked.steps)
 
