@@ -44,7 +44,7 @@ def train(demo: Path, work: Path, arm: str, seed: int, steps: int) -> Path:
 
 
 def figures(run: Path) -> dict[str, float]:
-    """Seconds of training, bits an image, held-out and of the last steps, and the figures of samples."""
+    """Seconds of training, bits an image, held-out and of the last step's images, and the figures of samples."""
     rows = read_metrics(run / "metrics.jsonl")
     last = Run.open(run)
     found = {"seconds": max(row["seconds"] for row in rows if "seconds" in row)}
