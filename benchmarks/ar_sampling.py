@@ -366,7 +366,8 @@ def main() -> None:
     torch.set_num_threads(asked.threads)
     date = datetime.datetime.now(datetime.UTC).date()
     path = asked.out / f"ar_sampling_cpu{asked.threads}_{date}.md"
-    command = " ".join(["`python", *sys.argv]) + "`"
+    words = (Path(word).name if word.startswith("/") else word for word in sys.argv[1:])  # no machine's folders
+    command = " ".join(["`python benchmarks/ar_sampling.py", *words]) + "`"
     load = f"load {os.getloadavg()[0]:.1f} at the start"
     about = f"torch {torch.__version__}, {platform.machine()}, {asked.threads} threads, {load}."
     lines = ["# Autoregressive sampling", "", command, "", about, "", EXPECTED, ""]
