@@ -68,6 +68,8 @@ TARGETS = (
     Target("imported_ar/projectors.safetensors", "export official imported_ar --out new.pt", True, "new.pt"),
     Target("imported_ar/model.safetensors", "export official imported_ar --out new.pt", True, "new.pt"),
     Target("imported_ar/official.safetensors", "export official imported_ar --out new.pt"),
+    Target("dit.pt", "import official dit.pt --multiplier 1.1 --out new", True, "new"),
+    Target("imported_dit/official.safetensors", "export official imported_dit --out new.pt"),
     Target("official.json", "import official official.ckpt --config official.json --out new"),
 )
 

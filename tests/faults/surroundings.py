@@ -39,6 +39,8 @@ WRITERS = (
     "import official official.ckpt --config official.json --out new",
     "export official imported_ar --out new.pt",
     "import official llamagen.pt --out new",
+    "import official dit.pt --multiplier 1.1 --out new",
+    "export official imported_dit --out new.pt",
 )
 READERS = (
     ("images/a/0.png", "encode tok images out"),

@@ -297,7 +297,7 @@ def test_bad_config_is_refused(options, message):
 def test_a_config_without_numbers_is_refused():
     with pytest.raises(InputError, match="here: patch: is required"):
         build(DiTConfig, {"size": "B"}, "here")
-    with pytest.raises(InputError, match="here: depth and width missing: expected depth, width and heads, or a size"):
+    with pytest.raises(InputError, match="here: depth, width missing: expected depth, width and heads, or a size"):
         build(DiTConfig, {"heads": 4, "patch": 2}, "here")
 
 

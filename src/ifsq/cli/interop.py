@@ -7,6 +7,8 @@ from typing import Any
 from ifsq.cli.parser import named, size, verb
 from ifsq.cli.terminal import say
 
+TRAINERS = ("official", "sit", "dit")  # of a plain DiT
+
 
 def add_import(verbs: Any) -> None:
     """``import official``, ``diffusers`` and ``latents``."""
@@ -16,7 +18,7 @@ def add_import(verbs: Any) -> None:
     official = verb(
         other,
         "official",
-        "a tokenizer or LlamaGen of the official repository, or as LlamaGen published them",
+        "a tokenizer, LlamaGen or DiT of the official repository, or as LlamaGen and SiT published them",
         _import_official,
         alone=True,
     )
@@ -24,11 +26,24 @@ def add_import(verbs: Any) -> None:
     official.add_argument("--config", type=Path, metavar="CONFIG.json", help="of an official tokenizer: its config")
     official.add_argument("--out", type=Path, required=True, metavar="DIR")
     official.add_argument("--weights", choices=("ema", "raw"), help="averaged (default, where there are) or as trained")
-    official.add_argument("--grid", type=size, metavar="HxW", help="of a LlamaGen: codes, as 16x16, if it does not say")
     official.add_argument(
-        "--heads", type=int, metavar="N", help="of a LlamaGen of no official size: heads of attention"
+        "--grid", type=size, metavar="HxW", help="of a generator: codes, as 16x16, if it does not say"
     )
-    official.add_argument("--tokenizer", type=named, metavar="RUN", help="of a LlamaGen: the tokenizer of its training")
+    official.add_argument(
+        "--heads", type=int, metavar="N", help="of a generator of no official size: heads of attention"
+    )
+    official.add_argument(
+        "--tokenizer", type=named, metavar="RUN", help="of a generator: the tokenizer of its training"
+    )
+    official.add_argument(
+        "--trainer", choices=TRAINERS, help="of a plain DiT: whose meaning its time and output have, if it does not say"
+    )
+    official.add_argument(
+        "--multiplier", type=float, metavar="X", help="of a DiT: what latents were multiplied by, if it does not say"
+    )
+    official.add_argument(
+        "--statistics", type=Path, metavar="FILE", help="of a DiT on normalised latents: its latents_stats.pt"
+    )
 
     kl = verb(
         other, "diffusers", "Stable Diffusion's autoencoder, as diffusers keeps it", _import_diffusers, alone=True
@@ -50,15 +65,15 @@ def add_export(verbs: Any) -> None:
         metavar="FORMAT", required=True
     )
     official = verb(
-        other, "official", "a tokenizer or LlamaGen for the official repository", _export_official, alone=True
+        other, "official", "a tokenizer, LlamaGen or DiT for the official repository", _export_official, alone=True
     )
-    official.add_argument("folder", type=Path, metavar="RUN", help="tokenizer or autoregressive generator")
+    official.add_argument("folder", type=Path, metavar="RUN", help="tokenizer or generator")
     official.add_argument(
         "--out",
         type=Path,
         required=True,
         metavar="FILE",
-        help="x.ckpt, a config beside it; of a LlamaGen and its tokenizer x.pt",
+        help="x.ckpt, a config beside it; of a generator and of LlamaGen's tokenizer x.pt",
     )
     saved = verb(
         other, "pretrained", "a run's averaged weights, for from_pretrained and the hub", _export_pretrained, alone=True
@@ -69,11 +84,14 @@ def add_export(verbs: Any) -> None:
 
 
 def _import_official(options: argparse.Namespace) -> None:
+    from ifsq.interop.official.dit_generator import Scale
     from ifsq.interop.official.importing import Asked, import_checkpoint
     from ifsq.interop.official.llamagen_generator import Choices
 
     grid = (options.grid, options.grid) if isinstance(options.grid, int) else options.grid
-    asked = Asked(options.config, options.weights, Choices(grid, options.heads, options.tokenizer or ""))
+    choices = Choices(grid, options.heads, options.tokenizer or "")
+    scale = Scale(options.trainer or "", options.multiplier, options.statistics)
+    asked = Asked(options.config, options.weights, choices, scale)
     for line in import_checkpoint(options.checkpoint, options.out, asked):
         say(line)
 

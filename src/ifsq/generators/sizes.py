@@ -23,7 +23,7 @@ def numbers_of(config: Any, sizes: Mapping[str, Size]) -> dict[str, int]:
     given = {name: getattr(config, name) for name in Size._fields}
     if not config.size:
         if missing := [name for name, value in given.items() if value is None]:
-            raise ValueError(f"{' and '.join(missing)} missing: expected depth, width and heads, or a size")
+            raise ValueError(f"{', '.join(missing)} missing: expected depth, width and heads, or a size")
         return given
     if config.size not in sizes:
         raise ValueError(f"size={config.size!r}: expected one of {', '.join(sizes)}, or empty with numbers")

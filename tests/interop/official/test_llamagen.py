@@ -392,7 +392,7 @@ def test_what_is_asked_for_and_what_the_file_says(golden_folder, tmp_path, capsy
     assert "gone: no such folder" in refused(capsys, [*into, "--tokenizer", tmp_path / "gone"])
     torch.save({"model": {"encoder.conv_blocks.0.res.0.conv1.weight": torch.zeros(3)}}, tmp_path / "vq.pt")
     other = ["import", "official", tmp_path / "vq.pt", "--out", out, "--heads", "3"]
-    assert "holds no LlamaGen; expected no --heads, which is of one" in refused(capsys, other)
+    assert "holds no LlamaGen or DiT; expected no --heads, which is of one" in refused(capsys, other)
     whole = path.read_bytes()
     (tmp_path / "cut.pt").write_bytes(whole[: len(whole) // 2])
     cut = ["import", "official", tmp_path / "cut.pt", "--out", out]

@@ -172,7 +172,7 @@ def test_what_is_refused_in_one_line(tiny, tmp_path, capsys):
     torch.save({"cls_embedding.uncond_embedding": torch.zeros(3)}, path)
     assert "vq.pt: holds a text-conditional LlamaGen, which is not read" in refused(capsys, into)
     torch.save({"model": {"module.t_embedder.mlp.0.weight": torch.zeros(3)}}, path)
-    assert "vq.pt: holds an official DiT, which is not read" in refused(capsys, into)
+    assert "vq.pt: model: tensor 'x_embedder.proj.weight' is missing; expected those of a DiT" in refused(capsys, into)
     torch.save({"model": {"weight": torch.zeros(3)}}, path)
     assert "of an official tokenizer expected --config" in refused(capsys, into)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "vq.pt"]

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 
 from ifsq.config import InputError
-from ifsq.generators import ARGenerator
+from ifsq.generators import ARGenerator, DiffusionGenerator
+from ifsq.interop.official import dit_generator
 from ifsq.interop.official.importing import ASIDE
 from ifsq.interop.official.llamagen_generator import official_file, official_tensors
 from ifsq.interop.official.llamagen_vq import is_vq, own_tensors, vq_tensors
@@ -35,7 +36,9 @@ def export_checkpoint(folder: Path, path: Path) -> list[str]:
     if kind == "ar":
         _write(_llamagen_file(run, folder, path), path)
         return [f"checkpoint: {path}"]
-    raise InputError(f"{folder}: holds a {kind} model; expected a tokenizer or an autoregressive generator")
+    if kind == "diffusion":
+        return _write_dit(run, folder, path)
+    raise InputError(f"{folder}: holds a {kind} model; expected a tokenizer or a generator")
 
 
 def _vq_file(tokenizer: Tokenizer, folder: Path, path: Path) -> Any:
@@ -53,11 +56,34 @@ def _llamagen_file(run: Run, folder: Path, path: Path) -> Any:
     return official_file(model, projectors, str(path)) if kept is None else kept[0]
 
 
-def _write(saved: Any, path: Path) -> None:
+def _write_dit(run: Run, folder: Path, path: Path) -> list[str]:
+    model = DiffusionGenerator.from_run(run)
+    assert isinstance(model, DiffusionGenerator)  # of its kind
+    projectors = read_tensors(folder / ASIDE) if (folder / ASIDE).exists() else {}
+    own = {**dit_generator.official_tensors(model), **projectors}
+    kept = read_sidecar(folder, own, dit_generator.digest_of(model, own))
+    if kept is not None:
+        _write(kept[0], path)
+        return [f"checkpoint: {path}"]
+    saved, statistics = dit_generator.official_file(model, projectors, str(path))
+    if statistics is None:
+        _write(saved, path)
+        return [f"checkpoint: {path}"]
+    beside = path.with_suffix(".latents_stats.pt")
+    _write(saved, path, (beside, statistics))
+    return [f"checkpoint: {path}, statistics of its latents (latents_stats.pt): {beside}"]
+
+
+def _write(saved: Any, path: Path, *others: tuple[Path, Any]) -> None:
+    """The file and those beside it, which are there before it is."""
     if path.suffix != ".pt":
         raise InputError(f"{path}: expected a name that ends in .pt")
-    if path.exists():
-        raise InputError(f"{path}: exists; choose another name or remove it")
+    for file in (path, *(place for place, _ in others)):
+        if file.exists():
+            raise InputError(f"{file}: exists; choose another name or remove it")
     make_folder(path.parent)
     with whole_file(path) as partial, partial.open("wb") as stream:
         torch.save(saved, stream)
+        for place, other in others:
+            with whole_file(place) as part, part.open("wb") as beside:
+                torch.save(other, beside)

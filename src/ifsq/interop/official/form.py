@@ -1,11 +1,15 @@
-"""Whether the tensors of a file are those of a model, by the names that the file has for them."""
+"""Whether the tensors of a file are those of a model, by the names that the file has for them; the model of them."""
 
 from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ifsq.config import InputError
+from ifsq.store.weights import load_weights
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 def check_form(
@@ -32,3 +36,17 @@ def check_form(
         given, wanted = tuple(table[key].shape), tuple(expected[key].shape)
         if given != wanted:
             raise InputError(f"{where}: tensor {key!r} has shape {given}, expected {wanted}")
+
+
+def made_of(make: Callable[[], Model], table: Mapping[str, Tensor], where: str) -> Model:
+    """The model with the tensors of a table, by its own names, widened to float32; on the CPU, in eval mode.
+
+    No random weights are drawn for it. Raises InputError as `load_weights`.
+    """
+    with torch.device("meta"):
+        model = make().eval()
+    load_weights(model, table, where, halves=True)
+    for part in model.modules():
+        if any(value.is_meta for value in part.buffers(recurse=False)):
+            part.to_empty(device="cpu")  # it computes its table anew, which is no weight
+    return model

@@ -1,8 +1,9 @@
 """``import official``: what a checkpoint holds, told by its tensors, and its import.
 
-A tokenizer of the official trainer, with its config beside it; LlamaGen's tokenizer; a LlamaGen, of the official
-trainer or as published. Whatever else a file holds is kept in the folder, so that its export is the file again, but
-for what decoding has left in it and the key of a service that the official trainer writes into every checkpoint.
+A tokenizer of the official trainer, with its config beside it; LlamaGen's tokenizer; a LlamaGen or a DiT, of the
+official trainer or as published. Whatever else a file holds is kept in the folder, so that its export is the file
+again, but for what decoding has left in it and the key of a service that the official trainer writes into every
+checkpoint.
 """
 
 from dataclasses import dataclass, field, fields
@@ -11,7 +12,9 @@ from typing import Any
 
 from ifsq.config import InputError
 from ifsq.interop.files import read_checkpoint
+from ifsq.interop.official import dit_generator
 from ifsq.interop.official.checkpoint import choose_weights, kind_of
+from ifsq.interop.official.dit_generator import Scale, read_dit
 from ifsq.interop.official.llamagen import without_caches
 from ifsq.interop.official.llamagen_config import told_by
 from ifsq.interop.official.llamagen_generator import Choices, official_tensors, projectors_of, read_llamagen
@@ -24,11 +27,10 @@ from ifsq.store.model import new_folder
 from ifsq.store.model_card import Provenance, code_span
 from ifsq.store.weights import tensors_digest
 
-READ = {"llamagen": "a LlamaGen", "llamagen vq": "a tokenizer of LlamaGen"}
+READ = {"llamagen": "a LlamaGen", "llamagen vq": "a tokenizer of LlamaGen", "dit": "a DiT"}
 ASIDE = "projectors.safetensors"
 """REPA's projectors, beside the model, which has no use for them."""
 OTHERS = {
-    "dit": "an official DiT, which is not read; expected a tokenizer or a LlamaGen",
     "llamagen t2i": "a text-conditional LlamaGen, which is not read; expected a class-conditional one",
 }
 
@@ -39,12 +41,14 @@ class Asked:
 
     config   JSON of a tokenizer of the official trainer, which has none inside
     weights  ``ema`` or ``raw``; None: the averaged ones, of other files than that tokenizer's where they have any
-    choices  of a LlamaGen
+    choices  of a LlamaGen or a DiT
+    scale    of a DiT
     """
 
     config: Path | None = None
     weights: str | None = None
     choices: Choices = field(default_factory=Choices)
+    scale: Scale = field(default_factory=Scale)
 
 
 def import_checkpoint(path: Path, out: Path, asked: Asked | None = None) -> list[str]:
@@ -59,8 +63,10 @@ def import_checkpoint(path: Path, out: Path, asked: Asked | None = None) -> list
     kind = kind_of(found)
     if kind in OTHERS:
         raise InputError(f"{path}: holds {OTHERS[kind]}")
-    if kind != "llamagen" and (name := _first_choice(asked.choices)):
-        raise InputError(f"{path}: holds no LlamaGen; expected no --{name}, which is of one")
+    if kind not in ("llamagen", "dit") and (name := _first_choice(asked.choices)):
+        raise InputError(f"{path}: holds no LlamaGen or DiT; expected no --{name}, which is of one")
+    if kind != "dit" and (name := _first_choice(asked.scale)):
+        raise InputError(f"{path}: holds no DiT; expected no --{name}, which is of one")
     if kind == "tokenizer":
         if config is None or asked.config is None:
             raise InputError(f"{path}: holds no model by its own tensors; of an official tokenizer expected --config")
@@ -68,7 +74,8 @@ def import_checkpoint(path: Path, out: Path, asked: Asked | None = None) -> list
         return [f"tokenizer: {out}"]
     if config is not None:
         raise InputError(f"{path}: holds {READ[kind]}, whose tensors tell its sizes; expected no --config")
-    return _import_vq(found, path, asked, out) if kind == "llamagen vq" else _import_llamagen(found, path, asked, out)
+    read = {"llamagen vq": _import_vq, "llamagen": _import_llamagen, "dit": _import_dit}[kind]
+    return read(found, path, asked, out)
 
 
 def _import_vq(found: Any, path: Path, asked: Asked, out: Path) -> list[str]:
@@ -105,6 +112,28 @@ def _import_llamagen(found: Any, path: Path, asked: Asked, out: Path) -> list[st
     return lines
 
 
+def _import_dit(found: Any, path: Path, asked: Asked, out: Path) -> list[str]:
+    place, table = choose_weights(found, asked.weights, path)
+    choices = asked.choices
+    model = read_dit(table, found, choices.grid, choices.heads, choices.tokenizer, asked.scale, path, place)
+    projectors = dit_generator.projectors_of(table)
+    with new_folder(out) as partial:
+        model.save_pretrained(partial, Provenance(notes=(_note(path, place),)))
+        if projectors:
+            write_tensors(partial / ASIDE, projectors)
+        own = {**dit_generator.official_tensors(model), **projectors}
+        write_sidecar(partial, without_key(found), {}, own, dit_generator.digest_of(model, own), path.stat().st_size)
+    config, grid = model.config, "x".join(map(str, model.spec.grid))
+    size = f"{config.depth} blocks of width {config.width}, {config.heads} heads, patch {config.patch}"
+    codes = f"{model.code_dim} channels on {grid}, {model.num_classes} classes"
+    lines = [f"generator: {out}, a DiT of {size}, {codes}{_which(place)}"]
+    if projectors:
+        lines.append(f"projectors of REPA: {out / ASIDE}")
+    if not choices.tokenizer:
+        lines.append("no tokenizer: samples are latents alone; import it with --tokenizer RUN for images")
+    return lines
+
+
 def without_key(found: Any) -> Any:
     """A checkpoint without the key of Weights & Biases in its config."""
     config = found.get("config") if isinstance(found, dict) else None
@@ -115,7 +144,7 @@ def without_key(found: Any) -> Any:
     return {**found, "config": {**config, "wandb": plain}}
 
 
-def _first_choice(choices: Choices) -> str | None:
+def _first_choice(choices: Choices | Scale) -> str | None:
     return next((one.name for one in fields(choices) if getattr(choices, one.name) != one.default), None)
 
 

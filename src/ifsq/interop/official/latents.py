@@ -48,7 +48,11 @@ def read_shards(folder: Path) -> Iterator[LatentShard]:
 
 def read_statistics(folder: Path) -> tuple[Float[Tensor, "1 d 1 1"], Float[Tensor, "1 d 1 1"]]:
     """Mean and standard deviation of every channel. Raises InputError when they are missing or damaged."""
-    path = folder / STATISTICS
+    return statistics_in(folder / STATISTICS)
+
+
+def statistics_in(path: Path) -> tuple[Float[Tensor, "1 d 1 1"], Float[Tensor, "1 d 1 1"]]:
+    """`read_statistics` of a file."""
     table = read_pickle(path)
     return _statistic(table, "mean", path), _statistic(table, "std", path)
 

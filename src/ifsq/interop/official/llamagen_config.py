@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ifsq.config import InputError
 from ifsq.generators.ar.config import SIZES
+from ifsq.interop.official.reader import Reader, count, section, shape_of
 
 HEADS = {(size.depth, size.width): size.heads for size in SIZES.values()} | {
     (48, 2560): 40,
@@ -67,18 +68,18 @@ def sizes_of(table: Mapping[str, Tensor], where: str) -> Sizes:
     That all others have these sizes is for `check_form`.
     """
     rows, width = _shape(table, "cls_embedding.embedding_table.weight", where)
-    groups = _count(table, r"(\d{1,6})_emb\.weight")
+    groups = count(table, r"(\d{1,6})_emb\.weight")
     tables = [f"{k}_emb.weight" for k in range(groups)] or ["tok_embeddings.weight"]
     if rows < 2:
         raise InputError(f"{where}: cls_embedding of {rows} row; expected the classes and the null class")
     return Sizes(
-        depth=_count(table, r"layers\.(\d{1,6})\."),
+        depth=count(table, r"layers\.(\d{1,6})\."),
         width=width,
         qkv=_shape(table, "layers.0.attention.wqkv.weight", where)[0],
         mlp=_shape(table, "layers.0.feed_forward.w1.weight", where)[0],
         vocab=tuple(_shape(table, name, where)[0] for name in tables),
         classes=rows - 1,
-        factorized=_count(table, r"factorized_blocks\.(\d{1,6})\."),
+        factorized=count(table, r"factorized_blocks\.(\d{1,6})\."),
     )
 
 
@@ -90,9 +91,9 @@ def told_by(found: Any, where: str) -> Told:
     config = found.get("config") if isinstance(found, dict) else None
     if not isinstance(config, dict):
         return Told()
-    model, data, sample = (_section(config, name) for name in ("model", "data", "sample"))
-    tokenizer = next((_section(config, name) for name in TOKENIZERS if name in config), {})
-    one = _Reader(where)
+    model, data, sample = (section(config, name) for name in ("model", "data", "sample"))
+    tokenizer = next((section(config, name) for name in TOKENIZERS if name in config), {})
+    one = Reader(where)
     classes = one.whole(model, "num_classes") or one.whole(data, "num_classes")
     if (one.whole(model, "cls_token_num") or 1) != 1:
         raise InputError(f"{where}: cls_token_num: {model['cls_token_num']}; expected 1, as the official class has it")
@@ -148,33 +149,7 @@ def multiple_of(sizes: Sizes, where: str) -> int:
     raise InputError(f"{where}: feed_forward of width {sizes.mlp}; expected 8/3 of {sizes.width}, rounded up")
 
 
-class _Reader:
-    """Values of a config by type. Raises InputError."""
-
-    def __init__(self, where: str) -> None:
-        self.where = f"{where}: config"
-
-    def whole(self, section: dict[Any, Any], key: str) -> int | None:
-        """A positive integer, or None where there is none."""
-        value = section.get(key)
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-            raise InputError(f"{self.where}: {key}: {value!r}; expected a positive integer")
-        return value
-
-    def number(self, section: dict[Any, Any], key: str, default: float) -> float:
-        """A finite number."""
-        value = section.get(key, default)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-            raise InputError(f"{self.where}: {key}: {value!r}; expected a number")
-        return float(value)
-
-
-def _section(config: dict[Any, Any], name: str) -> dict[Any, Any]:
-    found = config.get(name)
-    return found if isinstance(found, dict) else {}
-
-
-def _grid_told(one: _Reader, model: Any, data: Any, tokenizer: Any) -> tuple[int, int] | None:
+def _grid_told(one: Reader, model: Any, data: Any, tokenizer: Any) -> tuple[int, int] | None:
     tokens = one.whole(model, "block_size")
     size, factor = one.whole(data, "image_size"), one.whole(tokenizer, "downsample_ratio")
     side = math.isqrt(tokens) if tokens else size // factor if size and factor else None
@@ -183,7 +158,7 @@ def _grid_told(one: _Reader, model: Any, data: Any, tokenizer: Any) -> tuple[int
     return (side, side) if side else None
 
 
-def _options(one: _Reader, model: dict[Any, Any]) -> dict[str, Any]:
+def _options(one: Reader, model: dict[Any, Any]) -> dict[str, Any]:
     """Of `ARConfig`. With drop path the official trainer has no other dropout but that of the embeddings."""
     drop_path = one.number(model, "drop_path_rate", 0.0)
     layers = one.number(model, "dropout_p", 0.1) if not drop_path else 0.0
@@ -202,7 +177,7 @@ def _options(one: _Reader, model: dict[Any, Any]) -> dict[str, Any]:
     }
 
 
-def _sampling(one: _Reader, sample: dict[Any, Any]) -> dict[str, Any]:
+def _sampling(one: Reader, sample: dict[Any, Any]) -> dict[str, Any]:
     """Of `ARSampling`, which checks them.
 
     An official interval n guides the first n + 2 tokens, and -1 all; its temperature is at least `COLDEST`.
@@ -232,15 +207,5 @@ def _by_name(path: Path) -> tuple[int, int] | None:
 
 
 def _shape(table: Mapping[str, Tensor], key: str, where: str) -> tuple[int, int]:
-    if key not in table:
-        raise InputError(f"{where}: tensor {key!r} is missing; expected those of a LlamaGen")
-    if table[key].ndim != 2:
-        raise InputError(f"{where}: tensor {key!r} has shape {tuple(table[key].shape)}, expected two axes")
-    rows, columns = table[key].shape
+    rows, columns = shape_of(table, key, 2, "a LlamaGen", where)
     return rows, columns
-
-
-def _count(table: Mapping[str, Tensor], pattern: str) -> int:
-    """How many are numbered, by the greatest number that so many tensors can have."""
-    found = [int(match[1]) for key in table if (match := re.match(pattern, key))]
-    return 1 + max((number for number in found if number < len(table)), default=-1)

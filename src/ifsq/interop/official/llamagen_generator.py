@@ -16,7 +16,7 @@ from ifsq.codes import CodeSpec
 from ifsq.config import InputError, build
 from ifsq.generators import ARGenerator, Origin
 from ifsq.generators.ar import ARConfig, ARSampling
-from ifsq.interop.official.form import check_form
+from ifsq.interop.official.form import check_form, made_of
 from ifsq.interop.official.llamagen import PROJECTORS, from_official, is_weight, to_official
 from ifsq.interop.official.llamagen_config import (
     NORM_EPS,
@@ -28,7 +28,6 @@ from ifsq.interop.official.llamagen_config import (
     sizes_of,
 )
 from ifsq.quantizers.lattice import CODEBOOK
-from ifsq.store.weights import load_weights
 from ifsq.tokenizer.model import Tokenizer
 
 CARRIED = {
@@ -87,12 +86,7 @@ def read_llamagen(
         return ARGenerator(config, spec, sizes.classes)
 
     check_form(make, to_official, weights, where)
-    with torch.device("meta"):
-        model = make().eval()
-    load_weights(model, from_official(weights), where, halves=True)
-    for part in model.modules():
-        if any(value.is_meta for value in part.buffers(recurse=False)):
-            part.to_empty(device="cpu")  # it computes its table anew, which is no weight
+    model = made_of(make, from_official(weights), where)
     classes = tuple(map(str, range(sizes.classes)))
     model.origin = Origin(classes, choices.tokenizer, digest, sampling=told.sampling)
     return model
