@@ -1,6 +1,6 @@
 """Exact parallel decoding of autoregressive generators beside plain decoding: passes, time, and whether tokens differ.
 
-    python benchmarks/ar_parallel.py RUN ... [--windows 4 8 16 24] [--batches 1 8] [--guidance 2 1] [--seeds 3]
+    python benchmarks/ar_parallel.py RUN ... [--windows 8 16] [--batches 1 8] [--guidance 2] [--seeds 3]
                                      [--noise uniform gumbel] [--threads 2] [--size B] [--out FILE]
 
 The runs of the tables are the demo's, and one of 64 px (256 tokens) at the demo's settings:
@@ -43,9 +43,9 @@ IMAGES = 8
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path)
-    parser.add_argument("--windows", nargs="+", type=int, default=[4, 8, 16, 24])
+    parser.add_argument("--windows", nargs="+", type=int, default=[8, 16])
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
-    parser.add_argument("--guidance", nargs="+", type=float, default=[2.0, 1.0])
+    parser.add_argument("--guidance", nargs="+", type=float, default=[2.0])
     parser.add_argument("--noise", nargs="+", default=["uniform", "gumbel"])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
@@ -100,9 +100,7 @@ def row(generator: Generator, name: str, sampling: ARSampling, batch: int, seeds
     )
 
 
-def draws(
-    generator: Generator, guidance: float, batch: int, seed: int, window: int
-) -> tuple[float, float, torch.Tensor]:
+def draws(generator: Generator, sampling: ARSampling, batch: int, seed: int) -> tuple[float, float, torch.Tensor]:
     """Seconds, passes a batch and the indices of eight images."""
     passes, indices = [], []
     began = time.perf_counter()

@@ -792,6 +792,29 @@ def test_sampling_is_chosen_after_training(kind, options, evaluations, tmp_path)
     assert files_of(f"{kind}/checkpoints") == before
 
 
+def test_parallel_decoding_says_how_many_passes_it_took(tmp_path, capsys):
+    options = ["--sampling.guidance", "2", "--sampling.precision", "fp32", "--seed", "3"]
+    for name, more in (("plain", []), ("parallel", ["--sampling.parallel", "4"])):
+        capsys.readouterr()
+        asked = ["sample", "ar", "--count", "3", *options, *more, "--out", str(tmp_path / f"{name}.npz")]
+        assert main(asked) == 0
+        told = re.findall(
+            r"parallel: ([0-9.]+) passes a batch for 16 tokens, ([0-9.]+) tokens", capsys.readouterr().err
+        )
+        passes = json.loads((tmp_path / f"{name}.json").read_text())["passes"]
+        if name == "plain":
+            assert told == []
+            assert passes is None
+        else:
+            assert 2 <= passes <= 16
+            assert told == [(f"{passes:.1f}", f"{16 / passes:.2f}")]
+    both = [np.load(tmp_path / f"{name}.npz")["arr_0"] for name in ("plain", "parallel")]
+    assert np.abs(both[0].astype(int) - both[1]).max() <= 1
+    picture = ["sample", "ar", "--labels", "0", "1", "--sampling.parallel", "8", "--out", str(tmp_path / "x.png")]
+    assert main(picture) == 0
+    assert "passes a batch for 16 tokens" in capsys.readouterr().err
+
+
 def test_a_broken_image_in_a_folder_is_named(tmp_path, capsys):
     for number in range(3):
         Image.fromarray(np.full((20, 20, 3), 40 * number, np.uint8)).save(tmp_path / f"{number}.png")

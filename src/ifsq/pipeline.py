@@ -224,7 +224,7 @@ def sample(
         asked = asked_for(run, pair.generator, labels, count, classes, seed)
         options = pair.generator.sampling(sampling)
         if kind is None:
-            from_first(world, lambda: draw_picture(pair, asked.labels, seed, options, out))
+            from_first(world, lambda: draw_picture(pair, asked.labels, seed, options, out, reporter))
         else:
             place = kind(out, len(asked.labels), image_shape(pair.generator, pair.tokenizer))
             card = samples_card(pair, asked, options, seed, place.kind, run.step if step is None else step, average)

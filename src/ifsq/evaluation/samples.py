@@ -35,7 +35,7 @@ from ifsq.store.weights import weights_digest
 from ifsq.tokenizer.model import Tokenizer
 from ifsq.training.claim import alone_in
 from ifsq.training.distributed import World, from_first, gather_or_refuse
-from ifsq.training.log import Reporter
+from ifsq.training.log import Reporter, Silent
 
 MOST_SAMPLES = 10**7
 MOST_PICTURED = 1000
@@ -48,17 +48,18 @@ LAWS = {
 }
 """Which classes are asked for, in the words of a card."""
 GIVEN = "as given"
-DERIVED = ("guidance", "sampler", "function_evaluations", "code_version")
+DERIVED = ("guidance", "sampler", "function_evaluations", "code_version", "passes")
 """Fields of a card that follow from others, or from who drew it."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """Some 8-bit images, the labels that were asked for, and which of all images they are."""
+    """Some 8-bit images, their labels, which of all images they are, and ``passes`` as of `Sampled`."""
 
     images: UInt8[np.ndarray, "b H W c"]
     labels: Int[Tensor, "b"]
     numbers: Sequence[int]
+    passes: int | None = None
 
 
 @torch.no_grad()
@@ -77,16 +78,21 @@ def sample_parts(
     for numbers in batches:
         asked = labels[numbers[0] : numbers[-1] + 1]
         drawn = generator.sample(asked, sampling, seed=seed, first=numbers[0])
-        yield Part(to_uint8(tokenizer.decode_sampled(drawn)), asked, numbers)
+        yield Part(to_uint8(tokenizer.decode_sampled(drawn)), asked, numbers, drawn.passes)
 
 
 def draw_images(
     generator: Generator, tokenizer: Tokenizer, labels: Int[Tensor, "n"], seed: int, sampling: Sampling
 ) -> UInt8[np.ndarray, "n H W c"]:
     """All of them: 8-bit images, one a label."""
+    return np.concatenate([part.images for part in _all_parts(generator, tokenizer, labels, seed, sampling)])
+
+
+def _all_parts(
+    generator: Generator, tokenizer: Tokenizer, labels: Int[Tensor, "n"], seed: int, sampling: Sampling
+) -> list[Part]:
     batches = dealt(range(len(labels)), at_once(generator, tokenizer), World(0, 1, labels.device))
-    parts = sample_parts(generator, tokenizer, labels, seed, sampling, batches)
-    return np.concatenate([part.images for part in parts])
+    return list(sample_parts(generator, tokenizer, labels, seed, sampling, batches))
 
 
 def image_shape(generator: Generator, tokenizer: Tokenizer) -> tuple[int, int, int]:
@@ -101,13 +107,27 @@ def at_once(generator: Generator, tokenizer: Tokenizer) -> int:
     return max_batch(height, width)
 
 
-def draw_picture(pair: Pair, labels: Int[Tensor, "n"], seed: int, sampling: Sampling, out: Path) -> None:
+def draw_picture(
+    pair: Pair, labels: Int[Tensor, "n"], seed: int, sampling: Sampling, out: Path, reporter: Reporter | None = None
+) -> None:
     """All of them side by side as one PNG, ten in a row. Raises InputError, also where they are too many for that."""
     if len(labels) > MOST_PICTURED:
         raise InputError(f"{out}: {len(labels)} images are too many for one picture; name a folder or a .npz")
-    images = draw_images(pair.generator, pair.tokenizer, labels, seed, sampling)
+    parts = _all_parts(pair.generator, pair.tokenizer, labels, seed, sampling)
+    images = np.concatenate([part.images for part in parts])
     make_folder(out.parent)
     write_png(image_grid(images, min(len(images), 10)), out)
+    _mean_passes([part.passes for part in parts], pair.generator, reporter or Silent())
+
+
+def _mean_passes(passes: Sequence[int | None], generator: Generator, reporter: Reporter) -> float | None:
+    """Passes a batch where drawing decided how many, told in a line; else None."""
+    counted = [count for count in passes if count is not None]
+    if not counted:
+        return None
+    mean, tokens = sum(counted) / len(counted), generator.spec.tokens
+    reporter.say(f"parallel: {mean:.1f} passes a batch for {tokens} tokens, {tokens / mean:.2f} tokens a pass")
+    return mean
 
 
 @dataclass(frozen=True)
@@ -156,7 +176,7 @@ class SamplesCard:
     seed                  of every random number
     guidance              classifier-free guidance scale, or one a group
     sampler               the other options in words; ``sampling`` holds all of them
-    function_evaluations  of the generator for one image
+    function_evaluations  of the generator for one image; of parallel decoding at most
     form                  ``png`` or ``npz``
     size                  height and width in pixels
     dtype                 arithmetic of the generator
@@ -164,6 +184,7 @@ class SamplesCard:
     generator_hash, tokenizer_hash
                           of the weights
     code_version          of ifsq, with its commit where that is known; several where the set was gone on with
+    passes                of a batch through the generator on average, as of `Sampled`, since it was last gone on with
     """
 
     count: int
@@ -183,6 +204,7 @@ class SamplesCard:
     tokenizer_hash: str
     code_version: str
     kind: str = "samples"
+    passes: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""
@@ -255,13 +277,14 @@ def write_samples(
             return
         missing = ~from_first(world, lambda: _begin(place, card))
         try:
-            _draw_missing(pair, labels, sampling, card.seed, place, missing, world, reporter, batch)
+            passes = _draw_missing(pair, labels, sampling, card.seed, place, missing, world, reporter, batch)
         except InputError:
             if world.first:
                 place.drop()
             raise
         names = pair.generator.origin.classes
         told = card.to_dict() | {"code_version": (place.note() or {}).get("code_version", card.code_version)}
+        told["passes"] = _mean_passes(passes, pair.generator, reporter)
         from_first(world, lambda: place.finish(labels.numpy(), names, told))
 
 
@@ -310,12 +333,16 @@ def _draw_missing(
     world: World,
     reporter: Reporter,
     batch: int | None,
-) -> None:
-    """Draw the batches that lack an image, a batch a process at a time, and keep what is missing."""
+) -> list[int | None]:
+    """Draw the batches that lack an image, a batch a process at a time, and keep what is missing.
+
+    Returns the passes of all of them, see `Sampled`.
+    """
     size = batch or at_once(pair.generator, pair.tokenizer)
     starts = [at for at in range(0, len(labels), size) if missing[at : at + size].any()]
     done = int(len(labels) - missing.sum())
     progress = _Progress(reporter, done, len(labels))
+    passes: list[int | None] = []
 
     def draw(turn: int) -> int:
         if turn >= len(starts):  # the others have the last ones
@@ -326,6 +353,7 @@ def _draw_missing(
             (part,) = sample_parts(pair.generator, pair.tokenizer, labels, seed, sampling, [numbers])
         except torch.OutOfMemoryError as error:
             raise InputError(f"{len(numbers)} images at once need more memory than there is; give --batch") from error
+        passes.append(part.passes)
         lacks = missing[at : at + size]
         edges = np.flatnonzero(np.diff(lacks, prepend=False, append=False))
         for first, stop in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
@@ -336,6 +364,7 @@ def _draw_missing(
         done += sum(gather_or_refuse(world, partial(draw, turn + world.rank)))
         progress.advance(done)
     reporter.finish({})
+    return [count for share in world.gather(passes) for count in share]
 
 
 class _Progress:
