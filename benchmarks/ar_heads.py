@@ -1,14 +1,14 @@
 """Heads of the autoregressive generator at equal training FLOPs, on the same 17^4 codes, and a VQ row.
 
     python benchmarks/ar_heads.py [--seeds 0 1 2] [--work runs/ar_heads] [--threads 2] [--rows joint 2x289 ...]
-        [--samples 1000] [--longer 420] [--out benchmarks]
+        [--samples 1000] [--longer 420] [--short] [--out benchmarks]
 
 Trains the demo's tokenizer and a VQ one by the same recipe once, encodes the bundled photographs, and trains
 ``experiments/bundled/ar_*`` on the codes, a seed after the other; what is there already in ``--work`` is read. Measures
 bits an image of the held-out codes (exact for what each head draws), and of samples by the run's own options the
 Fréchet distance in EfficientNet-Lite0's features, class agreement by one judge for all, and images a second in batches
-of 64. ``--longer N``: the joint head also with N steps and the first seed, whatever it costs. Needs the extra
-``features``.
+of 64. ``--longer N``: the joint head also with N steps and the first seed, whatever it costs. ``--short`` trains
+everything for three steps, to try the script. Needs the extra ``features``.
 """
 
 import argparse
@@ -65,17 +65,17 @@ operations at this width, so that it sees a twelfth of the images. VQ: fewer bit
 near 2x289's."""
 
 
-def tokenizer(name: str, work: Path) -> dict[str, float]:
+def tokenizer(name: str, work: Path, short: list[str]) -> dict[str, float]:
     """Train and encode, or find what is there; the figures of the tokenizer."""
     path, over = TOKENIZERS[name]
     folder = work / f"tokenizer_{name}"
-    pipeline.train_tokenizer(load_tokenizer_experiment(path, [*over, "--out", str(folder)]), "cpu")
+    pipeline.train_tokenizer(load_tokenizer_experiment(path, [*over, "--out", str(folder), *short]), "cpu")
     pipeline.encode(folder, "bundled:photos", work / f"codes_{name}", device="cpu")
     cards = pipeline.evaluate_tokenizer(folder, "cpu")
     return {card.metric: next(iter(card.values.values())) for card in cards}
 
 
-def generator(row: str, seed: int, work: Path, steps: int = 0) -> Path:
+def generator(row: str, seed: int, work: Path, steps: int, short: list[str]) -> Path:
     """The folder of a trained generator, its processor seconds beside it."""
     codes = "vq" if row == "vq" else "ifsq"
     folder = work / f"{row.partition(',')[0]}{f'_{steps}' if steps else ''}_{seed}"
@@ -84,7 +84,7 @@ def generator(row: str, seed: int, work: Path, steps: int = 0) -> Path:
     over += ["--train.steps", str(steps), "--train.optim.warmup", str(steps // 10)] if steps else []
     began, told = time.process_time(), folder / "processor_seconds"
     if not told.is_file():
-        pipeline.train_generator(load_generator_experiment(FOLDER / f"{ROWS[row]}.toml", over), "cpu")
+        pipeline.train_generator(load_generator_experiment(FOLDER / f"{ROWS[row]}.toml", [*over, *short]), "cpu")
         told.write_text(str(time.process_time() - began))
     return folder
 
@@ -162,13 +162,14 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--longer", type=int, default=0)
+    parser.add_argument("--short", action="store_const", const=["--train.steps", "3"], default=[])
     parser.add_argument("--out", type=Path, default=Path("benchmarks"))
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     args.work.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
     needed = {"ifsq", *("vq" for row in args.rows if row == "vq")}
-    psnr = {name: tokenizer(name, args.work)["PSNR, dB"] for name in sorted(needed)}
+    psnr = {name: tokenizer(name, args.work, args.short)["PSNR, dB"] for name in sorted(needed)}
     judged = Judged(args.work, args.samples)
     found: dict[str, list[tuple[float, ...]]] = {}
     cost: dict[str, tuple[float, int]] = {}
@@ -176,7 +177,7 @@ def main() -> None:
     if args.longer:
         asked.append((f"joint, {args.longer} steps, seed {args.seeds[0]}", "joint", args.seeds[0], args.longer))
     for title, row, seed, steps in asked:
-        folder = generator(row, seed, args.work, steps)
+        folder = generator(row, seed, args.work, steps, args.short)
         run = Run.open(folder)
         cost[title] = training_flops(load_pair(run, WORLD.device).generator) / 1e9, run.step or 0
         found.setdefault(title, []).append(measure(row, folder, judged, args.work))

@@ -149,6 +149,7 @@ def test_products_of_the_mean_are_those_of_the_plain_form():
     assert counts[0] == counts[1] == counts[2] * 3 // 4
 
 
+@pytest.mark.slow
 def test_a_compiled_layer_gives_the_same():
     told = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True)  # without checks of shapes
     assert told.stdout == "the same\n", told.stderr
