@@ -132,6 +132,18 @@ def test_adaptive_steps_without_their_package_are_refused(model, monkeypatch):
         model.sample(LABELS, solver="dopri5")
 
 
+@pytest.mark.parametrize("solver", [name for name, solver in SOLVERS.items() if solver.noise])
+def test_the_noise_on_the_way_is_an_images_own(model, solver):
+    options = {"solver": solver, "steps": 4, "snap": "none", **({"eta": 1.0} if solver == "ddim" else {})}
+    together = model.sample(LABELS, seed=5, **options).codes
+    for image in range(3):
+        alone = model.sample(LABELS[image : image + 1], seed=5, first=image, **options).codes
+        assert torch.allclose(alone[0], together[image], atol=1e-5)
+    twin = model.sample(torch.tensor([1, 1]), seed=5, **options).codes
+    assert not torch.allclose(twin[0], twin[1], atol=0.1)
+    assert torch.equal(model.sample(LABELS, seed=5, **options).codes, together)
+
+
 def test_sampling_is_evaluation_and_leaves_the_training_mode(model):
     seen = []
     model.dit.blocks[0].register_forward_pre_hook(
@@ -157,7 +169,7 @@ def test_every_step_is_told(model, solver):
     told = []
     sampling = DiffusionSampling(steps=4, solver=solver, timestep_shift=0.5)
     drawn = model.draw(LABELS, sampling, 3, 0, on_step=lambda *step: told.append(step))
-    assert [(done, time.item()) for done, time, _ in told] == list(enumerate(time_grid(4, 0.5)[1:].tolist(), 1))
+    assert [(done, time.item()) for done, time, _ in told] == list(enumerate(sampling.grid()[1:].tolist(), 1))
     last = model.denormalize(told[-1][2])
     assert torch.equal(drawn.codes, SPEC.digits_to_codes(SPEC.codes_to_digits(last)))
 

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler
+from gaussians import bent, of_gaussian
 
 from ifsq.codes.spec import CodeSpec
 from ifsq.generators.diffusion import DiffusionGenerator, DiffusionSampling, DiTConfig
@@ -13,21 +14,6 @@ from ifsq.generators.diffusion.solvers import ab2, dopri5, dpm_solver, euler, he
 from ifsq.interop.official.dit import from_official
 
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}
-SCALES = torch.tensor([0.2, 0.7, 1.5], dtype=torch.float64)  # of data that is N(MEANS, SCALES^2)
-MEANS = torch.tensor([0.5, -1.0, 0.2], dtype=torch.float64)
-
-
-def of_gaussian(path):
-    """The velocity that leads N(0, 1) to that data, and the point that each noise is led to."""
-
-    def velocity(x, t):
-        alpha, sigma = path.alpha(t), path.sigma(t)
-        variance = (alpha * SCALES) ** 2 + sigma**2
-        score = (alpha * MEANS - x) / variance
-        data = MEANS + alpha * SCALES**2 / variance * (x - alpha * MEANS)
-        return path.d_alpha(t) * data - path.d_sigma(t) * sigma * score
-
-    return velocity, lambda noise: MEANS + SCALES * noise
 
 
 @pytest.fixture(scope="module")
@@ -73,12 +59,6 @@ def test_solvers_converge_at_their_order(solver, order, shift):
     exact = torch.exp(torch.tensor(0.5, dtype=torch.float64))  # dx/dt = t x
     errors = [float((solver(lambda x, t: t * x, x, bent(n, shift)) - exact).abs()) for n in (40, 80)]
     assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.15)
-
-
-def bent(steps, shift):
-    """`time_grid` in float64."""
-    even = torch.linspace(0, 1, steps + 1, dtype=torch.float64)
-    return even if shift == 0 else shift * even / (1 + (shift - 1) * even)
 
 
 @pytest.mark.parametrize("path", [LinearPath(), CosinePath(), VariancePreservingPath()])

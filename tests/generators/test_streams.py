@@ -7,7 +7,7 @@ import torch
 from ifsq.codes.spec import CodeSpec
 from ifsq.generators.ar import ARConfig, ARGenerator
 from ifsq.generators.diffusion import DiffusionGenerator, DiTConfig
-from ifsq.generators.streams import choices, gumbels, normals, uniforms
+from ifsq.generators.streams import Normals, choices, gumbels, normals, uniforms
 
 SPEC = CodeSpec((5, 9), (1, 1), "little", "equal", (4, 2))
 LABELS = torch.tensor([2, 0, 1, 1, 0, 2, 2])
@@ -122,3 +122,10 @@ def test_gumbel_numbers_follow_their_law():
     assert abs(drawn.var() - np.pi**2 / 6) < 0.03
     for x in (-1.0, 0.0, 1.0, 4.0):
         assert abs((drawn <= x).double().mean() - np.exp(-np.exp(-x))) < 0.004
+
+
+def test_a_stream_read_in_parts_is_the_whole():
+    whole, parts = normals(3, 5, 2, 11), Normals(3, 5, 2)
+    assert torch.equal(torch.cat([parts(4), parts(1), parts(6)], dim=1), whole)
+    with pytest.raises(ValueError, match="seed=-1: expected"):
+        Normals(-1, 0, 2)

@@ -23,8 +23,7 @@ def uniforms(seed: int, first: int, images: int, count: int) -> Float[Tensor, "b
 
 def normals(seed: int, first: int, images: int, count: int) -> Float[Tensor, "b n"]:
     """As `uniforms`, but of N(0, 1): the distribution inverted in float64, so that no processor's short cuts show."""
-    levels = ((_words(seed, first, images, count) >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
-    return torch.special.ndtri(torch.from_numpy(levels)).to(torch.float32)
+    return Normals(seed, first, images)(count)
 
 
 def gumbels(seed: int, first: int, images: int, place: int, count: int) -> Float[Tensor, "b n"]:
@@ -40,6 +39,18 @@ def gumbels(seed: int, first: int, images: int, place: int, count: int) -> Float
     return torch.from_numpy(levels).log_().neg_().log_().neg_().to(torch.float32)
 
 
+class Normals:
+    """The numbers of `normals`, in parts: each call goes on in every image's stream where the last one ended."""
+
+    def __init__(self, seed: int, first: int, images: int) -> None:
+        """Raises ValueError, as `uniforms`."""
+        self._streams = _streams(seed, first, images)
+
+    def __call__(self, count: int) -> Float[Tensor, "b n"]:
+        """The next ``count`` numbers of each image, float32 on the CPU."""
+        return _normal(_read(self._streams, count))
+
+
 def choices(seed: int, count: int, options: int) -> Int[Tensor, "n"]:
     """A number of 0..options-1 for each of the images 0..count-1: word i of a stream that no image has.
 
@@ -51,11 +62,24 @@ def choices(seed: int, count: int, options: int) -> Int[Tensor, "n"]:
 
 def _words(seed: int, first: int, images: int, count: int, start: int = 0) -> UInt64[np.ndarray, "b n"]:
     """Numbers of the streams from block ``start`` on."""
+    return _read(_streams(seed, first, images, start), count)
+
+
+def _normal(words: UInt64[np.ndarray, "b n"]) -> Float[Tensor, "b n"]:
+    levels = ((words >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+    return torch.special.ndtri(torch.from_numpy(levels)).to(torch.float32)
+
+
+def _streams(seed: int, first: int, images: int, start: int = 0) -> list[np.random.Philox]:
     for name, value in (("seed", seed), ("first", first)):
         if not 0 <= value < 2**63:
             raise ValueError(f"{name}={value}: expected 0 to 2**63 - 1")
-    words = np.empty((images, count), np.uint64)
-    for row in range(images):
-        stream = np.random.Philox(key=np.array([seed, first + row], np.uint64))
-        words[row] = (stream.advance(start) if start else stream).random_raw(count)
+    streams = [np.random.Philox(key=np.array([seed, first + row], np.uint64)) for row in range(images)]
+    return [stream.advance(start) for stream in streams] if start else streams
+
+
+def _read(streams: list[np.random.Philox], count: int) -> UInt64[np.ndarray, "b n"]:
+    words = np.empty((len(streams), count), np.uint64)
+    for row, stream in enumerate(streams):
+        words[row] = stream.random_raw(count)
     return words

@@ -1,6 +1,6 @@
 """The diffusion generator.
 
-``config`` sizes, ``network`` the velocity network (DiT), ``path`` from noise to data, ``solvers`` along it,
+``config`` sizes, ``network`` the velocity network (DiT), ``path`` from noise to data, ``solvers`` and ``sde`` along it,
 ``sampling`` their options, ``generator`` loss and sampling.
 """
 

@@ -5,6 +5,7 @@ snapped to the nearest point of the lattice or vector of the codebook, so that t
 tokenizer can produce; of latents there are no others. Paper: section 4 (DiT).
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -22,7 +23,7 @@ from ifsq.generators.diffusion.network import DiT
 from ifsq.generators.diffusion.objective import Objective
 from ifsq.generators.diffusion.sampling import DiffusionSampling
 from ifsq.generators.diffusion.solvers import OnStep
-from ifsq.generators.streams import normals
+from ifsq.generators.streams import Normals
 from ifsq.nn.modes import evaluating
 
 SNAPPED_AT_ONCE = 1024  # positions whose distances to all of a codebook are there at one time
@@ -138,7 +139,7 @@ class DiffusionGenerator(Generator, kind="diffusion"):
         assert isinstance(sampling, DiffusionSampling)
         if not sampling.adaptive:
             return sampling.evaluations(self.objective.span)
-        _, times = self._solved(self._noise(0, 0, 1), torch.zeros(1, dtype=torch.int64), sampling)
+        _, times = self._solved(torch.zeros(1, dtype=torch.int64), sampling, 0, 0)
         return sum(2 if sampling.guides(t) else 1 for t in times)
 
     def predict(
@@ -196,10 +197,10 @@ class DiffusionGenerator(Generator, kind="diffusion"):
 
         on_step  is told of each step: how many are done, the time, the normalised codes (b, d, h, w)
         """
-        noise = self._noise(seed, first, len(labels))
         together = 1 if sampling.adaptive else max(len(labels), 1)
-        parts = zip(noise.split(together), labels.split(together), strict=True)
-        solved = [self._solved(*part, sampling, on_step) for part in parts]
+        starts = range(first, first + max(len(labels), 1), together)
+        parts = zip(labels.split(together), starts, strict=True)
+        solved = [self._solved(part, sampling, seed, start, on_step) for part, start in parts]
         x = torch.cat([x for x, _ in solved])
         if not bool(x.isfinite().all()):
             shift = f", timestep_shift={sampling.timestep_shift}" if sampling.timestep_shift else ""
@@ -232,22 +233,23 @@ class DiffusionGenerator(Generator, kind="diffusion"):
         indices = torch.cat([each.argmin(dim=1) for each in distances]).view(len(codes), *self.spec.grid)
         return Sampled(F.embedding(indices, self.codebook).movedim(-1, 1), indices[..., None])
 
-    def _noise(self, seed: int, first: int, images: int) -> Tensor:
-        noise = normals(seed, first, images, self.code_dim * self.spec.tokens)
-        return noise.unflatten(1, (self.code_dim, *self.spec.grid)).to(self.code_mean.device)
-
     def _solved(
-        self, noise: Tensor, labels: Tensor, sampling: DiffusionSampling, on_step: OnStep | None = None
+        self, labels: Tensor, sampling: DiffusionSampling, seed: int, first: int, on_step: OnStep | None = None
     ) -> tuple[Tensor, list[float]]:
         """Normalised codes, and the times at which the network was asked."""
-        labels, times = labels.to(noise.device), list[float]()
+        device, shape = self.code_mean.device, (self.code_dim, *self.spec.grid)
+        labels, times = labels.to(device), list[float]()
+        numbers = Normals(seed, first, len(labels))
+
+        def noise(x: Tensor | None = None) -> Tensor:
+            return numbers(math.prod(shape)).unflatten(1, shape).to(device)
 
         def velocity(x: Tensor, t: Tensor) -> Tensor:
             times.append(float(t))
             return self.velocity(x, t, labels, sampling)
 
         with evaluating(self):
-            return sampling.solve(velocity, noise, self.path, on_step, self.objective.span), times
+            return sampling.solve(velocity, noise(), self.path, on_step, self.objective.span, noise), times
 
     def _at(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         times = self.path.network_time(t).to(x).expand(len(x))

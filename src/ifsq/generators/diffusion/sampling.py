@@ -10,7 +10,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ifsq.generators.base import Sampling
-from ifsq.generators.diffusion.path import LinearPath, Path
+from ifsq.generators.diffusion.path import END_GAP, LinearPath, Path
+from ifsq.generators.diffusion.sde import (
+    DIFFUSIONS,
+    LAST_STEPS,
+    Noise,
+    ddim,
+    ddpm,
+    euler_maruyama,
+    stochastic_heun,
+)
 from ifsq.generators.diffusion.solvers import (
     OnStep,
     Velocity,
@@ -25,6 +34,8 @@ from ifsq.generators.diffusion.solvers import (
 )
 
 SNAPS = ("nearest", "none")
+LAST_STEP_SIZE = 0.04  # of the official code
+_SDE = ("diffusion", "diffusion_scale", "last_step")
 
 
 @dataclass(frozen=True)
@@ -33,13 +44,17 @@ class Solver:
 
     solve     of velocity, x and times
     options   fields of `DiffusionSampling` that it alone has, or some
+    of_times  such fields that `DiffusionSampling.grid` reads, not the solver
     path      it is told the path
+    noise     it is given noise
     adaptive  it finds its steps itself
     """
 
     solve: Callable[..., Tensor]
     options: tuple[str, ...] = ()
+    of_times: tuple[str, ...] = ()
     path: bool = False
+    noise: bool = False
     adaptive: bool = False
 
 
@@ -51,6 +66,10 @@ SOLVERS = {
     "dpm++2m": Solver(dpm_solver, path=True),
     "rk4": Solver(rk4),
     "dopri5": Solver(dopri5, ("rtol", "atol"), adaptive=True),
+    "sde-euler": Solver(euler_maruyama, _SDE, ("last_step_size",), path=True, noise=True),
+    "sde-heun": Solver(stochastic_heun, _SDE, ("last_step_size",), path=True, noise=True),
+    "ddim": Solver(ddim, ("eta",), path=True, noise=True),
+    "ddpm": Solver(ddpm, path=True, noise=True),
 }
 
 
@@ -62,12 +81,20 @@ class DiffusionSampling(Sampling):
     steps              of the solver
     solver             of order 1 and one evaluation a step: ``euler``; of order 2 and two: ``heun``, ``midpoint``; of
                        order 2 and one: ``ab2``, ``dpm++2m``; of order 4 and four: ``rk4``; ``dopri5`` finds its steps
-                       itself, those of each image alone (extra ``ode``). See `ifsq.generators.diffusion.solvers`
+                       itself, those of each image alone (extra ``ode``). See `ifsq.generators.diffusion.solvers`.
+                       With noise at every step: ``sde-euler``, ``sde-heun``, ``ddpm``; ``ddim`` with ``eta``. See
+                       `ifsq.generators.diffusion.sde`
     timestep_shift     bends the times, see `time_grid`; 0 leaves them even
     guidance_interval  times ``[low, high]``, 0 is noise and 1 data: guide between them alone; None guides all
     times              of the steps, in place of ``steps`` and ``timestep_shift``: from 0 to 1, each above the last
     snap               ``nearest``: to the codes that the tokenizer can produce; ``none``: the codes as they come
     rtol, atol         of ``dopri5``: the error that a step may have, ``atol + rtol * |x|``; 1e-3 and 1e-6
+    diffusion          of SDEs: how much noise when, ``constant``, ``sbdm``, ``sigma`` (default), ``linear`` or
+                       ``decreasing``, see `diffusion_coefficient`
+    diffusion_scale    of SDEs: its factor, 1
+    last_step          of SDEs: ``mean`` (default), ``tweedie``, ``euler`` or ``none``, see `euler_maruyama`
+    last_step_size     of SDEs with a last step: how long it is, 0.04
+    eta                of ``ddim``: how much noise, 0 (default) is none and 1 as much as ``ddpm``
     """
 
     guidance: float = 1.0
@@ -79,6 +106,11 @@ class DiffusionSampling(Sampling):
     snap: str = "nearest"
     rtol: float | None = None
     atol: float | None = None
+    diffusion: str | None = None
+    diffusion_scale: float | None = None
+    last_step: str | None = None
+    last_step_size: float | None = None
+    eta: float | None = None
 
     def __post_init__(self) -> None:
         if self.times is not None:  # hashable, and equal whatever it came as
@@ -86,6 +118,9 @@ class DiffusionSampling(Sampling):
         super().__post_init__()
         _check_choice("solver", self.solver, SOLVERS)
         _check_choice("snap", self.snap, SNAPS)
+        for name, choices in (("diffusion", DIFFUSIONS), ("last_step", LAST_STEPS)):
+            if getattr(self, name) is not None:
+                _check_choice(name, getattr(self, name), choices)
         if self.steps < 1:
             raise ValueError(f"steps={self.steps}: expected at least 1")
         if not 0 <= self.timestep_shift < math.inf:
@@ -93,12 +128,16 @@ class DiffusionSampling(Sampling):
         interval = self.guidance_interval
         if interval is not None and not 0 <= interval[0] <= interval[1] <= 1:
             raise ValueError(f"guidance_interval={interval}: expected two times, 0 <= low <= high <= 1")
-        for name in ("rtol", "atol"):
+        for name in ("rtol", "atol", "diffusion_scale"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"{name}={value}: expected a positive number")
-        self._check_times()
+        if self.last_step_size is not None and not 0 < self.last_step_size < 1:
+            raise ValueError(f"last_step_size={self.last_step_size}: expected a time above 0 and below 1")
+        if self.eta is not None and not 0 <= self.eta <= 1:
+            raise ValueError(f"eta={self.eta}: expected 0 to 1")
         self._check_solver()
+        self._check_times()
 
     @property
     def unsaid(self) -> tuple[str, ...]:
@@ -117,11 +156,23 @@ class DiffusionSampling(Sampling):
         return self.guidance != 1 and low <= t <= high
 
     def grid(self, span: tuple[float, float] = (0.0, 1.0)) -> Float[Tensor, "times"]:
-        """The times of the steps, float32 on the CPU, from the first to the last of ``span``."""
-        times = time_grid(self.steps, self.timestep_shift)
+        """The times of the steps, float32 on the CPU, from the first to the last of ``span``.
+
+        Those of an SDE end with its last step or, where there is none, END_GAP before 1, where the score is infinite.
+        """
+        low, high = span
+        if self._is_sde and self.diffusion == "sbdm":
+            low = max(low, END_GAP)
+        if self._is_sde and self.last_step == "none":
+            high = min(high, 1 - END_GAP)
         if self.times is not None:
             times = torch.tensor(self.times, dtype=torch.float32)
-        return span[0] + (span[1] - span[0]) * times
+        elif self._is_sde and self.last_step != "none":
+            before_last = time_grid(self.steps - 1, self.timestep_shift)
+            times = torch.cat([before_last * (1 - (self.last_step_size or LAST_STEP_SIZE)), torch.ones(1)])
+        else:
+            times = time_grid(self.steps, self.timestep_shift)
+        return low + (high - low) * times
 
     def solve(
         self,
@@ -130,15 +181,19 @@ class DiffusionSampling(Sampling):
         path: Path | None = None,
         on_step: OnStep | None = None,
         span: tuple[float, float] = (0.0, 1.0),
+        noise: Noise = torch.randn_like,
     ) -> Float[Tensor, "..."]:
         """From noise x to data by these options, along ``path``; None is the straight one.
 
-        span  the first and the last time at which the velocity is finite
+        span   the first and the last time at which the velocity is finite
+        noise  numbers of N(0, 1) like what it is given, of a solver that adds noise
         """
         solver = SOLVERS[self.solver]
         told = {name: getattr(self, name) for name in solver.options if getattr(self, name) is not None}
         if solver.path:
             told["path"] = path or LinearPath()
+        if solver.noise:
+            told["noise"] = noise
         return solver.solve(velocity, x, self.grid(span), on_step, **told)
 
     def evaluations(self, span: tuple[float, float] = (0.0, 1.0)) -> int:
@@ -152,10 +207,20 @@ class DiffusionSampling(Sampling):
             times.append(float(t))
             return x
 
-        self.solve(velocity, torch.zeros(()), span=span)
+        self.solve(velocity, torch.zeros(()), span=span, noise=torch.zeros_like)
         return sum(2 if self.guides(t) else 1 for t in times)
 
+    @property
+    def _is_sde(self) -> bool:
+        return "last_step" in SOLVERS[self.solver].options
+
     def _check_times(self) -> None:
+        last = self._is_sde and self.last_step != "none"
+        if self.times is None and last and self.steps < 2:
+            raise ValueError(f"steps={self.steps}: expected at least 2, the last of which is last_step")
+        if self.last_step_size is not None and (not last or self.times is not None):
+            beside = "beside times, which say all" if last else "where there is no last step"
+            raise ValueError(f"last_step_size={self.last_step_size}: expected none {beside}")
         if self.times is None:
             return
         rising = all(before < after for before, after in pairwise(self.times))
@@ -166,8 +231,9 @@ class DiffusionSampling(Sampling):
 
     def _check_solver(self) -> None:
         """Raise ValueError naming the first option that is given and that the solver has not."""
-        own = {name for solver in SOLVERS.values() for name in solver.options}
-        lacks: dict[str, object] = dict.fromkeys(own - set(SOLVERS[self.solver].options))
+        own = {name for solver in SOLVERS.values() for name in solver.options + solver.of_times}
+        has = SOLVERS[self.solver]
+        lacks: dict[str, object] = dict.fromkeys(own.difference(has.options, has.of_times))
         if self.adaptive:
             default = type(self).__dataclass_fields__["steps"].default
             lacks |= {"times": None, "timestep_shift": 0, "steps": default}
