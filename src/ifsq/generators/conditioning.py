@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 TIME_FREQUENCIES = 256
 TIME_PERIOD = 10000.0
+GUIDANCE_SCHEDULES = ("constant", "linear", "power-cosine")
 
 
 class LabelEmbedding(nn.Module):
@@ -52,3 +53,17 @@ def check_guidance(guidance: float | Sequence[float]) -> None:
     if not scales or not all(math.isfinite(scale) and scale >= 0 for scale in scales):
         shown = list(scales) if scales is guidance else guidance
         raise ValueError(f"guidance={shown}: expected a number of at least 0 (1 is no guidance)")
+
+
+def guidance_rise(schedule: str, x: float, power: float) -> float:
+    """How much of the way from no guidance to all of it is gone where x of the guided part is behind, x in [0, 1].
+
+    constant      1
+    linear        x
+    power-cosine  ``(1 - cos(pi * x ** power)) / 2`` (RAR, arXiv 2411.00776, and its released code)
+    """
+    if schedule == "constant":
+        return 1.0
+    if schedule == "linear":
+        return x
+    return (1 - math.cos(math.pi * x**power)) / 2

@@ -11,10 +11,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ifsq.generators.base import Sampling
+from ifsq.generators.conditioning import GUIDANCE_SCHEDULES
 
 T = TypeVar("T", float, int, bool)
 PRECISIONS = ("auto", "fp32", "bf16", "int8")
-SCHEDULES = ("constant", "linear", "power-cosine")
 PER_GROUP = ("guidance", "temperature", "top_k", "top_p", "min_p", "greedy")
 
 
@@ -64,8 +64,9 @@ class ARSampling(Sampling):
         _check("min_p", self.min_p, lambda p: 0 <= p < 1, "a number of at least 0 (all) and below 1")
         if self.guidance_interval is not None and self.guidance_interval < 0:
             raise ValueError(f"guidance_interval={self.guidance_interval}: expected None or a count of tokens")
-        if self.guidance_schedule not in SCHEDULES:
-            raise ValueError(f"guidance_schedule={self.guidance_schedule!r}: expected one of {', '.join(SCHEDULES)}")
+        if self.guidance_schedule not in GUIDANCE_SCHEDULES:
+            known = ", ".join(GUIDANCE_SCHEDULES)
+            raise ValueError(f"guidance_schedule={self.guidance_schedule!r}: expected one of {known}")
         if not 0 < self.guidance_power < math.inf:
             raise ValueError(f"guidance_power={self.guidance_power}: expected a positive number")
         if self.precision not in PRECISIONS:

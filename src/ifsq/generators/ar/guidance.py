@@ -1,6 +1,5 @@
 """Classifier-free guidance of logits: how strong it is at each token, and the formula."""
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -8,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ifsq.generators.ar.draw import ARSampling, of_group
+from ifsq.generators.conditioning import guidance_rise
 
 GUIDANCE_LIMIT = 1e30  # float32 then keeps nothing of the null class's logits, and a greater scale would overflow
 
@@ -15,18 +15,15 @@ GUIDANCE_LIMIT = 1e30  # float32 then keeps nothing of the null class's logits, 
 def guidance_scales(sampling: ARSampling, tokens: int, groups: int) -> list[list[float]]:
     """The scale of each guided token's groups, the tokens in order; those after them are not guided.
 
-    Token i of n guided ones, i = 0..n-1, has ``1 + (guidance - 1) * rise(i / n)``, where rise(x) is
-
-        constant      1
-        linear        x
-        power-cosine  ``(1 - cos(pi * x ** guidance_power)) / 2`` (RAR, arXiv 2411.00776, and its released code)
+    Token i of n guided ones, i = 0..n-1, has ``1 + (guidance - 1) * rise(i / n)``, see `guidance_rise`.
 
     n is ``sampling.guidance_interval``, at most all (the official ``cfg_interval`` n guides n + 2). The list ends with
     the last token that has a scale other than 1, so it is empty where nothing is guided.
     """
     guided = tokens if sampling.guidance_interval is None else min(sampling.guidance_interval, tokens)
     guidance = [min(of_group(sampling.guidance, k), GUIDANCE_LIMIT) for k in range(groups)]
-    rises = [_rise(sampling, i / guided) for i in range(guided)]
+    schedule, power = sampling.guidance_schedule, sampling.guidance_power
+    rises = [guidance_rise(schedule, i / guided, power) for i in range(guided)]
     scales = [[1 + (scale - 1) * rise if rise < 1 else scale for scale in guidance] for rise in rises]
     while scales and all(scale == 1 for scale in scales[-1]):
         scales.pop()
@@ -45,12 +42,3 @@ def guide(logits: Float[Tensor, "r v"], scales: Sequence[float]) -> Float[Tensor
         return conditional if scales[0] == 1 else null + scales[0] * (conditional - null)
     scale = torch.tensor(scales, device=logits.device).repeat(len(conditional) // len(scales))[:, None]
     return torch.where(scale == 1, conditional, null + scale * (conditional - null))
-
-
-def _rise(sampling: ARSampling, x: float) -> float:
-    """How much of the way from no guidance to all of it is gone, x in [0, 1) being how many guided tokens are drawn."""
-    if sampling.guidance_schedule == "constant":
-        return 1.0
-    if sampling.guidance_schedule == "linear":
-        return x
-    return (1 - math.cos(math.pi * x**sampling.guidance_power)) / 2

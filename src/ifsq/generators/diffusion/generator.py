@@ -25,6 +25,7 @@ from ifsq.generators.diffusion.sampling import DiffusionSampling
 from ifsq.generators.diffusion.solvers import OnStep
 from ifsq.generators.streams import Normals
 from ifsq.nn.modes import evaluating
+from ifsq.store.run import Run
 
 SNAPPED_AT_ONCE = 1024  # positions whose distances to all of a codebook are there at one time
 DEAD_VARIANCE = 1e-12  # what rounding leaves of a constant; one odd code among 1e9 has more
@@ -60,6 +61,7 @@ class DiffusionGenerator(Generator, kind="diffusion"):
             raise ValueError(f"guidance_channels={config.guidance_channels}: the codes have {self.code_dim} channels")
         self.objective = Objective(config, self.code_dim * spec.tokens)
         self.path = self.objective.path
+        self._guides: dict[tuple[str, int | None], DiffusionGenerator] = {}  # no part of the model
         self.dit = DiT(config, self.code_dim, spec.grid, num_classes)
         self.register_buffer("code_mean", torch.zeros(self.code_dim))
         self.register_buffer("code_std", torch.ones(self.code_dim))
@@ -142,6 +144,13 @@ class DiffusionGenerator(Generator, kind="diffusion"):
         _, times = self._solved(torch.zeros(1, dtype=torch.int64), sampling, 0, 0)
         return sum(2 if sampling.guides(t) else 1 for t in times)
 
+    def check_sampling(self, sampling: Sampling) -> None:
+        assert isinstance(sampling, DiffusionSampling)
+        if sampling.guide is not None:
+            guide, fresh = self._guide(sampling), not self.code_mean.any() and bool((self.code_std == 1).all())
+            if not fresh:  # before training, nothing is known yet
+                _check_statistics(self, guide, sampling.guide)
+
     def predict(
         self, x: Float[Tensor, "b d h w"], t: Float[Tensor, "..."], labels: Int[Tensor, "..."]
     ) -> Float[Tensor, "b outputs h w"]:
@@ -173,13 +182,18 @@ class DiffusionGenerator(Generator, kind="diffusion"):
         """The network's prediction, guided: ``null + s * (class - null)``, at one time for the whole batch, float32.
 
         Outside the interval (low <= t <= high) the class-conditional prediction alone, at half the cost; so too for
-        the channels past ``guidance_channels``. What it gives by conversion is guided alike: that is linear.
+        the channels past ``guidance_channels``. What it gives by conversion is guided alike: that is linear. With a
+        guide that one's prediction takes the place of the null class's.
         """
-        if not sampling.guides(float(t)):
+        scale = sampling.scale(float(t))
+        if scale == 1:
             return self._at(x, t, labels)
-        null = torch.full_like(labels, self.num_classes)
-        conditional, unconditional = self._at(x.repeat(2, 1, 1, 1), t, torch.cat([labels, null])).chunk(2)
-        guided = unconditional + sampling.guidance * (conditional - unconditional)
+        if sampling.guide is not None:
+            conditional, unconditional = self._at(x, t, labels), self._guide(sampling)._at(x, t, labels)
+        else:
+            null = torch.full_like(labels, self.num_classes)
+            conditional, unconditional = self._at(x.repeat(2, 1, 1, 1), t, torch.cat([labels, null])).chunk(2)
+        guided = unconditional + scale * (conditional - unconditional)
         c = self.config.guidance_channels or self.code_dim
         return torch.cat([guided[:, :c], conditional[:, c:]], dim=1)
 
@@ -197,6 +211,8 @@ class DiffusionGenerator(Generator, kind="diffusion"):
 
         on_step  is told of each step: how many are done, the time, the normalised codes (b, d, h, w)
         """
+        if sampling.guide is not None:
+            _check_statistics(self, self._guide(sampling), sampling.guide)
         together = 1 if sampling.adaptive else max(len(labels), 1)
         starts = range(first, first + max(len(labels), 1), together)
         parts = zip(labels.split(together), starts, strict=True)
@@ -233,6 +249,17 @@ class DiffusionGenerator(Generator, kind="diffusion"):
         indices = torch.cat([each.argmin(dim=1) for each in distances]).view(len(codes), *self.spec.grid)
         return Sampled(F.embedding(indices, self.codebook).movedim(-1, 1), indices[..., None])
 
+    def _guide(self, sampling: DiffusionSampling) -> "DiffusionGenerator":
+        """The generator that ``sampling.guide`` names, where this one is; read once. Raises InputError."""
+        assert sampling.guide is not None
+        named = sampling.guide, sampling.guide_step
+        if named not in self._guides:
+            found = DiffusionGenerator.from_run(Run.open(sampling.guide), sampling.guide_step)
+            assert isinstance(found, DiffusionGenerator)  # no other is opened
+            _check_guide(self, found, sampling.guide)
+            self._guides[named] = found
+        return self._guides[named].to(self.code_mean.device)
+
     def _solved(
         self, labels: Tensor, sampling: DiffusionSampling, seed: int, first: int, on_step: OnStep | None = None
     ) -> tuple[Tensor, list[float]]:
@@ -268,3 +295,27 @@ class DiffusionGenerator(Generator, kind="diffusion"):
 
 def _channels(value: Tensor) -> Tensor:
     return value.to(torch.float32)[:, None, None]
+
+
+def _check_guide(model: DiffusionGenerator, guide: DiffusionGenerator, where: str) -> None:
+    """Raise InputError unless what the guide predicts can be compared with what the model predicts."""
+    for name, mine, found in (
+        ("codes", model.spec.to_dict(), guide.spec.to_dict()),
+        ("channels", model.code_dim, guide.code_dim),
+        ("classes", model.num_classes, guide.num_classes),
+        ("path", model.config.path, guide.config.path),
+        ("prediction", model.config.prediction, guide.config.prediction),
+    ):
+        if mine != found:
+            raise InputError(f"guide={where!r}: its {name}: {found}, expected those of the generator, {mine}")
+
+
+def _check_statistics(model: DiffusionGenerator, guide: DiffusionGenerator, where: str) -> None:
+    """Raise InputError unless the guide normalises codes as the model does."""
+    for name in ("code_mean", "code_std"):
+        mine, found = getattr(model, name), getattr(guide, name)
+        if not torch.equal(mine, found):
+            raise InputError(
+                f"guide={where!r}: its {name}: {found.tolist()}, expected that of the generator, {mine.tolist()}: "
+                "one that was trained on the same codes"
+            )

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ifsq.generators.base import Sampling
+from ifsq.generators.conditioning import GUIDANCE_SCHEDULES, guidance_rise
 from ifsq.generators.diffusion.path import END_GAP, LinearPath, Path
 from ifsq.generators.diffusion.sde import (
     DIFFUSIONS,
@@ -35,6 +36,7 @@ from ifsq.generators.diffusion.solvers import (
 
 SNAPS = ("nearest", "none")
 LAST_STEP_SIZE = 0.04  # of the official code
+GUIDANCE_POWER = 2.75
 _SDE = ("diffusion", "diffusion_scale", "last_step")
 
 
@@ -86,6 +88,12 @@ class DiffusionSampling(Sampling):
                        `ifsq.generators.diffusion.sde`
     timestep_shift     bends the times, see `time_grid`; 0 leaves them even
     guidance_interval  times ``[low, high]``, 0 is noise and 1 data: guide between them alone; None guides all
+    guidance_schedule  how the scale rises from 1 from the first to the last of the guided times, see `guidance_rise`:
+                       ``constant`` (it is ``guidance`` everywhere), ``linear`` or ``power-cosine``
+    guidance_power     of ``power-cosine``, above 0: the greater, the later the scale rises; 2.75
+    guide              folder of a smaller or less trained generator of the same codes, which is told the class and
+                       stands in for the null class (autoguidance, arXiv 2406.02507)
+    guide_step         of a checkpoint that is kept there; None is the newest
     times              of the steps, in place of ``steps`` and ``timestep_shift``: from 0 to 1, each above the last
     snap               ``nearest``: to the codes that the tokenizer can produce; ``none``: the codes as they come
     rtol, atol         of ``dopri5``: the error that a step may have, ``atol + rtol * |x|``; 1e-3 and 1e-6
@@ -111,6 +119,10 @@ class DiffusionSampling(Sampling):
     last_step: str | None = None
     last_step_size: float | None = None
     eta: float | None = None
+    guidance_schedule: str = "constant"
+    guidance_power: float | None = None
+    guide: str | None = None
+    guide_step: int | None = None
 
     def __post_init__(self) -> None:
         if self.times is not None:  # hashable, and equal whatever it came as
@@ -118,6 +130,7 @@ class DiffusionSampling(Sampling):
         super().__post_init__()
         _check_choice("solver", self.solver, SOLVERS)
         _check_choice("snap", self.snap, SNAPS)
+        _check_choice("guidance_schedule", self.guidance_schedule, GUIDANCE_SCHEDULES)
         for name, choices in (("diffusion", DIFFUSIONS), ("last_step", LAST_STEPS)):
             if getattr(self, name) is not None:
                 _check_choice(name, getattr(self, name), choices)
@@ -128,7 +141,7 @@ class DiffusionSampling(Sampling):
         interval = self.guidance_interval
         if interval is not None and not 0 <= interval[0] <= interval[1] <= 1:
             raise ValueError(f"guidance_interval={interval}: expected two times, 0 <= low <= high <= 1")
-        for name in ("rtol", "atol", "diffusion_scale"):
+        for name in ("rtol", "atol", "diffusion_scale", "guidance_power"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"{name}={value}: expected a positive number")
@@ -136,12 +149,17 @@ class DiffusionSampling(Sampling):
             raise ValueError(f"last_step_size={self.last_step_size}: expected a time above 0 and below 1")
         if self.eta is not None and not 0 <= self.eta <= 1:
             raise ValueError(f"eta={self.eta}: expected 0 to 1")
+        if self.guidance_power is not None and self.guidance_schedule != "power-cosine":
+            raise ValueError(f"guidance_power={self.guidance_power}: expected guidance_schedule power-cosine beside it")
+        if self.guide_step is not None and self.guide is None:
+            raise ValueError(f"guide_step={self.guide_step}: expected a guide beside it")
         self._check_solver()
         self._check_times()
 
     @property
     def unsaid(self) -> tuple[str, ...]:
         off = {"timestep_shift": self.timestep_shift == 0, "snap": self.snap == "nearest"}
+        off["guidance_schedule"] = self.guidance_schedule == "constant"
         off["steps"] = self.times is not None or SOLVERS[self.solver].adaptive
         return tuple(name for name, is_off in off.items() if is_off)
 
@@ -150,10 +168,19 @@ class DiffusionSampling(Sampling):
         """Whether the solver finds its steps itself, so that images are solved one by one."""
         return SOLVERS[self.solver].adaptive
 
-    def guides(self, t: float) -> bool:
-        """Whether the null class is asked at this time."""
+    def scale(self, t: float) -> float:
+        """Of guidance at this time: 1 outside the interval, in it by the schedule."""
         low, high = self.guidance_interval or (0.0, 1.0)
-        return self.guidance != 1 and low <= t <= high
+        if not low <= t <= high:
+            return 1.0
+        behind = (t - low) / (high - low) if high > low else 1.0
+        power = GUIDANCE_POWER if self.guidance_power is None else self.guidance_power
+        rise = guidance_rise(self.guidance_schedule, behind, power)
+        return self.guidance if rise == 1 else 1 + (self.guidance - 1) * rise
+
+    def guides(self, t: float) -> bool:
+        """Whether the null class, or the guide, is asked at this time."""
+        return self.scale(t) != 1
 
     def grid(self, span: tuple[float, float] = (0.0, 1.0)) -> Float[Tensor, "times"]:
         """The times of the steps, float32 on the CPU, from the first to the last of ``span``.
