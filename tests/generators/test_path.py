@@ -35,8 +35,8 @@ def known(path, x0, x1, t):
 def test_it_leads_from_noise_to_data(path):
     for dtype in (torch.float32, torch.float64):
         ends = torch.tensor([0.0, 1.0], dtype=dtype)
-        start = 0.0 if path.alpha(ends)[0] == 0 else 0.0066  # the variance preserving path leaves some data
-        assert path.alpha(ends).tolist() == [pytest.approx(start, abs=1e-4), 1.0]
+        start = 0.0 if path.alpha(ends)[0] == 0 else 0.0065  # the variance preserving paths leave some data
+        assert path.alpha(ends).tolist() == [pytest.approx(start, abs=2e-4), 1.0]
         assert path.sigma(ends).tolist() == [pytest.approx(1.0, abs=1e-4), 0.0]
     times = torch.linspace(0, 1, 101, dtype=torch.float64)
     assert bool((path.alpha(times).diff() > 0).all())

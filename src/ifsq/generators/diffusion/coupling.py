@@ -2,7 +2,6 @@
 
 import torch
 from jaxtyping import Float, Int
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 COUPLINGS = ("independent", "optimal", "optimal_in_class")
@@ -32,6 +31,8 @@ def coupled(
 
 def _assignment(x0: Tensor, x1: Tensor) -> Tensor:
     """For each of x1 the number of its x0."""
+    from scipy.optimize import linear_sum_assignment  # takes longer to import than all of this package's generators
+
     with torch.autocast(x1.device.type, enabled=False):
         # |x1 - x0|^2 less what no permutation changes
         products = x1.flatten(1).float() @ x0.flatten(1).float().T

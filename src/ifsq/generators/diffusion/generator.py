@@ -62,7 +62,8 @@ class DiffusionGenerator(Generator, kind="diffusion"):
         self.objective = Objective(config, self.code_dim * spec.tokens)
         self.path = self.objective.path
         self._guides: dict[tuple[str, int | None], DiffusionGenerator] = {}  # no part of the model
-        self.dit = DiT(config, self.code_dim, spec.grid, num_classes)
+        outputs = 2 * self.code_dim if config.learned_variance else self.code_dim
+        self.dit = DiT(config, self.code_dim, spec.grid, num_classes, outputs)
         self.register_buffer("code_mean", torch.zeros(self.code_dim))
         self.register_buffer("code_std", torch.ones(self.code_dim))
         vectors = 0 if isinstance(spec, LatentSpec) or spec.on_lattice else spec.levels[0]
@@ -174,16 +175,17 @@ class DiffusionGenerator(Generator, kind="diffusion"):
         self, x: Float[Tensor, "b d h w"], t: Float[Tensor, ""], labels: Int[Tensor, "b"], sampling: DiffusionSampling
     ) -> Float[Tensor, "b d h w"]:
         """The velocity that the guided prediction gives, at one time for the whole batch, float32."""
-        return self.objective.velocity(self.guided(x, t, labels, sampling), x, t)
+        return self.objective.velocity(self.guided(x, t, labels, sampling)[:, : self.code_dim], x, t)
 
     def guided(
         self, x: Float[Tensor, "b d h w"], t: Float[Tensor, ""], labels: Int[Tensor, "b"], sampling: DiffusionSampling
-    ) -> Float[Tensor, "b d h w"]:
+    ) -> Float[Tensor, "b outputs h w"]:
         """The network's prediction, guided: ``null + s * (class - null)``, at one time for the whole batch, float32.
 
         Outside the interval (low <= t <= high) the class-conditional prediction alone, at half the cost; so too for
-        the channels past ``guidance_channels``. What it gives by conversion is guided alike: that is linear. With a
-        guide that one's prediction takes the place of the null class's.
+        the channels past ``guidance_channels``, and a learned variance in the last half of the outputs. What the
+        prediction gives by conversion is guided alike: that is linear. With a guide that one's prediction takes the
+        place of the null class's.
         """
         scale = sampling.scale(float(t))
         if scale == 1:
@@ -193,9 +195,9 @@ class DiffusionGenerator(Generator, kind="diffusion"):
         else:
             null = torch.full_like(labels, self.num_classes)
             conditional, unconditional = self._at(x.repeat(2, 1, 1, 1), t, torch.cat([labels, null])).chunk(2)
-        guided = unconditional + scale * (conditional - unconditional)
         c = self.config.guidance_channels or self.code_dim
-        return torch.cat([guided[:, :c], conditional[:, c:]], dim=1)
+        guided = unconditional[:, :c] + scale * (conditional[:, :c] - unconditional[:, :c])
+        return torch.cat([guided, conditional[:, c:]], dim=1)
 
     def draw(
         self,

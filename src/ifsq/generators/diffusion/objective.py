@@ -10,8 +10,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ifsq.generators.diffusion.coupling import COUPLINGS, coupled
-from ifsq.generators.diffusion.path import PATHS, QUANTITIES, PathSample, Quantity
+from ifsq.generators.diffusion.path import PATHS, QUANTITIES, DDPMPath, PathSample, Quantity
 from ifsq.generators.diffusion.times import LARGEST_MODE, LAWS, draw_times, shift_by_resolution, shift_times
+from ifsq.generators.diffusion.variational import variational_bound
 
 WEIGHTINGS = ("none", "velocity", "min_snr")
 
@@ -24,8 +25,11 @@ COSINE_EPS = 0.1
 class ObjectiveConfig:
     """What a diffusion generator is trained for.
 
-    path             from noise to data: ``linear``, ``cosine`` (GVP) or ``vp`` (variance preserving), see `path.Path`
+    path             from noise to data: ``linear``, ``cosine`` (GVP), ``vp`` (variance preserving) or ``ddpm``, see
+                     `ifsq.generators.diffusion.path`
     prediction       what the network gives: ``velocity``, ``noise``, ``data`` or ``score``; each gives the others
+    learned_variance as many outputs again, which say the variance of a step of DDPM. On the path ``ddpm`` the
+                     variational bound trains them alone; on others nothing reads them
     weighting        of the squared error, by its time: ``none``, that of the prediction as it is (of a score: of its
                      noise); ``velocity``, that of the velocity it gives; ``min_snr``, that of the data it gives times
                      the signal-to-noise ratio or ``min_snr_gamma``, whichever is less (arXiv 2303.09556)
@@ -44,6 +48,7 @@ class ObjectiveConfig:
 
     path: str = "linear"
     prediction: str = "velocity"
+    learned_variance: bool = False
     weighting: str = "none"
     min_snr_gamma: float = 5.0
     cosine_weight: float = 0.0
@@ -116,8 +121,7 @@ class Objective:
         times = draw_times(
             config.time_sampling, count, rng, mean=config.time_mean, std=config.time_std, scale=config.time_scale
         )
-        low, high = self.span
-        return low + (high - low) * shift_times(times, self.shift)
+        return self.path.training_times(shift_times(times, self.shift), self.prediction)
 
     def pairs(
         self, x0: Float[Tensor, "b *d"], x1: Float[Tensor, "b *d"], labels: Int[Tensor, "b"]
@@ -133,17 +137,20 @@ class Objective:
 
     def loss(
         self,
-        predicted: Float[Tensor, "b *d"],
+        predicted: Float[Tensor, "b *outputs"],
         point: PathSample,
         x0: Float[Tensor, "b *d"],
         x1: Float[Tensor, "b *d"],
         t: Float[Tensor, "b"],
     ) -> dict[str, Tensor]:
-        """``mse``, weighted, ``cosine`` where it has a weight, and their weighted sum ``loss``.
+        """``mse``, weighted, ``cosine`` where it has a weight, ``bound`` of a variance, and their sum ``loss``.
 
-        predicted  by the network at ``point``, the path's between noise x0 and data x1 at the times t
+        predicted  by the network at ``point``, the path's between noise x0 and data x1 at the times t; of a learned
+                   variance in twice the channels
         """
-        config, value = self.config, predicted
+        config = self.config
+        predicted, values = predicted.split(x1.shape[1], dim=1) if config.learned_variance else (predicted, None)
+        value = predicted
         target = {"velocity": point.velocity, "data": x1}.get(self.prediction, x0)
         if self.prediction == "score":
             value = self.path.convert(predicted, point.x, t, "score", "noise")
@@ -151,11 +158,16 @@ class Objective:
             mse = F.mse_loss(value, target)
         else:
             mse = (self.weights(t) * (value - target).square().flatten(1).mean(dim=1)).mean()
-        if config.cosine_weight == 0:
-            return {"loss": mse, "mse": mse.detach()}
-        v = self.velocity(predicted, point.x, t)
-        cosine = (1 - F.cosine_similarity(v, point.velocity, dim=1, eps=COSINE_EPS)).mean()
-        return {"loss": mse + config.cosine_weight * cosine, "mse": mse.detach(), "cosine": cosine.detach()}
+        losses = {"loss": mse, "mse": mse.detach()}
+        if config.cosine_weight != 0:
+            v = self.velocity(predicted, point.x, t)
+            cosine = (1 - F.cosine_similarity(v, point.velocity, dim=1, eps=COSINE_EPS)).mean()
+            losses |= {"loss": losses["loss"] + config.cosine_weight * cosine, "cosine": cosine.detach()}
+        if values is not None and isinstance(self.path, DDPMPath):
+            data = self.path.convert(predicted.detach(), point.x, t, self.prediction, "data")
+            bound = variational_bound(self.path, data, values, point.x, x1, self.path.step(t)).mean()
+            losses |= {"loss": losses["loss"] + bound, "bound": bound.detach()}
+        return losses
 
     def weights(self, t: Float[Tensor, "b"]) -> Float[Tensor, "b"]:
         """What the squared error of the prediction (of a score: of its noise) weighs at each time."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 Quantity = Literal["velocity", "noise", "data", "score"]
@@ -55,6 +55,11 @@ class Path(ABC):
         """First and last time at which ``prediction`` gives a finite velocity, END_GAP from an end that does not."""
         low = END_GAP if prediction in ("noise", "score") else 0.0
         return low, 1 - END_GAP if prediction == "data" else 1.0
+
+    def training_times(self, t: Float[Tensor, "b"], prediction: Quantity) -> Float[Tensor, "b"]:
+        """Where in its `span` the network is trained for times t of [0, 1]."""
+        low, high = self.span(prediction)
+        return low + (high - low) * t
 
     def network_time(self, t: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
         """The time as the network is told it."""
@@ -168,7 +173,68 @@ class VariancePreservingPath(Path):
         return 0.0, 1 - END_GAP
 
 
-PATHS: dict[str, type[Path]] = {"linear": LinearPath, "cosine": CosinePath, "vp": VariancePreservingPath}
+class DDPMPath(VariancePreservingPath):
+    """The path of DDPM (arXiv 2006.11239): 1000 steps of noising, of which step k = 0..999 adds a share ``betas[k]``.
+
+    Data are at t = 1, and each step is 0.001 before the last: behind step k is t = 1 - (k + 1) / 1000. The network is
+    told k and is trained at the steps alone. Between them ``alpha`` goes on smoothly, so that solvers of any times take
+    the path as they take others.
+    """
+
+    steps = 1000
+    rates = (1e-4, 2e-2)  # of the first step of noising and the last
+
+    @property
+    def betas(self) -> Float[Tensor, "k"]:
+        """Variance that each step of noising adds, evenly rising; float64 on the CPU."""
+        return torch.linspace(*self.rates, self.steps, dtype=torch.float64)
+
+    def time(self, k: Int[Tensor, "*b"] | Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+        """The time behind step k of noising, float32 of whole numbers; -1 stands for the data."""
+        return 1 - (k + 1) / self.steps
+
+    def step(self, t: Float[Tensor, "*b"]) -> Int[Tensor, "*b"]:
+        """Inverse of `time`."""
+        return (self.steps * (1 - t)).round().to(torch.int64) - 1
+
+    def log_alpha(self, t: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+        # Half the sum of log(1 - beta_k) over n steps. With beta_k = low + k d and a = (1 - low) / d + 1 the product of
+        # 1 - beta_k = d (a - 1 - k) is d^n Gamma(a) / Gamma(a - n), which says what lies between the steps too.
+        # Stirling's series of it, whose terms of the size of a have cancelled, is exact to 1e-16.
+        n, a, d = self._noised(t)
+        b = a - n
+        series = n * math.log(a * d) - (b - 0.5) * torch.log1p(-n / a) - n - n / (12 * a * b)
+        return (series / 2).to(t)
+
+    def d_log_alpha(self, t: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+        n, a, d = self._noised(t)
+        b = a - n
+        slope = math.log(a * d) + torch.log1p(-n / a) - 1 / (2 * b) - 1 / (12 * b**2)
+        return (-self.steps * slope / 2).to(t)
+
+    def span(self, prediction: Quantity) -> tuple[float, float]:
+        return 0.0, 1 - 1 / self.steps
+
+    def training_times(self, t: Float[Tensor, "b"], prediction: Quantity) -> Float[Tensor, "b"]:
+        return self.time((self.steps * (1 - t)).long().clamp(max=self.steps - 1))
+
+    def network_time(self, t: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
+        return torch.round(self.steps * (1 - t), decimals=3) - 1  # float32 times are off by some 1e-5 of a step
+
+    def _noised(self, t: Tensor) -> tuple[Tensor, float, float]:
+        """Steps of noising behind at t, float64, and the a and d of `log_alpha`."""
+        low, high = self.rates
+        d = (high - low) / (self.steps - 1)
+        exact = t.cpu().double() if t.device.type == "mps" else t.double()  # mps has no float64
+        return self.steps * (1 - exact), (1 - low) / d + 1, d
+
+
+PATHS: dict[str, type[Path]] = {
+    "linear": LinearPath,
+    "cosine": CosinePath,
+    "vp": VariancePreservingPath,
+    "ddpm": DDPMPath,
+}
 
 
 def _along(share: Tensor, x: Tensor) -> Tensor:
