@@ -2,27 +2,16 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ifsq.generators.ar.order import check_orders
+from ifsq.generators.sizes import BY_SIZE, Size, numbers_of
 from ifsq.nn.attention import head_width
 from ifsq.nn.embed import PREFIXES
 
 HEADS = ("chain", "transformer", "masked")
 MAX_CLASS_TOKENS = 1024  # a table of their positions is made before a weight is read
-BY_SIZE: Any = None
-"""Default of the numbers that a size stands for: every `ARConfig` has them as numbers."""
-
-
-class Size(NamedTuple):
-    """The trunk of one of the official models."""
-
-    depth: int
-    width: int
-    heads: int
-
-
-SIZES = {
+SIZES = {  # the trunks of the official models
     "S": Size(12, 384, 12),
     "B": Size(12, 768, 12),
     "L": Size(24, 1024, 16),
@@ -125,7 +114,7 @@ class ARConfig:
     order_end: float = 0.75
 
     def __post_init__(self) -> None:
-        for name, value in _numbers(self).items():
+        for name, value in numbers_of(self, SIZES).items():
             object.__setattr__(self, name, value)
         head_width(self.width, self.heads)
         for name in ("depth", "mlp_multiple_of"):
@@ -156,21 +145,3 @@ class ARConfig:
         """All three as they are used."""
         own = (self.token_dropout, self.residual_dropout, self.mlp_dropout)
         return Dropouts(*(self.dropout if share is None else share for share in own))
-
-
-def _numbers(config: ARConfig) -> dict[str, int]:
-    """Depth, width and heads, by the size where there is one. Raises ValueError where one is missing or both differ."""
-    given = {name: getattr(config, name) for name in Size._fields}
-    if not config.size:
-        if missing := [name for name, value in given.items() if value is None]:
-            raise ValueError(f"{', '.join(missing)} missing: expected depth, width and heads, or a size")
-        return given
-    if config.size not in SIZES:
-        raise ValueError(f"size={config.size!r}: expected one of {', '.join(SIZES)}, or empty with numbers")
-    official = SIZES[config.size]._asdict()
-    for name, value in given.items():
-        if value not in (None, official[name]):
-            raise ValueError(
-                f"{name}={value} beside size={config.size!r}, which has {official[name]}: expected one of them"
-            )
-    return official
