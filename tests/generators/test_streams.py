@@ -98,13 +98,16 @@ def test_numbers_that_no_image_has_are_refused(name, value):
             make(kind).sample(LABELS, **{name: value})
 
 
-@pytest.mark.parametrize("kind", ["ar", "diffusion"])
-def test_weights_that_are_not_numbers_draw_nothing(kind):
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [("ar", {}), ("ar", {"top_p": 0.9}), ("ar", {"top_k": 2, "noise": "gumbel"}), ("diffusion", {})],
+)
+def test_weights_that_are_not_numbers_draw_nothing(kind, options):
     model = make(kind)
     with torch.no_grad():
         next(model.parameters())[:] = torch.nan
     with pytest.raises(ValueError, match=r"are not finite numbers: expected finite weights"):
-        model.sample(LABELS)
+        model.sample(LABELS, **options)
 
 
 def test_gumbel_numbers_are_rows_of_the_stream():

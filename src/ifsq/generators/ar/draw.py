@@ -116,7 +116,7 @@ def filter_logits(logits: Float[Tensor, "b v"], top_k: int, top_p: float) -> Flo
         ordered = _descending(logits)
         probabilities = ordered.softmax(dim=-1)
         before = probabilities.cumsum(dim=-1) - probabilities
-        count = (before <= top_p).sum(dim=-1, keepdim=True)
+        count = (before <= top_p).sum(dim=-1, keepdim=True).clamp_min(1)  # of what is no number there would be none
         last = ordered.gather(-1, count - 1)
         ties = logits == last
         room = count - (logits > last).sum(dim=-1, keepdim=True)
