@@ -103,13 +103,21 @@ def test_steps_of_several_tokens_and_back_equal_the_full_pass(trunk, way):
 
 
 @packs
-def test_blocks_that_fast_steps_do_not_know_decode_by_their_own_modules_between_packed_layers():
+@pytest.mark.parametrize("place", ["q_norm", "proj"])
+def test_blocks_that_fast_steps_do_not_know_decode_by_their_own_modules_between_packed_layers(place):
     class Shifted(nn.Identity):
         def forward(self, x):
             return x + 1
 
+    class Adapted(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) + x.sum(dim=-1, keepdim=True)
+
     model = make("chain")
-    model.layers[1].attention.q_norm = Shifted()
+    if place == "q_norm":
+        model.layers[1].attention.q_norm = Shifted()
+    else:
+        model.layers[1].attention.proj.__class__ = Adapted
     steps = steps_of(model, "fp32")
     assert not is_usual(model)
     assert isinstance(steps, PlainSteps)
@@ -224,6 +232,9 @@ def test_precision_is_chosen_by_size_and_place():
         assert precision_of(copy.deepcopy(small).bfloat16(), "auto") == "bf16"
         assert precision_of(large, "int8") == "int8"
         assert large.arithmetic(ARSampling()) == "bf16 weights"
+        half = copy.deepcopy(small).bfloat16()
+        assert half.arithmetic() == "bfloat16"
+        assert half.arithmetic(ARSampling(precision="fp32")) == "float32"
     assert small.arithmetic(ARSampling()) == small.arithmetic() == "float32"
 
 
@@ -235,12 +246,20 @@ def test_precision_that_cannot_be_is_refused(precision):
         copy.deepcopy(model).double().sample(torch.tensor([0]), **asked)
     with (
         torch.autocast("cpu", torch.bfloat16),
-        pytest.raises(InputError, match=f"precision='{precision}': expected auto or fp32 under autocast"),
+        pytest.raises(InputError, match=f"precision='{precision}': expected auto under autocast"),
     ):
         model.sample(torch.tensor([0]), **asked)
     model.layers[0].register_forward_pre_hook(lambda module, inputs: None)
     with pytest.raises(InputError, match=f"precision='{precision}': expected auto or fp32 of a network that hooks"):
         model.sample(torch.tensor([0]), **asked)
+
+
+def test_float32_of_halves_that_decode_by_their_own_modules_is_refused():
+    model = make("joint").bfloat16()
+    model.layers[0].register_forward_pre_hook(lambda module, inputs: None)
+    with pytest.raises(InputError, match="precision='fp32': expected auto of a network that hooks watch"):
+        model.sample(torch.tensor([0]), precision="fp32")
+    assert precision_of(model, "auto") is None
 
 
 @packs

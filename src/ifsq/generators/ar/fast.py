@@ -35,13 +35,17 @@ def precision_of(network: ARNetwork, asked: str) -> str | None:
     where the weights are bfloat16, if the processor knows it; elsewhere the network's own. The rule sees no batch: an
     image does not depend on what is drawn beside it.
 
-    Raises InputError on a precision that the network cannot be held in where it is.
+    Raises InputError on a precision that the network cannot be held in where it is; so is fp32 where its own modules
+    compute in less.
     """
     obstacle = _obstacle(network)
+    possible = ["auto"]
+    if not obstacle or not _is_half(network):
+        possible.append("fp32")
+    if _can_capture(network) or (not obstacle and packing.has_bf16()):
+        possible.append("bf16")
     if not obstacle:
-        possible = ["auto", "fp32", "bf16", "int8"] if packing.has_bf16() else ["auto", "fp32", "int8"]
-    else:
-        possible = ["auto", "fp32", "bf16"] if _can_capture(network) else ["auto", "fp32"]
+        possible.append("int8")
     if asked not in possible:
         where = obstacle or "on a processor without bfloat16"
         raise InputError(f"precision={asked!r}: expected {' or '.join(possible)} {where}")
@@ -231,10 +235,16 @@ def is_usual(network: ARNetwork) -> bool:
         type(layer) is Block
         and type(layer.attention) is Attention
         and type(layer.feed_forward) is SwiGLU
+        and {type(linear) for linear in _linears(layer)} == {nn.Linear}
         and type(layer.attention_norm) is type(layer.ffn_norm) is RMSNorm
         and all(type(norm) in (RMSNorm, nn.Identity) for norm in (layer.attention.q_norm, layer.attention.k_norm))
         for layer in network.layers
     )
+
+
+def _linears(block: Block) -> list[nn.Module]:
+    """The layers that `_Block.of` packs."""
+    return [block.attention.qkv, block.attention.proj, block.feed_forward.w12, block.feed_forward.w3]
 
 
 def _can_capture(network: ARNetwork) -> bool:
@@ -247,6 +257,15 @@ def _can_capture(network: ARNetwork) -> bool:
         and not torch.is_autocast_enabled("cuda")
         and not _special(network)
     )
+
+
+def _is_half(network: ARNetwork) -> bool:
+    """Whether the network's own modules compute in less than float32."""
+    tensors = list(network.parameters())
+    device = tensors[0].device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return True
+    return any(tensor.dtype in (torch.bfloat16, torch.float16) for tensor in tensors)
 
 
 def _special(network: ARNetwork) -> str:

@@ -85,7 +85,9 @@ class ARGenerator(ARNetwork, kind="ar"):
 
     def arithmetic(self, sampling: Sampling | None = None) -> str:
         used = precision_of(self, sampling.precision) if isinstance(sampling, ARSampling) else None
-        return f"{used} weights" if used in ("bf16", "int8") else super().arithmetic(sampling)
+        if used == "fp32":
+            return "float32"
+        return super().arithmetic(sampling) if used is None else f"{used} weights"
 
     def cost(self, sampling: Sampling) -> int:
         """One evaluation a token; two up to the last that is guided, whose null half must know all before it.
