@@ -9,13 +9,9 @@ from safetensors.torch import load_file
 import ifsq
 from ifsq.cli import main
 from ifsq.config import InputError
-from ifsq.interop.official.tokenizer import (
-    export_official,
-    import_official,
-    official_tensors,
-    read_official,
-    write_official,
-)
+from ifsq.interop.official.exporting import export_checkpoint
+from ifsq.interop.official.importing import Asked, import_checkpoint
+from ifsq.interop.official.tokenizer import official_tensors, read_official, write_official
 from ifsq.interop.official.tokenizer_config import read_official_config
 from ifsq.store.pickles import read_pickle
 from ifsq.tokenizer.bottleneck import QuantizerConfig
@@ -154,8 +150,9 @@ def assert_same_file(first, second):
 @pytest.mark.parametrize("weights", ["ema", "raw"])
 def test_the_official_file_is_exported_whole(golden_folder, tmp_path, weights):
     path, config = golden_folder / "ckpt_tokenizer_tiny.ckpt", golden_folder / "ckpt_tokenizer_tiny.config.json"
-    import_official(path, config, weights, tmp_path / "run")
-    written = export_official(tmp_path / "run", tmp_path / "again.ckpt")
+    import_checkpoint(path, tmp_path / "run", Asked(config, weights))
+    export_checkpoint(tmp_path / "run", tmp_path / "again.ckpt")
+    written = tmp_path / "again.config.json"
     assert_same_file(path, tmp_path / "again.ckpt")
     assert json.loads(written.read_text()) == json.loads(config.read_text())
 
@@ -176,11 +173,13 @@ def golden_checkpoint(golden, folder, kind):
 @pytest.mark.parametrize("kind", ["vae", "vq"])
 def test_vae_and_vq_go_in_and_out(kind, weights, golden, tmp_path):
     path, config, file = golden_checkpoint(golden, tmp_path, kind)
-    tokenizer = import_official(path, config, weights, tmp_path / "run")
-    export_official(tmp_path / "run", tmp_path / "whole.ckpt")
+    import_checkpoint(path, tmp_path / "run", Asked(config, weights))
+    tokenizer = Tokenizer.from_pretrained(tmp_path / "run")
+    export_checkpoint(tmp_path / "run", tmp_path / "whole.ckpt")
     assert_same_file(path, tmp_path / "whole.ckpt")
     (tmp_path / "run" / "official.safetensors").unlink()
-    written = export_official(tmp_path / "run", tmp_path / "again.ckpt")
+    export_checkpoint(tmp_path / "run", tmp_path / "again.ckpt")
+    written = tmp_path / "again.config.json"
     assert json.loads(written.read_text()) == {
         k: v for k, v in json.loads(config.read_text()).items() if k != "resolution"
     }

@@ -22,7 +22,7 @@ from ifsq.interop.files import read_checkpoint
 from ifsq.interop.official.checkpoint import find_weights, is_of_the_trainer
 from ifsq.interop.official.sidecar import read_sidecar, write_sidecar
 from ifsq.interop.official.tokenizer_config import official_config, read_official_config
-from ifsq.store.files import check_free, make_folder, whole_file, write_text
+from ifsq.store.files import make_folder, whole_file, write_text
 from ifsq.store.model import new_folder
 from ifsq.store.model_card import Provenance, code_span
 from ifsq.tokenizer.model import Tokenizer, TokenizerConfig
@@ -46,20 +46,11 @@ def read_official(path: Path, config_path: Path, weights: str = "ema") -> Tokeni
     return _tokenizer(config, read_checkpoint(path), path, config_path, weights)
 
 
-def import_official(path: Path, config_path: Path, weights: str, out: Path) -> Tokenizer:
-    """`read_official`, saved in the folder ``out``, whole or not at all.
+def import_found(found: Any, config: TokenizerConfig, path: Path, config_path: Path, weights: str, out: Path) -> None:
+    """`read_official` of what was read already, saved in the folder ``out``, whole or not at all.
 
-    All else that a ``.ckpt`` of the trainer holds is kept beside it. Raises InputError when ``out`` is taken.
+    All else that a ``.ckpt`` of the trainer holds is kept beside it.
     """
-    check_free(out)
-    config = read_official_config(config_path)
-    return import_found(read_checkpoint(path), config, path, config_path, weights, out)
-
-
-def import_found(
-    found: Any, config: TokenizerConfig, path: Path, config_path: Path, weights: str, out: Path
-) -> Tokenizer:
-    """`import_official` of what was read already."""
     tokenizer = _tokenizer(config, found, path, config_path, weights)
     whole = is_of_the_trainer(found)
     averaged = {"ema": ", averaged weights", "raw": ", unaveraged weights"}[weights] if whole else ""
@@ -68,16 +59,10 @@ def import_found(
         if whole:
             state, size = _state(tokenizer), path.stat().st_size
             write_sidecar(partial, found, read_json(config_path), state, tokenizer.digest(), size)
-    return tokenizer
-
-
-def export_official(folder: str | Path, path: Path) -> Path:
-    """`write_official` of the tokenizer in ``folder``; an imported one comes out as it went in, tensor by tensor."""
-    return export_tokenizer(Tokenizer.from_pretrained(folder), Path(folder), path)
 
 
 def export_tokenizer(tokenizer: Tokenizer, folder: Path, path: Path) -> Path:
-    """`export_official` of what was read from ``folder`` already."""
+    """`write_official` of the tokenizer read from ``folder``; an imported one comes out tensor by tensor as it was."""
     return write_official(tokenizer, path, read_sidecar(folder, _state(tokenizer), tokenizer.digest()))
 
 
