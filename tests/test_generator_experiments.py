@@ -12,6 +12,7 @@ import torch
 
 from ifsq import pipeline
 from ifsq.bench.demo import experiment_file
+from ifsq.codes.cache import CodeCache
 from ifsq.experiment import (
     ARExperiment,
     DiffusionExperiment,
@@ -20,6 +21,7 @@ from ifsq.experiment import (
 )
 from ifsq.generators import Generator
 from ifsq.generators.ar import HeadConfig
+from ifsq.generators.diffusion import DiTConfig
 from ifsq.generators.train import training_flops
 from ifsq.tokenizer.model import Tokenizer
 from ifsq.training.optim import OptimConfig
@@ -35,17 +37,20 @@ TOKENIZER = """
 SHRUNKEN = "--train.steps 3 --train.batch 4 --train.log_every 1"
 OWN = {
     "ar": "--ar.size= --ar.depth 1 --ar.width 32 --ar.heads 2 --ar.mlp_multiple_of 16",
-    "diffusion": "--diffusion.depth 1 --diffusion.width 32 --diffusion.heads 2",
+    "diffusion": "--diffusion.size= --diffusion.depth 1 --diffusion.width 32 --diffusion.heads 2",
 }
 
-LARGER = ("ar_l_", "ar_xl_")
+LARGER = tuple(f"{kind}_{size}_" for kind in OWN for size in ("l", "xl"))
+IMPORTED = {"tokenizer_sdvae_f8_d4": "tokenizer_vae_f8_d4_16bit"}
+"""Tokenizers that are imported, and an experiment whose latents have the same layout."""
 
 every_generator = pytest.mark.parametrize("path", ROWS, ids=lambda path: f"{path.parent.name}/{path.stem}")
 
 
 def tokenizer_file(path: Path) -> Path:
     """The experiment of the tokenizer that a generator's experiment names."""
-    return path.parent / f"{Path(load_generator_experiment(path).tokenizer).name}.toml"
+    name = Path(load_generator_experiment(path).tokenizer).name
+    return path.parent / f"{IMPORTED.get(name, name)}.toml"
 
 
 def stems(room: str) -> set[str]:
@@ -53,7 +58,7 @@ def stems(room: str) -> set[str]:
 
 
 def test_the_papers_rows_are_there():
-    """Autoregressive on VQ; diffusion on an autoencoder and a VAE; both on iFSQ. At full size FSQ beside it too."""
+    """Autoregressive on VQ; diffusion on an autoencoder and VAEs; both on iFSQ. At full size FSQ beside it too."""
     assert stems("bundled") == {
         "ar_vq_f4_d4_14bit", "ar_ifsq_f4_d4_4bit", "ar_ifsq_f4_d4_4bit_random",
         "ar_ifsq_f4_d4_4bit_joint", "ar_ifsq_f4_d4_4bit_2x289", "ar_ifsq_f4_d4_4bit_masked",
@@ -61,8 +66,10 @@ def test_the_papers_rows_are_there():
     }  # fmt: skip
     digits = {f"{kind}_f16_d4_4bit_{form}" for kind in ("ifsq", "fsq") for form in ("joint", "2x289")}
     codes = digits | {"vq_f16_d4_14bit"}
-    diffusion = {f"diffusion_l_1_{row}" for row in ("ae_f16_d4_16bit", "vae_f16_d4_16bit", "ifsq_f16_d4_4bit")}
-    assert stems("imagenet") == diffusion | {f"ar_{size}_{row}" for size in ("b", "l", "xl") for row in codes}
+    latents = {"ae_f16_d4_16bit", "vae_f16_d4_16bit", "sdvae_f8_d4", "ifsq_f16_d4_4bit", "fsq_f16_d4_4bit"}
+    rows = {"ar": codes, "diffusion": latents}
+    sizes = ("b", "l", "xl")
+    assert stems("imagenet") == {f"{kind}_{size}_{row}" for kind in rows for size in sizes for row in rows[kind]}
 
 
 def test_the_autoregressive_rows_hold_the_official_recipe():
@@ -81,9 +88,35 @@ def test_the_autoregressive_rows_hold_the_official_recipe():
         assert train.optim == OptimConfig(lr=1e-4, weight_decay=0.05, warmup=0, schedule="constant")
 
 
-@pytest.mark.parametrize("row", ["ifsq_f16_d4_4bit_joint", "ifsq_f16_d4_4bit_2x289", "vq_f16_d4_14bit"])
+def test_the_diffusion_rows_hold_the_official_recipe():
+    """They differ in the size, the codes and their scale alone; Stable Diffusion's latents have patches of four."""
+    paths = [path for path in ROWS if path.parent.name == "imagenet" and path.stem.startswith("diffusion_")]
+    multipliers = {"ifsq": 1.092421, "fsq": 1.092421, "sdvae": 0.18215}
+    for path in paths:
+        experiment = load_generator_experiment(path)
+        _, size, codes, *_ = path.stem.split("_")
+        expected = {"size": size.upper(), "patch": 2 if codes == "sdvae" else 1, "multiplier": multipliers.get(codes)}
+        assert experiment.diffusion == DiTConfig(**expected, cosine_weight=1.0, time_sampling="lognorm")
+        assert (experiment.sampling.guidance, experiment.sampling.steps, experiment.sampling.solver) == (
+            1,
+            250,
+            "euler",
+        )
+        train = experiment.train
+        assert (train.steps, train.batch) == (100_000, 1024)
+        assert (train.precision, train.ema, train.seed) == ("bf16", 0.9999, 0)
+        assert train.optim == OptimConfig(lr=2e-4, betas=(0.9, 0.95), warmup=0, schedule="constant", clip=0.0)
+
+
+COSTS = (
+    *("ar_b_ifsq_f16_d4_4bit_joint", "ar_b_ifsq_f16_d4_4bit_2x289", "ar_b_vq_f16_d4_14bit"),
+    *("diffusion_b_sdvae_f8_d4", "diffusion_l_ifsq_f16_d4_4bit", "diffusion_xl_ae_f16_d4_16bit"),
+)
+
+
+@pytest.mark.parametrize("row", COSTS)
 def test_the_header_says_what_the_training_costs(row):
-    path = FOLDER / f"imagenet/ar_b_{row}.toml"
+    path = FOLDER / f"imagenet/{row}.toml"
     experiment = load_generator_experiment(path)
     tokenizer = load_tokenizer_experiment(tokenizer_file(path))
     with torch.device("meta"):
@@ -160,7 +193,7 @@ def shrunken(path: Path, *places: str) -> ARExperiment | DiffusionExperiment:
 
 @pytest.mark.parametrize("path", [path for path in ROWS if path.stem.startswith(LARGER)], ids=lambda path: path.stem)
 def test_larger_ones_are_in_shrunken_form_what_the_smallest_is(path):
-    smallest = path.with_name(path.name.replace(path.stem.split("_")[1], "b", 1))
+    smallest = path.with_name(path.name.replace(f"_{path.stem.split('_')[1]}_", "_b_", 1))
     assert shrunken(path, "--out", "here") == shrunken(smallest, "--out", "here")
 
 
@@ -173,6 +206,9 @@ def test_it_trains_in_shrunken_form(path, codes, tmp_path):
     tokenizer, cache = codes(path)
     kind = load_generator_experiment(path).kind
     places = ["--tokenizer", str(tokenizer), "--codes", str(cache), "--out", str(tmp_path / "run")]
+    if kind == "diffusion" and load_generator_experiment(path).diffusion.multiplier:
+        mean, variance = CodeCache.open(cache).read("train").moments()  # of a tokenizer that is hardly trained
+        places += ["--diffusion.multiplier", str(float((mean.square() + variance).mean().rsqrt()))]
     experiment = shrunken(path, *places)
     run = pipeline.train_generator(experiment, "cpu")
     trained = Generator.from_pretrained(run)

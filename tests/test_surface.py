@@ -4,11 +4,11 @@ import re
 import subprocess
 import sys
 from dataclasses import fields, is_dataclass
-from pathlib import Path
 from typing import get_args, get_type_hints
 
 import pytest
 import torch
+from tests.test_generator_experiments import tokenizer_file
 
 import ifsq
 from ifsq.bench.demo import experiment_file
@@ -78,7 +78,7 @@ def test_every_experiment_loads_and_builds(path):
             model = Tokenizer(experiment.tokenizer)
     else:
         experiment = load_generator_experiment(path)
-        named = load_tokenizer_experiment(path.parent / f"{Path(experiment.tokenizer).name}.toml")
+        named = load_tokenizer_experiment(tokenizer_file(path))
         with torch.device("meta"):
             tokenizer = Tokenizer(named.tokenizer)
             layout = tokenizer.layout(*named.data.sides)

@@ -286,6 +286,8 @@ def test_a_network_with_twice_the_channels_gives_them_all():
         ({"guidance_channels": 4}, "guidance_channels=4: the codes have 3 channels"),
         ({"heads": 16}, "head width 2: .*multiple of 4"),
         ({"size": "XXL"}, "size='XXL': expected one of S, B, L, XL, 1p0B, 1p6B, or empty with numbers"),
+        ({"multiplier": 0.0}, "multiplier=0.0: expected a positive number"),
+        ({"multiplier": math.inf}, "multiplier=inf: expected a positive number"),
         ({"size": "B"}, "depth=2 beside size='B', which has 12: expected one of them"),
     ],
 )
@@ -405,6 +407,27 @@ def test_statistics_that_the_cache_states_are_taken_over():
     model.observe(CodeSet(LATENTS, codes.content, codes.labels, statistics=stated))
     assert model.code_mean.tolist() == [1.0, 2.0, 3.0]
     assert model.code_std.tolist() == [0.5, 0.25, 1.0]
+
+
+def test_a_multiplier_takes_the_place_of_statistics():
+    codes = latents(8)
+    stated = {"mean": [1.0, 2.0, 3.0], "std": [0.5, 0.25, 0.5]}
+    model = DiffusionGenerator(DiTConfig(1, 16, 2, patch=2, multiplier=0.4), LATENTS, 3)
+    for statistics in ({}, stated):
+        model.observe(CodeSet(LATENTS, codes.content, codes.labels, statistics=statistics))
+        x = torch.randn(2, 3, 4, 6)
+        assert torch.allclose(model.normalize(x), 0.4 * x)
+        assert torch.allclose(model.denormalize(0.4 * x), x)
+
+
+def test_a_multiplier_of_another_tokenizer_is_refused():
+    codes = latents(8)
+    for multiplier in (0.01, 2.0):
+        model = DiffusionGenerator(DiTConfig(1, 16, 2, patch=2, multiplier=multiplier), LATENTS, 3)
+        with pytest.raises(
+            InputError, match=rf"multiplier={multiplier}: scales codes of root mean square 3.* to .*; exp"
+        ):
+            model.observe(codes)
 
 
 def test_a_codebook_that_is_not_there_is_refused():

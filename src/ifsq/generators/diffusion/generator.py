@@ -29,6 +29,7 @@ from ifsq.store.run import Run
 
 SNAPPED_AT_ONCE = 1024  # positions whose distances to all of a codebook are there at one time
 DEAD_VARIANCE = 1e-12  # what rounding leaves of a constant; one odd code among 1e9 has more
+SCALED = (0.25, 4.0)  # root mean square that codes may have beside noise of 1, where a multiplier scales them
 
 
 class DiffusionGenerator(Generator, kind="diffusion"):
@@ -84,8 +85,9 @@ class DiffusionGenerator(Generator, kind="diffusion"):
     def observe(self, codes: CodeSet) -> None:
         """Normalise by mean and standard deviation of these codes, and keep their codebook where they have one.
 
-        A channel that never varies is centred alone. Statistics that the cache states, as of latents, are taken over.
-        Raises ValueError where the codebook is not there, or has another shape than it should.
+        A channel that never varies is centred alone. Statistics that the cache states, as of latents, are taken over. A
+        multiplier of the config takes the place of both. Raises ValueError where the codebook is not there, or has
+        another shape than it should, and InputError where the multiplier is not of such codes.
         """
         if self.codebook is not None:
             given = () if codes.codebook is None else tuple(codes.codebook.shape)
@@ -97,6 +99,11 @@ class DiffusionGenerator(Generator, kind="diffusion"):
             variance = std.square()
         else:
             mean, variance = codes.moments()
+        multiplier = self.config.multiplier
+        if multiplier is not None:
+            _check_multiplier(multiplier, float((mean.square() + variance).mean().sqrt()))
+            self.set_statistics(torch.zeros(self.code_dim), torch.full((self.code_dim,), 1 / multiplier))
+            return
         std = torch.where(variance > DEAD_VARIANCE, variance, 1).sqrt()
         self.set_statistics(mean.float(), std.float())
 
@@ -321,3 +328,13 @@ def _check_statistics(model: DiffusionGenerator, guide: DiffusionGenerator, wher
                 f"guide={where!r}: its {name}: {found.tolist()}, expected that of the generator, {mine.tolist()}: "
                 "one that was trained on the same codes"
             )
+
+
+def _check_multiplier(multiplier: float, size: float) -> None:
+    """Raise InputError where codes of this root mean square are no match for noise: it is of another tokenizer."""
+    scaled, (low, high) = multiplier * size, SCALED
+    if not low <= scaled <= high:
+        raise InputError(
+            f"diffusion.multiplier={multiplier}: scales codes of root mean square {size:.3g} to {scaled:.3g}; expected"
+            f" {low:g} to {high:g}, as a multiplier of this tokenizer's codes gives, or none"
+        )

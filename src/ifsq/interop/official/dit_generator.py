@@ -48,7 +48,7 @@ from ifsq.tokenizer.model import Tokenizer
 
 CARRIED = {
     *("depth", "width", "heads", "size", "patch", "mlp_ratio", "mlp", "norm", "rope", "qk_norm", "label_dropout"),
-    *("path", "prediction", "guidance_channels"),
+    *("path", "prediction", "guidance_channels", "multiplier"),
     *("weighting", "min_snr_gamma", "cosine_weight", "coupling"),
     *("time_sampling", "time_mean", "time_std", "time_scale", "time_shift", "time_shift_base"),
 }
