@@ -113,10 +113,18 @@ def test_weights_that_are_not_numbers_draw_nothing(kind, options):
 def test_gumbel_numbers_are_rows_of_the_stream():
     """Row 2 of 5 numbers begins at the fifth block: rows of 5 take two blocks each; three words stay unused."""
     words = [word for block in (5, 6) for word in philox((7, 3), block)][:5]
-    levels = [((word >> 11) + 0.5) * 2.0**-53 for word in words]
+    levels = [((word >> 12) + 0.5) * 2.0**-52 for word in words]
     expected = torch.tensor([-np.log(-np.log(level)) for level in levels], dtype=torch.float32)
     assert torch.allclose(gumbels(7, 3, 1, 2, 5)[0], expected, rtol=1e-6)
     assert torch.equal(gumbels(7, 2, 3, 2, 5)[1], gumbels(7, 3, 1, 2, 5)[0])
+
+
+def test_gumbel_numbers_are_finite_at_both_ends_of_the_stream(monkeypatch):
+    ends = np.array([[0, 2**64 - 1]], np.uint64)
+    monkeypatch.setattr("ifsq.generators.streams._words", lambda *_: ends)
+    least, most = gumbels(0, 0, 1, 0, 2)[0].tolist()
+    assert least == pytest.approx(-np.log(53 * np.log(2)))
+    assert most == pytest.approx(53 * np.log(2))
 
 
 def test_gumbel_numbers_follow_their_law():

@@ -30,12 +30,13 @@ def gumbels(seed: int, first: int, images: int, place: int, count: int) -> Float
     """``count`` numbers of the standard Gumbel distribution for each image, those of number ``place`` of such rows.
 
     Rows 0, 1, 2, ... of an image, all of one ``count``, share no number; a row costs the same wherever it lies. Float64
-    inside, so that the greatest of a million codes is drawn as often as it should be.
+    inside, so that the greatest of a million codes is drawn as often as it should be; all are finite.
 
     Raises ValueError as `uniforms`.
     """
     start = place * -(-count // WORDS)
-    levels = ((_words(seed, first, images, count, start) >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+    # 52 bits: half a step above the greatest of 53 would round to 1, whose number is infinite.
+    levels = ((_words(seed, first, images, count, start) >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
     return torch.from_numpy(levels).log_().neg_().log_().neg_().to(torch.float32)
 
 

@@ -37,6 +37,7 @@ class ARSampling(Sampling):
     parallel           draw so many tokens at once and keep those that hold, see `decode_parallel`; 0 draws one by one
     noise              ``uniform``: one random number a group, by which its distribution is inverted; ``gumbel``: one a
                        code, added to its logit, and the greatest is drawn. Images differ, their distribution does not.
+                       They are made on the CPU, 4 bytes each, for a token or a window of all images at a time.
                        Parallel decoding keeps more with ``gumbel``: far more where a group has hundreds of codes
     """
 
