@@ -415,6 +415,7 @@ def run_with(folder, **changes):
 
 def test_a_report_refuses_figures_that_do_not_compare():
     refuse_unlike([run_with("ar"), run_with("diffusion", sampler="euler", guidance=2.0, generator_hash="g")])
+    refuse_unlike([run_with("ar", dtype="bf16 weights"), run_with("diffusion")])
     for changes, message in (({"n": 50}, "n 40 against 50"), ({"reference_hash": "cd"}, "'ab' against 'cd'")):
         with pytest.raises(InputError, match=f"ar and diffusion: .*{message}.*; evaluate both again"):
             refuse_unlike([run_with("ar"), run_with("diffusion", **changes)])

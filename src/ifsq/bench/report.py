@@ -143,7 +143,7 @@ def _protocol(card: ProtocolCard) -> str:
     parts = []
     if card.sampler:
         parts = [f"guidance {card.guidance}", card.sampler, f"{card.function_evaluations} evaluations"]
-        parts.append(f"seed {card.seed}")
+        parts += [card.dtype, f"seed {card.seed}"]
     return "".join(f"; {part}" for part in parts)
 
 

@@ -15,7 +15,7 @@ from ifsq.training.config import TrainConfig
 from ifsq.training.log import read_metrics
 
 MOST = 2.0**63  # steps and figures that matplotlib can draw
-OWN = ("guidance", "sampler", "function_evaluations")
+OWN = ("guidance", "sampler", "function_evaluations", "dtype")
 """Fields of a card in which the generators of a page may differ: how each is sampled."""
 TITLES = {"tokenizer": "tokenizer", **{kind: cls.title for kind, cls in Generator.kinds.items()}}
 
