@@ -166,12 +166,11 @@ def test_cached_sampling_equals_the_full_pass(case, rope_class):
         assert torch.allclose(logits[k][:, 4:], full[k][:, 4:], **CLOSE)
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_steps_of_several_tokens_and_back_equal_the_full_pass(case):
-    model = make(case).eval()
+def check_steps(model, way):
+    """Steps of one and of several tokens, and back, give the states of the full pass; returns both."""
     indices = model.spec.digits_to_indices(make_batch(model.spec, 3).content).flatten(1, 2)
     labels, wrong = torch.tensor([0, 3, 2]), torch.zeros_like(indices[:, :3])
-    steps, states = PlainSteps(model), model.states(indices, labels)
+    steps, states = way(model), model.states(indices, labels)
     with torch.no_grad():
         assert torch.allclose(steps.first(labels), states[:, 0], **CLOSE)
         steps.next(wrong)
@@ -182,6 +181,13 @@ def test_steps_of_several_tokens_and_back_equal_the_full_pass(case):
         steps.rewind(2)
         assert torch.allclose(steps.next(indices[:2, 2:3]), states[:2, 3:4], **CLOSE)
         assert torch.allclose(steps.next(indices[:2, 3:5]), states[:2, 4:], **CLOSE)
+    return steps, states
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_steps_of_several_tokens_and_back_equal_the_full_pass(case):
+    steps, states = check_steps(make(case).eval(), PlainSteps)
+    with torch.no_grad():
         drawn = steps.draw(states[:2].flatten(0, 1), lambda logits, group: logits.argmax(-1))
         assert torch.equal(drawn[1], steps.draw(states[:1, 1], lambda logits, group: logits.argmax(-1))[0])
 

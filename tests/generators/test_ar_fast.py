@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from tests.generators.test_ar import CASES, make_batch
+from tests.generators.test_ar import CASES, check_steps, make_batch
 from tests.generators.test_ar import make as make_plain
 from torch import nn
 
@@ -26,7 +26,6 @@ from ifsq.generators.ar.packing import (
 )
 from ifsq.generators.ar.steps import PlainSteps
 
-CLOSE = {"atol": 2e-5, "rtol": 1e-4}
 GUIDED = {"guidance": 3.0, "guidance_interval": 4}
 packs = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="oneDNN packs the weights")
 
@@ -86,20 +85,7 @@ def whole_steps(model):
     ],
 )
 def test_steps_of_several_tokens_and_back_equal_the_full_pass(trunk, way):
-    model = make("chain", **TRUNKS[trunk]).eval()
-    indices = model.spec.digits_to_indices(make_batch(model.spec, 3).content).flatten(1, 2)
-    labels, wrong = torch.tensor([0, 3, 2]), torch.zeros_like(indices[:, :3])
-    steps, states = way(model), model.states(indices, labels)
-    with torch.no_grad():
-        assert torch.allclose(steps.first(labels), states[:, 0], **CLOSE)
-        steps.next(wrong)
-        steps.rewind(0)
-        assert torch.allclose(steps.next(indices[:, :2]), states[:, 1:3], **CLOSE)
-        steps.keep_first(2)
-        steps.next(wrong[:2])
-        steps.rewind(2)
-        assert torch.allclose(steps.next(indices[:2, 2:3]), states[:2, 3:4], **CLOSE)
-        assert torch.allclose(steps.next(indices[:2, 3:5]), states[:2, 4:], **CLOSE)
+    check_steps(make("chain", **TRUNKS[trunk]).eval(), way)
 
 
 @packs
