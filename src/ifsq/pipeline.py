@@ -1,6 +1,6 @@
 """READ FIRST. The whole road, one function a stage, in flow order:
 
-    train_tokenizer, adapt -> encode -> train_generator -> sample
+    train_tokenizer, adapt -> encode -> train_generator -> (fit_times) -> sample
     evaluate_tokenizer, evaluate_generator (with a judge), evaluate (anybody's images), reconstruct
 
 Every stage joins the processes that torchrun started (or stands alone), opens the run it is of once, checks what it is
@@ -59,6 +59,7 @@ from ifsq.experiment import (
     workers_of,
 )
 from ifsq.generators import Generator, Origin
+from ifsq.generators.diffusion.grids import FittedTimes, fit_generator_times
 from ifsq.generators.train import GeneratorTask
 from ifsq.metrics import ProtocolCard
 from ifsq.store.run import Run
@@ -230,6 +231,29 @@ def sample(
             card = samples_card(pair, asked, options, seed, place.kind, run.step if step is None else step, average)
             write_samples(pair, asked.labels, options, card, place, world, reporter or Silent(), batch)
     return out
+
+
+def fit_times(
+    folder: Path,
+    device: str = "auto",
+    sampling: Mapping[str, Any] | None = None,
+    *,
+    step: int | None = None,
+    average: bool = True,
+    images: int = 16,
+    iterations: int = 40,
+) -> FittedTimes:
+    """Times of a diffusion generator's steps at which they end nearest to a fine solution, for ``sampling.times``.
+
+    sampling    options in place of the run's own: the times are for its solver, steps and guidance
+    step        of a checkpoint that is kept; None: the newest
+    average     the averaged weights, else the raw ones
+    images      whose noise they are fitted to; no sampling draws these
+    iterations  of the fit
+    """
+    with join(device) as world:
+        model = Generator.from_run(Run.open(folder), step, average).to(world.device)
+        return fit_generator_times(model, model.sampling(sampling), images, iterations)
 
 
 def reconstruct(

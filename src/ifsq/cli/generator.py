@@ -1,4 +1,4 @@
-"""``ifsq generator train|eval``, ``ifsq sample``."""
+"""``ifsq generator train|eval|times``, ``ifsq sample``."""
 
 import argparse
 from pathlib import Path
@@ -9,7 +9,7 @@ from ifsq.cli.terminal import Terminal, print_cards, print_table, say
 
 
 def add_generator(verbs: Any) -> None:
-    """``generator train`` and ``generator eval``."""
+    """``generator train``, ``generator eval`` and ``generator times``."""
     generator = verbs.add_parser("generator", help="train or evaluate a generator").add_subparsers(
         metavar="VERB", required=True
     )
@@ -40,6 +40,19 @@ def add_generator(verbs: Any) -> None:
         " none: without a NAME)",
     )
     evaluate.add_argument("--no-cache", action="store_true", help="keep no statistics of the training images")
+    times = verb(
+        generator,
+        "times",
+        "fit the times of a diffusion generator's steps, for --sampling.times",
+        _generator_times,
+        overrides=SAMPLING,
+    )
+    times.add_argument("folder", type=Path, metavar="RUN")
+    times.add_argument(
+        "--images", type=int, default=16, metavar="N", help="whose noise they are fitted to (default 16)"
+    )
+    times.add_argument("--iterations", type=int, default=40, metavar="N", help="of the fit (default 40)")
+    add_weights(times)
 
 
 def add_sample(verbs: Any) -> None:
@@ -130,6 +143,22 @@ def _generator_eval(options: argparse.Namespace) -> None:
         rows = [(str(step), *_figures(one)) for step, one in found.items()]
         print_table("over training", ("step", *(name for name, _ in _own(newest))), rows)
     print_cards(newest.cards)
+
+
+def _generator_times(options: argparse.Namespace) -> None:
+    from ifsq import pipeline
+
+    found = pipeline.fit_times(
+        options.folder,
+        options.device,
+        sampling_of(options),
+        step=options.step,
+        average=options.weights == "average",
+        images=options.images,
+        iterations=options.iterations,
+    )
+    say(f"error of even times: {found.even_error:.4g}; of these: {found.error:.4g}")
+    say(f"times = [{', '.join(f'{t:.6g}' for t in found.times)}]")
 
 
 def _own(evaluation: Any) -> list[tuple[str, float]]:

@@ -194,7 +194,7 @@ class DiffusionGenerator(Generator, kind="diffusion"):
         prediction gives by conversion is guided alike: that is linear. With a guide that one's prediction takes the
         place of the null class's.
         """
-        scale = sampling.scale(float(t))
+        scale = sampling.scale(float(t.detach()))
         if scale == 1:
             return self._at(x, t, labels)
         if sampling.guide is not None:
@@ -281,7 +281,7 @@ class DiffusionGenerator(Generator, kind="diffusion"):
             return numbers(math.prod(shape)).unflatten(1, shape).to(device)
 
         def velocity(x: Tensor, t: Tensor) -> Tensor:
-            times.append(float(t))
+            times.append(float(t.detach()))
             return self.velocity(x, t, labels, sampling)
 
         with evaluating(self):

@@ -209,11 +209,13 @@ class DiffusionSampling(Sampling):
         on_step: OnStep | None = None,
         span: tuple[float, float] = (0.0, 1.0),
         noise: Noise = torch.randn_like,
+        times: Float[Tensor, "times"] | None = None,
     ) -> Float[Tensor, "..."]:
         """From noise x to data by these options, along ``path``; None is the straight one.
 
         span   the first and the last time at which the velocity is finite
         noise  numbers of N(0, 1) like what it is given, of a solver that adds noise
+        times  in place of `grid`
         """
         solver = SOLVERS[self.solver]
         told = {name: getattr(self, name) for name in solver.options if getattr(self, name) is not None}
@@ -221,7 +223,7 @@ class DiffusionSampling(Sampling):
             told["path"] = path or LinearPath()
         if solver.noise:
             told["noise"] = noise
-        return solver.solve(velocity, x, self.grid(span), on_step, **told)
+        return solver.solve(velocity, x, self.grid(span) if times is None else times, on_step, **told)
 
     def evaluations(self, span: tuple[float, float] = (0.0, 1.0)) -> int:
         """Network evaluations for one image, of a solver whose steps are known; a guided one counts twice.
