@@ -90,8 +90,8 @@ def test_fewer_steps_cost_what_the_groups_say_of_each_other():
     assert (drawn - joint).abs().max() > 1e-3
 
 
-def masked_model(steps=None):
-    spec = CodeSpec((3, 2), (1, 1), "little", "equal", (1, 2))
+def masked_model(steps=None, groups=(1, 1)):
+    spec = CodeSpec((3, 2), groups, "little", "equal", (1, 2))
     torch.manual_seed(0)
     config = ARConfig(1, 16, 2, mlp_multiple_of=8, head=HeadConfig("masked", 1, 8, steps))
     model = ARGenerator(config, spec, num_classes=2)
@@ -119,6 +119,11 @@ def test_held_out_figures_are_likelihoods_and_those_of_training_a_bound():
     bits = model.nll(batch).mean().item() / math.log(2)
     assert held_out[0]["bits_per_image"].item() == pytest.approx(bits, rel=1e-5)
     assert held_out[0]["bits_per_token"].item() == pytest.approx(bits / 2, rel=1e-5)
+
+
+def test_tokens_of_one_group_are_refused():
+    with pytest.raises(ValueError, match=r"head\.kind='masked': the tokens have one group of 6 codes; expected several"):
+        masked_model(groups=(2,))
 
 
 def test_more_steps_than_groups_and_steps_of_another_head_are_refused():

@@ -31,7 +31,7 @@ class Dropouts(NamedTuple):
 
 @dataclass(frozen=True)
 class HeadConfig:
-    """How a token of several groups is predicted; a token of one group has one softmax, whatever stands here.
+    """How a token of several groups is predicted; one of a single group has one softmax, and ``masked`` is refused.
 
     kind   ``chain``: a small MLP a group; ``transformer``: the official factorized head; ``masked``: one MLP that
            predicts the groups that are masked from those that are known

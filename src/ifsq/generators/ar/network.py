@@ -199,6 +199,11 @@ def _make_rope(config: ARConfig, grid: tuple[int, int], class_tokens: int) -> Ro
 def _make_head(config: ARConfig, sizes: tuple[int, ...], rope: Rotary, embeddings: Sequence[nn.Module]) -> SoftmaxHead:
     head = config.head
     if len(sizes) == 1:
+        if head.kind == "masked":
+            raise ValueError(
+                f"head.kind='masked': the tokens have one group of {sizes[0]} codes; expected several groups, or another"
+                " kind"
+            )
         return JointHead(config.width, sizes[0])
     hidden = config.width if head.width is None else head.width
     if head.kind == "chain":
