@@ -122,7 +122,9 @@ def test_held_out_figures_are_likelihoods_and_those_of_training_a_bound():
 
 
 def test_tokens_of_one_group_are_refused():
-    with pytest.raises(ValueError, match=r"head\.kind='masked': the tokens have one group of 6 codes; expected several"):
+    with pytest.raises(
+        ValueError, match=r"head\.kind='masked': the tokens have one group of 6 codes; expected several"
+    ):
         masked_model(groups=(2,))
 
 

@@ -80,14 +80,14 @@ def test_cached_steps_along_an_order_equal_the_full_pass_in_it(case, options):
     prefix = model.prefix(labels)
     before = prefix.shape[1] - 1
     caches = [KVCache(before + model.spec.tokens) for _ in model.layers]
-    x = model.told(prefix, order[:, :1], before)
+    x = model.add_target_positions(prefix, order[:, :1], before)
     for position in range(model.spec.tokens):
-        state = model.trunk(x, caches, condition=prefix[:, 0], rope=model.turns(order))[:, -1:]
+        state = model.trunk(x, caches, condition=prefix[:, 0], rope=model.rope_along(order))[:, -1:]
         token = ordered[:, position : position + 1]
         for k, logits in enumerate(model.head.logits(state, token)):
             assert torch.allclose(logits[:, 0], full[k][:, position], atol=1e-5, rtol=1e-5), (position, k)
         if position + 1 < model.spec.tokens:
-            x = model.told(model.embed(token), order[:, position + 1 : position + 2])
+            x = model.add_target_positions(model.embed(token), order[:, position + 1 : position + 2])
 
 
 @torch.no_grad()

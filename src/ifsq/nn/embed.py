@@ -14,9 +14,9 @@ PREFIXES = ("identity", "zero")
 
 
 class Rotary(nn.Module):
-    """2-D rotary positions (RoPE): the first half of a head turns with the row, the second with the column.
+    """2-D rotary positions (RoPE): the first half of a head rotates with the row, the second with the column.
 
-    Pairs are neighbours (0, 1), (2, 3), ...; pair i of a half turns by ``position * base ** (-2i / half)``.
+    Pairs are neighbours (0, 1), (2, 3), ...; pair i of a half rotates by ``position * base ** (-2i / half)``.
 
     grid      rows and columns, positions in row-major order
     head_dim  width of a head, a multiple of 4
@@ -45,11 +45,11 @@ class Rotary(nn.Module):
         self.register_buffer("table", self._table().to(torch.get_default_device()), persistent=False)
 
     def forward(self, x: Float[Tensor, "... t width"], start: int | Tensor = 0) -> Float[Tensor, "... t width"]:
-        """Turn queries or keys at positions ``start`` .. ``start + t - 1``; float32 inside, the input's dtype out.
+        """Rotate queries or keys at positions ``start`` .. ``start + t - 1``; float32 inside, the input's dtype out.
 
         start  a number, or a scalar tensor that the host need not know
         """
-        return _turn(x, _rows(self.table, start, x.shape[-2]))
+        return _rotate(x, _rows(self.table, start, x.shape[-2]))
 
     def along(self, rows: Int[Tensor, "b s"]) -> "RotaryAlong":
         """The same for sequences that visit the rows of the table in an order of their own each."""
@@ -76,14 +76,14 @@ class Rotary(nn.Module):
 class RotaryAlong:
     """Rotary positions of a batch of sequences, each with its own; called as `Rotary`, with heads (b, n, t, width).
 
-    table  (b, s, width / 2, 2): what the positions of each sequence turn by
+    table  (b, s, width / 2, 2): cosines and sines of the positions of each sequence
     """
 
     def __init__(self, table: Float[Tensor, "b s _ 2"]) -> None:
         self.table = table
 
     def __call__(self, x: Float[Tensor, "b n t width"], start: int | Tensor = 0) -> Float[Tensor, "b n t width"]:
-        return _turn(x, _rows(self.table.transpose(0, 1), start, x.shape[-2]).transpose(0, 1)[:, None])
+        return _rotate(x, _rows(self.table.transpose(0, 1), start, x.shape[-2]).transpose(0, 1)[:, None])
 
 
 def _rows(table: Tensor, start: int | Tensor, count: int) -> Tensor:
@@ -92,14 +92,14 @@ def _rows(table: Tensor, start: int | Tensor, count: int) -> Tensor:
     return table[start : start + count]
 
 
-def _turn(x: Tensor, turns: Tensor) -> Tensor:
-    """Pairs of x (..., t, width) turned by the cosines and sines (..., t, width / 2, 2), as complex numbers are."""
+def _rotate(x: Tensor, rotations: Tensor) -> Tensor:
+    """Pairs of x (..., t, width) rotated by the cosines and sines (..., t, width / 2, 2), as complex numbers are."""
     if x.requires_grad and x.device.type == "cpu" and not torch.compiler.is_compiling():
         # Pairs as complex numbers: neighbours are read together, forward and backward, five times as fast. The last
         # of a tensor round otherwise, so where nothing is trained an image would depend on its batch.
         pairs = torch.view_as_complex(x.to(torch.float32).unflatten(-1, (-1, 2)))
-        return torch.view_as_real(pairs * torch.view_as_complex(turns)).flatten(-2).to(x.dtype)
-    cos, sin = turns.unbind(-1)
+        return torch.view_as_real(pairs * torch.view_as_complex(rotations)).flatten(-2).to(x.dtype)
+    cos, sin = rotations.unbind(-1)
     even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
     return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2).to(x.dtype)
 

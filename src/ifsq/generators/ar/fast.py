@@ -84,7 +84,7 @@ class FastSteps(Steps):
 
     def first(self, labels: Int[Tensor, "r"]) -> Float[Tensor, "r width"]:
         prefix = self.network.prefix(labels)
-        x = self.network.told(prefix, 0, prefix.shape[1] - 1).to(torch.float32)
+        x = self.network.add_target_positions(prefix, 0, prefix.shape[1] - 1).to(torch.float32)
         block = self._blocks[0]
         shape = (2, len(labels) * block.kv_heads, len(self._turns), block.per_head)
         self._position, self._past = 0, [x.new_empty(shape) for _ in self._blocks]
@@ -92,7 +92,7 @@ class FastSteps(Steps):
 
     def next(self, indices: Int[Tensor, "r t g"]) -> Float[Tensor, "r t width"]:
         target = self._position - self.network.config.class_tokens + 1
-        return self._through(self.network.told(self.network.embed(indices), target).to(torch.float32))
+        return self._through(self.network.add_target_positions(self.network.embed(indices), target).to(torch.float32))
 
     def draw(self, state: Float[Tensor, "r width"], pick: Pick) -> Int[Tensor, "r g"]:
         return self._head.draw(state, pick)

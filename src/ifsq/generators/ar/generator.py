@@ -57,8 +57,8 @@ class ARGenerator(ARNetwork, kind="ar"):
         labels, indices = self._dropped(batch.labels, rng), self._indices(batch)
         order = self._orders(batch, rng, progress)
         states = self.states(indices, labels, order=order)
-        told = indices if order is None else in_order(indices, order)
-        loss = self.head.loss(states, told, rng) if self.training else self.head.nats(states, told).mean()
+        ordered = indices if order is None else in_order(indices, order)
+        loss = self.head.loss(states, ordered, rng) if self.training else self.head.nats(states, ordered).mean()
         bits = loss.detach() / math.log(2)
         return {"loss": loss, "bits_per_token": bits, "bits_per_image": bits * self.spec.tokens}
 

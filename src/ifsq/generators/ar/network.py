@@ -78,21 +78,21 @@ class ARNetwork(Generator):
             return None
         return [cast(Block, layer).modulated_by(prefix[:, 0]) for layer in self.layers]
 
-    def told(
-        self, x: Float[Tensor, "b t width"], targets: Int[Tensor, "b s"] | int | Tensor, untold: int = 0
+    def add_target_positions(
+        self, x: Float[Tensor, "b t width"], targets: Int[Tensor, "b s"] | int | Tensor, skip: int = 0
     ) -> Float[Tensor, "b t width"]:
-        """What the trunk reads, told which grid position it is to predict behind each; x where none is ever told.
+        """Plus the embeddings of the grid positions that are predicted behind each; x itself in a model without orders.
 
         targets  row-major positions; or the first of some that follow each other, as a number or a scalar of the device
-        untold   positions of x before those that predict one: all of the class but the last
+        skip     positions of x that predict none: all of the class but the last
         """
         if self.target_positions is None:
             return x
         if not isinstance(targets, Tensor) or targets.ndim == 0:
-            targets = targets + torch.arange(x.shape[1] - untold, device=x.device)
-        return x + F.pad(self.target_positions(targets), (0, 0, untold, 0))
+            targets = targets + torch.arange(x.shape[1] - skip, device=x.device)
+        return x + F.pad(self.target_positions(targets), (0, 0, skip, 0))
 
-    def turns(self, order: Int[Tensor, "b t"]) -> RotaryAlong:
+    def rope_along(self, order: Int[Tensor, "b t"]) -> RotaryAlong:
         """Rotary positions of the class and of all tokens but the last as they come in an order."""
         prefixes = self.config.class_tokens
         class_rows = torch.arange(prefixes, device=order.device).expand(len(order), -1)
@@ -112,7 +112,7 @@ class ARNetwork(Generator):
         caches       one a block: x is the next t positions alone
         condition    with ``adaln`` the first embedding of the class
         modulations  or what `modulations` makes of it
-        rope         `turns` of an order; None is raster
+        rope         `rope_along` an order; None is raster
         """
         rope = self.rope if rope is None else rope
         for i, layer in enumerate(islice(self.layers, depth)):
@@ -136,8 +136,8 @@ class ARNetwork(Generator):
         before = prefix.shape[1] - 1
         tokens = indices if order is None else in_order(indices, order)
         x = torch.cat([prefix, self.embed(tokens[:, :-1])], dim=1)
-        x = self.dropout(self.told(x, 0 if order is None else order, before))
-        rope = None if order is None else self.turns(order)
+        x = self.dropout(self.add_target_positions(x, 0 if order is None else order, before))
+        rope = None if order is None else self.rope_along(order)
         return self.trunk(x, depth=depth, condition=prefix[:, 0], rope=rope)[:, before:]
 
     def logits(
@@ -201,8 +201,8 @@ def _make_head(config: ARConfig, sizes: tuple[int, ...], rope: Rotary, embedding
     if len(sizes) == 1:
         if head.kind == "masked":
             raise ValueError(
-                f"head.kind='masked': the tokens have one group of {sizes[0]} codes; expected several groups, or another"
-                " kind"
+                f"head.kind='masked': the tokens have one group of {sizes[0]} codes;"
+                " expected several groups, or another kind"
             )
         return JointHead(config.width, sizes[0])
     hidden = config.width if head.width is None else head.width

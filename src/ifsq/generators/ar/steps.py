@@ -56,11 +56,11 @@ class PlainSteps(Steps):
     def first(self, labels: Int[Tensor, "r"]) -> Float[Tensor, "r width"]:
         prefix = self.network.prefix(labels)
         self._modulations = self.network.modulations(prefix)
-        return self._trunk(self.network.told(prefix, 0, self._prefixes - 1))[:, -1]
+        return self._trunk(self.network.add_target_positions(prefix, 0, self._prefixes - 1))[:, -1]
 
     def next(self, indices: Int[Tensor, "r t g"]) -> Float[Tensor, "r t width"]:
         target = self._caches[0].position - self._prefixes + 1
-        return self._trunk(self.network.told(self.network.embed(indices), target))
+        return self._trunk(self.network.add_target_positions(self.network.embed(indices), target))
 
     def draw(self, state: Float[Tensor, "r width"], pick: Pick) -> Int[Tensor, "r g"]:
         return self.network.head.draw(state, pick)
