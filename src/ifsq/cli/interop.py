@@ -18,7 +18,7 @@ def add_import(verbs: Any) -> None:
     official = verb(
         other,
         "official",
-        "a tokenizer, LlamaGen or DiT of the official repository, or as LlamaGen and SiT published them",
+        "a tokenizer, LlamaGen or DiT of the official repository, or as LlamaGen, DiT and SiT published them",
         _import_official,
         alone=True,
     )

@@ -369,9 +369,9 @@ def test_other_files_and_choices_are_refused_in_one_line(golden_folder, tmp_path
     other = ["import", "official", tmp_path / "plain.pt", "--out", out, "--heads", "4", "--multiplier", "1"]
     told = refused(capsys, other)
     assert "plain.pt: does not say what time and output mean to it; give --trainer official, sit or dit" in told
-    torch.save({"ema": sit(small(**PLAIN)), "args": Namespace(image_size=64)}, tmp_path / "ddpm.pt")
+    torch.save({"ema": plain, "args": Namespace(image_size=64)}, tmp_path / "ddpm.pt")
     told = refused(capsys, ["import", "official", tmp_path / "ddpm.pt", "--out", out, "--heads", "4"])
-    assert "ddpm.pt: is a DiT of DDPM's 1000 steps, which is not sampled here" in told
+    assert "ddpm.pt: gives 4 channels; expected 8 of --trainer dit" in told
     torch.save({"ema": plain, "args": Namespace(image_size=64, path_type="linear", proj_coeff=0.5)}, tmp_path / "r.pt")
     told = refused(capsys, ["import", "official", tmp_path / "r.pt", "--out", out])
     assert "is a SiT of REPA's trainer, whose time runs from data to noise; it is not read" in told

@@ -21,6 +21,14 @@ from ifsq.generators.diffusion.config import SIZES
 from ifsq.interop.official.reader import Reader, count, section, shape_of
 
 TRAINERS = ("official", "sit", "dit")
+TRAINED: dict[str, dict[str, Any]] = {
+    "official": {},
+    "sit": {"time_sampling": "uniform"},
+    "dit": {"path": "ddpm", "prediction": "noise", "learned_variance": True, "time_sampling": "uniform"},
+}
+"""Of `DiTConfig`, where the file says nothing else."""
+SAMPLED: dict[str, dict[str, Any]] = {"official": {}, "sit": {}, "dit": {"solver": "ddpm", "steps": 250}}
+"""Of `DiffusionSampling`, likewise."""
 HEADS = {(size.depth, size.width): size.heads for size in SIZES.values()}
 """Heads of attention of the official sizes, by depth and width."""
 PUBLISHED = re.compile(r"^(DiT|SiT)-XL-2-(256|512)(?:x\2)?\.")

@@ -32,6 +32,8 @@ from ifsq.interop.official.dit_config import (
     MULTIPLIER,
     PATHS,
     PREDICTIONS,
+    SAMPLED,
+    TRAINED,
     Sizes,
     Told,
     grid_of,
@@ -106,15 +108,14 @@ def read_dit(
             f"{where}: y_embedder of {sizes.classes} classes and the null class; its config says {told.classes}"
         )
     trainer = trainer_of(told, sizes, path, scale.trainer)
-    if trainer == "dit":
-        raise InputError(f"{path}: is a DiT of DDPM's 1000 steps, which is not sampled here; expected a flow model")
     number = heads_of(sizes, told, heads, where)
     behind = _behind(sizes, grid_of(sizes, told, grid, where), tokenizer, trainer, where)
     mean, std = _scale(told, scale, trainer, sizes.channels, where)
-    config = build(DiTConfig, _config(sizes, number, told, where), where)
-    build(DiffusionSampling, told.sampling, f"{where}: config: sample")
+    config = build(DiTConfig, _config(sizes, number, told, trainer, where), where)
+    sampling = {**SAMPLED[trainer], **told.sampling}
+    build(DiffusionSampling, sampling, f"{where}: config: sample")
     weights = {key: value for key, value in table.items() if is_weight(key)}
-    if sizes.outputs == 2 * sizes.channels:
+    if not config.learned_variance and sizes.outputs == 2 * sizes.channels:
         weights = first_half(weights, sizes.channels, sizes.patch)
 
     def make() -> DiffusionGenerator:
@@ -126,7 +127,7 @@ def read_dit(
         own["codebook"] = behind.codebook
     model = made_of(make, own, where)
     check_tables(table, model.dit, where)
-    model.origin = Origin(tuple(map(str, range(sizes.classes))), tokenizer, behind.digest, sampling=told.sampling)
+    model.origin = Origin(tuple(map(str, range(sizes.classes))), tokenizer, behind.digest, sampling=sampling)
     return model
 
 
@@ -166,7 +167,7 @@ def official_file(
     return saved, None if even else {"mean": mean.view(1, -1, 1, 1), "std": std.view(1, -1, 1, 1)}
 
 
-def _config(sizes: Sizes, heads: int, told: Told, where: str) -> dict[str, Any]:
+def _config(sizes: Sizes, heads: int, told: Told, trainer: str, where: str) -> dict[str, Any]:
     return {
         "depth": sizes.depth,
         "width": sizes.width,
@@ -179,6 +180,7 @@ def _config(sizes: Sizes, heads: int, told: Told, where: str) -> dict[str, Any]:
         "qk_norm": sizes.qk_norm,
         "adaln_shift": sizes.modulation == 6,
         "guidance_channels": GUIDED if sizes.channels > GUIDED else None,
+        **TRAINED[trainer],
         **told.options,
     }
 
