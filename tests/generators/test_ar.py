@@ -15,7 +15,8 @@ from ifsq.generators.ar.guidance import guidance_scales
 from ifsq.generators.ar.steps import PlainSteps
 from ifsq.interop.official.llamagen import from_official
 
-CLOSE = {"atol": 2e-5, "rtol": 1e-4}
+CLOSE = {"atol": 2e-5, "rtol": 1e-4}  # to numbers of other code
+SAME = {"atol": 1e-5, "rtol": 1e-5}  # to ours of another shape
 JOINT = CodeSpec((32,), (1,), "little", "equal", (4, 4))
 PAIRS = CodeSpec((5, 5, 5, 5), (2, 2), "little", "paper", (4, 4))
 WIDE = CodeSpec((5, 3, 5), (1, 1, 1), "little", "paper", (2, 3))  # a grid that is not square
@@ -162,8 +163,8 @@ def test_cached_sampling_equals_the_full_pass(case, rope_class):
     full, unguided = model.logits(tokens, labels), model.logits(tokens, null)
     for k in range(len(full)):
         expected = torch.cat([unguided[k] + 3 * (full[k] - unguided[k])], dim=0)
-        assert torch.allclose(logits[k][:, :4], expected[:, :4], **CLOSE)
-        assert torch.allclose(logits[k][:, 4:], full[k][:, 4:], **CLOSE)
+        assert torch.allclose(logits[k][:, :4], expected[:, :4], **SAME)
+        assert torch.allclose(logits[k][:, 4:], full[k][:, 4:], **SAME)
 
 
 def check_steps(model, way):
@@ -172,15 +173,15 @@ def check_steps(model, way):
     labels, wrong = torch.tensor([0, 3, 2]), torch.zeros_like(indices[:, :3])
     steps, states = way(model), model.states(indices, labels)
     with torch.no_grad():
-        assert torch.allclose(steps.first(labels), states[:, 0], **CLOSE)
+        assert torch.allclose(steps.first(labels), states[:, 0], **SAME)
         steps.next(wrong)
         steps.rewind(0)
-        assert torch.allclose(steps.next(indices[:, :2]), states[:, 1:3], **CLOSE)
+        assert torch.allclose(steps.next(indices[:, :2]), states[:, 1:3], **SAME)
         steps.keep_first(2)
         steps.next(wrong[:2])
         steps.rewind(2)
-        assert torch.allclose(steps.next(indices[:2, 2:3]), states[:2, 3:4], **CLOSE)
-        assert torch.allclose(steps.next(indices[:2, 3:5]), states[:2, 4:], **CLOSE)
+        assert torch.allclose(steps.next(indices[:2, 2:3]), states[:2, 3:4], **SAME)
+        assert torch.allclose(steps.next(indices[:2, 3:5]), states[:2, 4:], **SAME)
     return steps, states
 
 
