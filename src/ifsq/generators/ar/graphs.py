@@ -37,16 +37,17 @@ class GraphSteps(PlainSteps):
     def _captured(self, indices: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor]:
         """The graph, what it reads and what it writes; the caches stand where they stood."""
         given, known = indices.clone(), self._known()
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(WARM_UP):
-                super().next(given)
-                self.rewind(known)
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):  # records the pass and does not run it
-            states = super().next(given)
+        with torch.cuda.device(indices.device):  # streams and graphs are of the current device
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                for _ in range(WARM_UP):
+                    super().next(given)
+                    self.rewind(known)
+            torch.cuda.current_stream().wait_stream(side)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):  # records the pass and does not run it
+                states = super().next(given)
         return graph, given, states
 
     def _known(self) -> int:
