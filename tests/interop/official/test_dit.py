@@ -138,6 +138,16 @@ def test_full_size_names_and_shapes(golden_folder):
     assert official.keys() >= PROJECTORS
 
 
+def test_the_published_size():
+    """DiT-XL/2 of 256 pixels has 675,129,632 numbers with its position table, the paper's 675 M, in 292 tensors."""
+    config = DiTConfig(size="XL", patch=2, **PLAIN, path="ddpm", prediction="noise", learned_variance=True)
+    with torch.device("meta"):
+        model = DiffusionGenerator(config, LatentSpec(4, (32, 32)), 1000)
+    tensors = to_official(model.state_dict())
+    assert sum(value.numel() for value in tensors.values()) + 256 * 1152 == 675_129_632
+    assert len(tensors) + 1 == 292
+
+
 def small(spec=None, **options):
     """A generator with random weights everywhere."""
     torch.manual_seed(0)
