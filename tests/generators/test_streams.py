@@ -110,6 +110,15 @@ def test_weights_that_are_not_numbers_draw_nothing(kind, options):
         model.sample(LABELS, **options)
 
 
+@pytest.mark.parametrize(("kind", "options"), [("ar", {}), ("ar", {"guidance": 2.0, "parallel": 4}), ("diffusion", {})])
+def test_no_labels_give_no_images(kind, options):
+    model = make(kind)
+    none, one = (model.sample(LABELS[:count], **options) for count in (0, 1))
+    assert none.codes.shape == (0, *one.codes.shape[1:])
+    if kind == "ar":
+        assert none.indices.shape == (0, *one.indices.shape[1:])
+
+
 def test_gumbel_numbers_are_rows_of_the_stream():
     """Row 2 of 5 numbers begins at the fifth block: rows of 5 take two blocks each; three words stay unused."""
     words = [word for block in (5, 6) for word in philox((7, 3), block)][:5]

@@ -57,8 +57,8 @@ class ARGenerator(ARNetwork, kind="ar"):
         labels, indices = self._dropped(batch.labels, rng), self._indices(batch)
         order = self._orders(batch, rng, progress)
         states = self.states(indices, labels, order=order)
-        ordered = indices if order is None else in_order(indices, order)
-        loss = self.head.loss(states, ordered, rng) if self.training else self.head.nats(states, ordered).mean()
+        told = indices if order is None else in_order(indices, order)
+        loss = self.head.loss(states, told, rng) if self.training else self.head.nats(states, told).mean()
         bits = loss.detach() / math.log(2)
         return {"loss": loss, "bits_per_token": bits, "bits_per_image": bits * self.spec.tokens}
 
@@ -99,6 +99,19 @@ class ARGenerator(ARNetwork, kind="ar"):
 
     def draw(self, labels: Int[Tensor, "b"], sampling: ARSampling, seed: int, first: int) -> Sampled:
         """Decode token by token, or in parallel; an image's random numbers are its own."""
+        if len(labels):
+            indices, passes = self._decoded(labels, sampling, seed, first)
+        else:
+            shape, device = (0, self.spec.tokens, len(self.spec.groups)), next(self.parameters()).device
+            indices, passes = torch.empty(shape, dtype=torch.int64, device=device), None
+        indices = indices.unflatten(1, self.spec.grid)
+        codes = self.spec.digits_to_codes(self.spec.indices_to_digits(indices)) if self.spec.on_lattice else None
+        return Sampled(codes, indices, passes)
+
+    def _decoded(
+        self, labels: Int[Tensor, "b"], sampling: ARSampling, seed: int, first: int
+    ) -> tuple[Int[Tensor, "b t g"], int | None]:
+        """All tokens, and how many passes drew them where drawing decided that."""
         tokens, groups = self.spec.tokens, len(self.spec.groups)
         device = self.cls_embedding.embedding_table.weight.device
         noise = NOISES[sampling.noise](self.spec, seed, first, len(labels), device)
@@ -115,11 +128,9 @@ class ARGenerator(ARNetwork, kind="ar"):
             indices, passes = decode_parallel(steps, labels, choose, scales, sampling.parallel)
         else:
             indices = decode(steps, labels, choose, scales)
-        indices = indices.unflatten(1, self.spec.grid)
         if not bool(torch.stack(list(finite.values())).all()):
             raise InputError("the logits are not finite numbers: expected finite weights")
-        codes = self.spec.digits_to_codes(self.spec.indices_to_digits(indices)) if self.spec.on_lattice else None
-        return Sampled(codes, indices, passes)
+        return indices, passes
 
     def _dropped(self, labels: Tensor, rng: torch.Generator) -> Tensor:
         """In training a share of the labels becomes the null class."""
