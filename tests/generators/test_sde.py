@@ -6,35 +6,21 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 from gaussians import MEANS, SCALES, bent, of_gaussian
+from torch import nn
 
-from ifsq.generators.diffusion import DiffusionSampling
-from ifsq.generators.diffusion.path import CosinePath, LinearPath, Path, VariancePreservingPath
+from ifsq.codes.spec import CodeSpec
+from ifsq.generators.diffusion import DiffusionGenerator, DiffusionSampling, DiTConfig
+from ifsq.generators.diffusion.path import CosinePath, DDPMPath, LinearPath, VariancePreservingPath
 from ifsq.generators.diffusion.sde import (
     ddim,
     ddpm,
     diffusion_coefficient,
     euler_maruyama,
     posterior_deviation,
+    respaced,
     stochastic_heun,
 )
-
-
-class Betas(Path):
-    """The 1000 noise levels of DDPM: at t = 1 - (n + 1) / 1000 step n, at t = 1 the data."""
-
-    table = torch.cat([torch.ones(1), (1 - torch.linspace(1e-4, 2e-2, 1000, dtype=torch.float64)).cumprod(0)])
-
-    def alpha(self, t):
-        return self.table[((1 - t) * 1000).round().long()].sqrt()
-
-    def sigma(self, t):
-        return (1 - self.table[((1 - t) * 1000).round().long()]).sqrt()
-
-    def d_alpha(self, t):  # any two that are independent: the conversions only go there and back
-        return torch.ones_like(self.alpha(t))
-
-    def d_sigma(self, t):
-        return -torch.ones_like(self.sigma(t))
+from ifsq.generators.streams import Normals
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +72,9 @@ def test_official_ddpm_and_ddim(official, respacing):
     model, tensor = official
     numbers = tensor(f"ddpm/{respacing}/timestep_map").flip(0)
     times = torch.cat([1 - (numbers.double() + 1) / 1000, torch.ones(1, dtype=torch.float64)])
-    path, x = Betas(), tensor("noise").double()
+    assert respaced(respacing, 1000) == tensor(f"ddpm/{respacing}/timestep_map").tolist()
+    assert torch.allclose(DiffusionSampling(solver="ddim", respacing=respacing).grid(), times.float())
+    path, x = DDPMPath(), tensor("noise").double()
 
     def noise_of(x, t):
         return model(x, ((1 - t) * 1000).round() / 1000 - 0.001)
@@ -163,7 +151,7 @@ def test_ddim_and_ddpm_are_those_of_diffusers():
     """Their posterior is that of ``eta`` 1; a thousand steps of which ten are taken."""
     theirs = DDIMScheduler(clip_sample=False, timestep_spacing="linspace", beta_start=1e-4, set_alpha_to_one=True)
     theirs.set_timesteps(10)
-    path, rng = Betas(), torch.Generator().manual_seed(0)
+    path, rng = DDPMPath(), torch.Generator().manual_seed(0)
     velocity = lambda x, t: path.convert((x * 0.3).sin(), x, t, "noise", "velocity")  # noqa: E731
     start, numbers = torch.randn(2, 3, generator=rng).double(), torch.randn(10, 2, 3, generator=rng).double()
     for eta, solve, options in ((0.0, ddim, {}), (0.5, ddim, {"eta": 0.5}), (1.0, ddpm, {})):
@@ -192,6 +180,52 @@ def test_more_steps_bring_the_mean_of_an_sde_nearer():
             got = solver(velocity, x, times, noise=torch.zeros_like, diffusion_scale=1e-9, last_step="euler")
             errors.append(float((got - exact(x)).norm()))
         assert errors[0] / errors[1] > least, solver.__name__
+
+
+def test_a_learned_variance_is_that_of_the_same_evaluation():
+    torch.manual_seed(0)
+    spec = CodeSpec((5, 9), (1, 1), "little", "equal", (4, 2))
+    config = DiTConfig(1, 16, 2, patch=2, path="ddpm", prediction="noise", learned_variance=True)
+    model = DiffusionGenerator(config, spec, num_classes=3).eval()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    labels, path, numbers = torch.tensor([0, 2]), DDPMPath(), Normals(7, 4, 2)
+    sampling = DiffusionSampling(2.0, solver="ddpm", respacing="3,2", snap="none")
+    noise = lambda x=None: numbers(16).unflatten(1, (2, 4, 2))  # noqa: E731
+    both = lambda x, t: model.guided(x, t, labels, sampling)  # noqa: E731
+    with torch.no_grad():
+        expected = ddpm(
+            lambda x, t: path.convert(both(x, t)[:, :2], x, t, "noise", "velocity"),
+            noise(),
+            sampling.grid(),
+            noise=noise,
+            path=path,
+            variance=lambda x, t: both(x, t)[:, 2:],
+        )
+    assert torch.allclose(model.sample(labels, sampling, seed=7, first=4).codes, expected, rtol=1e-4)
+    assert model.cost(sampling) == 10
+    assert sampling.sampler == "solver ddpm, snap none, respacing 3,2"
+    assert sampling.grid()[-1] == 1
+    assert model.sampling({"solver": "ddim", "respacing": "ddim10"}).evaluations() == 10
+    straight = DiffusionGenerator(DiTConfig(1, 16, 2, patch=2), spec, num_classes=3)
+    with pytest.raises(ValueError, match="respacing='10': expected a generator of path ddpm, not linear"):
+        straight.sample(labels, solver="ddim", respacing="10")
+
+
+@pytest.mark.parametrize("solver", ["ddim", "ddpm", "dpm++2m"])
+def test_solvers_that_do_not_ask_at_the_end_reach_it(solver):
+    path = DDPMPath()
+    asked = []
+    point = torch.tensor([0.3, -2.0, 0.1], dtype=torch.float64)
+
+    def velocity(x, t):
+        asked.append(float(t))
+        return path.convert(point.expand_as(x), x, t, "data", "velocity")
+
+    sampling = DiffusionSampling(steps=5, solver=solver)
+    got = sampling.solve(velocity, torch.ones(3, dtype=torch.float64), path, span=path.span("noise"))
+    assert torch.allclose(got, point, atol=1e-3)
+    assert max(asked) < 0.999
 
 
 def test_times_of_an_sde():
@@ -226,6 +260,12 @@ def test_times_of_an_sde():
             {"solver": "sde-euler", "times": (0.0, 1.0), "last_step_size": 0.1},
             "last_step_size=0.1: expected none beside",
         ),
+        ({"solver": "ddpm", "respacing": "ten"}, "respacing='ten': expected counts of steps, as 250"),
+        ({"solver": "ddpm", "respacing": "ddim7,3"}, "respacing='ddim7,3': expected a count"),
+        ({"solver": "ddpm", "respacing": "ddim999"}, "respacing='ddim999': expected a count that an even stride"),
+        ({"solver": "ddpm", "respacing": "400,600"}, "respacing='400,600': 600 of 500 steps, expected at most all"),
+        ({"solver": "ddpm", "respacing": "10", "steps": 7}, "steps=7: expected none beside respacing"),
+        ({"solver": "heun", "respacing": "10"}, "respacing=10: solver heun has no such option"),
         ({"solver": "ddim", "last_step_size": 0.1}, "last_step_size=0.1: solver ddim has no such option"),
     ],
 )

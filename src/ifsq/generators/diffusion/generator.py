@@ -154,6 +154,10 @@ class DiffusionGenerator(Generator, kind="diffusion"):
 
     def check_sampling(self, sampling: Sampling) -> None:
         assert isinstance(sampling, DiffusionSampling)
+        if sampling.respacing is not None and self.config.path != "ddpm":
+            raise ValueError(
+                f"respacing={sampling.respacing!r}: expected a generator of path ddpm, not {self.config.path}"
+            )
         if sampling.guide is not None:
             guide, fresh = self._guide(sampling), not self.code_mean.any() and bool((self.code_std == 1).all())
             if not fresh:  # before training, nothing is known yet
@@ -280,12 +284,21 @@ class DiffusionGenerator(Generator, kind="diffusion"):
         def noise(x: Tensor | None = None) -> Tensor:
             return numbers(math.prod(shape)).unflatten(1, shape).to(device)
 
-        def velocity(x: Tensor, t: Tensor) -> Tensor:
-            times.append(float(t.detach()))
-            return self.velocity(x, t, labels, sampling)
+        outputs: list[Tensor] = []  # of the last evaluation
 
+        def velocity(x: Tensor, t: Tensor) -> Tensor:
+            times.append(float(t))
+            outputs[:] = [self.guided(x, t, labels, sampling)]
+            return self.objective.velocity(outputs[0][:, : self.code_dim], x, t)
+
+        def variance(x: Tensor, t: Tensor) -> Tensor:
+            return outputs[0][:, self.code_dim :]
+
+        learned = variance if self.config.learned_variance else None
         with evaluating(self):
-            return sampling.solve(velocity, noise(), self.path, on_step, self.objective.span, noise), times
+            span = self.objective.span
+            found = sampling.solve(velocity, noise(), self.path, on_step, span, noise, variance=learned)
+        return found, times
 
     def _at(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
         times = self.path.network_time(t).to(x).expand(len(x))

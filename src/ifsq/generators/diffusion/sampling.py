@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ifsq.generators.base import Sampling
 from ifsq.generators.conditioning import GUIDANCE_SCHEDULES, guidance_rise
-from ifsq.generators.diffusion.path import END_GAP, LinearPath, Path
+from ifsq.generators.diffusion.path import END_GAP, DDPMPath, LinearPath, Path
 from ifsq.generators.diffusion.sde import (
     DIFFUSIONS,
     LAST_STEPS,
@@ -19,6 +19,7 @@ from ifsq.generators.diffusion.sde import (
     ddim,
     ddpm,
     euler_maruyama,
+    respaced,
     stochastic_heun,
 )
 from ifsq.generators.diffusion.solvers import (
@@ -49,6 +50,8 @@ class Solver:
     of_times  such fields that `DiffusionSampling.grid` reads, not the solver
     path      it is told the path
     noise     it is given noise
+    to_data   it never asks at its last time, which may be where data are
+    variance  it is told of a variance that the network has learned
     adaptive  it finds its steps itself
     """
 
@@ -57,6 +60,8 @@ class Solver:
     of_times: tuple[str, ...] = ()
     path: bool = False
     noise: bool = False
+    to_data: bool = False
+    variance: bool = False
     adaptive: bool = False
 
 
@@ -65,13 +70,13 @@ SOLVERS = {
     "heun": Solver(heun),
     "midpoint": Solver(midpoint),
     "ab2": Solver(ab2),
-    "dpm++2m": Solver(dpm_solver, path=True),
+    "dpm++2m": Solver(dpm_solver, path=True, to_data=True),
     "rk4": Solver(rk4),
     "dopri5": Solver(dopri5, ("rtol", "atol"), adaptive=True),
     "sde-euler": Solver(euler_maruyama, _SDE, ("last_step_size",), path=True, noise=True),
     "sde-heun": Solver(stochastic_heun, _SDE, ("last_step_size",), path=True, noise=True),
-    "ddim": Solver(ddim, ("eta",), path=True, noise=True),
-    "ddpm": Solver(ddpm, path=True, noise=True),
+    "ddim": Solver(ddim, ("eta",), ("respacing",), path=True, noise=True, to_data=True),
+    "ddpm": Solver(ddpm, (), ("respacing",), path=True, noise=True, to_data=True, variance=True),
 }
 
 
@@ -102,6 +107,8 @@ class DiffusionSampling(Sampling):
     diffusion_scale    of SDEs: its factor, 1
     last_step          of SDEs: ``mean`` (default), ``tweedie``, ``euler`` or ``none``, see `euler_maruyama`
     last_step_size     of SDEs with a last step: how long it is, 0.04
+    respacing          of ``ddim`` and ``ddpm`` on the path ``ddpm``, in place of ``steps``: which of its 1000 steps are
+                       taken, as ``250``, ``100,50`` or ``ddim50``, see `respaced`
     eta                of ``ddim``: how much noise, 0 (default) is none and 1 as much as ``ddpm``
     """
 
@@ -119,6 +126,7 @@ class DiffusionSampling(Sampling):
     last_step: str | None = None
     last_step_size: float | None = None
     eta: float | None = None
+    respacing: str | None = None
     guidance_schedule: str = "constant"
     guidance_power: float | None = None
     guide: str | None = None
@@ -160,7 +168,7 @@ class DiffusionSampling(Sampling):
     def unsaid(self) -> tuple[str, ...]:
         off = {"timestep_shift": self.timestep_shift == 0, "snap": self.snap == "nearest"}
         off["guidance_schedule"] = self.guidance_schedule == "constant"
-        off["steps"] = self.times is not None or SOLVERS[self.solver].adaptive
+        off["steps"] = self.times is not None or self.respacing is not None or SOLVERS[self.solver].adaptive
         return tuple(name for name, is_off in off.items() if is_off)
 
     @property
@@ -187,6 +195,10 @@ class DiffusionSampling(Sampling):
 
         Those of an SDE end with its last step or, where there is none, END_GAP before 1, where the score is infinite.
         """
+        if self.respacing is not None:
+            path = DDPMPath()
+            taken = respaced(self.respacing, path.steps)
+            return path.time(torch.tensor([*reversed(taken), -1], device="cpu"))
         low, high = span
         if self._is_sde and self.diffusion == "sbdm":
             low = max(low, END_GAP)
@@ -199,7 +211,10 @@ class DiffusionSampling(Sampling):
             times = torch.cat([before_last * (1 - (self.last_step_size or LAST_STEP_SIZE)), torch.ones(1)])
         else:
             times = time_grid(self.steps, self.timestep_shift)
-        return low + (high - low) * times
+        times = low + (high - low) * times
+        if SOLVERS[self.solver].to_data:
+            times[-1] = 1
+        return times
 
     def solve(
         self,
@@ -210,12 +225,14 @@ class DiffusionSampling(Sampling):
         span: tuple[float, float] = (0.0, 1.0),
         noise: Noise = torch.randn_like,
         times: Float[Tensor, "times"] | None = None,
+        variance: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> Float[Tensor, "..."]:
         """From noise x to data by these options, along ``path``; None is the straight one.
 
-        span   the first and the last time at which the velocity is finite
-        noise  numbers of N(0, 1) like what it is given, of a solver that adds noise
-        times  in place of `grid`
+        span      the first and the last time at which the velocity is finite
+        noise     numbers of N(0, 1) like what it is given, of a solver that adds noise
+        times     in place of `grid`
+        variance  what a network says of it, see `ddpm`; the other solvers have no use for it
         """
         solver = SOLVERS[self.solver]
         told = {name: getattr(self, name) for name in solver.options if getattr(self, name) is not None}
@@ -223,6 +240,8 @@ class DiffusionSampling(Sampling):
             told["path"] = path or LinearPath()
         if solver.noise:
             told["noise"] = noise
+        if solver.variance:
+            told["variance"] = variance
         return solver.solve(velocity, x, self.grid(span) if times is None else times, on_step, **told)
 
     def evaluations(self, span: tuple[float, float] = (0.0, 1.0)) -> int:
@@ -250,6 +269,12 @@ class DiffusionSampling(Sampling):
         if self.last_step_size is not None and (not last or self.times is not None):
             beside = "beside times, which say all" if last else "where there is no last step"
             raise ValueError(f"last_step_size={self.last_step_size}: expected none {beside}")
+        if self.respacing is not None:
+            respaced(self.respacing, DDPMPath.steps)
+            default = type(self).__dataclass_fields__["steps"].default
+            for name, off in (("times", None), ("timestep_shift", 0), ("steps", default)):
+                if getattr(self, name) != off:
+                    raise ValueError(f"{name}={getattr(self, name)}: expected none beside respacing, which says all")
         if self.times is None:
             return
         rising = all(before < after for before, after in pairwise(self.times))

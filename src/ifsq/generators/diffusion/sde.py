@@ -192,6 +192,34 @@ def posterior_deviation(path: Path, t: Float[Tensor, ""], after: Float[Tensor, "
     return next_sigma * (1 - kept**2).clamp(min=0).sqrt()
 
 
+def respaced(spacing: str, steps: int) -> list[int]:
+    """Which of the steps of noising 0..steps-1 are taken, in rising order (arXiv 2102.09672, section 4).
+
+    spacing  ``10``: ten, evenly from the first to the last; ``5,3``: five so of the first half and three of the second,
+             as many parts as numbers; ``ddim10``: ten, each as many steps after the last as the others, from the first
+
+    Raises ValueError where there are no such steps.
+    """
+    numbers = spacing.removeprefix("ddim").split(",")
+    if not all(number.isdecimal() and int(number) > 0 for number in numbers):
+        raise ValueError(f"respacing={spacing!r}: expected counts of steps, as 250, 100,50 or ddim50")
+    counts = [int(number) for number in numbers]
+    if spacing.startswith("ddim"):
+        strides = [stride for stride in range(1, steps + 1) if len(range(0, steps, stride)) == counts[0]]
+        if len(counts) > 1 or not strides:
+            raise ValueError(f"respacing={spacing!r}: expected a count that an even stride through {steps} steps gives")
+        return list(range(0, steps, strides[0]))
+    taken, start = [], 0
+    for part, count in enumerate(counts):
+        size = steps // len(counts) + (part < steps % len(counts))
+        if count > size:
+            raise ValueError(f"respacing={spacing!r}: {count} of {size} steps, expected at most all")
+        between = (size - 1) / (count - 1) if count > 1 else 1.0
+        taken += [start + round(between * number) for number in range(count)]
+        start += size
+    return taken
+
+
 def _ending(
     step: Callable[[Tensor, Tensor, Tensor], Tensor], drift: _Drift, times: Tensor, last_step: str
 ) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
