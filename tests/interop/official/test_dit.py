@@ -11,10 +11,12 @@ from tests.interop.official.test_official_tokenizer import assert_same_file, ref
 from torch import nn
 
 import ifsq
+from ifsq.cli import interop as cli
 from ifsq.codes import CodeSpec, LatentSpec
 from ifsq.config import InputError
 from ifsq.generators import DiffusionGenerator
 from ifsq.generators.diffusion import DiTConfig
+from ifsq.interop.official import dit_config
 from ifsq.interop.official.dit import tables_of, to_official
 from ifsq.interop.official.dit_config import Told, heads_of, mlp_ratio_of, sizes_of, told_by
 from ifsq.interop.official.dit_generator import Scale, official_tensors
@@ -379,6 +381,11 @@ def test_other_files_and_choices_are_refused_in_one_line(golden_folder, tmp_path
     other = ["import", "official", tmp_path / "plain.pt", "--out", out, "--heads", "4", "--multiplier", "1"]
     told = refused(capsys, other)
     assert "plain.pt: does not say what time and output mean to it; give --trainer official, sit or dit" in told
+    assert cli.TRAINERS == dit_config.TRAINERS
+    state = {**sit(small(**PLAIN)), "final_layer.linear.bias": torch.zeros(())}
+    torch.save(state, tmp_path / "bias.pt")
+    told = refused(capsys, ["import", "official", tmp_path / "bias.pt", *other[3:], "--trainer", "sit"])
+    assert "tensor 'final_layer.linear.bias' has shape (), expected (16,)" in told
     torch.save({"ema": plain, "args": Namespace(image_size=64)}, tmp_path / "ddpm.pt")
     told = refused(capsys, ["import", "official", tmp_path / "ddpm.pt", "--out", out, "--heads", "4"])
     assert "ddpm.pt: gives 4 channels; expected 8 of --trainer dit" in told

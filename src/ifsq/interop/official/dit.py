@@ -63,6 +63,6 @@ def first_half(table: Mapping[str, Tensor], channels: int, patch: int) -> dict[s
     halved = dict(table)
     for key in OUTPUTS:
         value = table.get(key)
-        if value is not None and len(value) == patch**2 * 2 * channels:
+        if value is not None and value.shape[:1] == (patch**2 * 2 * channels,):
             halved[key] = value.unflatten(0, (patch**2, 2 * channels))[:, :channels].flatten(0, 1).contiguous()
     return halved
