@@ -72,6 +72,8 @@ def test_a_config_of_before_is_what_it_was():
         ({**SMALL, "kv_heads": 0}, "kv_heads=0: expected a divisor of heads=4"),
         ({**SMALL, "class_tokens": 0}, "class_tokens=0: expected 1 to 1024"),
         ({**SMALL, "class_tokens": 1025}, "class_tokens=1025: expected 1 to 1024"),
+        ({**SMALL, "rope_base": 0.0}, "rope_base=0.0: expected a positive number"),
+        ({**SMALL, "rope_base": -1.0}, "rope_base=-1.0: expected a positive number"),
         ({"size": "M"}, "size='M': expected one of S, B, L, XL, XXL, 3B, or empty with numbers"),
         ({"size": "L", "depth": 12}, "depth=12 beside size='L', which has 24: expected one of them"),
         ({"size": "L", "width": 1024, "heads": 8}, "heads=8 beside size='L', which has 16: expected one of them"),

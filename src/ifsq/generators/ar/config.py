@@ -80,7 +80,7 @@ class ARConfig:
     class_tokens       positions before the grid that tell the class, each with an embedding of its own
     adaln              the class also shifts, scales and gates every block of the trunk, by the embedding of its first
                        position (adaLN-Zero, arXiv 2212.09748); blocks then begin as the identity
-    rope_base          base of the rotary angles
+    rope_base          base of the rotary angles, above 0
     rope_class         what the rotary table does to the class token: ``identity``, or ``zero`` as the official code
     initializer_range  standard deviation of the initial weights
     head               how a token of several groups is predicted
@@ -124,6 +124,8 @@ class ARConfig:
             raise ValueError(f"class_tokens={self.class_tokens}: expected 1 to {MAX_CLASS_TOKENS}")
         if self.kv_heads is not None and (self.kv_heads < 1 or self.heads % self.kv_heads):
             raise ValueError(f"kv_heads={self.kv_heads}: expected a divisor of heads={self.heads}")
+        if not self.rope_base > 0:
+            raise ValueError(f"rope_base={self.rope_base}: expected a positive number")
         if self.initializer_range < 0:
             raise ValueError(f"initializer_range={self.initializer_range}: expected at least 0")
         shares = ("dropout", "token_dropout", "residual_dropout", "mlp_dropout", "drop_path", "label_dropout")
