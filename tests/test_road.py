@@ -534,6 +534,7 @@ BAD = {
     "negative label": (["sample", "ar", "--labels", "-1", "--out", "new.png"], "label -1: expected 0 to 9"),
     "no images": (["sample", "ar", "--count", "0", "--out", "new"], "count 0: expected 1 to 10000000"),
     "no batch": (["sample", "ar", "--count", "3", "--batch", "0", "--out", "new"], "batch 0: expected at least 1"),
+    "batch of a picture": (["sample", "ar", "--labels", "0", "--batch", "2", "--out", "new.png"], "--batch: says how a set is drawn; got one picture, new.png"),
     "labels and a law": (["sample", "ar", "--labels", "0", "--classes", "random", "--out", "new"], "--classes: says of which classes --count images are; got --labels"),
     "labels and a count": (["sample", "ar", "--labels", "0", "--count", "3", "--out", "new"], "not allowed with argument --labels"),
     "neither labels nor count": (["sample", "ar", "--out", "new"], "one of the arguments --labels --count is required"),

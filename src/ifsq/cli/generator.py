@@ -70,7 +70,10 @@ def add_sample(verbs: Any) -> None:
     sample.add_argument("--seed", type=int, default=0)
     add_weights(sample)
     sample.add_argument(
-        "--batch", type=int, metavar="N", help="images at once in each process (default: as many as suits their size)"
+        "--batch",
+        type=int,
+        metavar="N",
+        help="of a set: images at once in each process (default: as many as suits their size)",
     )
     sample.add_argument(
         "--out",
@@ -186,6 +189,8 @@ def _sample(options: argparse.Namespace) -> None:
 
     if options.labels and options.classes:
         raise InputError("--classes: says of which classes --count images are; got --labels")
+    if options.batch is not None and options.out.suffix.lower() == ".png":
+        raise InputError(f"--batch: says how a set is drawn; got one picture, {options.out}")
     with Terminal() as terminal:
         pipeline.sample(
             options.folder,
