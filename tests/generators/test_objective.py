@@ -136,7 +136,7 @@ def test_times_stay_where_the_velocity_is_finite_and_training_goes(path, predict
     assert all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None)
     drawn = model.sample(LABELS, steps=3)
     assert bool(drawn.codes.isfinite().all())
-    assert model.cost(DiffusionSampling(2.0, 3, "heun")) == 12
+    assert model.cost(DiffusionSampling(2.0, 3, "heun")) == (12 if high == 1 else 10)
 
 
 def test_the_network_is_asked_within_the_span_alone():

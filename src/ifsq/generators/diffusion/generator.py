@@ -294,7 +294,7 @@ class DiffusionGenerator(Generator, kind="diffusion"):
         def variance(x: Tensor, t: Tensor) -> Tensor:
             return outputs[0][:, self.code_dim :]
 
-        learned = variance if self.config.learned_variance else None
+        learned = variance if self.objective.trains_variance else None
         with evaluating(self):
             span = self.objective.span
             found = sampling.solve(velocity, noise(), self.path, on_step, span, noise, variance=learned)

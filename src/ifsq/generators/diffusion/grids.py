@@ -123,7 +123,7 @@ def fit_generator_times(
         target = rk4(velocity, noise, span[0] + (span[1] - span[0]) * time_grid(REFERENCE))
         with torch.enable_grad():
             return fit_times(
-                lambda velocity, x, times: sampling.solve(velocity, x, path, times=times),
+                lambda velocity, x, times: sampling.solve(velocity, x, path, span=span, times=times),
                 velocity,
                 noise,
                 target,

@@ -115,6 +115,11 @@ class Objective:
         """First and last time at which the network is asked."""
         return self.path.span(self.prediction)
 
+    @property
+    def trains_variance(self) -> bool:
+        """Whether the second half of the network's outputs says the variance of a step."""
+        return self.config.learned_variance and isinstance(self.path, DDPMPath)
+
     def times(self, count: int, rng: torch.Generator) -> Float[Tensor, "b"]:
         """Training times, on the device of ``rng``."""
         config = self.config

@@ -50,7 +50,6 @@ class Solver:
     of_times  such fields that `DiffusionSampling.grid` reads, not the solver
     path      it is told the path
     noise     it is given noise
-    to_data   it never asks at its last time, which may be where data are
     variance  it is told of a variance that the network has learned
     adaptive  it finds its steps itself
     """
@@ -60,7 +59,6 @@ class Solver:
     of_times: tuple[str, ...] = ()
     path: bool = False
     noise: bool = False
-    to_data: bool = False
     variance: bool = False
     adaptive: bool = False
 
@@ -70,13 +68,13 @@ SOLVERS = {
     "heun": Solver(heun),
     "midpoint": Solver(midpoint),
     "ab2": Solver(ab2),
-    "dpm++2m": Solver(dpm_solver, path=True, to_data=True),
+    "dpm++2m": Solver(dpm_solver, path=True),
     "rk4": Solver(rk4),
     "dopri5": Solver(dopri5, ("rtol", "atol"), adaptive=True),
     "sde-euler": Solver(euler_maruyama, _SDE, ("last_step_size",), path=True, noise=True),
     "sde-heun": Solver(stochastic_heun, _SDE, ("last_step_size",), path=True, noise=True),
-    "ddim": Solver(ddim, ("eta",), ("respacing",), path=True, noise=True, to_data=True),
-    "ddpm": Solver(ddpm, (), ("respacing",), path=True, noise=True, to_data=True, variance=True),
+    "ddim": Solver(ddim, ("eta",), ("respacing",), path=True, noise=True),
+    "ddpm": Solver(ddpm, (), ("respacing",), path=True, noise=True, variance=True),
 }
 
 
@@ -191,7 +189,7 @@ class DiffusionSampling(Sampling):
         return self.scale(t) != 1
 
     def grid(self, span: tuple[float, float] = (0.0, 1.0)) -> Float[Tensor, "times"]:
-        """The times of the steps, float32 on the CPU, from the first to the last of ``span``.
+        """The times of the steps, float32 on the CPU, from the first of ``span`` to 1, or its last if that is asked at.
 
         Those of an SDE end with its last step or, where there is none, END_GAP before 1, where the score is infinite.
         """
@@ -200,6 +198,8 @@ class DiffusionSampling(Sampling):
             taken = respaced(self.respacing, path.steps)
             return path.time(torch.tensor([*reversed(taken), -1], device="cpu"))
         low, high = span
+        if not self.adaptive and not self._is_sde:  # nothing is asked at the last time, see `solve`
+            high = 1.0
         if self._is_sde and self.diffusion == "sbdm":
             low = max(low, END_GAP)
         if self._is_sde and self.last_step == "none":
@@ -211,10 +211,7 @@ class DiffusionSampling(Sampling):
             times = torch.cat([before_last * (1 - (self.last_step_size or LAST_STEP_SIZE)), torch.ones(1)])
         else:
             times = time_grid(self.steps, self.timestep_shift)
-        times = low + (high - low) * times
-        if SOLVERS[self.solver].to_data:
-            times[-1] = 1
-        return times
+        return low + (high - low) * times
 
     def solve(
         self,
@@ -229,7 +226,8 @@ class DiffusionSampling(Sampling):
     ) -> Float[Tensor, "..."]:
         """From noise x to data by these options, along ``path``; None is the straight one.
 
-        span      the first and the last time at which the velocity is finite
+        span      the first and the last time at which the velocity is finite. Where that is not the end, it changes
+                  without bound before it, and a solver that knows no path takes the data seen in x for its last step
         noise     numbers of N(0, 1) like what it is given, of a solver that adds noise
         times     in place of `grid`
         variance  what a network says of it, see `ddpm`; the other solvers have no use for it
@@ -242,7 +240,14 @@ class DiffusionSampling(Sampling):
             told["noise"] = noise
         if solver.variance:
             told["variance"] = variance
-        return solver.solve(velocity, x, self.grid(span) if times is None else times, on_step, **told)
+        times = self.grid(span) if times is None else times
+        if span[1] == 1 or solver.path or solver.adaptive:
+            return solver.solve(velocity, x, times, on_step, **told)
+        x, t = solver.solve(velocity, x, times[:-1], on_step, **told), times[-2]
+        x = (path or LinearPath()).convert(velocity(x, t), x, t, "velocity", "data")
+        if on_step is not None:
+            on_step(len(times) - 1, times[-1], x)
+        return x
 
     def evaluations(self, span: tuple[float, float] = (0.0, 1.0)) -> int:
         """Network evaluations for one image, of a solver whose steps are known; a guided one counts twice.
