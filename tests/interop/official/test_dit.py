@@ -197,6 +197,32 @@ def test_a_sit_goes_in_and_out(form, tmp_path):
     assert_same_file(tmp_path / name, tmp_path / "again.pt")
 
 
+@pytest.mark.parametrize("form", ["trained", "published"])
+def test_a_dit_of_ddpm_goes_in_and_out(form, tmp_path, capsys):
+    """Its network is told the step of noising, 999 at time 0, and gives noise and variance."""
+    model = small(**PLAIN, path="ddpm", prediction="noise", learned_variance=True)
+    state, name = official_tensors(model), {"trained": "x.pt", "published": "DiT-XL-2-256x256.pt"}[form]
+    assert len(state["final_layer.linear.bias"]) == 2 * 2 * 8
+    arguments = Namespace(image_size=64, num_classes=10, vae="ema", global_seed=0)
+    torch.save({"ema": state, "opt": {}, "args": arguments} if form == "trained" else state, tmp_path / name)
+    import_checkpoint(tmp_path / name, tmp_path / "run", Asked(choices=Choices(heads=4)))
+    again = ifsq.Generator.from_pretrained(tmp_path / "run")
+    assert torch.allclose(again.code_std, torch.full((4,), 1 / 0.18215))
+    assert (again.config.path, again.config.prediction, again.config.learned_variance) == ("ddpm", "noise", True)
+    x, labels = torch.randn(4, 4, 8, 8), torch.tensor([0, 9, 10, 3])
+    steps = torch.tensor([999, 998, 500, 0])
+    out = again.predict(x, 1 - (steps + 1) / 1000, labels)
+    assert torch.equal(out, model.dit(x, steps.float(), labels))
+    assert out.shape == (4, 8, 8, 8)
+    assert (again.sampling().solver, again.sampling().respacing) == ("ddpm", "250")
+    assert again.sample(labels[:2], again.sampling(), respacing="3", guidance=4.0).codes.isfinite().all()
+    assert run_line("export", "official", tmp_path / "run", "--out", tmp_path / "again.pt") == 0
+    assert_same_file(tmp_path / name, tmp_path / "again.pt")
+    model.save_pretrained(tmp_path / "ours")
+    told = refused(capsys, ["export", "official", tmp_path / "ours", "--out", tmp_path / "z.pt"])
+    assert "z.pt: learned_variance=True: the official class has no such option; expected False" in told
+
+
 @pytest.mark.parametrize(
     "options", [{}, PLAIN, {"mlp_ratio": 3.0, "qk_norm": False}, {"path": "vp", "prediction": "score"}]
 )

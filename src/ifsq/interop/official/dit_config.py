@@ -27,7 +27,7 @@ TRAINED: dict[str, dict[str, Any]] = {
     "dit": {"path": "ddpm", "prediction": "noise", "learned_variance": True, "time_sampling": "uniform"},
 }
 """Of `DiTConfig`, where the file says nothing else."""
-SAMPLED: dict[str, dict[str, Any]] = {"official": {}, "sit": {}, "dit": {"solver": "ddpm", "steps": 250}}
+SAMPLED: dict[str, dict[str, Any]] = {"official": {}, "sit": {}, "dit": {"solver": "ddpm", "respacing": "250"}}
 """Of `DiffusionSampling`, likewise."""
 HEADS = {(size.depth, size.width): size.heads for size in SIZES.values()}
 """Heads of attention of the official sizes, by depth and width."""
