@@ -112,7 +112,7 @@ class GeneratorExperiment:
                 raise ValueError(f"train.{name}={every} without a tokenizer, which decodes the samples: expected 0")
 
     def make(self, layout: CodeSpec | LatentSpec, num_classes: int, code_dim: int | None = None) -> Generator:
-        """The generator, with fresh weights. Raises InputError when the config does not fit the codes.
+        """The generator, with fresh weights. Raises InputError where the config fits neither the codes nor the memory.
 
         code_dim  channels of the tokenizer's codes, which the layout of a codebook's numbers does not say
         """
@@ -123,6 +123,12 @@ class GeneratorExperiment:
             return model
         except ValueError as error:
             raise InputError(str(error)) from error
+        except RuntimeError as error:
+            if not any(word in str(error) for word in ("allocate memory", "overflow")):
+                raise
+            raise InputError(
+                f"{self.kind}: a network of these sizes does not fit in memory; expected smaller ones"
+            ) from error
 
     def _grouped(self, layout: CodeSpec | LatentSpec) -> CodeSpec | LatentSpec:
         """The layout with this experiment's groups. Raises ValueError where it has no such groups."""

@@ -64,6 +64,7 @@ def test_a_config_of_before_is_what_it_was():
     [
         ({**SMALL, "heads": 3}, "width=32: expected a positive multiple of heads=3"),
         ({**SMALL, "depth": 0}, "depth=0: expected at least 1"),
+        ({**SMALL, "depth": 10**9}, "depth=1000000000: expected at most 1000"),
         ({**SMALL, "label_dropout": 1.0}, "label_dropout=1.0: expected a share of at least 0 and below 1"),
         ({**SMALL, "drop_path": 1.0}, "drop_path=1.0: expected a share"),
         ({**SMALL, "mlp_dropout": -0.1}, "mlp_dropout=-0.1: expected a share"),

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ifsq.generators.ar.order import check_orders
-from ifsq.generators.sizes import BY_SIZE, Size, numbers_of
+from ifsq.generators.sizes import BY_SIZE, Size, check_blocks, numbers_of
 from ifsq.nn.attention import head_width
 from ifsq.nn.embed import PREFIXES
 
@@ -48,7 +48,8 @@ class HeadConfig:
     def __post_init__(self) -> None:
         if self.kind not in HEADS:
             raise ValueError(f"kind={self.kind!r}: expected one of {', '.join(HEADS)}")
-        for name in ("depth", "width", "steps"):
+        check_blocks(self.depth)
+        for name in ("width", "steps"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value}: expected at least 1")
@@ -117,9 +118,8 @@ class ARConfig:
         for name, value in numbers_of(self, SIZES).items():
             object.__setattr__(self, name, value)
         head_width(self.width, self.heads)
-        for name in ("depth", "mlp_multiple_of"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
+        if self.mlp_multiple_of < 1:
+            raise ValueError(f"mlp_multiple_of={self.mlp_multiple_of}: expected at least 1")
         if not 1 <= self.class_tokens <= MAX_CLASS_TOKENS:
             raise ValueError(f"class_tokens={self.class_tokens}: expected 1 to {MAX_CLASS_TOKENS}")
         if self.kv_heads is not None and (self.kv_heads < 1 or self.heads % self.kv_heads):

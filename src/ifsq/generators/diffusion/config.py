@@ -64,7 +64,7 @@ class DiTConfig(ObjectiveConfig):
         for name, value in numbers_of(self, SIZES).items():
             object.__setattr__(self, name, value)
         head_width(self.width, self.heads)
-        for name in ("depth", "patch", "guidance_channels"):
+        for name in ("patch", "guidance_channels"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value}: expected at least 1")
