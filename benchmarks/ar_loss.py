@@ -30,7 +30,7 @@ from ifsq.nn import cross_entropy
 
 FORMS = ("plain", "mean", "rows", "torch", "torch, 512 rows")
 EXPECTED = """Expected before: 8 times less memory than plain at equal time for the mean, 1.3 times its time for the
-rows, whose gradient makes the logits twice (4 products in place of 3); torch's between the two. Torch's was wrong."""
+rows, whose gradient makes the logits twice (4 products in place of 3); torch's between the two."""
 
 
 def loss_of(form: str, x: Tensor, weight: Tensor, target: Tensor, dtype: torch.dtype) -> Tensor:
