@@ -18,8 +18,7 @@ from ifsq.config import InputError
 from ifsq.data.image_sets import NpzFile, PngFolder
 from ifsq.evaluation.samples import AskedFor, asked_for, image_shape, samples_card, write_samples
 from ifsq.experiment import Pair
-from ifsq.generators.ar import ARConfig, ARGenerator, ARSampling
-from ifsq.generators.ar import generator as ar
+from ifsq.generators.ar import ARConfig, ARGenerator, ARSampling, noise
 from ifsq.store.lock import lock
 from ifsq.store.run import Run
 from ifsq.tokenizer.bottleneck import QuantizerConfig
@@ -117,14 +116,14 @@ def in_two(act):
 @pytest.fixture
 def streams(monkeypatch):
     """The random numbers that reached each image, by its number."""
-    seen, draw = {}, ar.uniforms
+    seen, draw = {}, noise.uniforms
 
     def uniforms(seed, first, images, count):
         drawn = draw(seed, first, images, count)
         seen.update({first + row: drawn[row].tolist() for row in range(images)})
         return drawn
 
-    monkeypatch.setattr(ar, "uniforms", uniforms)
+    monkeypatch.setattr(noise, "uniforms", uniforms)
     return seen
 
 

@@ -247,13 +247,13 @@ def _seen_is_what_is_saved(folder):
     assert sorted(path.name for path in (folder / "samples").iterdir()) == ["step_12.png", "step_6.png"]
 
 
-def _frozen(rank, port, folder, config):
-    for sharding in ("replicate", "shard"):
-        _process(rank, port, folder / sharding, replace(config, engine=EngineConfig(sharding=sharding)), None)
+def _frozen(rank, port, other, folder, config):
+    for place, sharding in ((port, "replicate"), (other, "shard")):  # at one port a process may meet the run before
+        _process(rank, place, folder / sharding, replace(config, engine=EngineConfig(sharding=sharding)), None)
 
 
 def test_two_processes_leave_frozen_parts_as_they_are_replicated_or_sharded(tmp_path):
-    spawn(_frozen, tmp_path, replace(CONFIG, freeze=("blocks.0", "out.bias")))
+    spawn(_frozen, free_port(), tmp_path, replace(CONFIG, freeze=("blocks.0", "out.bias")))
     before = Game(1).model.state_dict()
     for sharding in ("replicate", "shard"):
         after = tables(tmp_path / sharding)

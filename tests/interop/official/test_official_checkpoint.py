@@ -14,7 +14,8 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 from ifsq.cli import main
 from ifsq.config import InputError
 from ifsq.interop.files import bare_name
-from ifsq.interop.official.tokenizer import import_official, official_tensors, read_official
+from ifsq.interop.official.importing import Asked, import_checkpoint
+from ifsq.interop.official.tokenizer import official_tensors, read_official
 from ifsq.tokenizer.model import Tokenizer
 
 
@@ -153,7 +154,8 @@ def test_random_numbers_go_on_and_no_memory_is_left_as_it_was(tmp_path):
     config.write_text(json.dumps(vq))
     table = {k: v for k, v in official_tensors(tiny()).items() if not k.startswith("quantize.")}
     torch.save({**table, "quantize.embedding.weight": torch.randn(8, 4)}, path)
-    tokenizer = import_official(path, config, "raw", tmp_path / "run")
+    import_checkpoint(path, tmp_path / "run", Asked(config, "raw"))
+    tokenizer = Tokenizer.from_pretrained(tmp_path / "run")
     fresh = Tokenizer(tokenizer.config).state_dict().keys()
     unsaved = {key: value for key, value in tokenizer.named_buffers() if key not in fresh}
     assert unsaved

@@ -12,8 +12,9 @@ from tests.store.test_pickles import flip
 
 from ifsq.config import InputError
 from ifsq.interop.official import sidecar as official_sidecar
+from ifsq.interop.official.exporting import export_checkpoint
+from ifsq.interop.official.importing import Asked, import_checkpoint
 from ifsq.interop.official.sidecar import SIDECAR
-from ifsq.interop.official.tokenizer import export_official, import_official
 from ifsq.tokenizer.model import Tokenizer
 
 
@@ -24,13 +25,13 @@ def added(**values):
 def test_what_is_shared_is_kept_once_and_comes_out_shared(tmp_path):
     one = torch.arange(6.0)
     path, config = saved(tmp_path, added(first=one, again=one, row=one.view(2, 3)[1], pair=[(one, 1)] * 2))
-    import_official(path, config, "raw", tmp_path / "run")
+    import_checkpoint(path, tmp_path / "run", Asked(config, "raw"))
     kept = load_file(tmp_path / "run" / SIDECAR)
     assert [key for key in kept if key.startswith(".state_dict.") and "dics_model" not in key and "gen" not in key] == [
         ".state_dict.first",
         ".state_dict.row",
     ]
-    export_official(tmp_path / "run", tmp_path / "again.ckpt")
+    export_checkpoint(tmp_path / "run", tmp_path / "again.ckpt")
     state = torch.load(tmp_path / "again.ckpt", weights_only=True)["state_dict"]
     assert state["first"].data_ptr() == state["again"].data_ptr() == state["pair"][1][0].data_ptr()
     assert torch.equal(state["row"], one[3:])
@@ -77,7 +78,7 @@ def test_a_small_file_does_not_become_a_large_one(case, tmp_path, capsys):
 
 def test_a_sidecar_of_other_weights_is_refused(tmp_path, capsys):
     path, config = saved(tmp_path)
-    import_official(path, config, "raw", tmp_path / "run")
+    import_checkpoint(path, tmp_path / "run", Asked(config, "raw"))
     other = Tokenizer.from_pretrained(tmp_path / "run")
     torch.nn.init.zeros_(other.quant_conv.bias)
     other.save_pretrained(tmp_path / "run")
@@ -90,7 +91,7 @@ def test_a_sidecar_of_other_weights_is_refused(tmp_path, capsys):
 
 def test_what_is_no_file_is_no_missing_one(tmp_path, capsys):
     path, config = saved(tmp_path)
-    import_official(path, config, "raw", tmp_path / "run")
+    import_checkpoint(path, tmp_path / "run", Asked(config, "raw"))
     (tmp_path / "run" / SIDECAR).unlink()
     (tmp_path / "run" / SIDECAR).symlink_to("nowhere")
     told = refused(capsys, ["export", "official", tmp_path / "run", "--out", tmp_path / "out.ckpt"])
@@ -99,13 +100,13 @@ def test_what_is_no_file_is_no_missing_one(tmp_path, capsys):
 
 def test_no_byte_of_it_may_have_changed(tmp_path):
     path, config = saved(tmp_path)
-    import_official(path, config, "raw", tmp_path / "run")
+    import_checkpoint(path, tmp_path / "run", Asked(config, "raw"))
     sidecar = tmp_path / "run" / SIDECAR
     whole, draws, told = sidecar.read_bytes(), random.Random(0), set()
     for _ in range(40):
         sidecar.write_bytes(flip(whole, draws.randrange(64, 8 * len(whole))))
         with pytest.raises(InputError, match=r"official\.safetensors: ") as error:
-            export_official(tmp_path / "run", tmp_path / "out.ckpt")
+            export_checkpoint(tmp_path / "run", tmp_path / "out.ckpt")
         told.add("damaged: its checksum is not that of its content" in str(error.value))
     assert True in told
     assert not (tmp_path / "out.ckpt").exists()
@@ -148,7 +149,7 @@ DAMAGED = {
 def test_a_layout_that_was_not_written_here_is_refused_in_one_line(case, tmp_path, capsys):
     change, message = DAMAGED[case]
     path, config = saved(tmp_path)
-    import_official(path, config, "raw", tmp_path / "run")
+    import_checkpoint(path, tmp_path / "run", Asked(config, "raw"))
     sidecar = tmp_path / "run" / SIDECAR
     with safe_open(sidecar, "pt") as file:
         about = file.metadata()

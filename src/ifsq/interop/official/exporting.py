@@ -85,5 +85,5 @@ def _write(saved: Any, path: Path, *others: tuple[Path, Any]) -> None:
     with whole_file(path) as partial, partial.open("wb") as stream:
         torch.save(saved, stream)
         for place, other in others:
-            with whole_file(place) as part, part.open("wb") as beside:
+            with whole_file(place) as partial, partial.open("wb") as beside:
                 torch.save(other, beside)
