@@ -2,7 +2,7 @@
 
 Plain, the logits of n rows and v codes take 4 n v bytes, their softmax and its gradient as much again. Here no more
 than `PART` logits exist at a time. The idea is that of torch's ``linear_cross_entropy`` with options (2.13), which is
-not used: it is three times as slow on a CPU, and in bf16 it sums its losses in 8 bits (``benchmarks/``, ``findings/``).
+not used: it is three times as slow on a CPU, and in bf16 it sums its losses in 8 bits (``docs/log.md``, ``findings/``).
 """
 
 from collections.abc import Iterator
