@@ -148,7 +148,7 @@ def test_loss_is_the_flow_matching_loss_at_the_generators_draws():
 def test_training_times(sampling, spread):
     model = make(time_sampling=sampling)
     seen = []
-    model.flow_loss = lambda x1, x0, t, labels: seen.append(t) or {}
+    model.flow_loss = lambda x1, x0, t, labels, taps: seen.append(t) or {}
     model.loss(make_batch(4000), torch.Generator().manual_seed(0))
     assert float(seen[0].mean()) == pytest.approx(0.5, abs=0.02)
     assert float(seen[0].std()) == pytest.approx(spread, abs=0.01)
@@ -157,7 +157,7 @@ def test_training_times(sampling, spread):
 def test_label_dropout_only_in_training():
     model = make(label_dropout=0.5)
     seen = []
-    model.flow_loss = lambda x1, x0, t, labels: seen.append(labels) or {}
+    model.flow_loss = lambda x1, x0, t, labels, taps: seen.append(labels) or {}
     batch = make_batch(64)
     model.loss(batch, torch.Generator())
     model.eval().loss(batch, torch.Generator())

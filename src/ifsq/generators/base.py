@@ -19,6 +19,7 @@ from ifsq.codes import CodeBatch, CodeSet, CodeSpec, LatentSpec, Sampled
 from ifsq.config import InputError, build, merge, to_dict
 from ifsq.generators.conditioning import check_guidance
 from ifsq.generators.origin import Origin
+from ifsq.generators.taps import TrainingPass
 from ifsq.store.model import save_model
 from ifsq.store.model_card import UNKNOWN, Provenance, model_card
 from ifsq.store.run import Run
@@ -98,11 +99,20 @@ class Generator(nn.Module, ABC):
         """What of `loss` follows the progress of the training, in words."""
         return ()
 
-    @abstractmethod
     def loss(self, batch: CodeBatch, rng: torch.Generator, progress: float = 1.0) -> dict[str, Tensor]:
         """Scalars by name; ``loss`` is the one to minimise. All randomness but dropout's comes from ``rng``.
 
         progress  share of the training that is behind, 0 to 1, by which a kind may anneal what it trains on
+        """
+        return self.training_pass(batch, rng, progress).losses
+
+    @abstractmethod
+    def training_pass(
+        self, batch: CodeBatch, rng: torch.Generator, progress: float = 1.0, depths: Sequence[int] = ()
+    ) -> TrainingPass:
+        """`loss`, and the states after each of ``depths`` blocks, of one and the same pass.
+
+        Raises ValueError unless each depth is 1 to the network's own.
         """
 
     @abstractmethod
@@ -259,6 +269,13 @@ class Generator(nn.Module, ABC):
         if code_dim is not None and type(code_dim) is not int:
             raise InputError(f"{where}: code_dim: {code_dim!r}, expected a number of channels")
         return partial(_make, known, config, spec, origin, code_dim)
+
+
+def check_depths(depths: Sequence[int], blocks: int) -> Sequence[int]:
+    """The depths, where a network of so many blocks has a state after each. Raises ValueError."""
+    for depth in depths:
+        check_depth(depth, blocks)
+    return depths
 
 
 def check_depth(depth: int, blocks: int) -> None:

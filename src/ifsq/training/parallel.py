@@ -36,14 +36,19 @@ def replicate(module: nn.Module, world: World) -> nn.Module:
 
 
 def shard(model: nn.Module, world: World) -> None:
-    """Spread parameters over the processes, in place. Methods ``forward`` and ``loss`` gather them while they run."""
+    """Spread parameters over the processes, in place.
+
+    Methods ``forward`` and ``loss`` gather them while they run; of a generator, whose ``loss`` is one use of it,
+    ``training_pass`` and ``hidden``.
+    """
     model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # FSDP2 takes no other
     mesh = init_device_mesh(world.device.type, (world.size,))
     for block in blocks(model):
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
-    if hasattr(model, "loss"):
-        register_fsdp_forward_method(model, "loss")
+    for name in ("training_pass", "hidden") if hasattr(model, "training_pass") else ("loss",):
+        if hasattr(model, name):
+            register_fsdp_forward_method(model, name)
 
 
 def recompute(model: nn.Module) -> None:

@@ -1,6 +1,7 @@
 """The autoregressive generator: cross-entropy of the next token in training, one draw after the other in sampling."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,8 +19,9 @@ from ifsq.generators.ar.network import ARNetwork
 from ifsq.generators.ar.noise import NOISES
 from ifsq.generators.ar.order import draw_orders, in_order, random_share, to_raster
 from ifsq.generators.ar.speculative import decode_parallel
-from ifsq.generators.base import Sampling, check_depth
+from ifsq.generators.base import Sampling, check_depth, check_depths
 from ifsq.generators.conditioning import drop_labels
+from ifsq.generators.taps import Taps, TrainingPass
 from ifsq.nn.modes import evaluating
 
 
@@ -48,19 +50,25 @@ class ARGenerator(ARNetwork, kind="ar"):
     def annealed(self) -> tuple[str, ...]:
         return () if self.config.order == "raster" else ("the annealing of the tokens' orders is",)
 
-    def loss(self, batch: CodeBatch, rng: torch.Generator, progress: float = 1.0) -> dict[str, Tensor]:
+    def training_pass(
+        self, batch: CodeBatch, rng: torch.Generator, progress: float = 1.0, depths: Sequence[int] = ()
+    ) -> TrainingPass:
         """``loss``: nats a token, summed over its groups; ``bits_per_token`` and ``bits_per_image``: the same in bits.
 
         In training the head's own loss, which for the masked head is a bound, and with ``config.order = "random"`` of
-        images that are read in orders by ``progress``. In eval mode the negative log-likelihood, in raster.
+        images that are read in orders by ``progress``. In eval mode the negative log-likelihood, in raster. A state
+        is about the token that it predicts, whatever its groups; of the class's positions the last predicts the first.
         """
+        taps = Taps(check_depths(depths, len(self.layers)))
         labels, indices = self._dropped(batch.labels, rng), self._indices(batch)
         order = self._orders(batch, rng, progress)
-        states = self.states(indices, labels, order=order)
+        states = self.states(indices, labels, order=order, taps=taps)
         told = indices if order is None else in_order(indices, order)
         loss = self.head.loss(states, told, rng) if self.training else self.head.nats(states, told).mean()
         bits = loss.detach() / math.log(2)
-        return {"loss": loss, "bits_per_token": bits, "bits_per_image": bits * self.spec.tokens}
+        losses = {"loss": loss, "bits_per_token": bits, "bits_per_image": bits * self.spec.tokens}
+        before = self.config.class_tokens - 1
+        return TrainingPass(losses, tuple(taps.states[depth][:, before:] for depth in depths), order)
 
     def nll(self, batch: CodeBatch) -> Float[Tensor, "b"]:
         """Negative log-likelihood of each image in nats, given its label; no dropout of any kind, no gradient."""

@@ -25,6 +25,7 @@ from ifsq.generators.ar.heads.transformer import TransformerHead
 from ifsq.generators.ar.order import in_order
 from ifsq.generators.base import Generator
 from ifsq.generators.conditioning import LabelEmbedding
+from ifsq.generators.taps import Taps
 from ifsq.nn.attention import head_width
 from ifsq.nn.cache import KVCache
 from ifsq.nn.embed import Rotary, RotaryAlong
@@ -106,6 +107,7 @@ class ARNetwork(Generator):
         condition: Float[Tensor, "b width"] | None = None,
         modulations: Sequence[Modulation] | None = None,
         rope: Rotary | RotaryAlong | None = None,
+        taps: Taps | None = None,
     ) -> Float[Tensor, "b t width"]:
         """Through all blocks, or the first ``depth``.
 
@@ -113,11 +115,14 @@ class ARNetwork(Generator):
         condition    with ``adaln`` the first embedding of the class
         modulations  or what `modulations` makes of it
         rope         `rope_along` an order; None is raster
+        taps         is told of the state after every block
         """
         rope = self.rope if rope is None else rope
         for i, layer in enumerate(islice(self.layers, depth)):
             cache = None if caches is None else caches[i]
             x = layer(x, rope, cache, condition, None if modulations is None else modulations[i])
+            if taps is not None:
+                taps.keep(i + 1, x)
         return x
 
     def states(
@@ -126,11 +131,13 @@ class ARNetwork(Generator):
         labels: Int[Tensor, "b"],
         depth: int | None = None,
         order: Int[Tensor, "b t"] | None = None,
+        taps: Taps | None = None,
     ) -> Float[Tensor, "b t width"]:
         """The trunk's teacher-forced states; ``labels`` may hold the null class.
 
         order  in which the tokens of each image come, see `ifsq.generators.ar.order`: state i predicts token
                ``order[:, i]``; ``indices`` are in raster whatever it says. None is raster
+        taps   see `trunk`; what it is told begins with the class's positions, of which here only the last is left
         """
         prefix = self.prefix(labels)
         before = prefix.shape[1] - 1
@@ -138,7 +145,7 @@ class ARNetwork(Generator):
         x = torch.cat([prefix, self.embed(tokens[:, :-1])], dim=1)
         x = self.dropout(self.add_target_positions(x, 0 if order is None else order, before))
         rope = None if order is None else self.rope_along(order)
-        return self.trunk(x, depth=depth, condition=prefix[:, 0], rope=rope)[:, before:]
+        return self.trunk(x, depth=depth, condition=prefix[:, 0], rope=rope, taps=taps)[:, before:]
 
     def logits(
         self, indices: Int[Tensor, "b t g"] | Int[Tensor, "b t"], labels: Int[Tensor, "b"]

@@ -6,7 +6,7 @@ tokenizer can produce; of latents there are no others. Paper: section 4 (DiT).
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ifsq.codes import CodeBatch, CodeSet, CodeSpec, LatentSpec, Sampled
 from ifsq.config import InputError
-from ifsq.generators.base import Generator, Sampling, check_depth
+from ifsq.generators.base import Generator, Sampling, check_depth, check_depths
 from ifsq.generators.conditioning import drop_labels
 from ifsq.generators.diffusion.config import DiTConfig
 from ifsq.generators.diffusion.network import DiT
@@ -24,6 +24,7 @@ from ifsq.generators.diffusion.objective import Objective
 from ifsq.generators.diffusion.sampling import DiffusionSampling
 from ifsq.generators.diffusion.solvers import OnStep
 from ifsq.generators.streams import Normals
+from ifsq.generators.taps import Taps, TrainingPass
 from ifsq.nn.modes import evaluating
 from ifsq.store.run import Run
 
@@ -115,9 +116,16 @@ class DiffusionGenerator(Generator, kind="diffusion"):
         """Inverse of `normalize`."""
         return x * _channels(self.code_std) + _channels(self.code_mean)
 
-    def loss(self, batch: CodeBatch, rng: torch.Generator, progress: float = 1.0) -> dict[str, Tensor]:
-        """``mse`` of what is predicted, ``cosine`` where it has a weight, and their weighted sum ``loss``; float32."""
-        return self.flow_loss(*self._drawn(batch, rng))
+    def training_pass(
+        self, batch: CodeBatch, rng: torch.Generator, progress: float = 1.0, depths: Sequence[int] = ()
+    ) -> TrainingPass:
+        """``mse`` of what is predicted, ``cosine`` where it has a weight, and their weighted sum ``loss``; float32.
+
+        The states are those of the noised codes' patches.
+        """
+        taps = Taps(check_depths(depths, len(self.dit.blocks)))
+        losses = self.flow_loss(*self._drawn(batch, rng), taps)
+        return TrainingPass(losses, tuple(taps.states[depth] for depth in depths))
 
     def flow_loss(
         self,
@@ -125,10 +133,11 @@ class DiffusionGenerator(Generator, kind="diffusion"):
         x0: Float[Tensor, "b d h w"],
         t: Float[Tensor, "b"],
         labels: Int[Tensor, "b"],
+        taps: Taps | None = None,
     ) -> dict[str, Tensor]:
         """The loss at given data, noise and times, without randomness; what `loss` computes."""
         point = self.path.sample(x0, x1, t)
-        return self.objective.loss(self._at(point.x, t, labels), point, x0, x1, t)
+        return self.objective.loss(self._at(point.x, t, labels, taps), point, x0, x1, t)
 
     def hidden(
         self, batch: CodeBatch, depth: int, rng: torch.Generator | None = None, progress: float = 1.0
@@ -300,9 +309,9 @@ class DiffusionGenerator(Generator, kind="diffusion"):
             found = sampling.solve(velocity, noise(), self.path, on_step, span, noise, variance=learned)
         return found, times
 
-    def _at(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+    def _at(self, x: Tensor, t: Tensor, labels: Tensor, taps: Taps | None = None) -> Tensor:
         times = self.path.network_time(t).to(x).expand(len(x))
-        return self.dit(x, times, labels).to(torch.float32)
+        return self.dit(x, times, labels, taps).to(torch.float32)
 
     def _drawn(self, batch: CodeBatch, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Data, noise, times and labels of a training pass; of the labels a share dropped, in training."""

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ifsq.generators.conditioning import LabelEmbedding, TimeEmbedding
 from ifsq.generators.diffusion.config import DiTConfig
+from ifsq.generators.taps import Taps
 from ifsq.nn.attention import Attention, head_width
 from ifsq.nn.embed import Rotary, SinCosPositions
 from ifsq.nn.mlp import GELU, SwiGLU
@@ -113,23 +114,29 @@ class DiT(nn.Module):
         self._initialize()
 
     def forward(
-        self, x: Float[Tensor, "b d h w"], t: Float[Tensor, "b"], labels: Int[Tensor, "b"]
+        self, x: Float[Tensor, "b d h w"], t: Float[Tensor, "b"], labels: Int[Tensor, "b"], taps: Taps | None = None
     ) -> Float[Tensor, "b outputs h w"]:
-        """t in [0, 1], 1 is data; ``labels`` may hold the null class."""
+        """t in [0, 1], 1 is data; ``labels`` may hold the null class; ``taps`` is told of every block's state."""
         c = self.condition(t, labels)
-        return self._unpatch(self.final_layer(self.states(x, c), c))
+        return self._unpatch(self.final_layer(self.states(x, c, taps=taps), c))
 
     def condition(self, t: Float[Tensor, "b"], labels: Int[Tensor, "b"]) -> Float[Tensor, "b width"]:
         """What modulates every block: the embeddings of time and label, added."""
         return self.t_embedder(t) + self.y_embedder(labels)
 
     def states(
-        self, x: Float[Tensor, "b d h w"], c: Float[Tensor, "b width"], depth: int | None = None
+        self,
+        x: Float[Tensor, "b d h w"],
+        c: Float[Tensor, "b width"],
+        depth: int | None = None,
+        taps: Taps | None = None,
     ) -> Float[Tensor, "b t width"]:
         """Tokens after all blocks, or the first ``depth``."""
         tokens = self.positions(self.x_embedder(x))
-        for block in islice(self.blocks, depth):
+        for number, block in enumerate(islice(self.blocks, depth), 1):
             tokens = block(tokens, c, self.rope)
+            if taps is not None:
+                taps.keep(number, tokens)
         return tokens
 
     def _unpatch(self, x: Tensor) -> Tensor:
