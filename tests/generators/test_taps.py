@@ -68,3 +68,52 @@ def test_loss_and_states_are_those_of_one_pass(kind, again):
 def test_a_depth_that_is_none_is_refused(kind):
     with pytest.raises(ValueError, match="depth=4: expected 1 to 3, the blocks of the network"):
         make(kind).training_pass(make_batch(), torch.Generator(), depths=(1, 4))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_states_of_all_depths_are_of_one_pass_without_dropout(kind):
+    model, batch = make(kind), make_batch()
+    time = 0.3 if model.noisy else None
+    found = model.states_at(batch, (0, 3, 1), time, seed=5)
+    assert model.training
+    assert not any(state.requires_grad for state in found)
+    tokens = model.token_grid[0] * model.token_grid[1]
+    assert {state.shape for state in found} == {(6, tokens, 32)}
+    assert model.depth == 3
+    model.eval()
+    again = model.states_at(batch, (1,), time, seed=5)
+    assert torch.equal(found[2], again[0])
+    if not model.noisy:
+        with torch.no_grad():
+            assert torch.equal(found[1], model.hidden(batch, 3))
+        read = model.embed(batch.indices(SPEC.groups).flatten(1, 2))[:, :-1]
+        if model.target_positions is None:  # beside the class, the tokens themselves
+            torch.testing.assert_close(found[0][:, 1:], read)
+
+
+def test_each_image_has_a_noise_of_its_own_and_less_of_it_later():
+    model, batch = make("diffusion").eval(), make_batch()
+    whole = model.states_at(batch, (2,), 0.5, seed=1)[0]
+    part = CodeBatch(SPEC, batch.content[4:], batch.labels[4:])
+    torch.testing.assert_close(model.states_at(part, (2,), 0.5, seed=1, first=4)[0], whole[4:], atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(model.states_at(part, (2,), 0.5, seed=1)[0], whole[4:], atol=1e-3)
+    clean = [model.states_at(batch, (0,), 1.0, seed)[0] for seed in (1, 2)]
+    assert torch.equal(*clean)
+    model.set_statistics(torch.tensor([0.1, 0.2, 0.3]), torch.tensor([1.0, 2.0, 3.0]))
+    expected = model.dit.positions(model.dit.x_embedder(model.normalize(batch.codes())))
+    torch.testing.assert_close(model.states_at(batch, (0,), 1.0)[0], expected.detach())
+
+
+@pytest.mark.parametrize(
+    ("kind", "depth", "time", "told"),
+    [
+        ("ar", 4, None, "depth=4: expected 0 to 3, the blocks of the network"),
+        ("diffusion", -1, 0.5, "depth=-1"),
+        ("ar", 1, 0.5, "time=0.5: expected none, this kind reads no noise"),
+        ("diffusion", 1, None, "time=None: expected 0, noise, to 1, data"),
+        ("diffusion", 1, 1.5, "time=1.5"),
+    ],
+)
+def test_states_that_are_refused(kind, depth, time, told):
+    with pytest.raises(ValueError, match=told):
+        make(kind).states_at(make_batch(), (depth,), time)

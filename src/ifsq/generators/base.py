@@ -67,6 +67,8 @@ class Generator(nn.Module, ABC):
     """The kind in words, an adjective."""
     config_class: ClassVar[type]
     sampling_class: ClassVar[type[Sampling]]
+    noisy: ClassVar[bool] = False
+    """Whether the network reads codes with noise, at a time of 0 (noise) to 1 (data)."""
     config: Any
     spec: CodeSpec | LatentSpec
     origin: Origin
@@ -126,6 +128,40 @@ class Generator(nn.Module, ABC):
 
         Raises ValueError unless depth is 1 to the network's own.
         """
+
+    @property
+    @abstractmethod
+    def depth(self) -> int:
+        """Blocks of the network."""
+
+    @property
+    @abstractmethod
+    def token_grid(self) -> tuple[int, int]:
+        """Rows and columns of the positions that the network reads."""
+
+    @abstractmethod
+    def states_at(
+        self, batch: CodeBatch, depths: Sequence[int], time: float | None = None, seed: int = 0, first: int = 0
+    ) -> tuple[Float[Tensor, "b t width"], ...]:
+        """States after each of ``depths`` blocks, of one pass in eval mode without gradient, row-major.
+
+        depths  0 is what the first block reads
+        time    of a `noisy` kind, 0 to 1; None: of any other
+        seed    of the noise: that of image number i, the first one being ``first``, follows from (seed, i) alone
+
+        ``batch.labels`` may hold the null class. Raises ValueError for another depth, and for a time that is missing,
+        out of range or of no use.
+        """
+
+    def check_states(self, depths: Sequence[int], time: float | None) -> None:
+        """Raise ValueError, see `states_at`."""
+        for depth in depths:
+            if not 0 <= depth <= self.depth:
+                raise ValueError(f"depth={depth}: expected 0 to {self.depth}, the blocks of the network")
+        if self.noisy and (time is None or not 0 <= time <= 1):
+            raise ValueError(f"time={time}: expected 0, noise, to 1, data")
+        if time is not None and not self.noisy:
+            raise ValueError(f"time={time}: expected none, this kind reads no noise")
 
     @abstractmethod
     def cost(self, sampling: Sampling) -> int:

@@ -8,14 +8,14 @@ from torch import Tensor
 
 
 class Taps:
-    """Keeps the states (b, t, width) after ``depths`` blocks, 1 being the first, while a network runs."""
+    """Keeps the states (b, t, width) after ``depths`` blocks while a network runs; 0 is what the first block reads."""
 
     def __init__(self, depths: Sequence[int]) -> None:
         self.depths = tuple(depths)
         self.states: dict[int, Tensor] = {}
 
     def keep(self, depth: int, state: Float[Tensor, "b t width"]) -> None:
-        """Told of the state after every block; keeps those that were asked for."""
+        """Told of the state before the first block and after every one; keeps those that were asked for."""
         if depth in self.depths:
             self.states[depth] = state
 

@@ -87,6 +87,24 @@ class ARGenerator(ARNetwork, kind="ar"):
         states = self.states(self._indices(batch), labels, depth, order)
         return states if order is None else to_raster(states, order)
 
+    @property
+    def depth(self) -> int:
+        return len(self.layers)
+
+    @property
+    def token_grid(self) -> tuple[int, int]:
+        return self.spec.grid
+
+    def states_at(
+        self, batch: CodeBatch, depths: Sequence[int], time: float | None = None, seed: int = 0, first: int = 0
+    ) -> tuple[Float[Tensor, "b t width"], ...]:
+        """State i has read the tokens before i, in raster, and predicts token i; see `Generator.states_at`."""
+        self.check_states(depths, time)
+        taps, before = Taps(depths), self.config.class_tokens - 1
+        with evaluating(self):
+            self.states(self._indices(batch), batch.labels, taps=taps)
+        return tuple(taps.states[depth][:, before:] for depth in depths)
+
     def check_sampling(self, sampling: Sampling) -> None:
         assert isinstance(sampling, ARSampling)
         sampling.check_groups(len(self.spec.groups))

@@ -115,9 +115,11 @@ class ARNetwork(Generator):
         condition    with ``adaln`` the first embedding of the class
         modulations  or what `modulations` makes of it
         rope         `rope_along` an order; None is raster
-        taps         is told of the state after every block
+        taps         is told of x and of the state after every block
         """
         rope = self.rope if rope is None else rope
+        if taps is not None:
+            taps.keep(0, x)
         for i, layer in enumerate(islice(self.layers, depth)):
             cache = None if caches is None else caches[i]
             x = layer(x, rope, cache, condition, None if modulations is None else modulations[i])

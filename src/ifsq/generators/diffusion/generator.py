@@ -23,7 +23,7 @@ from ifsq.generators.diffusion.network import DiT
 from ifsq.generators.diffusion.objective import Objective
 from ifsq.generators.diffusion.sampling import DiffusionSampling
 from ifsq.generators.diffusion.solvers import OnStep
-from ifsq.generators.streams import Normals
+from ifsq.generators.streams import Normals, normals
 from ifsq.generators.taps import Taps, TrainingPass
 from ifsq.nn.modes import evaluating
 from ifsq.store.run import Run
@@ -42,6 +42,7 @@ class DiffusionGenerator(Generator, kind="diffusion"):
     """
 
     title = "diffusion"
+    noisy = True
     config_class = DiTConfig
     sampling_class = DiffusionSampling
     config: DiTConfig
@@ -148,6 +149,26 @@ class DiffusionGenerator(Generator, kind="diffusion"):
         x1, x0, t, labels = self._drawn(batch, rng)
         condition = self.dit.condition(self.path.network_time(t), labels)
         return self.dit.states(self.path.sample(x0, x1, t).x, condition, depth)
+
+    @property
+    def depth(self) -> int:
+        return len(self.dit.blocks)
+
+    @property
+    def token_grid(self) -> tuple[int, int]:
+        return self.dit.tokens
+
+    def states_at(
+        self, batch: CodeBatch, depths: Sequence[int], time: float | None = None, seed: int = 0, first: int = 0
+    ) -> tuple[Float[Tensor, "b t width"], ...]:
+        """Of the patches of codes with noise of N(0, 1), whatever the coupling; see `Generator.states_at`."""
+        self.check_states(depths, time)
+        taps, x1 = Taps(depths), self.normalize(batch.codes())
+        x0 = normals(seed, first, len(x1), math.prod(x1.shape[1:])).view(x1.shape).to(x1.device)
+        t = torch.full((len(x1),), float(time or 0), device=x1.device)
+        with evaluating(self):
+            self._at(self.path.sample(x0, x1, t).x, t, batch.labels, taps)
+        return tuple(taps.states[depth] for depth in depths)
 
     def cost(self, sampling: Sampling) -> int:
         """As many as the solver asks for, a guided one counted twice.

@@ -133,6 +133,8 @@ class DiT(nn.Module):
     ) -> Float[Tensor, "b t width"]:
         """Tokens after all blocks, or the first ``depth``."""
         tokens = self.positions(self.x_embedder(x))
+        if taps is not None:
+            taps.keep(0, tokens)
         for number, block in enumerate(islice(self.blocks, depth), 1):
             tokens = block(tokens, c, self.rope)
             if taps is not None:
