@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -115,6 +116,11 @@ def test_files_are_named_by_what_is_not_as_usual():
     other = DiffusionSampling(3.0, 25, "heun", guidance_interval=(0.1, 0.9))
     assert suffix_of(other, usual) == "_guidance_3.0_solver_heun_guidance_interval_0.1-0.9"
     assert suffix_of(usual, usual, average=False) == "_raw"
+    times, folder = tuple(i / 32 for i in range(33)), "runs/weak"
+    for one in (DiffusionSampling(1.5, 25, times=times), DiffusionSampling(1.5, 25, guide=folder)):
+        told = suffix_of(one, usual)
+        assert re.fullmatch(r"_(times|guide)_[0-9a-f]{8}", told)
+        assert told != suffix_of(DiffusionSampling(1.5, 25, times=times[:5] + times[6:]), usual)
 
 
 def test_labels_are_in_the_proportions_of_the_reference():

@@ -246,6 +246,9 @@ def test_a_card_says_what_the_set_is_of(pair):
     assert re.fullmatch("[0-9a-f]{64}", card.generator_hash)
     assert card.differs_from(found | {"code_version": "another"}) == ""
     assert card.differs_from({}) == "count None against 3"
+    earlier = {name: value for name, value in found.items() if name != "guide_hash"}
+    assert card.differs_from(earlier) == ""
+    assert card.differs_from(found | {"guide_hash": "0" * 64}) == f"guide_hash {'0' * 64!r} against None"
 
 
 def test_labels_by_law(pair):

@@ -8,6 +8,7 @@ from torch import nn
 
 from ifsq.codes.spec import CodeSpec
 from ifsq.generators.diffusion import DiffusionGenerator, DiffusionSampling, DiTConfig
+from ifsq.generators.diffusion.objective import Objective, ObjectiveConfig
 from ifsq.generators.diffusion.sampling import SOLVERS
 from ifsq.generators.diffusion.solvers import euler, time_grid
 from ifsq.generators.streams import normals
@@ -98,7 +99,6 @@ def test_a_card_says_what_is_not_the_default():
 
 
 def test_adaptive_steps_of_an_image_are_its_own_and_counted(model):
-    pytest.importorskip("torchdiffeq", reason="the adaptive solver needs torchdiffeq (extra ode)")
     seen = []
     model.dit.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
     sampling = DiffusionSampling(2.0, solver="dopri5", snap="none", guidance_interval=(0.0, 0.5))
@@ -124,6 +124,25 @@ def test_adaptive_steps_of_an_image_are_its_own_and_counted(model):
     nn.init.constant_(model.dit.final_layer.linear.bias, float("nan"))
     with pytest.raises(ValueError, match=r"solver='dopri5': .*expected finite weights"):
         model.sample(LABELS, sampling)
+
+
+@pytest.mark.parametrize(("path", "prediction"), [("vp", "velocity"), ("ddpm", "velocity"), ("linear", "data")])
+def test_adaptive_steps_end_at_the_data_on_every_path(path, prediction):
+    """Of data that are one point the network sees them everywhere, the last step too: the end is that point."""
+    objective = Objective(ObjectiveConfig(path=path, prediction=prediction), 3)
+    point, noise, told = torch.tensor([[0.3, -2.0, 1.0]]), torch.tensor([[1.0, 0.5, -0.2]]), []
+
+    def velocity(x, t):
+        return objective.path.convert(point, x, t, "data", "velocity")
+
+    end = DiffusionSampling(solver="dopri5").solve(
+        velocity, noise, objective.path, lambda *step: told.append(step), objective.span
+    )
+    assert torch.allclose(end, point, atol=1e-6)
+    assert [done for done, _, _ in told] == list(range(1, len(told) + 1))
+    assert float(told[-1][1]) == 1.0
+    assert float(told[-2][1]) == pytest.approx(objective.span[1])
+    assert torch.equal(told[-1][2], end)
 
 
 def test_adaptive_steps_without_their_package_are_refused(model, monkeypatch):

@@ -10,6 +10,7 @@ from ifsq.codes.spec import CodeSpec
 from ifsq.config import InputError
 from ifsq.generators.conditioning import guidance_rise
 from ifsq.generators.diffusion import DiffusionGenerator, DiffusionSampling, DiTConfig
+from ifsq.store.weights import weights_digest
 
 SPEC = CodeSpec((5, 9), (1, 1), "little", "equal", (4, 2))
 LABELS = torch.tensor([0, 2, 1])
@@ -71,6 +72,14 @@ def test_a_guide_stands_in_for_the_null_class(saved):
     assert set(model.state_dict()) == set(make(0).state_dict())
     itself = DiffusionSampling(2.5, steps=3, guide=saved, snap="none")
     assert torch.allclose(weak.sample(LABELS, itself).codes, weak.sample(LABELS, steps=3, snap="none").codes, atol=1e-5)
+
+
+def test_cards_name_the_weights_of_the_guide(saved):
+    model, weak = make(0), make(1, width=8)
+    usual, guided = DiffusionSampling(2.0), DiffusionSampling(2.0, guide=saved)
+    assert (model.guide_digest(usual), model.sampler(usual)) == (None, usual.sampler)
+    assert model.guide_digest(guided) == weights_digest(weak)
+    assert model.sampler(guided) == f"{guided.sampler}, the guide's weights {weights_digest(weak)[:12]}"
 
 
 def test_a_guide_of_another_kind_of_codes_is_refused(saved, tmp_path):

@@ -43,7 +43,6 @@ def test_official_trajectories(official, solver, theirs, shift):
 
 @pytest.mark.parametrize("shift", [0.0, 0.3])
 def test_official_adaptive_trajectory(official, shift):
-    pytest.importorskip("torchdiffeq", reason="the adaptive solver needs torchdiffeq (extra ode)")
     velocity, tensor = official
     expected, times = tensor(f"ode/dopri5_shift{shift}"), time_grid(2, shift)
     with torch.no_grad():

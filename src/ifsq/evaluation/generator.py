@@ -3,6 +3,8 @@
 One path for both kinds of generator and all steps of a run: the same labels, decoder, networks and reference images.
 """
 
+import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -40,6 +42,8 @@ from ifsq.training.distributed import World, from_first, in_turn
 from ifsq.training.log import Reporter
 
 MOST_PAIRS = 10_000
+LONGEST_IN_NAME = 32  # characters of a value
+NAMEABLE = re.compile(r"[\w.+-]+")
 
 
 @dataclass(frozen=True)
@@ -175,9 +179,8 @@ def measure_generator(
 
 def suffix_of(sampling: Sampling, usual: Sampling, average: bool = True) -> str:
     """What the files of an evaluation are called beyond their names where it was not drawn as usual."""
-    own = [f"_{name}_{value}" for name, value in vars(sampling).items() if value != vars(usual)[name]]
-    told = "".join(own).replace(", ", "-").translate({ord("("): None, ord(")"): None})
-    return told if average else f"{told}_raw"
+    own = [f"_{name}_{_in_name(value)}" for name, value in vars(sampling).items() if value != vars(usual)[name]]
+    return "".join(own) if average else f"{''.join(own)}_raw"
 
 
 def untrained(run: Run, codes: CodeSet) -> Generator:
@@ -214,7 +217,7 @@ def sampling_card(held: Held, generator: Generator) -> ProtocolCard:
         seed=held.asked.seed,
         labels=BALANCED if held.asked.balanced else LIKE_REFERENCE,
         guidance=sampling.guidance,
-        sampler=sampling.sampler,
+        sampler=generator.sampler(sampling),
         dtype=generator.arithmetic(sampling),
         function_evaluations=generator.cost(sampling),
         generator_hash=weights_digest(generator),
@@ -304,6 +307,14 @@ def _write_sheets(held: Held, suffix: str, kept: dict[int, np.ndarray]) -> None:
     counts = {label: int((held.codes.labels == label).sum()) for label in held.shown}
     write_png(class_sheet(images, held.labels[numbers].numpy(), held.shown), folder / f"classes{suffix}.png")
     write_png(real_sheet(held.real, counts), folder / f"real{suffix}.png")
+
+
+def _in_name(value: object) -> str:
+    """An option's value as a part of a file's name; what is long or no name, as times or a folder, by its hash."""
+    told = str(value).replace(", ", "-").translate({ord("("): None, ord(")"): None})
+    if len(told) <= LONGEST_IN_NAME and NAMEABLE.fullmatch(told):
+        return told
+    return hashlib.sha256(told.encode()).hexdigest()[:8]
 
 
 def _renamed(card: ProtocolCard, what: str) -> ProtocolCard:

@@ -185,6 +185,7 @@ class SamplesCard:
                           of the weights
     code_version          of ifsq, with its commit where that is known; several where the set was gone on with
     passes                of a batch through the generator on average, as of `Sampled`, since it was last gone on with
+    guide_hash            of the weights that stand in for the null class, where the options name such
     """
 
     count: int
@@ -205,6 +206,7 @@ class SamplesCard:
     code_version: str
     kind: str = "samples"
     passes: float | None = None
+    guide_hash: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""
@@ -230,7 +232,7 @@ def samples_card(
         weights="average" if average else "raw",
         seed=seed,
         guidance=sampling.guidance,
-        sampler=sampling.sampler,
+        sampler=pair.generator.sampler(sampling),
         function_evaluations=pair.generator.cost(sampling),
         sampling=to_dict(sampling),
         form=form,
@@ -240,6 +242,7 @@ def samples_card(
         generator_hash=weights_digest(pair.generator),
         tokenizer_hash=pair.tokenizer.digest(),
         code_version=code_version(),
+        guide_hash=pair.generator.guide_digest(sampling),
     )
 
 

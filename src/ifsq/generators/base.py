@@ -42,7 +42,7 @@ class Sampling:
 
     @property
     def sampler(self) -> str:
-        """The options beside guidance in words, as a protocol card states them; what is switched off is left out."""
+        """The options beside guidance in words; what is switched off is left out."""
         own = {name: value for name, value in vars(self).items() if name not in ("guidance", *self.unsaid)}
         return ", ".join(f"{name} {value}" for name, value in own.items() if value is not None and value is not False)
 
@@ -173,6 +173,15 @@ class Generator(nn.Module, ABC):
         Raises InputError on options that cannot be where the weights are.
         """
         return str(next(self.parameters()).dtype).removeprefix("torch.")
+
+    def guide_digest(self, sampling: Sampling) -> str | None:
+        """SHA-256 of the weights of another generator that the options name."""
+        return None
+
+    def sampler(self, sampling: Sampling) -> str:
+        """The options beside guidance in words, as a protocol card states them, with the weights that they name."""
+        digest = self.guide_digest(sampling)
+        return sampling.sampler if digest is None else f"{sampling.sampler}, the guide's weights {digest[:12]}"
 
     @abstractmethod
     def draw(self, labels: Int[Tensor, "b"], sampling: Any, seed: int, first: int) -> Sampled:

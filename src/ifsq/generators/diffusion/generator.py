@@ -27,6 +27,7 @@ from ifsq.generators.streams import Normals, normals
 from ifsq.generators.taps import Taps, TrainingPass
 from ifsq.nn.modes import evaluating
 from ifsq.store.run import Run
+from ifsq.store.weights import weights_digest
 
 SNAPPED_AT_ONCE = 1024  # positions whose distances to all of a codebook are there at one time
 DEAD_VARIANCE = 1e-12  # what rounding leaves of a constant; one odd code among 1e9 has more
@@ -192,6 +193,10 @@ class DiffusionGenerator(Generator, kind="diffusion"):
             guide, fresh = self._guide(sampling), not self.code_mean.any() and bool((self.code_std == 1).all())
             if not fresh:  # before training, nothing is known yet
                 _check_statistics(self, guide, sampling.guide)
+
+    def guide_digest(self, sampling: Sampling) -> str | None:
+        assert isinstance(sampling, DiffusionSampling)
+        return None if sampling.guide is None else weights_digest(self._guide(sampling))
 
     def predict(
         self, x: Float[Tensor, "b d h w"], t: Float[Tensor, "..."], labels: Int[Tensor, "..."]

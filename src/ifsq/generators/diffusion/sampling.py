@@ -241,12 +241,21 @@ class DiffusionSampling(Sampling):
         if solver.variance:
             told["variance"] = variance
         times = self.grid(span) if times is None else times
-        if span[1] == 1 or solver.path or solver.adaptive:
+        if span[1] == 1 or solver.path:
             return solver.solve(velocity, x, times, on_step, **told)
-        x, t = solver.solve(velocity, x, times[:-1], on_step, **told), times[-2]
+        steps = 0
+
+        def count(done: int, t: Tensor, x: Tensor) -> None:
+            nonlocal steps
+            steps = done
+            if on_step is not None:
+                on_step(done, t, x)
+
+        before = times if solver.adaptive else times[:-1]  # an adaptive one goes through to the end of the span
+        x, t = solver.solve(velocity, x, before, count, **told), before[-1]
         x = (path or LinearPath()).convert(velocity(x, t), x, t, "velocity", "data")
         if on_step is not None:
-            on_step(len(times) - 1, times[-1], x)
+            on_step(steps + 1, torch.ones_like(t), x)
         return x
 
     def evaluations(self, span: tuple[float, float] = (0.0, 1.0)) -> int:
