@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ifsq.config import digest
-from ifsq.store.weights import weights_digest
+from ifsq.store.weights import tensors_digest
 
 LARGEST_GRID = 1024
 """Tokens a side, above any use of it."""
@@ -116,6 +116,6 @@ class SelfTeacher(Teacher):
         return states.float()
 
 
-def teacher_digest(network: nn.Module, settings: Mapping[str, Any]) -> str:
-    """`Teacher.digest` of a network's tensors, parameters and buffers, and of settings that JSON can hold."""
-    return digest({"weights": weights_digest(network), **settings})
+def teacher_digest(table: Mapping[str, Tensor], settings: Mapping[str, Any]) -> str:
+    """`Teacher.digest` of a network's state dict and of settings that JSON can hold."""
+    return digest({"weights": tensors_digest(table), **settings})
