@@ -40,6 +40,9 @@ class DiTConfig(ObjectiveConfig):
     adaln_shift          whether time and class also shift the normalised states of a block, or scale and gate alone
     label_dropout        share of training labels replaced by the null class
     guidance_channels    guide the first so many code channels only; None guides all, the official code has 3
+    internal_depth       a second output layer behind the first so many blocks, below ``depth``, trained beside the last
+                         one, from which ``sampling.internal_guidance`` leads away (arXiv 2512.24176); None: none
+    internal_weight      of its loss
     multiplier           codes are multiplied by it alone; None: brought to mean 0 and standard deviation 1 of every
                          channel. The official files have 1.092421, of Stable Diffusion's latents 0.18215
     """
@@ -58,6 +61,8 @@ class DiTConfig(ObjectiveConfig):
     label_dropout: float = 0.1
     guidance_channels: int | None = None
     multiplier: float | None = None
+    internal_depth: int | None = None
+    internal_weight: float = 0.5
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -75,5 +80,14 @@ class DiTConfig(ObjectiveConfig):
             raise ValueError(f"label_dropout={self.label_dropout}: expected a share of at least 0 and below 1")
         if not self.mlp_ratio > 0:
             raise ValueError(f"mlp_ratio={self.mlp_ratio}: expected a positive ratio")
+        if self.internal_depth is not None and not 1 <= self.internal_depth < self.depth:
+            raise ValueError(f"internal_depth={self.internal_depth}: expected 1 to {self.depth - 1}, below the depth")
+        if not 0 < self.internal_weight < math.inf:
+            raise ValueError(f"internal_weight={self.internal_weight}: expected a positive number")
+        if (
+            self.internal_depth is None
+            and self.internal_weight != type(self).__dataclass_fields__["internal_weight"].default
+        ):
+            raise ValueError(f"internal_weight={self.internal_weight}: expected internal_depth beside it")
         if self.multiplier is not None and not 0 < self.multiplier < math.inf:
             raise ValueError(f"multiplier={self.multiplier}: expected a positive number")

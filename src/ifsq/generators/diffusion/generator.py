@@ -123,6 +123,8 @@ class DiffusionGenerator(Generator, kind="diffusion"):
     ) -> TrainingPass:
         """``mse`` of what is predicted, ``cosine`` where it has a weight, and their weighted sum ``loss``; float32.
 
+        Of an internal layer ``internal``, its mse; its whole loss counts ``internal_weight``.
+
         The states are those of the noised codes' patches.
         """
         taps = Taps(check_depths(depths, len(self.dit.blocks)))
@@ -139,7 +141,10 @@ class DiffusionGenerator(Generator, kind="diffusion"):
     ) -> dict[str, Tensor]:
         """The loss at given data, noise and times, without randomness; what `loss` computes."""
         point = self.path.sample(x0, x1, t)
-        return self.objective.loss(self._at(point.x, t, labels, taps), point, x0, x1, t)
+        if self.config.internal_depth is None:
+            return self.objective.loss(self._at(point.x, t, labels, taps), point, x0, x1, t)
+        final, early = (self.objective.loss(one, point, x0, x1, t) for one in self._both_at(point.x, t, labels, taps))
+        return final | {"loss": final["loss"] + self.config.internal_weight * early["loss"], "internal": early["mse"]}
 
     def hidden(
         self, batch: CodeBatch, depth: int, rng: torch.Generator | None = None, progress: float = 1.0
@@ -189,6 +194,11 @@ class DiffusionGenerator(Generator, kind="diffusion"):
             raise ValueError(
                 f"respacing={sampling.respacing!r}: expected a generator of path ddpm, not {self.config.path}"
             )
+        if sampling.internal_guidance is not None and self.config.internal_depth is None:
+            raise ValueError(
+                f"internal_guidance={sampling.internal_guidance}: expected a generator with internal_depth, whose early"
+                " blocks have been trained to predict too"
+            )
         if sampling.guide is not None:
             guide, fresh = self._guide(sampling), not self.code_mean.any() and bool((self.code_std == 1).all())
             if not fresh:  # before training, nothing is known yet
@@ -235,12 +245,12 @@ class DiffusionGenerator(Generator, kind="diffusion"):
         """
         scale = sampling.scale(float(t.detach()))
         if scale == 1:
-            return self._at(x, t, labels)
+            return self._inside(x, t, labels, sampling)
         if sampling.guide is not None:
-            conditional, unconditional = self._at(x, t, labels), self._guide(sampling)._at(x, t, labels)
+            conditional, unconditional = self._inside(x, t, labels, sampling), self._guide(sampling)._at(x, t, labels)
         else:
-            null = torch.full_like(labels, self.num_classes)
-            conditional, unconditional = self._at(x.repeat(2, 1, 1, 1), t, torch.cat([labels, null])).chunk(2)
+            both = torch.cat([labels, torch.full_like(labels, self.num_classes)])
+            conditional, unconditional = self._inside(x.repeat(2, 1, 1, 1), t, both, sampling).chunk(2)
         c = self.config.guidance_channels or self.code_dim
         guided = unconditional[:, :c] + scale * (conditional[:, :c] - unconditional[:, :c])
         return torch.cat([guided, conditional[:, c:]], dim=1)
@@ -338,6 +348,21 @@ class DiffusionGenerator(Generator, kind="diffusion"):
     def _at(self, x: Tensor, t: Tensor, labels: Tensor, taps: Taps | None = None) -> Tensor:
         times = self.path.network_time(t).to(x).expand(len(x))
         return self.dit(x, times, labels, taps).to(torch.float32)
+
+    def _both_at(self, x: Tensor, t: Tensor, labels: Tensor, taps: Taps | None = None) -> tuple[Tensor, Tensor]:
+        """As `_at`, and what the internal layer gives."""
+        times = self.path.network_time(t).to(x).expand(len(x))
+        final, early = self.dit.forward_both(x, times, labels, taps)
+        return final.to(torch.float32), early.to(torch.float32)
+
+    def _inside(self, x: Tensor, t: Tensor, labels: Tensor, sampling: DiffusionSampling) -> Tensor:
+        """As `_at`, led away from what the internal layer gives; a learned variance is the last layer's."""
+        scale = sampling.internal_scale(float(t.detach()))
+        if scale == 1:
+            return self._at(x, t, labels)
+        final, early = self._both_at(x, t, labels)
+        d = self.code_dim
+        return torch.cat([early[:, :d] + scale * (final[:, :d] - early[:, :d]), final[:, d:]], dim=1)
 
     def _drawn(self, batch: CodeBatch, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Data, noise, times and labels of a training pass; of the labels a share dropped, in training."""

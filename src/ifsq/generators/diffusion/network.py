@@ -111,6 +111,7 @@ class DiT(nn.Module):
         self.rope = Rotary(self.tokens, head_width(config.width, config.heads)) if config.rope else None
         self.blocks = nn.ModuleList(DiTBlock(config) for _ in range(config.depth))
         self.final_layer = FinalLayer(config, outputs or channels)
+        self.internal_layer = None if config.internal_depth is None else FinalLayer(config, outputs or channels)
         self._initialize()
 
     def forward(
@@ -119,6 +120,19 @@ class DiT(nn.Module):
         """t in [0, 1], 1 is data; ``labels`` may hold the null class; ``taps`` is told of every block's state."""
         c = self.condition(t, labels)
         return self._unpatch(self.final_layer(self.states(x, c, taps=taps), c))
+
+    def forward_both(
+        self, x: Float[Tensor, "b d h w"], t: Float[Tensor, "b"], labels: Int[Tensor, "b"], taps: Taps | None = None
+    ) -> tuple[Float[Tensor, "b outputs h w"], Float[Tensor, "b outputs h w"]]:
+        """What `forward` gives, and what the internal layer gives behind the first ``internal_depth`` blocks."""
+        depth = self.config.internal_depth
+        assert depth is not None
+        assert self.internal_layer is not None
+        taps = Taps(()) if taps is None else taps
+        taps.depths += (depth,)
+        c = self.condition(t, labels)
+        final = self.final_layer(self.states(x, c, taps=taps), c)
+        return self._unpatch(final), self._unpatch(self.internal_layer(taps.states[depth], c))
 
     def condition(self, t: Float[Tensor, "b"], labels: Int[Tensor, "b"]) -> Float[Tensor, "b width"]:
         """What modulates every block: the embeddings of time and label, added."""
@@ -148,7 +162,7 @@ class DiT(nn.Module):
 
     def _initialize(self) -> None:
         for name, parameter in self.named_parameters():
-            zero = name.endswith(("bias", "adaLN_modulation.1.weight")) or name == "final_layer.linear.weight"
+            zero = name.endswith(("bias", "adaLN_modulation.1.weight", "_layer.linear.weight"))
             if zero:
                 nn.init.zeros_(parameter)
             elif name.startswith(("t_embedder.", "y_embedder.")):

@@ -97,6 +97,10 @@ class DiffusionSampling(Sampling):
     guide              folder of a smaller or less trained generator of the same codes, which is told the class and
                        stands in for the null class (autoguidance, arXiv 2406.02507)
     guide_step         of a checkpoint that is kept there; None is the newest
+    internal_guidance  s gives ``early + s * (last - early)`` of what a generator with ``internal_depth`` gives behind
+                       its early blocks and its last (arXiv 2512.24176), for the class and the null class alike, at no
+                       further evaluation; 1 and None are none
+    internal_interval  times ``[low, high]``, as ``guidance_interval``: of internal guidance
     times              of the steps, in place of ``steps`` and ``timestep_shift``: from 0 to 1, each above the last
     snap               ``nearest``: to the codes that the tokenizer can produce; ``none``: the codes as they come
     rtol, atol         of ``dopri5``: the error that a step may have, ``atol + rtol * |x|``; 1e-3 and 1e-6
@@ -129,6 +133,8 @@ class DiffusionSampling(Sampling):
     guidance_power: float | None = None
     guide: str | None = None
     guide_step: int | None = None
+    internal_guidance: float | None = None
+    internal_interval: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         if self.times is not None:  # hashable, and equal whatever it came as
@@ -144,9 +150,14 @@ class DiffusionSampling(Sampling):
             raise ValueError(f"steps={self.steps}: expected at least 1")
         if not 0 <= self.timestep_shift < math.inf:
             raise ValueError(f"timestep_shift={self.timestep_shift}: expected 0 (none) or a positive number")
-        interval = self.guidance_interval
-        if interval is not None and not 0 <= interval[0] <= interval[1] <= 1:
-            raise ValueError(f"guidance_interval={interval}: expected two times, 0 <= low <= high <= 1")
+        for name in ("guidance_interval", "internal_interval"):
+            interval = getattr(self, name)
+            if interval is not None and not 0 <= interval[0] <= interval[1] <= 1:
+                raise ValueError(f"{name}={interval}: expected two times, 0 <= low <= high <= 1")
+        if self.internal_guidance is not None and not 0 <= self.internal_guidance < math.inf:
+            raise ValueError(f"internal_guidance={self.internal_guidance}: expected a number of at least 0")
+        if self.internal_interval is not None and self.internal_guidance is None:
+            raise ValueError(f"internal_interval={self.internal_interval}: expected internal_guidance beside it")
         for name in ("rtol", "atol", "diffusion_scale", "guidance_power"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
@@ -183,6 +194,11 @@ class DiffusionSampling(Sampling):
         power = GUIDANCE_POWER if self.guidance_power is None else self.guidance_power
         rise = guidance_rise(self.guidance_schedule, behind, power)
         return self.guidance if rise == 1 else 1 + (self.guidance - 1) * rise
+
+    def internal_scale(self, t: float) -> float:
+        """Of internal guidance at this time."""
+        low, high = self.internal_interval or (0.0, 1.0)
+        return 1.0 if self.internal_guidance is None or not low <= t <= high else self.internal_guidance
 
     def guides(self, t: float) -> bool:
         """Whether the null class, or the guide, is asked at this time."""
