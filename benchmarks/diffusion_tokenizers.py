@@ -1,18 +1,18 @@
 """One DiT on the codes of five bottlenecks, three seeds, equal FLOPs: Fréchet distances and class agreement.
 
-    OMP_NUM_THREADS=1 python benchmarks/diffusion_tokenizers.py FOLDER > benchmarks/diffusion_tokenizers_cpu2_2026-11-28.md
+    OMP_NUM_THREADS=1 python benchmarks/diffusion_tokenizers.py FOLDER > table.md
 
-The recipes of ``experiments/demo`` with fewer steps, the same for all, to fit an hour of one shared core: the tokenizer (0.7 M
-parameters, 500 steps in place of 800, bundled photographs of 32 px) with iFSQ or FSQ of 17 levels in 4 dimensions, VQ of
-16384 codes (averaged and revived), AE or VAE of 4 dimensions; its codes; the DiT (1.3 M parameters, 1000 steps in place
-of 1840). Tokenizer and DiT share the training seed. All are sampled alike (guidance 2, 6 steps of Heun, 1000 images,
-sampling seed 0), the quantized ones with codes snapped to the nearest that the tokenizer has and with the codes as they
-come. A cell that is done is not run again.
+The recipes of ``experiments/demo`` with fewer steps, the same for all, to fit an hour of one shared core: the tokenizer
+(0.7 M parameters, 500 steps in place of 800, bundled photographs of 32 px) with iFSQ or FSQ of 17 levels in 4
+dimensions, VQ of 16384 codes (averaged and revived), AE or VAE of 4 dimensions; its codes; the DiT (1.3 M parameters,
+1000 steps in place of 1840). Tokenizer and DiT share the training seed. All are sampled alike (guidance 2, 6 steps of
+Heun, 1000 images, sampling seed 0), the quantized ones with codes snapped to the nearest that the tokenizer has and
+with the codes as they come. A cell that is done is not run again.
 
 Expected, before any run: AE and VAE 0.3 dB above iFSQ, FSQ and VQ beside it. The DiT's own error is most of FD, so AE,
 VAE, FSQ and iFSQ lie within the spread of the seeds and the paper's order is not told apart; VQ is 5 % worse, because
-neighbours in its codebook say little of each other. Snapping lowers FD of the FSQs by less than 2 %, of VQ by 5 to 10 %,
-whose decoder never saw anything between its rows. Class agreement is 95 to 99 % everywhere.
+neighbours in its codebook say little of each other. Snapping lowers FD of the FSQs by less than 2 %, of VQ by 5 to 10
+%, whose decoder never saw anything between its rows. Class agreement is 95 to 99 % everywhere.
 """
 
 import json

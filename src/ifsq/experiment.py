@@ -385,7 +385,12 @@ def load_pair(run: Run, device: torch.device, step: int | None = None, average: 
             f"{run.name}: names no tokenizer to decode its codes with; expected one of {_codes(generator.spec)}, as"
             " origin.tokenizer (import official has --tokenizer)"
         )
-    return Pair(generator.to(device), _tokenizer_of(run, generator.origin).to(device))
+    tokenizer = _tokenizer_of(run, generator.origin)
+    try:
+        generator.check_codebook(tokenizer.codebook())
+    except ValueError as error:
+        raise InputError(f"{run.name}: {error}") from error
+    return Pair(generator.to(device), tokenizer.to(device))
 
 
 def _codes(spec: CodeSpec | LatentSpec) -> str:

@@ -187,6 +187,8 @@ def train_generator(experiment: GeneratorExperiment, device: str = "auto", repor
         counts = describe_counts(len(train), train.labels.unique().tolist(), cache.classes, len(val or ()))
         # The vectors that the digits number are this tokenizer's, whatever the source was trained behind.
         start = warm_start(model, model.describe(), experiment.train, folder, world, own=("codebook",))
+        if start.record is not None:
+            in_turn(world, lambda: model.check_codes(train, f"train.init={experiment.train.init}"))
         claim = Claim(folder, experiment.kind, experiment, cache.digest, start.record)
         fit(task, experiment.train, claim, world, reporter, notes=[f"codes: {counts}", *start.notes])
     return folder

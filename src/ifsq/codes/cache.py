@@ -26,6 +26,7 @@ from ifsq.codes.checks import Checked, FileState
 from ifsq.codes.manifest import Manifest, ShardEntry, read_manifest, tokens_digest
 from ifsq.codes.shard import FLIPPED, LABELS, content_of, names_of, read_header, stored_dtype
 from ifsq.codes.spec import CodeSpec, LatentSpec
+from ifsq.codes.stated import check_stated
 from ifsq.codes.stored import Shard, ShardFiles, StoredRows, open_regular, state_of
 from ifsq.config import InputError, read_json
 from ifsq.data.paths import is_plain
@@ -34,6 +35,7 @@ from ifsq.store.files import sha256, sha256_of
 
 MANIFEST = "manifest.json"
 CPU = torch.device("cpu")
+STATED = "statistics"  # what `checks` calls it that they are those of the latents
 SUMMED_AT_ONCE = 4096  # images whose codes are floats at one time
 CHECKED_AT_ONCE = 1 << 24  # bytes of a shard that are looked at together
 
@@ -125,6 +127,18 @@ class CodeSet:
         mean = total / count
         return mean, squares / count - mean.square()
 
+    def views(self, rows: Int[Tensor, "b"]) -> Float[Tensor, "b m d h w"]:
+        """The codes of all crops of these images, and where they are there of the mirrored ones."""
+        mirrors = (False,) if self.flipped is None else (False, True)
+        found = [
+            self.batch(
+                rows, CPU, torch.full_like(rows, mirrored, dtype=torch.bool), torch.full_like(rows, crop)
+            ).codes()
+            for crop in range(self.crops)
+            for mirrored in mirrors
+        ]
+        return torch.stack(found, dim=1)
+
     def _taken(self, rows: Int[Tensor, "b"], mirrored: Bool[Tensor, "b"] | None) -> Num[Tensor, "b _ _ _"]:
         dtype = torch.float32 if isinstance(self.layout, LatentSpec) else torch.int64
         if mirrored is None or self.flipped is None:
@@ -180,7 +194,8 @@ class CodeCache:
         codebook  of the tokenizer, where the digits are those of one; see `Tokenizer.codebook`
 
         Every shard is checked against its hash, and its values are looked at, the first time and whenever it has
-        changed; see `checks`. Raises InputError for a split that is absent, and a shard that is missing or damaged.
+        changed; see `checks`. Raises InputError for a split that is absent, a shard that is missing or damaged, and for
+        statistics that are not those of the latents.
         """
         entries = self._entries(split)
         if not self.count(split):
@@ -200,7 +215,10 @@ class CodeCache:
         flipped = StoredRows(files, name + FLIPPED, self.layout.shape, dtype, crops) if self._flips else None
         labels = StoredRows(files, LABELS, (), torch.int64)[:]
         self._check_labels(labels, files)
-        return CodeSet(self.layout, content, labels, flipped, codebook, self.statistics, crops, (checked, split))
+        codes = CodeSet(self.layout, content, labels, flipped, codebook, self.statistics, crops, (checked, split))
+        if self.statistics and split == "train":
+            self._check_statistics(codes, checked)
+        return codes
 
     def names(self, split: str) -> list[str]:
         """What the images of a split are called, in the order of their codes: a path below the source, a member of a
@@ -281,6 +299,14 @@ class CodeCache:
         sums = {entry.file: entry.sha256 for entries in self._splits.values() for entry in entries}
         if sha256_of(handle, shard.path) != sums[shard.path.name]:
             raise InputError(f"{shard.path}: has changed since it was opened, its SHA-256 is not the one in {MANIFEST}")
+
+    def _check_statistics(self, codes: CodeSet, checked: Checked) -> None:
+        """Raise InputError unless what is stated of the training latents is true of some of them; once."""
+        if checked.fact(STATED) is not None:
+            return
+        mean, std = self.statistics["mean"], self.statistics["std"]
+        check_stated(codes.views, len(codes), mean, std, str(self.folder / MANIFEST))
+        checked.add({}, {STATED: True})
 
     def _check_labels(self, labels: Int[Tensor, "n"], files: ShardFiles) -> None:
         """Raise InputError for a label that is no class."""

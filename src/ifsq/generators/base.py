@@ -198,6 +198,18 @@ class Generator(nn.Module, ABC):
     def observe(self, codes: CodeSet) -> None:
         """Take from the training codes what the model must know beforehand; called once, before training."""
 
+    def check_weights(self) -> None:
+        """Raise ValueError where weights that were read cannot be of what config and layout say."""
+        return
+
+    def check_codes(self, codes: CodeSet, where: str) -> None:
+        """Raise InputError where what weights from elsewhere, ``where``, know of codes is not of these."""
+        return
+
+    def check_codebook(self, codebook: Float[Tensor, "v d"] | None) -> None:
+        """Raise ValueError where the model keeps other vectors than the codebook of its tokenizer, None without any."""
+        return
+
     def sample(
         self,
         labels: Int[Tensor, "b"],
@@ -284,7 +296,12 @@ class Generator(nn.Module, ABC):
         """As `from_pretrained`, of a run that is open; ``step`` and ``average`` as of `Run.weights`."""
         found = run.weights(step, average)
         make = cls._maker(found.described, run.name)
-        return build_with(make, found.load(), run.name, halves=found.step is None).eval()
+        model = build_with(make, found.load(), run.name, halves=found.step is None).eval()
+        try:
+            model.check_weights()
+        except ValueError as error:
+            raise InputError(f"{run.name}: {error}") from error
+        return model
 
     def save_pretrained(self, folder: str | Path, made: Provenance = UNKNOWN) -> None:
         """Write ``config.json``, ``model.safetensors`` and the model card ``README.md``, whole or not at all.

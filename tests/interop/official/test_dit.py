@@ -318,6 +318,21 @@ def test_a_sit_behind_an_autoencoder_of_another_scale_is_refused(tmp_path, capsy
     assert run_line(*into, "--tokenizer", tok) == 0
 
 
+def test_a_multiplier_of_another_tokenizer_is_refused(tmp_path, capsys):
+    """Stable Diffusion's, which the official sampler takes by default, in front of codes of a lattice; and iFSQ's."""
+    torch.save(official_tensors(small()), tmp_path / "x.pt")
+    lattice = tokenizer_of(tmp_path / "lattice", levels=(5,) * 4)
+    latents = tokenizer_of(tmp_path / "latents", kind="kl", dim=4)
+    (latents / "diffusers.json").write_text('{"scaling_factor": 0.18215}')
+    into = ["import", "official", tmp_path / "x.pt", "--out", tmp_path / "run", "--multiplier"]
+    told = refused(capsys, [*into, "0.18215", "--tokenizer", lattice])
+    assert "code_std [5.49, 5.49, 5.49, 5.49]: expected up to 1 and 4, as codes of -1 to 1 give" in told
+    told = refused(capsys, [*into, "1.092421", "--tokenizer", latents])
+    assert f"sees latents divided by 0.9154, 0.9154, 0.9154, 0.9154; those of {latents} are scaled by 0.18215" in told
+    assert not (tmp_path / "run").exists()
+    assert run_line(*into, "0.2", "--tokenizer", latents) == 0
+
+
 def changed(state, **change):
     return {key: value for key, value in {**state, **change}.items() if value is not None}
 

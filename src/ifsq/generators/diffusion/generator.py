@@ -22,6 +22,7 @@ from ifsq.generators.diffusion.config import DiTConfig
 from ifsq.generators.diffusion.network import DiT
 from ifsq.generators.diffusion.objective import Objective
 from ifsq.generators.diffusion.sampling import DiffusionSampling
+from ifsq.generators.diffusion.scale import check_multiplier, check_normalised, check_stored, moments_of
 from ifsq.generators.diffusion.solvers import OnStep
 from ifsq.generators.streams import Normals, normals
 from ifsq.generators.taps import Taps, TrainingPass
@@ -31,7 +32,6 @@ from ifsq.store.weights import weights_digest
 
 SNAPPED_AT_ONCE = 1024  # positions whose distances to all of a codebook are there at one time
 DEAD_VARIANCE = 1e-12  # what rounding leaves of a constant; one odd code among 1e9 has more
-SCALED = (0.25, 4.0)  # root mean square that codes may have beside noise of 1, where a multiplier scales them
 
 
 class DiffusionGenerator(Generator, kind="diffusion"):
@@ -97,18 +97,28 @@ class DiffusionGenerator(Generator, kind="diffusion"):
             if codes.codebook is None or given != self.codebook.shape:
                 raise ValueError(f"codebook of shape {given}: expected {tuple(self.codebook.shape)}, the tokenizer's")
             self.codebook.copy_(codes.codebook)
-        if codes.statistics:
-            mean, std = (torch.tensor(codes.statistics[name], dtype=torch.float64) for name in ("mean", "std"))
-            variance = std.square()
-        else:
-            mean, variance = codes.moments()
         multiplier = self.config.multiplier
         if multiplier is not None:
-            _check_multiplier(multiplier, float((mean.square() + variance).mean().sqrt()))
+            check_multiplier(multiplier, codes)
             self.set_statistics(torch.zeros(self.code_dim), torch.full((self.code_dim,), 1 / multiplier))
             return
+        mean, variance = moments_of(codes)
         std = torch.where(variance > DEAD_VARIANCE, variance, 1).sqrt()
         self.set_statistics(mean.float(), std.float())
+
+    def check_weights(self) -> None:
+        check_stored(self.code_mean, self.code_std, self.config.multiplier, self.spec, self.codebook)
+
+    def check_codes(self, codes: CodeSet, where: str) -> None:
+        try:
+            self.check_weights()
+            check_normalised(codes, self.code_mean, self.code_std)
+        except ValueError as error:
+            raise InputError(f"{where}: {error}; init_parts without them begins with their own") from error
+
+    def check_codebook(self, codebook: Float[Tensor, "v d"] | None) -> None:
+        if self.codebook is not None and (codebook is None or not torch.equal(self.codebook.cpu(), codebook.cpu())):
+            raise ValueError("codebook: holds other vectors than its tokenizer's; expected the same")
 
     def normalize(self, codes: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d h w"]:
         """Codes -> what the flow models, float32."""
@@ -401,13 +411,3 @@ def _check_statistics(model: DiffusionGenerator, guide: DiffusionGenerator, wher
                 f"guide={where!r}: its {name}: {found.tolist()}, expected that of the generator, {mine.tolist()}: "
                 "one that was trained on the same codes"
             )
-
-
-def _check_multiplier(multiplier: float, size: float) -> None:
-    """Raise InputError where codes of this root mean square are no match for noise: it is of another tokenizer."""
-    scaled, (low, high) = multiplier * size, SCALED
-    if not low <= scaled <= high:
-        raise InputError(
-            f"diffusion.multiplier={multiplier}: scales codes of root mean square {size:.3g} to {scaled:.3g}; expected"
-            f" {low:g} to {high:g}, as a multiplier of this tokenizer's codes gives, or none"
-        )

@@ -17,6 +17,7 @@ from ifsq.codes import CodeSpec, LatentSpec
 from ifsq.config import InputError, build, read_json
 from ifsq.generators import DiffusionGenerator, Origin
 from ifsq.generators.diffusion import DiffusionSampling, DiTConfig
+from ifsq.generators.diffusion.scale import SCALED
 from ifsq.interop.diffusers_kl import ORIGIN
 from ifsq.interop.official.dit import (
     OURS,
@@ -109,8 +110,9 @@ def read_dit(
         )
     trainer = trainer_of(told, sizes, path, scale.trainer)
     number = heads_of(sizes, told, heads, where)
-    behind = _behind(sizes, grid_of(sizes, told, grid, where), tokenizer, trainer, where)
+    behind = _behind(sizes, grid_of(sizes, told, grid, where), tokenizer, where)
     mean, std = _scale(told, scale, trainer, sizes.channels, where)
+    _check_autoencoder(std, trainer, tokenizer, where)
     config = build(DiTConfig, _config(sizes, number, told, trainer, where), where)
     sampling = {**SAMPLED[trainer], **told.sampling}
     build(DiffusionSampling, sampling, f"{where}: config: sample")
@@ -126,6 +128,10 @@ def read_dit(
     if behind.codebook is not None:
         own["codebook"] = behind.codebook
     model = made_of(make, own, where)
+    try:
+        model.check_weights()
+    except ValueError as error:
+        raise InputError(f"{where}: {error}") from error
     check_tables(table, model.dit, where)
     model.origin = Origin(tuple(map(str, range(sizes.classes))), tokenizer, behind.digest, sampling=sampling)
     return model
@@ -214,7 +220,7 @@ def _scale(told: Told, asked: Scale, trainer: str, channels: int, where: str) ->
     return mean, std / multiplier
 
 
-def _behind(sizes: Sizes, grid: tuple[int, int], folder: str, trainer: str, where: str) -> Behind:
+def _behind(sizes: Sizes, grid: tuple[int, int], folder: str, where: str) -> Behind:
     if not folder:
         return Behind(LatentSpec(sizes.channels, grid))
     tokenizer = Tokenizer.from_pretrained(folder)
@@ -225,14 +231,28 @@ def _behind(sizes: Sizes, grid: tuple[int, int], folder: str, trainer: str, wher
             f"{where}: models {sizes.channels} channels; {folder} has {channels}: expected the tokenizer of its"
             " training"
         )
-    origin = Path(folder) / ORIGIN
-    scaled = read_json(origin).get("scaling_factor", MULTIPLIER) if origin.is_file() else MULTIPLIER
-    if trainer != "official" and scaled != MULTIPLIER:
-        raise InputError(
-            f"{where}: sees latents times {MULTIPLIER}; those of {folder} are scaled by {scaled}: expected the"
-            " tokenizer of its training"
-        )
     return Behind(spec, tokenizer.digest(), codebook)
+
+
+def _check_autoencoder(std: Tensor, trainer: str, folder: str, where: str) -> None:
+    """Raise InputError for a tokenizer whose latents diffusers scales otherwise than this DiT sees them.
+
+    One of the official trainer may have been trained with a multiplier or statistics of its own, near that scale.
+    """
+    origin = Path(folder) / ORIGIN
+    if not folder or not origin.is_file():
+        return
+    scaled = float(read_json(origin).get("scaling_factor", MULTIPLIER))
+    if trainer != "official" and scaled != MULTIPLIER:
+        seen = f"times {MULTIPLIER}"
+    elif not all(SCALED[0] <= scaled * one <= SCALED[1] for one in std.tolist()):
+        seen = f"divided by {', '.join(f'{one:.4g}' for one in std.tolist()[:4])}"
+    else:
+        return
+    raise InputError(
+        f"{where}: sees latents {seen}; those of {folder} are scaled by {scaled:g}: expected the tokenizer of its"
+        " training"
+    )
 
 
 def _arguments(

@@ -14,8 +14,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ifsq.codes import writer
-from ifsq.codes.cache import MANIFEST, CodeCache
+from ifsq.codes.cache import MANIFEST, CodeCache, CodeSet
 from ifsq.codes.spec import LatentSpec
+from ifsq.codes.stated import check_stated
 from ifsq.config import InputError, digest
 from ifsq.data.labels import MOST_CLASSES
 from ifsq.store.files import check_free
@@ -25,6 +26,7 @@ from ifsq.store.weights import read_tensors
 
 PATTERN = "latents_rank*_shard*.safetensors"
 STATISTICS = "latents_stats.pt"
+OTHERS = 0.1  # standard deviations that its statistics, of ten thousand latents, may be off
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
@@ -78,12 +80,20 @@ def import_latents(folder: Path, out: Path) -> CodeCache:
     """A cache of float16 latents with flips, its statistics computed over all of them, classes named by their number.
 
     The split ``train`` alone; the official mean and std, of ten thousand latents, stand in ``about``. Raises InputError
-    for damaged shards and values beyond float16.
+    for damaged shards, values beyond float16, and a mean and std that are not those of the latents.
     """
     check_free(out)
     with whole_folder(out, MANIFEST) as partial:
         _fill(folder, partial, out)
+        _check_statistics(folder, CodeCache.open(partial).read("train"))
     return CodeCache.open(out)
+
+
+def _check_statistics(folder: Path, codes: CodeSet) -> None:
+    """Raise InputError unless the official ones are those of the latents, which were taken of them unmirrored."""
+    mean, std = (value.flatten().tolist() for value in read_statistics(folder))
+    plain = lambda rows: codes.batch(rows).codes()[:, None]  # noqa: E731
+    check_stated(plain, len(codes), mean, std, str(folder / STATISTICS), OTHERS)
 
 
 def _fill(folder: Path, partial: Path, out: Path) -> None:
