@@ -74,6 +74,8 @@ def test_official_ddpm_and_ddim(official, respacing):
     times = torch.cat([1 - (numbers.double() + 1) / 1000, torch.ones(1, dtype=torch.float64)])
     assert respaced(respacing, 1000) == tensor(f"ddpm/{respacing}/timestep_map").tolist()
     assert torch.allclose(DiffusionSampling(solver="ddim", respacing=respacing).grid(), times.float())
+    if respacing.isdigit():  # as the command reads it
+        assert DiffusionSampling(solver="ddim", respacing=int(respacing)).respacing == respacing
     path, x = DDPMPath(), tensor("noise").double()
 
     def noise_of(x, t):

@@ -128,7 +128,7 @@ class DiffusionSampling(Sampling):
     last_step: str | None = None
     last_step_size: float | None = None
     eta: float | None = None
-    respacing: str | None = None
+    respacing: str | int | None = None
     guidance_schedule: str = "constant"
     guidance_power: float | None = None
     guide: str | None = None
@@ -139,6 +139,8 @@ class DiffusionSampling(Sampling):
     def __post_init__(self) -> None:
         if self.times is not None:  # hashable, and equal whatever it came as
             object.__setattr__(self, "times", tuple(self.times))
+        if self.respacing is not None:  # the command reads 250 as a number
+            object.__setattr__(self, "respacing", str(self.respacing))
         super().__post_init__()
         _check_choice("solver", self.solver, SOLVERS)
         _check_choice("snap", self.snap, SNAPS)
@@ -211,7 +213,7 @@ class DiffusionSampling(Sampling):
         """
         if self.respacing is not None:
             path = DDPMPath()
-            taken = respaced(self.respacing, path.steps)
+            taken = respaced(str(self.respacing), path.steps)
             return path.time(torch.tensor([*reversed(taken), -1], device="cpu"))
         low, high = span
         if not self.adaptive and not self._is_sde:  # nothing is asked at the last time, see `solve`
@@ -300,7 +302,7 @@ class DiffusionSampling(Sampling):
             beside = "beside times, which say all" if last else "where there is no last step"
             raise ValueError(f"last_step_size={self.last_step_size}: expected none {beside}")
         if self.respacing is not None:
-            respaced(self.respacing, DDPMPath.steps)
+            respaced(str(self.respacing), DDPMPath.steps)
             default = type(self).__dataclass_fields__["steps"].default
             for name, off in (("times", None), ("timestep_shift", 0), ("steps", default)):
                 if getattr(self, name) != off:
