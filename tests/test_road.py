@@ -551,6 +551,43 @@ BAD = {
     "guidance": (["sample", "ar", "--labels", "0", "--out", "new.png", "--sampling.guidance", "nan"], "sampling: guidance: nan: expected a finite number"),
     "negative guidance": (["sample", "ar", "--labels", "0", "--out", "new.png", "--sampling.guidance", "-2"], "sampling: guidance=-2.0: expected a number of at least 0 (1 is no guidance)"),
     "sampling of the other kind": (["sample", "ar", "--labels", "0", "--out", "new.png", "--sampling.steps", "3"], "sampling: steps: unknown key; known: "),
+    "diffusion: label": (["sample", "diffusion", "--labels", "0", "10", "--out", "new.png"], "label 10: expected 0 to 9 (0 circle"),
+    "diffusion: negative label": (["sample", "diffusion", "--labels", "-1", "--out", "new.png"], "label -1: expected 0 to 9"),
+    "diffusion: no class": (["sample", "diffusion", "--labels", "cirle", "--out", "new.png"], "label cirle: expected 0 to 9 (0 circle, "),
+    "diffusion: no images": (["sample", "diffusion", "--count", "0", "--out", "new.png"], "count 0: expected 1 to 10000000"),
+    "diffusion: seed": (["sample", "diffusion", "--labels", "0", "--out", "new.png", "--seed", "-1"], "seed -1: expected 0 to"),
+    "diffusion: step": (["sample", "diffusion", "--labels", "0", "--out", "new.png", "--step", "15"], "diffusion/checkpoints: step 15 is not kept; expected one of 10, 20"),
+    "diffusion: few samples": (["generator", "eval", "diffusion", "--samples", "1"], "samples 1: expected 2 to 10000000"),
+    "diffusion: guidance": (["sample", "diffusion", "--labels", "0", "--out", "new.png", "--sampling.guidance", "nan"], "sampling: guidance: nan: expected a finite number"),
+    "diffusion: negative guidance": (["sample", "diffusion", "--labels", "0", "--out", "new.png", "--sampling.guidance", "-2"], "sampling: guidance=-2.0: expected a number of at least 0 (1 is no guidance)"),
+    "diffusion: guidances of groups": (["sample", "diffusion", "--labels", "0", "--out", "new.png", "--sampling.guidance", "[2, 1]"], "sampling: guidance: input should be a valid number"),
+    "diffusion: interval": (["sample", "diffusion", "--labels", "0", "--out", "new.png", "--sampling.guidance_interval", "[0.6, 0.4]"], "sampling: guidance_interval=(0.6, 0.4): expected two times, 0 <= low <= high <= 1"),
+    "diffusion: schedule": (["sample", "diffusion", "--labels", "0", "--out", "new.png", "--sampling.guidance_schedule", "cosine"], "sampling: guidance_schedule='cosine': expected one of constant, linear, power-cosine"),
+    "diffusion: guide": (["sample", "diffusion", "--labels", "0", "--out", "new.png", "--sampling.guide", "gone"], "gone: no such folder"),
+    "diffusion: guide of another kind": (["sample", "diffusion", "--labels", "0", "--out", "new.png", "--sampling.guide", "ar"], "ar: holds a ar model; expected a model of kind diffusion"),
+    "diffusion: steps": (["sample", "diffusion", "--labels", "0", "--out", "new.png", "--sampling.steps", "0"], "sampling: steps=0: expected at least 1"),
+    "diffusion: shift": (["sample", "diffusion", "--labels", "0", "--out", "new.png", "--sampling.timestep_shift", "-1"], "sampling: timestep_shift=-1.0: expected 0 (none) or a positive number"),
+    "diffusion: times": (["sample", "diffusion", "--labels", "0", "--out", "new.png", "--sampling.times", "[0, 0.5, 0.4, 1]"], "sampling: times=[0.0, 0.5, 0.4, 1.0]: expected times that rise from 0 to 1"),
+    "diffusion: times and a shift": (["sample", "diffusion", "--labels", "0", "--out", "new.png", "--sampling.times", "[0, 1]", "--sampling.timestep_shift", "0.3"], "sampling: timestep_shift=0.3: expected 0 beside times, which say all"),
+    "diffusion: snap": (["sample", "diffusion", "--labels", "0", "--out", "new.png", "--sampling.snap", "floor"], "sampling: snap='floor': expected one of nearest, none"),
+    "diffusion: solver": (["sample", "diffusion", "--labels", "0", "--out", "new.png", "--sampling.solver", "rk5"], "sampling: solver='rk5': expected one of euler, heun, midpoint"),
+    "diffusion: eta of another solver": (["sample", "diffusion", "--labels", "0", "--out", "new.png", "--sampling.eta", "0.5"], "sampling: eta=0.5: solver euler has no such option"),
+    "diffusion: noise of another solver": (["sample", "diffusion", "--labels", "0", "--out", "new.png", "--sampling.solver", "heun", "--sampling.diffusion_scale", "2"], "sampling: diffusion_scale=2.0: solver heun has no such option"),
+    "diffusion: steps of a solver that finds its own": (["sample", "diffusion", "--labels", "0", "--out", "new.png", "--sampling.solver", "dopri5"], "sampling: steps=3: solver dopri5 has no such option"),
+    "diffusion: respacing of another path": (["sample", "diffusion", "--labels", "0", "--out", "new.png", "--sampling.solver", "ddim", "--sampling.respacing", "10", "--sampling.steps", "25"], "sampling: respacing='10': expected a generator of path ddpm, not linear"),
+    "diffusion: an option of the other kind": (["sample", "diffusion", "--labels", "0", "--out", "new.png", "--sampling.temperature", "2"], "sampling: temperature: unknown key; known: "),
+    "diffusion: sampling in the file": (["generator", "train", "diffusion.toml", "--out", "new", "--sampling.temperature", "2"], "sampling.temperature: unknown key"),
+    "diffusion: respacing in training": (["generator", "train", "diffusion.toml", "--out", "new", "--sampling.solver", "ddim", "--sampling.respacing", "10", "--sampling.steps", "25"], "respacing='10': expected a generator of path ddpm, not linear"),
+    "diffusion: groups": (["generator", "train", "diffusion.toml", "--out", "new", "--groups", "[2, 2]"], "groups=[2, 2]: expected positive sizes that sum to the 3 levels"),
+    "diffusion: heads": (["generator", "train", "diffusion.toml", "--out", "new", "--diffusion.heads", "3"], "heads"),
+    "diffusion: path": (["generator", "train", "diffusion.toml", "--out", "new", "--diffusion.path", "straight"], "path='straight': expected one of linear, cosine, vp, ddpm"),
+    "diffusion: coupling": (["generator", "train", "diffusion.toml", "--out", "new", "--diffusion.coupling", "sinkhorn"], "coupling='sinkhorn': expected one of independent, optimal, optimal_in_class"),
+    "diffusion: an option without effect": (["generator", "train", "diffusion.toml", "--out", "new", "--diffusion.time_scale", "0.5"], "time_scale=0.5: expected time_sampling = 'mode' beside it, not 'lognorm'"),
+    "diffusion: guided channels": (["generator", "train", "diffusion.toml", "--out", "new", "--diffusion.guidance_channels", "4"], "guidance_channels=4: the codes have 3 channels"),
+    "diffusion: multiplier": (["generator", "train", "diffusion.toml", "--out", "new", "--diffusion.multiplier", "0.01"], "diffusion.multiplier=0.01: scales codes of root mean square"),
+    "diffusion: too wide for memory": (["generator", "train", "diffusion.toml", "--out", "new", "--diffusion.width", "1000000000000", "--diffusion.heads", "1"], "diffusion: a network of these sizes does not fit in memory; expected smaller ones"),
+    "diffusion: no cache": (["generator", "train", "diffusion.toml", "--out", "new", "--codes", "gone"], "gone: holds no code cache"),
+    "diffusion: init of another kind": (["generator", "train", "diffusion.toml", "--out", "new", "--train.init", "ar"], "train.init=ar: holds a ar model; expected a diffusion"),
     "sampling that is none": (["generator", "eval", "diffusion", "--sampling.solver", "rk5"], "sampling: solver='rk5': expected one of euler, heun, midpoint"),
     "an option of another solver": (["sample", "diffusion", "--labels", "0", "--out", "new.png", "--sampling.rtol", "0.1"], "sampling: rtol=0.1: solver euler has no such option"),
     "other options of a sample": (["sample", "ar", "--labels", "0", "--out", "new.png", "--train.steps", "3"], "'--train.steps': no such argument of ifsq sample"),
@@ -637,6 +674,9 @@ WITH_WEIGHTS = {
     "generator eval diffusion": ("diffusion", ["generator", "eval", "RUN", "--samples", "20", "--features"]),
     "tokenizer train": ("tokenizer", ["tokenizer", "train", "tokenizer.toml", "--out", "RUN"]),
     "generator train": ("ar", ["generator", "train", "ar.toml", "--out", "RUN"]),
+    "diffusion train": ("diffusion", ["generator", "train", "diffusion.toml", "--out", "RUN"]),
+    "export a DiT": ("diffusion", ["export", "official", "RUN", "--out", "new.pt"]),
+    "guide": ("diffusion", ["sample", "diffusion", "--labels", "0", "--out", "new.png", "--sampling.guide", "RUN"]),
 }
 
 
@@ -737,15 +777,17 @@ def test_a_cache_of_another_tokenizer_is_refused(capsys):
         main(["tokenizer", "train", "tokenizer.toml", "--out", "other", "--train.seed", "1", "--train.steps", "2"]) == 0
     )
     capsys.readouterr()
-    told = refused(capsys, ["generator", "train", "ar.toml", "--out", "new", "--tokenizer", "other"])
-    assert "codes: was written by tokenizer" in told
-    assert "encode again" in told
-    assert not Path("new").exists()
+    for kind in ("ar", "diffusion"):
+        told = refused(capsys, ["generator", "train", f"{kind}.toml", "--out", "new", "--tokenizer", "other"])
+        assert "codes: was written by tokenizer" in told
+        assert "encode again" in told
+        assert not Path("new").exists()
     more = ["--out", "third", "--tokenizer.quantizer.levels", "[5, 5]", "--train.steps", "2"]
     assert main(["tokenizer", "train", "tokenizer.toml", *more]) == 0
     capsys.readouterr()
-    told = refused(capsys, ["generator", "train", "ar.toml", "--out", "new", "--tokenizer", "third"])
-    assert "does not fit the tokenizer third: levels [5, 5, 5] against [5, 5]" in told
+    for kind in ("ar", "diffusion"):
+        told = refused(capsys, ["generator", "train", f"{kind}.toml", "--out", "new", "--tokenizer", "third"])
+        assert "does not fit the tokenizer third: levels [5, 5, 5] against [5, 5]" in told
 
 
 def test_a_generator_whose_tokenizer_changed_is_refused(tmp_path):
