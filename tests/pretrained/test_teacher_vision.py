@@ -119,6 +119,28 @@ def test_dinov2_at_its_own_size_needs_no_resampling(folders, kind, positions):
     torch.testing.assert_close(teacher.features(pictures, (4, 4)), expected, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("grid", [ODD, (2, 3)])
+def test_dinov2_by_default_has_its_positions_resampled_as_in_repa(folders, grid):
+    """Antialiased, as transformers does it of itself for registers; without them it is neither of the other two."""
+    pictures = images(2, 3, 40, 48)
+    with_registers = [
+        open_teacher(TeacherConfig(str(folders["dinov2_with_registers"]), positions=positions)).features(pictures, grid)
+        for positions in ("repa", "published")
+    ]
+    torch.testing.assert_close(*with_registers, atol=1e-5, rtol=1e-4)
+    without, stretched = (
+        open_teacher(TeacherConfig(str(folders["dinov2"]), positions=positions)).features(pictures, grid)
+        for positions in ("repa", "published")
+    )
+    network = small("dinov2")
+    table = network.embeddings.position_embeddings
+    whole = torch.cat([table[:, :1], resample_positions(table[:, 1:], grid)], 1)
+    network.embeddings.interpolate_pos_encoding = lambda *given: whole
+    seen = Preprocessing()(pictures, (grid[0] * 14, grid[1] * 14))
+    torch.testing.assert_close(without, direct(network, "dinov2", seen, *grid)[:, 1:], atol=1e-5, rtol=1e-4)
+    assert (without - stretched).abs().max() > 1e-3
+
+
 @pytest.mark.parametrize("kind", NAMES)
 def test_a_teacher_is_frozen_and_says_what_it_is(folders, kind):
     teacher = open_teacher(TeacherConfig(str(folders[kind])))
