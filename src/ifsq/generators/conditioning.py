@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ifsq.nn.linear import Linear
+
 TIME_FREQUENCIES = 256
 TIME_PERIOD = 10000.0
 GUIDANCE_SCHEDULES = ("constant", "linear", "power-cosine")
@@ -31,7 +33,7 @@ class TimeEmbedding(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(TIME_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
+        self.mlp = nn.Sequential(Linear(TIME_FREQUENCIES, width), nn.SiLU(), Linear(width, width))
 
     def forward(self, t: Float[Tensor, "b"]) -> Float[Tensor, "b width"]:
         half = TIME_FREQUENCIES // 2

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ifsq.nn.cache import KVCache
 from ifsq.nn.embed import Rotary, RotaryAlong
+from ifsq.nn.linear import Linear
 from ifsq.nn.norm import RMSNorm
 
 QK_NORM_EPS = 1e-6
@@ -37,8 +38,8 @@ class Attention(nn.Module):
         if self.kv_heads < 1 or heads % self.kv_heads:
             raise ValueError(f"kv_heads={kv_heads}: expected a divisor of heads={heads}")
         per_head = head_width(width, heads)
-        self.qkv = nn.Linear(width, (heads + 2 * self.kv_heads) * per_head, bias=bias)
-        self.proj = nn.Linear(width, width, bias=bias)
+        self.qkv = Linear(width, (heads + 2 * self.kv_heads) * per_head, bias=bias)
+        self.proj = Linear(width, width, bias=bias)
         self.q_norm = RMSNorm(per_head, eps=QK_NORM_EPS) if qk_norm else nn.Identity()
         self.k_norm = RMSNorm(per_head, eps=QK_NORM_EPS) if qk_norm else nn.Identity()
 

@@ -4,6 +4,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ifsq.nn.linear import Linear
+
 
 class SwiGLU(nn.Module):
     """``w3(silu(a) * b)`` with ``a, b`` the halves of ``w12(x)``: one multiplication for gate and value.
@@ -13,8 +15,8 @@ class SwiGLU(nn.Module):
 
     def __init__(self, width: int, hidden: int, *, bias: bool) -> None:
         super().__init__()
-        self.w12 = nn.Linear(width, 2 * hidden, bias=bias)
-        self.w3 = nn.Linear(hidden, width, bias=bias)
+        self.w12 = Linear(width, 2 * hidden, bias=bias)
+        self.w3 = Linear(hidden, width, bias=bias)
 
     def forward(self, x: Float[Tensor, "... width"]) -> Float[Tensor, "... width"]:
         gate, value = self.w12(x).chunk(2, dim=-1)
@@ -26,8 +28,8 @@ class GELU(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
+        self.fc1 = Linear(width, hidden)
+        self.fc2 = Linear(hidden, width)
 
     def forward(self, x: Float[Tensor, "... width"]) -> Float[Tensor, "... width"]:
         return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))

@@ -40,3 +40,12 @@ def exact_float32() -> Iterator[None]:
     finally:
         for switch, precision in zip(switches, before, strict=True):
             switch.fp32_precision = precision
+
+
+def is_transformed() -> bool:
+    """Whether a compiler, a function transform (jvp, vmap, grad) or forward-mode derivatives see what is computed now.
+
+    They know torch's own operations; a function with a gradient of its own leaves the place to these.
+    """
+    forward_mode: int = torch.autograd.forward_ad._current_level
+    return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or forward_mode >= 0

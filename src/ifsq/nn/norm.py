@@ -7,14 +7,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from ifsq.nn.modes import is_transformed
+
 
 class RMSNorm(nn.RMSNorm):
     """torch's RMSNorm, computed in the dtype of its scale: under autocast torch would warn and be slow."""
 
     def forward(self, x: Float[Tensor, "... width"]) -> Float[Tensor, "... width"]:
         whole = self.weight.dtype in (torch.float32, torch.float64)  # in half precision torch computes in float32
-        traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()  # jvp, vmap, grad
-        if x.device.type == "cpu" and whole and torch.is_grad_enabled() and not traced:
+        if x.device.type == "cpu" and whole and torch.is_grad_enabled() and not is_transformed():
             eps = torch.finfo(self.weight.dtype).eps if self.eps is None else self.eps
             return _RMSNorm.apply(x, self.weight, eps)
         return super().forward(x.to(self.weight.dtype))

@@ -22,6 +22,7 @@ from ifsq.generators.ar.network import ARNetwork
 from ifsq.generators.ar.packing import Pack, PackedLinear, packed_copy, packer
 from ifsq.generators.ar.steps import PlainSteps, Steps
 from ifsq.nn.attention import Attention
+from ifsq.nn.linear import Linear
 from ifsq.nn.mlp import SwiGLU
 from ifsq.nn.norm import RMSNorm
 
@@ -235,7 +236,7 @@ def is_usual(network: ARNetwork) -> bool:
         type(layer) is Block
         and type(layer.attention) is Attention
         and type(layer.feed_forward) is SwiGLU
-        and {type(linear) for linear in _linears(layer)} == {nn.Linear}
+        and {type(linear) for linear in _linears(layer)} == {Linear}
         and type(layer.attention_norm) is type(layer.ffn_norm) is RMSNorm
         and all(type(norm) in (RMSNorm, nn.Identity) for norm in (layer.attention.q_norm, layer.attention.k_norm))
         for layer in network.layers

@@ -16,6 +16,7 @@ from jaxtyping import Float, Int, Int8
 from torch import Tensor, nn
 
 from ifsq.generators.ar.heads.base import OutputLayer
+from ifsq.nn.linear import Linear
 
 INT8_MOST = 127
 INT8_BLOCK = 32  # inputs that torch's int8 kernel takes at a time; it reads past the end of others
@@ -183,7 +184,7 @@ def packed_copy(module: M, pack: Pack) -> M:
 def _copied(module: nn.Module, pack: Pack, made: dict[int, nn.Module]) -> nn.Module:
     if id(module) in made:  # a module may stand in several places
         return made[id(module)]
-    if type(module) is nn.Linear:
+    if type(module) is nn.Linear or type(module) is Linear:
         twin: nn.Module = pack(module.weight.detach(), None if module.bias is None else module.bias.detach())
     elif type(module) is OutputLayer:
         twin = PackedOutput(pack(module.weight.detach(), None))

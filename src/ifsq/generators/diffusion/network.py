@@ -16,6 +16,7 @@ from ifsq.generators.diffusion.config import DiTConfig
 from ifsq.generators.taps import Taps
 from ifsq.nn.attention import Attention, head_width
 from ifsq.nn.embed import Rotary, SinCosPositions
+from ifsq.nn.linear import Linear
 from ifsq.nn.mlp import GELU, SwiGLU
 from ifsq.nn.norm import RMSNorm
 
@@ -48,7 +49,7 @@ class DiTBlock(nn.Module):
         self.norm2 = _make_norm(config)
         self.mlp = _make_mlp(config)
         self.parts = 6 if config.adaln_shift else 4
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, self.parts * width))
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), Linear(width, self.parts * width))
 
     def forward(
         self, x: Float[Tensor, "b t width"], c: Float[Tensor, "b width"], rope: Rotary | None
@@ -74,8 +75,8 @@ class FinalLayer(nn.Module):
     def __init__(self, config: DiTConfig, outputs: int) -> None:
         super().__init__()
         self.norm_final = _make_norm(config)
-        self.linear = nn.Linear(config.width, config.patch**2 * outputs)
-        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(config.width, 2 * config.width))
+        self.linear = Linear(config.width, config.patch**2 * outputs)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), Linear(config.width, 2 * config.width))
 
     def forward(self, x: Float[Tensor, "b t width"], c: Float[Tensor, "b width"]) -> Float[Tensor, "b t out"]:
         shift, scale = self.adaLN_modulation(c)[:, None].chunk(2, dim=-1)
