@@ -59,9 +59,11 @@ from ifsq.experiment import (
     workers_of,
 )
 from ifsq.generators import Generator, Origin
-from ifsq.generators.diffusion.grids import FittedTimes, fit_generator_times
+from ifsq.generators.diffusion.grids import FittedTimes, fit_generator_times, save_with_times
 from ifsq.generators.train import GeneratorTask
 from ifsq.metrics import ProtocolCard
+from ifsq.store.files import check_free
+from ifsq.store.model_card import UNKNOWN, provenance
 from ifsq.store.run import Run
 from ifsq.tokenizer.adapt import adapted_start
 from ifsq.tokenizer.encode import write_codes
@@ -244,6 +246,7 @@ def fit_times(
     average: bool = True,
     images: int = 16,
     iterations: int = 40,
+    out: Path | None = None,
 ) -> FittedTimes:
     """Times of a diffusion generator's steps at which they end nearest to a fine solution, for ``sampling.times``.
 
@@ -252,10 +255,20 @@ def fit_times(
     average     the averaged weights, else the raw ones
     images      whose noise they are fitted to; no sampling draws these
     iterations  of the fit
+    out         a new folder for the generator as a saved model, whose usual sampling takes these times
     """
     with join(device) as world:
-        model = Generator.from_run(Run.open(folder), step, average).to(world.device)
-        return fit_generator_times(model, model.sampling(sampling), images, iterations)
+        if out is not None:
+            check_free(out)
+        run = Run.open(folder)
+        model = Generator.from_run(run, step, average).to(world.device)
+        options = model.sampling(sampling)
+        found = fit_generator_times(model, options, images, iterations)
+        if out is not None:
+            taken = run.weights(step, average).step
+            made = provenance(run, taken) if run.trained and taken is not None else UNKNOWN
+            from_first(world, lambda: save_with_times(model, options, found.times, out, made))
+    return found
 
 
 def reconstruct(

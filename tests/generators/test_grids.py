@@ -7,11 +7,13 @@ from torch import nn
 
 from ifsq.cli import main
 from ifsq.codes.spec import CodeSpec
+from ifsq.generators import Generator
 from ifsq.generators.ar import ARConfig, ARGenerator
 from ifsq.generators.diffusion import DiffusionGenerator, DiffusionSampling, DiTConfig, grids
 from ifsq.generators.diffusion.grids import fit_generator_times, fit_times
 from ifsq.generators.diffusion.path import LinearPath
 from ifsq.generators.diffusion.solvers import ab2, euler, heun, time_grid
+from ifsq.store.weights import weights_digest
 
 SPEC = CodeSpec((5, 9), (1, 1), "little", "equal", (4, 2))
 
@@ -89,6 +91,23 @@ def test_the_command_prints_times_that_the_next_one_takes(tmp_path, capsys):
     assert errors.startswith("error of even times: ")
     given = make().sampling({"times": eval(times.removeprefix("times = "))})
     assert len(given.grid()) == 4
+
+
+def test_fitted_times_are_kept_with_the_model(tmp_path, capsys):
+    make().save_pretrained(tmp_path / "flow")
+    command = ["generator", "times", str(tmp_path / "flow"), "--images", "2", "--iterations", "1", "--out"]
+    options = ["--sampling.steps", "2", "--sampling.timestep_shift", "0.5", "--sampling.guidance", "1.5"]
+    assert main([*command, str(tmp_path / "fitted"), *options]) == 0
+    *_, times, where = capsys.readouterr().out.strip().splitlines()
+    assert where == f"model: {tmp_path / 'fitted'}"
+    kept = Generator.from_pretrained(tmp_path / "fitted")
+    usual = kept.sampling()
+    assert (usual.guidance, usual.timestep_shift) == (1.5, 0.0)
+    assert usual.times == pytest.approx(eval(times.removeprefix("times = ")), rel=1e-5)
+    assert f"times {usual.times}" in usual.sampler
+    assert weights_digest(kept) == weights_digest(make())
+    assert main([*command, str(tmp_path / "fitted"), *options]) == 2
+    assert "exists; expected a new folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,12 @@ def add_generator(verbs: Any) -> None:
         "--images", type=int, default=16, metavar="N", help="whose noise they are fitted to (default 16)"
     )
     times.add_argument("--iterations", type=int, default=40, metavar="N", help="of the fit (default 40)")
+    times.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="a new folder: the generator as a saved model that is sampled with these times",
+    )
     add_weights(times)
 
 
@@ -159,9 +165,12 @@ def _generator_times(options: argparse.Namespace) -> None:
         average=options.weights == "average",
         images=options.images,
         iterations=options.iterations,
+        out=options.out,
     )
     say(f"error of even times: {found.even_error:.4g}; of these: {found.error:.4g}")
     say(f"times = [{', '.join(f'{t:.6g}' for t in found.times)}]")
+    if options.out is not None:
+        say(f"model: {options.out}")
 
 
 def _own(evaluation: Any) -> list[tuple[str, float]]:

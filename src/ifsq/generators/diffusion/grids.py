@@ -7,20 +7,23 @@ the network; the best times seen are returned, so that they are no worse than th
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ifsq.config import InputError
+from ifsq.config import InputError, to_dict
 from ifsq.generators.base import Generator, Sampling
 from ifsq.generators.diffusion.generator import DiffusionGenerator
 from ifsq.generators.diffusion.sampling import SOLVERS, DiffusionSampling
 from ifsq.generators.diffusion.solvers import Velocity, rk4, time_grid
 from ifsq.generators.streams import normals
 from ifsq.nn.modes import evaluating
+from ifsq.store.model import new_folder
+from ifsq.store.model_card import Provenance
 
 Solve = Callable[[Velocity, Tensor, Tensor], Tensor]  # velocity, x, times -> x at the last of them
 SHIFTS = (0.0, 0.3, 0.5, 2.0, 3.0)  # from the best of which the fit begins
@@ -132,6 +135,20 @@ def fit_generator_times(
                 span,
                 (sampling.timestep_shift, *SHIFTS),
             )
+
+
+def save_with_times(
+    generator: Generator, sampling: Sampling, times: Sequence[float], out: Path, made: Provenance
+) -> None:
+    """Save the generator in a new folder, to be sampled by ``sampling`` with these times where nobody says otherwise.
+
+    Raises InputError where the folder is taken.
+    """
+    assert isinstance(sampling, DiffusionSampling)
+    usual = replace(sampling, times=tuple(times), timestep_shift=0.0)
+    generator.origin = replace(generator.origin, sampling=to_dict(usual))
+    with new_folder(out) as partial:
+        generator.save_pretrained(partial, made)
 
 
 @contextmanager
