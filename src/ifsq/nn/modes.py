@@ -1,4 +1,7 @@
-"""How a module computes for a while: in evaluation, or in exact float32. What was set before comes back afterwards."""
+"""How a module computes for a while: in evaluation, without gradients of its own, or in exact float32.
+
+What was set before comes back afterwards.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +22,19 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for part, training in before:
             part.training = training
+
+
+@contextmanager
+def without_gradients(module: nn.Module) -> Iterator[None]:
+    """Run the block with parameters that need no gradients, though inputs may; they need them again afterwards."""
+    needy = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    for parameter in needy:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in needy:
+            parameter.requires_grad_(True)
 
 
 @contextmanager

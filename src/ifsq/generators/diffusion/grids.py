@@ -5,14 +5,13 @@ the network; the best times seen are returned, so that they are no worse than th
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ifsq.config import InputError, to_dict
@@ -21,7 +20,7 @@ from ifsq.generators.diffusion.generator import DiffusionGenerator
 from ifsq.generators.diffusion.sampling import SOLVERS, DiffusionSampling
 from ifsq.generators.diffusion.solvers import Velocity, rk4, time_grid
 from ifsq.generators.streams import normals
-from ifsq.nn.modes import evaluating
+from ifsq.nn.modes import evaluating, without_gradients
 from ifsq.store.model import new_folder
 from ifsq.store.model_card import Provenance
 
@@ -122,7 +121,7 @@ def fit_generator_times(
     def velocity(x: Tensor, t: Tensor) -> Tensor:
         return generator.velocity(x, t, labels, sampling)
 
-    with evaluating(generator), _without_gradients(generator):
+    with evaluating(generator), without_gradients(generator):
         target = rk4(velocity, noise, span[0] + (span[1] - span[0]) * time_grid(REFERENCE))
         with torch.enable_grad():
             return fit_times(
@@ -149,19 +148,6 @@ def save_with_times(
     generator.origin = replace(generator.origin, sampling=to_dict(usual))
     with new_folder(out) as partial:
         generator.save_pretrained(partial, made)
-
-
-@contextmanager
-def _without_gradients(module: nn.Module) -> Iterator[None]:
-    """Parameters need no gradients in the block, though x and t may."""
-    needy = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    for parameter in needy:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in needy:
-            parameter.requires_grad_(True)
 
 
 def _times(lengths: Float[Tensor, "steps"]) -> Float[Tensor, "times"]:
