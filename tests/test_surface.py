@@ -14,6 +14,8 @@ import ifsq
 from ifsq.bench.demo import experiment_file
 from ifsq.experiment import EXPERIMENTS as GENERATORS
 from ifsq.experiment import TokenizerExperiment, load_generator_experiment, load_tokenizer_experiment
+from ifsq.pretrained.teachers.trained import PatchNet
+from ifsq.pretraining.config import TeacherExperiment, load_teacher_experiment
 from ifsq.tokenizer.model import Tokenizer
 
 HEAVY = ("torch", "matplotlib", "sklearn", "skimage", "torchmetrics", "pydantic", "rich", "PIL", "pandas", "scipy")
@@ -56,7 +58,9 @@ def configs(cls):
                 yield from configs(part)
 
 
-@pytest.mark.parametrize("config", sorted({c for e in (TokenizerExperiment, *GENERATORS) for c in configs(e)}, key=str))
+@pytest.mark.parametrize(
+    "config", sorted({c for e in (TokenizerExperiment, TeacherExperiment, *GENERATORS) for c in configs(e)}, key=str)
+)
 def test_the_table_of_a_config_lists_every_field(config):
     told = "\n".join(cls.__doc__ or "" for cls in config.__mro__)
     for field in fields(config):
@@ -72,7 +76,10 @@ EXPERIMENTS = sorted(experiment_file(".").rglob("*.toml"), key=str)
 def test_every_experiment_loads_and_builds(path):
     """At full size on the meta device: nothing is allocated."""
     assert path.read_text().startswith("# "), "the header says the command, the cost and the result"
-    if "tokenizer" in path.stem:
+    if "teacher" in path.stem:
+        with torch.device("meta"):
+            model = PatchNet(load_teacher_experiment(path).network)
+    elif "tokenizer" in path.stem:
         experiment = load_tokenizer_experiment(path)
         with torch.device("meta"):
             model = Tokenizer(experiment.tokenizer)

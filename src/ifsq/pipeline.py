@@ -1,6 +1,6 @@
 """READ FIRST. The whole road, one function a stage, in flow order:
 
-    train_tokenizer, adapt -> encode -> train_generator -> (fit_times) -> sample
+    train_tokenizer, adapt -> encode -> (train_teacher) -> train_generator -> (fit_times) -> sample
     evaluate_tokenizer, evaluate_generator (with a judge), evaluate (anybody's images), reconstruct
 
 Every stage joins the processes that torchrun started (or stands alone), opens the run it is of once, checks what it is
@@ -47,6 +47,7 @@ from ifsq.evaluation import (
 from ifsq.evaluation.reconstruct import check_tile, distinct_targets, reconstruct_image
 from ifsq.evaluation.record import Evaluation
 from ifsq.evaluation.samples import MOST_SAMPLES, Classes, image_shape, samples_card
+from ifsq.evaluation.teacher import network_figures
 from ifsq.experiment import (
     Adaptation,
     GeneratorExperiment,
@@ -62,6 +63,7 @@ from ifsq.generators import Generator, Origin
 from ifsq.generators.diffusion.grids import FittedTimes, fit_generator_times, save_with_times
 from ifsq.generators.train import GeneratorTask
 from ifsq.metrics import ProtocolCard
+from ifsq.pretraining import KIND, Student, TeacherExperiment, TeacherTask
 from ifsq.store.files import check_free
 from ifsq.store.model_card import UNKNOWN, provenance
 from ifsq.store.run import Run
@@ -160,6 +162,24 @@ def encode(
         return write_codes(
             tokenizer, sources, data, out, world, reporter, flip=flip, workers=workers, crops=crops, batch=batch
         )
+
+
+def train_teacher(experiment: TeacherExperiment, device: str = "auto", reporter: Reporter | None = None) -> Path:
+    """Train, or go on training, a teacher on images without their labels; returns its folder."""
+    folder, reporter = Path(experiment.out), reporter or Silent()
+    with join(device) as world:
+        train, val = (open_images(experiment.data, split, labels=False) for split in ("train", "val"))
+        check_batch(experiment.train, world)
+        torch.manual_seed(experiment.train.seed)
+        model = Student(experiment.network, experiment.objective.expansion)
+        task = TeacherTask(
+            model, train, experiment.objective, experiment.train, lambda net, at: network_figures(net, val, at)
+        )
+        start = warm_start(model, task.describe(), experiment.train, folder, world)
+        claim = Claim(folder, KIND, experiment, train.fingerprint, start.record)
+        notes = [f"data: {describe_images(train, val)}", *start.notes]
+        fit(task, experiment.train, claim, world, reporter, notes=notes)
+    return folder
 
 
 def train_generator(experiment: GeneratorExperiment, device: str = "auto", reporter: Reporter | None = None) -> Path:

@@ -1,7 +1,7 @@
 """Teachers: frozen networks whose features of image patches a generator learns to predict (REPA, arXiv:2410.06940).
 
 ``face`` says what is asked of one, whichever it is, ``opening`` is the one door to them; ``vision`` and ``families``
-know the published transformers, ``module`` the rest.
+know the published transformers, ``trained`` one that was trained here, ``module`` the rest.
 """
 
 from ifsq.pretrained.teachers.config import TeacherConfig

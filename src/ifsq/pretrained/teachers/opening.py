@@ -15,15 +15,17 @@ from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from ifsq.config import InputError
+from ifsq.config import InputError, read_json
 from ifsq.pretrained.teachers.config import TeacherConfig
 from ifsq.pretrained.teachers.face import ImageTeacher
 from ifsq.pretrained.teachers.families import SHORT_NAMES
 from ifsq.pretrained.teachers.module import open_efficientnet
+from ifsq.pretrained.teachers.trained import open_trained
 from ifsq.pretrained.teachers.vision import CONFIG, INDEX, PIXELS, WHOLE, open_vision
 from ifsq.pretrained.weights import FOLDER
 from ifsq.store.files import first_line
 from ifsq.store.hub import REPOSITORY, locate
+from ifsq.store.run import Run
 
 ENTRY_POINTS = "ifsq.teachers"
 EFFICIENTNET = "efficientnet-lite0"
@@ -42,7 +44,10 @@ def open_teacher(config: TeacherConfig) -> ImageTeacher:
     loader = _LOADERS.get(config.source) or _from_entry_points(config.source)
     if loader is not None:
         return loader(config)
-    return open_vision(_folder(config.source), config)
+    folder = _folder(config.source)
+    if _is_run(folder):
+        return open_trained(Run.open(folder), config)
+    return open_vision(folder, config)
 
 
 def register_teacher(name: str, load: Loader) -> None:
@@ -77,6 +82,14 @@ def _folder(source: str) -> Path:
             f"teacher {source!r}: {error}; or put {CONFIG}, {PIXELS} and {WHOLE} from {HUB}/{repository} into a folder"
             f" {name!r} of the folder ${FOLDER} names"
         ) from error
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether it holds something of ifsq, and not a network in the form of transformers."""
+    if not (folder / CONFIG).is_file():
+        return False
+    said = read_json(folder / CONFIG)
+    return isinstance(said, dict) and "kind" in said and "model_type" not in said
 
 
 def _from_entry_points(name: str) -> Loader | None:
