@@ -35,15 +35,18 @@ class Student(nn.Module):
     ) -> dict[str, Tensor]:
         """``loss`` and its parts, of two views of each image; of one channel, luminance, as of grey RGB."""
         images = images.expand(-1, 3, -1, -1)
-        frames = [draw_frames(len(images), objective.smallest, rng) for _ in range(2)]
-        views = [recolour(take(images, of), objective.colour, objective.noise, rng) for of in frames]
-        common = common_places(*frames, objective.points, rng)
-        maps = [self.network(view) for view in views]
-        at = [self.places(features_at(m, of.inside(common)).flatten(0, 1)) for m, of in zip(maps, frames, strict=True)]
-        means = [self.whole(m.mean(dim=(2, 3))) for m in maps]
-        places, whole = barlow_twins(*at, objective.redundancy), barlow_twins(*means, objective.redundancy)
-        loss = (1 - objective.whole) * places.pop("loss") + objective.whole * whole["loss"]
-        return {"loss": loss, **{name: value.detach() for name, value in places.items()}}
+        first, second = (draw_frames(len(images), objective.smallest, rng) for _ in range(2))
+        common = common_places(first, second, objective.points, rng)
+        places, means = [], []
+        for frames in (first, second):
+            view = recolour(take(images, frames), objective.colour, objective.noise, rng)
+            maps = self.network(view)
+            places.append(self.places(features_at(maps, frames.inside(common)).flatten(0, 1)))
+            means.append(self.whole(maps.mean(dim=(2, 3))))
+        at_places = barlow_twins(places[0], places[1], objective.redundancy)
+        whole = barlow_twins(means[0], means[1], objective.redundancy)
+        loss = (1 - objective.whole) * at_places.pop("loss") + objective.whole * whole["loss"]
+        return {"loss": loss, **{name: value.detach() for name, value in at_places.items()}}
 
 
 def barlow_twins(
