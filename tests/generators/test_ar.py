@@ -13,7 +13,9 @@ from ifsq.generators.ar import ARConfig, ARGenerator, ARSampling, HeadConfig
 from ifsq.generators.ar.decode import decode
 from ifsq.generators.ar.guidance import guidance_scales
 from ifsq.generators.ar.steps import PlainSteps
+from ifsq.generators.repa import Alignment, AlignmentConfig
 from ifsq.interop.official.llamagen import from_official
+from ifsq.pretrained.teachers import TeacherConfig
 
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}  # to numbers of other code
 SAME = {"atol": 1e-5, "rtol": 1e-5}  # to ours of another shape
@@ -80,16 +82,19 @@ def spoken(model, labels, **options):
 
 def test_official_logits_loss_and_gradients(golden):
     model, tensor, state = official(golden, "llamagen_tiny", JOINT)
-    net, seen = projector(model, state, model.layers[0])
     indices = tensor("in/idx")
     logits = model.logits(indices[..., None], tensor("in/y"))[0]
     assert torch.allclose(model.rope.table, tensor("freqs_cis"), **CLOSE)
     assert torch.allclose(logits, tensor("out/logits"), **CLOSE)
-    assert torch.allclose(seen.out, tensor("out/zs0"), **CLOSE)
     batch = CodeBatch(JOINT, JOINT.indices_to_digits(indices.reshape(3, 4, 4, 1)), tensor("in/y"))
-    loss = model.loss(batch, torch.Generator())["loss"]
-    assert torch.allclose(loss, tensor("out/ar_loss")[0], **CLOSE)
-    (loss - 2 * F.cosine_similarity(seen.out, tensor("in/z_target"), dim=-1).mean()).backward()
+    losses, (states,), positions = model.training_pass(batch, torch.Generator(), depths=(1,))
+    assert torch.allclose(losses["loss"], tensor("out/ar_loss")[0], **CLOSE)
+    alignment = Alignment(AlignmentConfig((TeacherConfig("dinov2-vit-b"),), 1, 2.0, hidden=48), 64, (4, 4), (24,))
+    alignment.load_state_dict({key: value for key, value in state.items() if key.startswith("projectors.")})
+    assert torch.allclose(alignment.projectors[0](states), tensor("out/zs0"), **CLOSE)
+    aligned = alignment(states, positions, [tensor("in/z_target")])
+    assert torch.allclose(aligned, tensor("out/proj_loss")[0], atol=1e-5)
+    (losses["loss"] + 2 * aligned).backward()
     for ours, theirs in (
         ("cls_embedding.embedding_table.weight",) * 2,
         ("layers.0.attention.qkv.weight", "layers.0.attention.wqkv.weight"),
@@ -99,7 +104,8 @@ def test_official_logits_loss_and_gradients(golden):
     ):
         expected = tensor(f"grad_ar+2proj/{theirs}")
         assert torch.allclose(model.get_parameter(ours).grad, expected, atol=1e-4, rtol=1e-4), ours
-    assert torch.allclose(net[0].weight.grad, tensor("grad_ar+2proj/projectors.0.0.weight"), atol=1e-4, rtol=1e-4)
+    projected = alignment.get_parameter("projectors.0.0.weight").grad
+    assert torch.allclose(projected, tensor("grad_ar+2proj/projectors.0.0.weight"), atol=1e-4, rtol=1e-4)
 
 
 def test_official_factorized_logits_losses_and_gradients(golden):

@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from ifsq.codes import CodeBatch, CodeSet, CodeSpec, LatentSpec
@@ -13,7 +12,10 @@ from ifsq.config import InputError, build, to_dict
 from ifsq.generators.diffusion import DiffusionGenerator, DiffusionSampling, DiTConfig
 from ifsq.generators.diffusion.network import DiT
 from ifsq.generators.diffusion.solvers import euler, time_grid
+from ifsq.generators.repa import Alignment, AlignmentConfig
+from ifsq.generators.taps import Taps
 from ifsq.interop.official.dit import from_official
+from ifsq.pretrained.teachers import TeacherConfig
 
 CLOSE = {"atol": 2e-5, "rtol": 1e-4}
 OFFICIAL = CodeSpec((17,) * 4, (4,), "little", "paper", (4, 4))
@@ -62,19 +64,22 @@ def test_official_prediction(official):
 
 def test_official_losses_and_gradients(official):
     model, tensor, state = official
-    net = nn.Sequential(nn.Linear(64, 48), nn.SiLU(), nn.Linear(48, 48), nn.SiLU(), nn.Linear(48, 24))
-    net.load_state_dict({key[len("projectors.0.") :]: value for key, value in state.items() if "projectors" in key})
-    seen = []
-    model.dit.blocks[0].register_forward_hook(lambda module, inputs, output: seen.append(net(output)))
-    losses = model.flow_loss(tensor("loss/x1"), tensor("loss/x0"), tensor("loss/t"), tensor("loss/y"))
+    alignment = Alignment(AlignmentConfig((TeacherConfig("dinov2-vit-b"),), 1, 0.5, hidden=48), 64, (4, 4), (24,))
+    alignment.load_state_dict({key: value for key, value in state.items() if key.startswith("projectors.")})
+    taps = Taps((1,))
+    losses = model.flow_loss(tensor("loss/x1"), tensor("loss/x0"), tensor("loss/t"), tensor("loss/y"), taps)
     assert torch.allclose(losses["mse"], tensor("loss/mse").mean(), **CLOSE)
     assert torch.allclose(losses["cosine"], tensor("loss/cos").mean(), **CLOSE)
-    total = losses["loss"] - 0.5 * F.cosine_similarity(seen[0], tensor("loss/z_target"), dim=-1).mean()
+    aligned = alignment(taps.states[1], None, [tensor("loss/z_target")])
+    assert torch.allclose(aligned, tensor("loss/proj")[0], atol=1e-5)
+    total = losses["loss"] + 0.5 * aligned
     assert torch.allclose(total, tensor("loss/total_coef0.5")[0], **CLOSE)
     total.backward()
     for name in ("blocks.0.attn.qkv.weight", "final_layer.linear.weight", "x_embedder.proj.weight"):
         expected = tensor(f"grad/{name}")
         assert torch.allclose(model.dit.get_parameter(name).grad, expected, atol=1e-4, rtol=1e-4), name
+    projected = alignment.get_parameter("projectors.0.0.weight").grad
+    assert torch.allclose(projected, tensor("grad/projectors.0.0.weight"), atol=1e-4, rtol=1e-4)
 
 
 def test_official_guidance(official):
