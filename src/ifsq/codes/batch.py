@@ -18,12 +18,14 @@ class CodeBatch:
     content   int64 digits (b, h, w, d), or float32 latents (b, d, h, w)
     labels    int64 (b,)
     codebook  float32 (v, c): the vectors that a VQ tokenizer's digits number, where they are known
+    features  (b, n, f) of the same pictures, row-major, a tensor for each teacher that a generator is aligned to
     """
 
     layout: CodeSpec | LatentSpec
     content: Num[Tensor, "b _ _ _"]
     labels: Int[Tensor, "b"]
     codebook: Float[Tensor, "v c"] | None = None
+    features: tuple[Float[Tensor, "b _ _"], ...] = ()
 
     def indices(self, groups: Sequence[int] = ()) -> Int[Tensor, "b h w g"]:
         """What an autoregressive model sees: int64 indices, the group axis kept for one group too.

@@ -12,9 +12,10 @@ import hashlib
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -23,14 +24,17 @@ from torch import Tensor
 
 from ifsq.codes.batch import CodeBatch
 from ifsq.codes.checks import Checked, FileState
+from ifsq.codes.features import FeatureRows, read_ahead
 from ifsq.codes.manifest import Manifest, ShardEntry, read_manifest, tokens_digest
 from ifsq.codes.shard import FLIPPED, LABELS, content_of, names_of, read_header, stored_dtype
 from ifsq.codes.spec import CodeSpec, LatentSpec
 from ifsq.codes.stated import check_stated
 from ifsq.codes.stored import Shard, ShardFiles, StoredRows, open_regular, state_of
-from ifsq.config import InputError, read_json
+from ifsq.config import InputError, digest, read_json
 from ifsq.data.paths import is_plain
 from ifsq.data.sampler import StepSampler
+from ifsq.data.workers import Items
+from ifsq.pretrained.teachers import ImageTeacher
 from ifsq.store.files import sha256, sha256_of
 
 MANIFEST = "manifest.json"
@@ -53,6 +57,7 @@ class CodeSet:
     statistics  of latents: ``mean`` and ``std`` of every channel over the training split
     crops       of each image
     known       what was computed of whole splits, and the name of this one's there; None where nothing is remembered
+    features    of the same pictures, rows as in ``content``, of each teacher that a generator is aligned to
     """
 
     layout: CodeSpec | LatentSpec
@@ -63,9 +68,17 @@ class CodeSet:
     statistics: Mapping[str, list[float]] = field(default_factory=dict)
     crops: int = 1
     known: tuple[Checked, str] | None = None
+    features: tuple[FeatureRows, ...] = ()
+
+    online: ClassVar[bool] = False
+    """Whether codes are computed of images as they are asked for."""
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def seen_by(self, teachers: Sequence[ImageTeacher], grid: tuple[int, int]) -> "CodeSet":
+        """The set whose batches of training bring features of these teachers on a grid, of one that is `online`."""
+        raise InputError("codes of a cache show a teacher no images; expected cached features")
 
     def batch(
         self,
@@ -83,21 +96,37 @@ class CodeSet:
         """
         codebook = None if self.codebook is None else self.codebook.to(device)
         places = rows * self.crops if crops is None else rows * self.crops + crops
-        return CodeBatch(self.layout, self._taken(places, mirrored).to(device), self.labels[rows].to(device), codebook)
+        content, labels = self._taken(places, mirrored).to(device), self.labels[rows].to(device)
+        features = tuple(one.taken(places, mirrored).to(device) for one in self.features)
+        return CodeBatch(self.layout, content, labels, codebook, features)
 
     def drawn(self, items: Sequence[tuple[int, int]], device: torch.device) -> CodeBatch:
         """The images of these pairs of row and seed (0 to 2**63 - 1), which decides crop and flip."""
-        rows, seeds = (torch.tensor(values) for values in zip(*items, strict=True))
-        return self.batch(rows, device, seeds % 2 == 1, (seeds // 2) % self.crops)
+        rows, mirrored, crops = _draws(items, self.crops)
+        return self.batch(rows, device, mirrored, crops)
 
     def batches(
         self, sampler: StepSampler, start: int, device: torch.device, workers: int = 0, prefetch: int = 2
     ) -> Iterator[CodeBatch]:
         """This process's batches of the steps from ``start`` on, without end.
 
-        workers, prefetch  processes that read images ahead, where codes are computed of images
+        workers, prefetch  processes that read images ahead, where codes are computed of images; and batches of
+                           features that a thread reads ahead, where there are any
         """
-        return (self.drawn(items, device) for items in sampler.steps_from(start))
+        if not self.features:
+            return (self.drawn(items, device) for items in sampler.steps_from(start))
+        return self._with_features(sampler.steps_from(start), device, prefetch)
+
+    def _with_features(self, steps: Iterator[Items], device: torch.device, prefetch: int) -> Iterator[CodeBatch]:
+        codes = replace(self, features=())
+
+        def read(items: Items) -> list[Float[Tensor, "b n f"]]:
+            rows, mirrored, crops = _draws(items, self.crops)
+            return [one.taken(rows * self.crops + crops, mirrored) for one in self.features]
+
+        with closing(read_ahead(read, steps, prefetch)) as ahead:
+            for items, found in ahead:
+                yield replace(codes.drawn(items, device), features=tuple(one.to(device) for one in found))
 
     def moments(self) -> tuple[Float[Tensor, "d"], Float[Tensor, "d"]]:
         """Mean and variance of every channel of the codes over all images and positions, float64.
@@ -147,6 +176,12 @@ class CodeSet:
         taken[~mirrored] = self.content[rows[~mirrored]].to(dtype)
         taken[mirrored] = self.flipped[rows[mirrored]].to(dtype)
         return taken
+
+
+def _draws(items: Items, crops: int) -> tuple[Int[Tensor, "b"], Bool[Tensor, "b"], Int[Tensor, "b"]]:
+    """Row, flip and crop that pairs of row and seed stand for."""
+    rows, seeds = (torch.tensor(values) for values in zip(*items, strict=True))
+    return rows, seeds % 2 == 1, (seeds // 2) % crops
 
 
 class CodeCache:
@@ -212,7 +247,7 @@ class CodeCache:
         files = ShardFiles(shards, self._verify)
         name, dtype = content_of(self.layout), stored_dtype(self.layout)
         content = StoredRows(files, name, self.layout.shape, dtype, crops)
-        flipped = StoredRows(files, name + FLIPPED, self.layout.shape, dtype, crops) if self._flips else None
+        flipped = StoredRows(files, name + FLIPPED, self.layout.shape, dtype, crops) if self.flips else None
         labels = StoredRows(files, LABELS, (), torch.int64)[:]
         self._check_labels(labels, files)
         codes = CodeSet(self.layout, content, labels, flipped, codebook, self.statistics, crops, (checked, split))
@@ -267,8 +302,17 @@ class CodeCache:
         return path
 
     @property
-    def _flips(self) -> bool:
+    def flips(self) -> bool:
+        """Whether it holds codes of the mirrored images too."""
         return bool(self.about.get("flips"))
+
+    @property
+    def pictures(self) -> str:
+        """SHA-256 (hex) of what decides the training pictures and their order, whatever encoded them; without flips."""
+        prints = {name: told for name, told in self.about.get("fingerprints", {}).items() if name.startswith("train")}
+        skipped = [line for entry in self._splits.get("train", ()) for line in entry.skipped]
+        told = {"data": self.about.get("data"), "crops": self.about.get("crops"), "fingerprints": prints}
+        return digest({**told, "count": self.count("train"), "skipped": skipped})
 
     def _checked(self, entry: ShardEntry, checked: Checked, crops: int) -> Shard:
         """A shard whose bytes and header are those that the manifest names, and whose values can be."""
@@ -279,7 +323,7 @@ class CodeCache:
             known = checked.knows(entry.file, state)
             if not known and sha256_of(handle, path) != entry.sha256:
                 raise InputError(f"{path}: is damaged, its SHA-256 is not the one in {MANIFEST}; encode again")
-            header = read_header(path, self.layout, self._flips, crops)
+            header = read_header(path, self.layout, self.flips, crops)
             if header.count != entry.count:
                 raise InputError(
                     f"{path}: holds {header.count} images; expected {entry.count}, the count in {MANIFEST}"
@@ -322,7 +366,7 @@ class CodeCache:
             return
         alone = ShardFiles([shard], self._verify)
         name, dtype = content_of(self.layout), stored_dtype(self.layout)
-        for stored in (name, name + FLIPPED) if self._flips else (name,):
+        for stored in (name, name + FLIPPED) if self.flips else (name,):
             rows = StoredRows(alone, stored, self.layout.shape, dtype, crops)
             step = max(1, CHECKED_AT_ONCE // (rows[0].numel() * dtype.itemsize))
             for start in range(0, len(rows), step):

@@ -62,7 +62,7 @@ def read_header(path: Path, layout: CodeSpec | LatentSpec, flips: bool, crops: i
             slices = {name: shard.get_slice(name) for name in names}
             found = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
             about = shard.metadata() or {}
-        starts = _starts(path)
+        starts = starts_of(path)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path}: cannot be read: {reason(error)}") from error
     count = next(iter(found.get(LABELS, ("", ()))[1]), 0)
@@ -81,7 +81,7 @@ def read_header(path: Path, layout: CodeSpec | LatentSpec, flips: bool, crops: i
     return ShardHeader(count, tuple(skipped), starts)
 
 
-def _starts(path: Path) -> dict[str, int]:
+def starts_of(path: Path) -> dict[str, int]:
     """Offsets that the header of a file that safetensors has accepted gives its tensors."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")

@@ -264,7 +264,7 @@ def _told(partial: Path) -> dict[str, Any]:
 
 
 def _is_whole(target: Path, layout: CodeSpec | LatentSpec, flips: bool, named: bool, crops: int) -> bool:
-    if not all(_is_as_recorded(file) for file in ([target, names_of(target)] if named else [target])):
+    if not all(is_as_recorded(file) for file in ([target, names_of(target)] if named else [target])):
         return False
     try:
         read_header(target, layout, flips, crops)
@@ -273,7 +273,8 @@ def _is_whole(target: Path, layout: CodeSpec | LatentSpec, flips: bool, named: b
     return True
 
 
-def _is_as_recorded(file: Path) -> bool:
+def is_as_recorded(file: Path) -> bool:
+    """Whether a file has the bytes whose SHA-256 was noted beside it."""
     recorded = file.with_suffix(CHECKSUM)
     if not file.is_file() or not recorded.is_file() or recorded.stat().st_size != _HEX:
         return False

@@ -1,5 +1,6 @@
 """Several crops of every training image, for a cache of codes: fixed ones, or random ones that a seed decides."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ifsq.data.draws import mix
@@ -63,7 +64,7 @@ class Crops:
             return range(turn * FIVE, (turn + 1) * FIVE)
         return range(turn, self.count, len(self.ranges))
 
-    def items(self, turn: int, images: range) -> Items:
+    def items(self, turn: int, images: Sequence[int]) -> Items:
         """Pairs of image and seed for the crops of these images that come from the source of range number ``turn``."""
         numbers = self.numbers(turn)
         if self.kind == "ten":

@@ -119,12 +119,19 @@ class Generator(nn.Module, ABC):
 
     @abstractmethod
     def hidden(
-        self, batch: CodeBatch, depth: int, rng: torch.Generator | None = None, progress: float = 1.0
+        self,
+        batch: CodeBatch,
+        depth: int,
+        rng: torch.Generator | None = None,
+        progress: float = 1.0,
+        cleaner: float | None = None,
     ) -> Float[Tensor, "b t width"]:
         """States after ``depth`` blocks, differentiable, in the mode that the generator is in; row-major.
 
         rng       what `loss` would get, as ``progress``: the states are then those of its pass; None stands for a fresh
                   one of seed 0
+        cleaner   for averaged weights that look at what `training_pass` gets from the same ``rng``, in eval mode: of a
+                  `noisy` kind the very noise, each image at a time nearer to the data by up to so much; labels stay
 
         Raises ValueError unless depth is 1 to the network's own.
         """

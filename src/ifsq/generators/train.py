@@ -14,6 +14,9 @@ from ifsq.codes import CodeBatch, CodeSet, CodeSpec
 from ifsq.data.draws import mix
 from ifsq.data.sampler import StepSampler
 from ifsq.generators.base import Generator
+from ifsq.generators.repa import Alignment, AlignmentConfig
+from ifsq.generators.repa.config import SELF
+from ifsq.pretrained.teachers import SelfTeacher
 from ifsq.training import parallel
 from ifsq.training.config import TrainConfig
 from ifsq.training.distributed import World
@@ -27,14 +30,26 @@ HELD_OUT_SEED = 1  # noise and times of the held-out loss are the same at every 
 class GeneratorTask(Task):
     """Model codes, of a cache or computed as they are asked for.
 
-    val  held-out codes; None of a cache without any, as of latents that another project extracted
+    val        held-out codes; None of a cache without any, as of latents that another project extracted
+    companion  what the generator is aligned by; ``train`` then gives features of its teachers
     """
 
-    def __init__(self, model: Generator, train: CodeSet, val: CodeSet | None, config: TrainConfig) -> None:
+    companion: Alignment | None
+
+    def __init__(
+        self,
+        model: Generator,
+        train: CodeSet,
+        val: CodeSet | None,
+        config: TrainConfig,
+        companion: Alignment | None = None,
+    ) -> None:
         self.model: nn.Module = model
         self.train, self.val = train, val
         self.config = config
-        self.annealed = model.annealed
+        self.companion = companion
+        self._own: SelfTeacher | None = None
+        self.annealed = (*model.annealed, *(() if companion is None else companion.config.annealed))
         self._described = model.describe()
 
     def batches(self, start: int, world: World) -> abc.Generator[CodeBatch, None, None]:
@@ -50,7 +65,35 @@ class GeneratorTask(Task):
         yield from self.train.batches(sampler, start, world.device, engine.workers, engine.prefetch)
 
     def loss(self, model: Generator, batch: CodeBatch, rng: torch.Generator, step: int) -> dict[str, Tensor]:
-        return model.loss(batch, rng, step / self.config.steps)
+        """`Generator.loss`; with a companion ``loss`` holds ``alignment`` too, weighed as it is at this step."""
+        progress = step / self.config.steps
+        if self.companion is None:
+            return model.loss(batch, rng, progress)
+        config = self.companion.config
+        if not (weight := config.weight_at(progress)):
+            losses = model.loss(batch, rng, progress)
+            nothing = self.companion.idle()
+            return {**losses, "loss": losses["loss"] + nothing, "alignment": nothing}
+        if config.own is not None and self._own is None:
+            self._own = self._own_average(config)
+        own = None if self._own is None else (batch, copied(rng))
+        losses, (states,), positions = model.training_pass(batch, rng, progress, (config.depth,))
+        seen = iter(batch.features)
+        features = [
+            next(seen) if self._own is None or one.source != SELF else self._own.features(own, model.token_grid)
+            for one in config.teachers
+        ]
+        aligned = self.companion(states, positions, features)
+        return {**losses, "loss": losses["loss"] + weight * aligned, "alignment": aligned}
+
+    def _own_average(self, config: AlignmentConfig) -> SelfTeacher:
+        """The averaged weights as a teacher, who sees what the pass of a batch and its random numbers sees."""
+        depth = config.teaching_depth(self.average.depth)
+
+        def look(model: Generator, seen: tuple[CodeBatch, torch.Generator]) -> Tensor:
+            return model.hidden(seen[0], depth, seen[1], cleaner=config.cleaner)
+
+        return SelfTeacher(self.average, look, self.average.config.width)
 
     @torch.no_grad()
     def validate(self, model: Generator, world: World) -> dict[str, float]:
@@ -76,6 +119,13 @@ class GeneratorTask(Task):
 
     def describe(self) -> dict[str, Any]:
         return self._described
+
+
+def copied(rng: torch.Generator) -> torch.Generator:
+    """A generator that draws what this one will."""
+    again = torch.Generator(rng.device)
+    again.set_state(rng.get_state())
+    return again
 
 
 def training_flops(model: Any) -> int:

@@ -4,7 +4,7 @@ Images go through a frozen tokenizer on the device, in float32 whatever the trai
 are those that `encode` would have stored of the same pictures, but for what a batch of another shape rounds otherwise.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +21,7 @@ from ifsq.data import DataConfig, ImageBatches, ImageSource, StepSampler, iterat
 from ifsq.data.draws import mix
 from ifsq.data.images import SPLITS, DataError
 from ifsq.data.sampler import iterate_items, max_batch
+from ifsq.pretrained.teachers import ImageTeacher
 from ifsq.tokenizer.model import Tokenizer
 
 
@@ -30,10 +31,18 @@ class OnlineCodes(CodeSet):
 
     tokenizer  in eval mode; it goes to the device that codes are asked for on
     images     those of training cropped and flipped as their config says
+    teachers   who look at each picture of `batches`, on the device that it is on, see `CodeSet.seen_by`
+    grid       rows and columns of their features
     """
 
+    online = True
     tokenizer: Tokenizer
     images: ImageSource
+    teachers: tuple[ImageTeacher, ...] = ()
+    grid: tuple[int, int] = (1, 1)
+
+    def seen_by(self, teachers: Sequence[ImageTeacher], grid: tuple[int, int]) -> "OnlineCodes":
+        return replace(self, teachers=tuple(teachers), grid=grid)
 
     def batch(
         self,
@@ -54,7 +63,8 @@ class OnlineCodes(CodeSet):
         read = iter(ImageBatches(self.images, sampler, start, workers, prefetch, device))
         with closing(read) as pictures:
             for batch in pictures:
-                yield self._coded(batch.images, batch.labels, device)
+                coded, images = self._coded(batch.images, batch.labels, device), batch.images.to(device)
+                yield replace(coded, features=tuple(one.features(images, self.grid) for one in self.teachers))
 
     def moments(self) -> tuple[Float[Tensor, "d"], Float[Tensor, "d"]]:
         """Mean and variance of every channel over `SUMMED_AT_ONCE` images, always the same; float64 (d,)."""

@@ -40,13 +40,17 @@ class Task(ABC):
     """What is trained.
 
     model     averaged, evaluated and exported
+    companion  trained with it on the same loss, and saved for exact resume; neither averaged nor exported
     opponent  None where nothing is trained beside it
+    average   of the model, which training moves: told before the first step
     observer  looks at the model while it is trained, see `Observer`; None where nobody does
     annealed  what follows the share of the steps that are behind, beside the learning rate; in words
     """
 
     model: nn.Module
+    companion: nn.Module | None = None
     opponent: Opponent | None = None
+    average: Any = None
     observer: Observer | None = None
     annealed: Sequence[str] = ()
 
@@ -174,7 +178,9 @@ class _Training:
         self, task: Task, config: TrainConfig, folder: Path, world: World, run: str | None, check: Callable[[], None]
     ) -> None:
         self.task, self.config, self.folder, self.world, self.check = task, config, folder, world, check
-        model = task.model.to(world.device)
+        model, companion = task.model.to(world.device), task.companion
+        if companion is not None:
+            companion.to(world.device)
         self.speed = Utilization.of(task.work(), config.precision, config.engine, world)
         still = freeze(model, config.freeze)
         self.ema = EMA(model, config.ema)
@@ -186,10 +192,15 @@ class _Training:
         if sharded:
             parallel.shard(model, world)
             parallel.shard(self.ema.model, world)
+            if companion is not None:
+                parallel.shard(companion, world)
         if config.engine.compile:
             for part in task.compiled():
                 part.compile()
-        self.main = Trainee(model, task.loss, config.optim, config, world, replicated=not sharded, still=still)
+        self.main = Trainee(
+            model, task.loss, config.optim, config, world, companion, replicated=not sharded, still=still
+        )
+        task.average = self.ema.model
         self.other: Trainee | None = None
         self.other_name = "" if task.opponent is None else task.opponent.name
         if task.opponent is not None:
@@ -245,6 +256,8 @@ class _Training:
             self.check()
         self.skipped.write(self.world)
         tables = {"model": self.main.module.state_dict(), "ema": self.ema.model.state_dict()}
+        if self.task.companion is not None:
+            tables["companion"] = self.task.companion.state_dict()
         tables["optimizer"] = checkpoint.flatten_optimizer(self.main.optimizer)
         scales = {"scaler": self.main.scaler.state_dict()}
         if self.other is not None:
@@ -319,6 +332,8 @@ class _Training:
             checkpoint.check_files(found, self.world)
             self.step, self.seconds = found.step, checkpoint.number(found, "seconds")
             load_weights(self.ema.model, found.load("ema"), str(found.folder / "ema"))
+            if self.task.companion is not None:
+                load_weights(self.task.companion, found.load("companion"), str(found.folder / "companion"))
             self._restore_trainee(self.main, found, ("model", "optimizer", "scaler"), 0)
             if self.other is not None:
                 self._restore_trainee(self.other, found, ("opponent", "opponent_optimizer", "opponent_scaler"), 1)

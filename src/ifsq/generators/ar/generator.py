@@ -77,7 +77,12 @@ class ARGenerator(ARNetwork, kind="ar"):
             return self.head.nats(self.states(indices, batch.labels), indices).sum(dim=1)
 
     def hidden(
-        self, batch: CodeBatch, depth: int, rng: torch.Generator | None = None, progress: float = 1.0
+        self,
+        batch: CodeBatch,
+        depth: int,
+        rng: torch.Generator | None = None,
+        progress: float = 1.0,
+        cleaner: float | None = None,
     ) -> Float[Tensor, "b t width"]:
         """States that predict tokens 0..t-1 after ``depth`` blocks; see `Generator.hidden`."""
         check_depth(depth, len(self.layers))

@@ -157,12 +157,20 @@ class DiffusionGenerator(Generator, kind="diffusion"):
         return final | {"loss": final["loss"] + self.config.internal_weight * early["loss"], "internal": early["mse"]}
 
     def hidden(
-        self, batch: CodeBatch, depth: int, rng: torch.Generator | None = None, progress: float = 1.0
+        self,
+        batch: CodeBatch,
+        depth: int,
+        rng: torch.Generator | None = None,
+        progress: float = 1.0,
+        cleaner: float | None = None,
     ) -> Float[Tensor, "b t width"]:
         """States of the patches, of noised codes as `loss` draws them; see `Generator.hidden`."""
         check_depth(depth, len(self.dit.blocks))
         rng = torch.Generator(batch.labels.device).manual_seed(0) if rng is None else rng
-        x1, x0, t, labels = self._drawn(batch, rng)
+        x1, x0, t, labels = self._drawn(batch, rng, None if cleaner is None else 0.0)
+        if cleaner is not None:
+            nearer = cleaner * torch.rand(t.shape, generator=rng, device=rng.device).to(t.device)
+            t = (t + nearer).clamp(max=max(self.objective.span))
         condition = self.dit.condition(self.path.network_time(t), labels)
         return self.dit.states(self.path.sample(x0, x1, t).x, condition, depth)
 
@@ -374,11 +382,17 @@ class DiffusionGenerator(Generator, kind="diffusion"):
         d = self.code_dim
         return torch.cat([early[:, :d] + scale * (final[:, :d] - early[:, :d]), final[:, d:]], dim=1)
 
-    def _drawn(self, batch: CodeBatch, rng: torch.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Data, noise, times and labels of a training pass; of the labels a share dropped, in training."""
+    def _drawn(
+        self, batch: CodeBatch, rng: torch.Generator, dropped: float | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Data, noise, times and labels of a training pass; of the labels a share dropped, in training.
+
+        dropped  the share, also in eval mode, where as much is drawn as in training; None: the config's
+        """
         labels = batch.labels
-        if self.training:
-            labels = drop_labels(labels, self.num_classes, self.config.label_dropout, rng)
+        if self.training or dropped is not None:
+            share = self.config.label_dropout if dropped is None else dropped
+            labels = drop_labels(labels, self.num_classes, share, rng)
         x1 = self.normalize(batch.codes())
         x0 = torch.randn(x1.shape, generator=rng, device=rng.device).to(x1.device)
         t = self.objective.times(len(x1), rng).to(x1.device)
