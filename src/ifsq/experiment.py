@@ -15,6 +15,7 @@ from ifsq.data.images import DataConfig, Reading, Size, check_channels, height_w
 from ifsq.generators import Generator, Origin, Sampling
 from ifsq.generators.ar import ARConfig, ARSampling
 from ifsq.generators.diffusion import DiffusionSampling, DiTConfig
+from ifsq.generators.repa import AlignmentConfig
 from ifsq.quantizers.bounds import BOUNDS
 from ifsq.store.run import CONFIG, Run
 from ifsq.tokenizer.bottleneck import KINDS, QuantizerConfig
@@ -88,6 +89,7 @@ class GeneratorExperiment:
                cropped and flipped anew
     groups     sizes of the index groups; empty for the tokenizer's own. The digits are the same whatever the groups
     sampling   how it is sampled where nothing else is said
+    alignment  to features of teachers, see `AlignmentConfig`; None: to none
     train      the training, see `TrainConfig`
     """
 
@@ -99,8 +101,12 @@ class GeneratorExperiment:
     groups: tuple[int, ...] = ()
     train: TrainConfig = field(default_factory=TrainConfig)
     sampling: Sampling = field(default_factory=Sampling)
+    alignment: AlignmentConfig | None = None
 
     def __post_init__(self) -> None:
+        if self.alignment is not None:
+            own: Any = getattr(self, self.kind)
+            self.alignment.check(own, Generator.kinds[self.kind].noisy, online=self.data is not None)
         if self.data is None and not self.codes:
             raise ValueError("codes='': expected the folder of a code cache, or [data] with online=true")
         if self.data is not None and self.codes:

@@ -1,6 +1,6 @@
 """READ FIRST. The whole road, one function a stage, in flow order:
 
-    train_tokenizer, adapt -> encode -> (train_teacher) -> train_generator -> (fit_times) -> sample
+    train_tokenizer, adapt -> encode -> (train_teacher, cache_features) -> train_generator -> (fit_times) -> sample
     evaluate_tokenizer, evaluate_generator (with a judge), evaluate (anybody's images), reconstruct
 
 Every stage joins the processes that torchrun started (or stands alone), opens the run it is of once, checks what it is
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from ifsq.codes.cache import CodeCache
+from ifsq.codes.features import FeatureCache
 from ifsq.config import InputError, check_seed, to_dict
 from ifsq.data import Reading, describe_counts, describe_images, open_images, split_called
 from ifsq.data.crops import Crops
@@ -61,8 +62,11 @@ from ifsq.experiment import (
 )
 from ifsq.generators import Generator, Origin
 from ifsq.generators.diffusion.grids import FittedTimes, fit_generator_times, save_with_times
+from ifsq.generators.repa.encode import features_beside, named, write_features
+from ifsq.generators.repa.teaching import taught
 from ifsq.generators.train import GeneratorTask
 from ifsq.metrics import ProtocolCard
+from ifsq.pretrained.teachers import TeacherConfig, open_teacher
 from ifsq.pretraining import KIND, Student, TeacherExperiment, TeacherTask
 from ifsq.store.files import check_free
 from ifsq.store.model_card import UNKNOWN, provenance
@@ -182,6 +186,33 @@ def train_teacher(experiment: TeacherExperiment, device: str = "auto", reporter:
     return folder
 
 
+def cache_features(
+    codes: Path,
+    teacher: TeacherConfig,
+    out: Path | None = None,
+    grid: tuple[int, int] | None = None,
+    device: str = "auto",
+    reporter: Reporter | None = None,
+    workers: int = 0,
+    batch: int = 0,
+) -> FeatureCache:
+    """Write what a teacher sees in the training pictures of a cache of codes; a cache that says the same is returned.
+
+    With crops and mirrored pictures as the codes have them. Killed and started again it goes on.
+
+    out      default: beside the codes, where training looks for it
+    grid     rows and columns of the features; default: those of the codes
+    workers  processes that read images
+    batch    pictures that pass through the teacher together; 0: as many as are usual at their size
+    """
+    with join(device) as world:
+        cache = CodeCache.open(codes)
+        looks = in_turn(world, lambda: open_teacher(teacher)).to(world.device)
+        out, grid = out or features_beside(codes, teacher), grid or cache.layout.grid
+        reporter = reporter or Silent()
+        return write_features(looks, named(teacher), cache, out, grid, world, reporter, workers=workers, batch=batch)
+
+
 def train_generator(experiment: GeneratorExperiment, device: str = "auto", reporter: Reporter | None = None) -> Path:
     """Train, or go on training, the generator of an experiment, on cached codes or on images; returns its folder."""
     folder, reporter = Path(experiment.out), reporter or Silent()
@@ -204,14 +235,15 @@ def train_generator(experiment: GeneratorExperiment, device: str = "auto", repor
         lacks = not cache.about["tokenizer"] and "val" not in cache.splits  # as latents of another project may
         val = None if lacks else in_turn(world, lambda: cache.read("val", codebook))
         in_turn(world, lambda: model.observe(train))
-        task = GeneratorTask(model, train, val, experiment.train)
+        seen = taught(experiment.alignment, model, train, cache, world)
+        task = GeneratorTask(model, seen.train, val, experiment.train, seen.companion)
         task.observer = observe_generator(experiment.train, tokenizer, cache, train.labels, task.validate, world)
         counts = describe_counts(len(train), train.labels.unique().tolist(), cache.classes, len(val or ()))
         # The vectors that the digits number are this tokenizer's, whatever the source was trained behind.
         start = warm_start(model, model.describe(), experiment.train, folder, world, own=("codebook",))
         if start.record is not None:
             in_turn(world, lambda: model.check_codes(train, f"train.init={experiment.train.init}"))
-        claim = Claim(folder, experiment.kind, experiment, cache.digest, start.record)
+        claim = Claim(folder, experiment.kind, experiment, seen.data, start.record)
         fit(task, experiment.train, claim, world, reporter, notes=[f"codes: {counts}", *start.notes])
     return folder
 

@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from ifsq.cli import analyze, bench, evaluate, generator, interop, teacher, tokenizer
+from ifsq.cli import analyze, bench, evaluate, features, generator, interop, teacher, tokenizer
 from ifsq.cli.parser import Parser, Version
 from ifsq.cli.terminal import refuse, remarks, stopped
 from ifsq.config import InputError, Interrupted
@@ -64,6 +64,7 @@ def parser() -> argparse.ArgumentParser:
     tokenizer.add_adapt(verbs)
     tokenizer.add_encode(verbs)
     teacher.add_teacher(verbs)
+    features.add_features(verbs)
     generator.add_generator(verbs)
     generator.add_sample(verbs)
     evaluate.add_evaluate(verbs)
