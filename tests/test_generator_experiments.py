@@ -23,6 +23,7 @@ from ifsq.generators import Generator
 from ifsq.generators.ar import HeadConfig
 from ifsq.generators.diffusion import DiTConfig
 from ifsq.generators.train import training_flops
+from ifsq.pretrained.teachers import ModuleTeacher, TeacherConfig, opening, register_teacher
 from ifsq.tokenizer.model import Tokenizer
 from ifsq.training.optim import OptimConfig
 
@@ -63,13 +64,33 @@ def test_the_papers_rows_are_there():
         "ar_vq_f4_d4_14bit", "ar_ifsq_f4_d4_4bit", "ar_ifsq_f4_d4_4bit_random",
         "ar_ifsq_f4_d4_4bit_joint", "ar_ifsq_f4_d4_4bit_2x289", "ar_ifsq_f4_d4_4bit_masked",
         "diffusion_ae_f4_d4_16bit", "diffusion_vae_f4_d4_16bit", "diffusion_ifsq_f4_d4_4bit",
+        "ar_ifsq_f4_d4_4bit_repa", "diffusion_ifsq_f4_d4_4bit_repa",
     }  # fmt: skip
     digits = {f"{kind}_f16_d4_4bit_{form}" for kind in ("ifsq", "fsq") for form in ("joint", "2x289")}
     codes = digits | {"vq_f16_d4_14bit"}
     latents = {"ae_f16_d4_16bit", "vae_f16_d4_16bit", "sdvae_f8_d4", "ifsq_f16_d4_4bit", "fsq_f16_d4_4bit"}
     rows = {"ar": codes, "diffusion": latents}
     sizes = ("b", "l", "xl")
-    assert stems("imagenet") == {f"{kind}_{size}_{row}" for kind in rows for size in sizes for row in rows[kind]}
+    aligned = {"ar_l_ifsq_f16_d4_4bit_joint_repa", "diffusion_l_ifsq_f16_d4_4bit_repa"}
+    plain = {f"{kind}_{size}_{row}" for kind in rows for size in sizes for row in rows[kind]}
+    assert stems("imagenet") == plain | aligned
+
+
+ALIGNED = [path for path in ROWS if path.stem.endswith("_repa")]
+
+
+@pytest.mark.parametrize("path", ALIGNED, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_an_aligned_row_is_a_plain_one_aligned_as_in_the_paper(path):
+    """A third of the depth of 24 blocks, 2.0 and 0.5; DINOv2-B, or what is to be had offline."""
+    plain, aligned = (load_generator_experiment(path.with_stem(path.stem.removesuffix(end))) for end in ("_repa", ""))
+    alignment = aligned.alignment
+    assert replace(aligned, out=plain.out, alignment=None) == plain
+    full = path.parent.name == "imagenet"
+    assert (alignment.depth, alignment.hidden) == ((8, 2048) if full else (2, 256))
+    assert alignment.weight == {"ar": 2.0, "diffusion": 0.5}[aligned.kind]
+    assert [one.source for one in alignment.teachers] == ["dinov2-vit-b" if full else "efficientnet-lite0"]
+    gigabytes = IMAGES * 256 * 768 * 2 / 1e9
+    assert not full or f"features of 1,281,167 images are {gigabytes:.0f} GB" in path.read_text()
 
 
 def test_the_autoregressive_rows_hold_the_official_recipe():
@@ -78,7 +99,7 @@ def test_the_autoregressive_rows_hold_the_official_recipe():
     for path in paths:
         experiment = load_generator_experiment(path)
         assert (experiment.ar.size, experiment.ar.dropout) == (path.stem.split("_")[1].upper(), 0.1)
-        form = {"joint": (4,), "2x289": (2, 2)}.get(path.stem.rpartition("_")[2], ())
+        form = {"joint": (4,), "2x289": (2, 2)}.get(path.stem.removesuffix("_repa").rpartition("_")[2], ())
         assert experiment.groups == form
         if form == (2, 2):
             assert (experiment.ar.head.kind, experiment.ar.head.depth) == ("transformer", 2)
@@ -129,7 +150,7 @@ def test_the_header_says_what_the_training_costs(row):
 def test_heads_on_bundled_photographs_train_for_the_same_operations():
     """They differ in the codes, the head and the steps alone; each header says what it costs."""
     recipes, totals = [], []
-    for path in (path for path in ROWS if path.parent.name == "bundled" and path.stem.startswith("ar_")):
+    for path in (path for path in ROWS if path.match("bundled/ar_*.toml") and path not in ALIGNED):
         experiment = load_generator_experiment(path)
         layout = Tokenizer(load_tokenizer_experiment(tokenizer_file(path)).tokenizer).layout(32, 32)
         with torch.device("meta"):
@@ -158,8 +179,9 @@ def test_the_name_says_what_is_inside(path):
         f"{room}/{name}".replace("tokenizer", "codes"),
     )
     forms = ("_joint", "_2x289", "_masked", "_random", "")
-    form = next(form for form in forms if path.stem.endswith(form))
-    assert path.stem.removesuffix(form).endswith(name.removeprefix("tokenizer"))  # nothing more in the demo
+    stem = path.stem.removesuffix("_repa")
+    form = next(form for form in forms if stem.endswith(form))
+    assert stem.removesuffix(form).endswith(name.removeprefix("tokenizer"))  # nothing more in the demo
     header = path.read_text().partition("\nout")[0]
     assert f"ifsq generator train experiments/{path.parent.name}/{path.name}" in header
     assert "Cost" in header
@@ -191,7 +213,10 @@ def shrunken(path: Path, *places: str) -> ARExperiment | DiffusionExperiment:
     return load_generator_experiment(path, [*SHRUNKEN.split(), *OWN[kind].split(), *places])
 
 
-@pytest.mark.parametrize("path", [path for path in ROWS if path.stem.startswith(LARGER)], ids=lambda path: path.stem)
+LARGE = [path for path in ROWS if path.stem.startswith(LARGER) and path not in ALIGNED]
+
+
+@pytest.mark.parametrize("path", LARGE, ids=lambda path: path.stem)
 def test_larger_ones_are_in_shrunken_form_what_the_smallest_is(path):
     smallest = path.with_name(path.name.replace(f"_{path.stem.split('_')[1]}_", "_b_", 1))
     assert shrunken(path, "--out", "here") == shrunken(smallest, "--out", "here")
@@ -199,17 +224,28 @@ def test_larger_ones_are_in_shrunken_form_what_the_smallest_is(path):
 
 @pytest.mark.parametrize(
     "path",
-    [path for path in ROWS if not path.stem.startswith(LARGER)],
+    [path for path in ROWS if path not in LARGE],
     ids=lambda path: f"{path.parent.name}/{path.stem}",
 )
-def test_it_trains_in_shrunken_form(path, codes, tmp_path):
+def test_it_trains_in_shrunken_form(path, codes, tmp_path, monkeypatch):
     tokenizer, cache = codes(path)
     kind = load_generator_experiment(path).kind
     places = ["--tokenizer", str(tokenizer), "--codes", str(cache), "--out", str(tmp_path / "run")]
     if kind == "diffusion" and load_generator_experiment(path).diffusion.multiplier:
         mean, variance = CodeCache.open(cache).read("train").moments()  # of a tokenizer that is hardly trained
         places += ["--diffusion.multiplier", str(float((mean.square() + variance).mean().rsqrt()))]
+    if path in ALIGNED:
+        places += ["--alignment.depth", "1", "--alignment.hidden", "8"]
     experiment = shrunken(path, *places)
+    if path in ALIGNED:  # no published teacher is at hand everywhere
+        monkeypatch.setattr(opening, "_LOADERS", {})
+        register_teacher(
+            "none", lambda config: ModuleTeacher(torch.nn.Conv2d(3, 4, 3), lambda net, x: net(x), 4, "none")
+        )
+        teacher = TeacherConfig("none")
+        seen = pipeline.cache_features(cache, teacher, tmp_path / "features", device="cpu")
+        alignment = replace(experiment.alignment, teachers=(teacher,), features=(str(seen.folder),))
+        experiment = replace(experiment, alignment=alignment)
     run = pipeline.train_generator(experiment, "cpu")
     trained = Generator.from_pretrained(run)
     assert (trained.kind, trained.config) == (kind, getattr(experiment, kind))
