@@ -252,6 +252,9 @@ def test_generators_train_on_cached_features_without_the_teacher(cls, model, pla
     ):
         trained(place, tmp_path / "none", cls, model, **codes, alignment=ALIGNED)
     assert not (tmp_path / "none").exists()
+    third = {**ALIGNED, "teachers": [{"source": "mine", "layer": 3}], "features": [str(tmp_path / "f")]}
+    with pytest.raises(InputError, match=r"write it with ifsq features .* --teacher mine --layer 3 --out .*/f$"):
+        trained(place, tmp_path / "none", cls, model, **codes, alignment=third)
     features = write(place, "several", tmp_path / "f")
     monkeypatch.setattr(opening, "_LOADERS", {})
     asked = {**ALIGNED, "features": [str(tmp_path / "f")]}

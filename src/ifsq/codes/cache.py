@@ -178,7 +178,9 @@ class CodeSet:
         return taken
 
 
-def _draws(items: Items, crops: int) -> tuple[Int[Tensor, "b"], Bool[Tensor, "b"], Int[Tensor, "b"]]:
+def _draws(
+    items: Sequence[tuple[int, int]], crops: int
+) -> tuple[Int[Tensor, "b"], Bool[Tensor, "b"], Int[Tensor, "b"]]:
     """Row, flip and crop that pairs of row and seed stand for."""
     rows, seeds = (torch.tensor(values) for values in zip(*items, strict=True))
     return rows, seeds % 2 == 1, (seeds // 2) % crops

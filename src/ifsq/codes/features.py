@@ -31,7 +31,8 @@ MANIFEST = "manifest.json"
 FEATURES = "features"
 VERSION = 1
 CHECKED_AT_ONCE = 1 << 24  # bytes of a shard that are looked at together
-Item, Read = TypeVar("Item"), TypeVar("Read")
+Item = TypeVar("Item")
+Read = TypeVar("Read")
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -33,9 +34,13 @@ def features_beside(codes: str | Path, teacher: TeacherConfig) -> Path:
 
 def named(teacher: TeacherConfig) -> str:
     """A teacher in a word: its source, and of its options those that are not usual."""
-    usual = TeacherConfig(teacher.source)
-    more = [f"{key} {value}" for key, value in vars(teacher).items() if value != getattr(usual, key)]
-    return ", ".join([teacher.source, *more])
+    return ", ".join([teacher.source, *(f"{name} {value}" for name, value in unusual(teacher).items())])
+
+
+def unusual(teacher: TeacherConfig) -> dict[str, Any]:
+    """Options of a teacher that are not usual."""
+    usual = vars(TeacherConfig(teacher.source))
+    return {name: value for name, value in vars(teacher).items() if value != usual[name]}
 
 
 def write_features(

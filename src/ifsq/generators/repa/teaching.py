@@ -8,7 +8,7 @@ from ifsq.config import InputError, digest
 from ifsq.generators.base import Generator, check_depth
 from ifsq.generators.repa.alignment import Alignment
 from ifsq.generators.repa.config import AlignmentConfig
-from ifsq.generators.repa.encode import features_beside, named
+from ifsq.generators.repa.encode import features_beside, named, unusual
 from ifsq.pretrained.teachers import TeacherConfig, open_teacher
 from ifsq.training.distributed import World, in_turn
 
@@ -62,6 +62,9 @@ def _opened(config: AlignmentConfig, cache: CodeCache) -> list[FeatureCache]:
         try:
             opened.append(FeatureCache.open(folder))
         except InputError as error:
-            raise InputError(f"{error}; write it with ifsq features {cache.folder} --teacher {named(one)}") from error
+            asked = " ".join(f"--{name} {value}" for name, value in unusual(one).items())
+            place = f"--out {folder}" if config.features else ""
+            command = f"ifsq features {cache.folder} --teacher {one.source} {asked} {place}"
+            raise InputError(f"{error}; write it with {' '.join(command.split())}") from error
         opened[-1].check(named(one), cache.pictures, flips=cache.flips)
     return opened
