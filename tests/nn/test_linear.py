@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from ifsq.nn import linear
 from ifsq.nn.linear import Linear
@@ -98,6 +99,13 @@ def test_small_layers_other_types_and_autocast_are_torchs_bits(monkeypatch: pyte
         assert layer(x).dtype == torch.bfloat16
     assert layer.double()(x.double()).dtype == torch.float64
     assert layer.to("meta")(x.to("meta")).device.type == "meta"
+
+
+def test_its_operations_are_counted() -> None:
+    layer, x = _made()
+    with FlopCounterMode(display=False) as counter:
+        layer(x).sum().backward()
+    assert counter.get_total_flops() == 3 * 2 * 10 * INPUTS * OUTPUTS
 
 
 def test_its_tensors_have_torchs_names() -> None:

@@ -45,6 +45,8 @@ def _takes_onednn(x: Tensor, weight: Tensor) -> bool:
         and x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and x.numel() > 0
+        and type(weight) in (nn.Parameter, Tensor)  # sharded and quantised ones bring a product of their own
+        and not torch._C._len_torch_dispatch_stack()  # who counts or fakes operations knows torch's
         and not torch.is_autocast_enabled("cpu")
         and not is_transformed()
         and multiplies_faster_by_onednn()
