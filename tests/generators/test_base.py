@@ -95,7 +95,7 @@ def test_a_card_says_how_it_was_sampled():
     assert told == (
         "temperature (1.0, 0.9), top_k 0, top_p 1.0, min_p 0.1, guidance_schedule power-cosine, guidance_power 2.75"
     )
-    assert DiffusionSampling(2.0).sampler == "steps 25, solver euler"
+    assert DiffusionSampling(2.0).sampler == "steps 16, solver ab2"
     assert DiffusionSampling(timestep_shift=2.0).sampler.endswith("timestep_shift 2.0")
 
 

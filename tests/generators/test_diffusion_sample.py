@@ -61,7 +61,7 @@ def test_global_randomness_plays_no_part(model):
 
 def test_sample_is_the_flow_snapped_to_the_lattice(model):
     model.set_statistics(torch.tensor([0.2, -0.1]), torch.tensor([0.4, 0.6]))
-    sampled = model.sample(LABELS, seed=3, steps=4, guidance=2.0, timestep_shift=0.5)
+    sampled = model.sample(LABELS, seed=3, steps=4, solver="euler", guidance=2.0, timestep_shift=0.5)
     noise = normals(3, 0, 3, 16).view(3, 2, 4, 2)
     x = euler(lambda x, t: model.velocity(x, t, LABELS, DiffusionSampling(2.0)), noise, time_grid(4, 0.5))
     codes = x * torch.tensor([0.4, 0.6]).view(2, 1, 1) + torch.tensor([0.2, -0.1]).view(2, 1, 1)
@@ -92,10 +92,17 @@ def test_times_are_the_ones_given(model):
 
 
 def test_a_card_says_what_is_not_the_default():
-    assert DiffusionSampling().sampler == "steps 25, solver euler"
+    assert DiffusionSampling().sampler == "steps 16, solver ab2"
+    assert DiffusionSampling(steps=25, solver="euler").sampler == "steps 25, solver euler"
     odd = DiffusionSampling(times=(0.0, 0.7, 1.0), snap="none", solver="ab2")
     assert odd.sampler == "solver ab2, times (0.0, 0.7, 1.0), snap none"
     assert DiffusionSampling(solver="dopri5", rtol=1e-4).sampler == "solver dopri5, rtol 0.0001"
+
+
+def test_options_of_runs_from_before_the_default_changed_are_taken():
+    assert DiffusionSampling(steps=25, solver="dopri5") != DiffusionSampling(solver="dopri5")
+    assert DiffusionSampling(steps=25, solver="dopri5").sampler == "solver dopri5"
+    assert DiffusionSampling(steps=25, solver="ddpm", respacing="10").sampler == "solver ddpm, respacing 10"
 
 
 def test_adaptive_steps_of_an_image_are_its_own_and_counted(model):
@@ -202,7 +209,7 @@ def test_every_step_is_told(model, solver):
         ({"times": (0.0, 0.5)}, r"times=\[0.0, 0.5\]: expected times that rise from 0 to 1"),
         ({"times": (0.0, 0.5, 0.5, 1.0)}, "times=.*: expected times that rise from 0 to 1"),
         ({"times": (0.0, 1.0), "timestep_shift": 0.3}, "timestep_shift=0.3: expected 0 beside times"),
-        ({"rtol": 1e-3}, "rtol=0.001: solver euler has no such option"),
+        ({"rtol": 1e-3}, "rtol=0.001: solver ab2 has no such option"),
         ({"solver": "dopri5", "atol": 0.0}, "atol=0.0: expected a positive number"),
         ({"solver": "dopri5", "steps": 7}, "steps=7: solver dopri5 has no such option"),
         ({"solver": "dopri5", "times": (0.0, 1.0)}, "times=.*: solver dopri5 has no such option"),

@@ -38,6 +38,8 @@ from ifsq.generators.diffusion.solvers import (
 SNAPS = ("nearest", "none")
 LAST_STEP_SIZE = 0.04  # of the official code
 GUIDANCE_POWER = 2.75
+STEPS_UNSAID = (16, 25)
+"""Of a solver that takes no ``steps``: the default, and what it was when older runs were written."""
 _SDE = ("diffusion", "diffusion_scale", "last_step")
 
 
@@ -83,10 +85,10 @@ class DiffusionSampling(Sampling):
     """How a diffusion generator is sampled. An option that the solver has not is refused; None is its default.
 
     guidance           as of `Sampling`, of the velocity
-    steps              of the solver
+    steps              of the solver, 16
     solver             of order 1 and one evaluation a step: ``euler``; of order 2 and two: ``heun``, ``midpoint``; of
-                       order 2 and one: ``ab2``, ``dpm++2m``; of order 4 and four: ``rk4``; ``dopri5`` finds its steps
-                       itself, those of each image alone (extra ``ode``). See `ifsq.generators.diffusion.solvers`.
+                       order 2 and one: ``ab2`` (default), ``dpm++2m``; of order 4 and four: ``rk4``; ``dopri5`` finds
+                       its steps itself, those of each image alone (extra ``ode``); `ifsq.generators.diffusion.solvers`.
                        With noise at every step: ``sde-euler``, ``sde-heun``, ``ddpm``; ``ddim`` with ``eta``. See
                        `ifsq.generators.diffusion.sde`
     timestep_shift     bends the times, see `time_grid`; 0 leaves them even
@@ -115,8 +117,8 @@ class DiffusionSampling(Sampling):
     """
 
     guidance: float = 1.0
-    steps: int = 25
-    solver: str = "euler"
+    steps: int = 16
+    solver: str = "ab2"
     timestep_shift: float = 0.0
     guidance_interval: tuple[float, float] | None = None
     times: tuple[float, ...] | None = None
@@ -303,9 +305,8 @@ class DiffusionSampling(Sampling):
             raise ValueError(f"last_step_size={self.last_step_size}: expected none {beside}")
         if self.respacing is not None:
             respaced(str(self.respacing), DDPMPath.steps)
-            default = type(self).__dataclass_fields__["steps"].default
-            for name, off in (("times", None), ("timestep_shift", 0), ("steps", default)):
-                if getattr(self, name) != off:
+            for name, off in (("times", (None,)), ("timestep_shift", (0,)), ("steps", STEPS_UNSAID)):
+                if getattr(self, name) not in off:
                     raise ValueError(f"{name}={getattr(self, name)}: expected none beside respacing, which says all")
         if self.times is None:
             return
@@ -319,12 +320,11 @@ class DiffusionSampling(Sampling):
         """Raise ValueError naming the first option that is given and that the solver has not."""
         own = {name for solver in SOLVERS.values() for name in solver.options + solver.of_times}
         has = SOLVERS[self.solver]
-        lacks: dict[str, object] = dict.fromkeys(own.difference(has.options, has.of_times))
+        lacks: dict[str, tuple[object, ...]] = dict.fromkeys(own.difference(has.options, has.of_times), (None,))
         if self.adaptive:
-            default = type(self).__dataclass_fields__["steps"].default
-            lacks |= {"times": None, "timestep_shift": 0, "steps": default}
+            lacks |= {"times": (None,), "timestep_shift": (0,), "steps": STEPS_UNSAID}
         for name, off in sorted(lacks.items()):
-            if getattr(self, name) != off:
+            if getattr(self, name) not in off:
                 raise ValueError(f"{name}={getattr(self, name)}: solver {self.solver} has no such option")
 
 
