@@ -1,7 +1,7 @@
 """READ FIRST. The whole road, one function a stage, in flow order:
 
     train_tokenizer, adapt -> encode -> (train_teacher, cache_features) -> train_generator -> (fit_times) -> sample
-    evaluate_tokenizer, evaluate_generator (with a judge), evaluate (anybody's images), reconstruct
+    evaluate_tokenizer, evaluate_generator (with a judge), evaluate (anybody's images), reconstruct, analyze_alignment
 
 Every stage joins the processes that torchrun started (or stands alone), opens the run it is of once, checks what it is
 given before it writes anything, and can be run again after an interruption.
@@ -45,6 +45,8 @@ from ifsq.evaluation import (
     write_pairs,
     write_samples,
 )
+from ifsq.evaluation.alignment.analyze import analyze_layers
+from ifsq.evaluation.alignment.record import Alignment, AlignmentAnalysis
 from ifsq.evaluation.reconstruct import check_tile, distinct_targets, reconstruct_image
 from ifsq.evaluation.record import Evaluation
 from ifsq.evaluation.samples import MOST_SAMPLES, Classes, image_shape, samples_card
@@ -451,3 +453,28 @@ def evaluate(
         if out is not None:
             from_first(world, lambda: write_cards(out, measured))
     return list(measured.cards)
+
+
+def analyze_alignment(
+    folder: Path,
+    asked: AlignmentAnalysis | None = None,
+    out: Path | None = None,
+    device: str = "auto",
+    reporter: Reporter | None = None,
+    steps: Sequence[int] | None = None,
+    average: bool = True,
+) -> tuple[Path, Alignment]:
+    """Hold the layers of a tokenizer or a generator against a teacher's features; returns the file and what is in it.
+
+    out    file of the figures, ``.json``; the curves lie beside it as ``.png``. None: ``alignment_TEACHER.json`` in the
+           run, with more in its name for other images than the run's held-out ones
+    steps  of checkpoints that are kept; empty: all of them; None: the newest
+
+    Steps that the file holds by the same protocol are not measured again. One process alone.
+    """
+    asked, reporter = asked or AlignmentAnalysis(), reporter or Silent()
+    check_seed(asked.seed)
+    with join(device) as world:
+        if world.size > 1:
+            raise InputError(f"{world.size} processes: layers are measured in one; start it without torchrun")
+        return analyze_layers(Run.open(folder), asked, out, steps, average, world.device, reporter)

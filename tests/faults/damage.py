@@ -55,6 +55,7 @@ TARGETS = (
     Target("ar/evaluation.json", "report tok ar diffusion"),
     Target("samples.npz", "evaluate samples.npz --reference images --size 16 --features pixels --pairs 0 --no-cache"),
     Target("cards.json", "compare cards.json cards.json"),
+    Target("alignment.json", "analyze alignment tok --neighbours 2 --split train --out alignment.json"),
     Target("mid.toml", "tokenizer train mid.toml"),
     Target("ar.toml", "generator train ar.toml"),
     Target("list.txt", "encode tok list.txt out --size 16"),

@@ -41,6 +41,7 @@ WRITERS = (
     "import official llamagen.pt --out new",
     "import official dit.pt --multiplier 1.1 --out new",
     "export official imported_dit --out new.pt",
+    "analyze alignment ar --neighbours 2 --split train --step all",
 )
 READERS = (
     ("images/a/0.png", "encode tok images out"),

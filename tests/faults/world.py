@@ -83,6 +83,7 @@ def make(folder: Path, golden: Path | None) -> None:
         "sample ar --labels 0 1 --out good.png",
         "sample ar --count 8 --out samples.npz",
         "evaluate samples.npz --reference samples.npz --features pixels --no-cache --out cards.json",
+        "analyze alignment tok --neighbours 2 --split train --out alignment.json",
     ):
         command(folder, line)
     for run in ("mid", "ar", "diffusion"):

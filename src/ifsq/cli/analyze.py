@@ -1,20 +1,21 @@
-"""``ifsq analyze bounds|codes``."""
+"""``ifsq analyze bounds|codes|alignment``."""
 
 import argparse
 from pathlib import Path
 from typing import Any
 
-from ifsq.cli.parser import verb
-from ifsq.cli.terminal import print_table, say
+from ifsq.cli.generator import add_weights
+from ifsq.cli.parser import add_reading, reading_of, verb
+from ifsq.cli.terminal import Terminal, print_table, say
 
 BOUNDS = "runs/bounds"
 
 
 def add_analyze(verbs: Any) -> None:
-    """``analyze bounds`` and ``analyze codes``."""
-    analyze = verbs.add_parser("analyze", help="what bounds and cells do to latents").add_subparsers(
-        metavar="VERB", required=True
-    )
+    """``analyze bounds``, ``analyze codes`` and ``analyze alignment``."""
+    analyze = verbs.add_parser(
+        "analyze", help="what bounds do to latents, how codes are used, how layers see images"
+    ).add_subparsers(metavar="VERB", required=True)
     bounds = verb(analyze, "bounds", "every bound and cell rule on latents of known distributions", _analyze_bounds)
     bounds.add_argument("--out", type=Path, default=Path(BOUNDS), metavar="DIR", help=f"default {BOUNDS}")
     bounds.add_argument("--levels", type=int, nargs="+", default=None, metavar="L", help="default: 2 to 65")
@@ -26,6 +27,47 @@ def add_analyze(verbs: Any) -> None:
     codes = verb(analyze, "codes", "how a cache uses levels and indices", _analyze_codes)
     codes.add_argument("folder", type=Path, metavar="CACHE", help="code cache")
     codes.add_argument("--split", default="train", metavar="NAME", help="default train")
+    _add_alignment(analyze)
+
+
+def _add_alignment(analyze: Any) -> None:
+    alignment = verb(
+        analyze,
+        "alignment",
+        "how alike the layers of a tokenizer or a generator and a teacher see images",
+        _analyze_alignment,
+        alone=True,
+    )
+    alignment.add_argument("folder", type=Path, metavar="RUN")
+    alignment.add_argument(
+        "--teacher", metavar="NAME", help="a name, a folder or a repository of the hub (default efficientnet-lite0)"
+    )
+    alignment.add_argument("--teacher-layer", type=int, default=0, metavar="N", help="of it (default: its own choice)")
+    alignment.add_argument("--data", default="", metavar="SOURCE", help="images (default: those of the run)")
+    alignment.add_argument("--split", default="", metavar="NAME", help="default: what is held out")
+    alignment.add_argument("--count", type=int, metavar="N", help="images drawn over the split (default: up to 2000)")
+    alignment.add_argument("--neighbours", type=int, default=10, metavar="K", help="of CKNNA (default 10)")
+    alignment.add_argument(
+        "--times",
+        type=float,
+        nargs="+",
+        default=(),
+        metavar="T",
+        help="of a diffusion generator, 0 is noise and 1 data (default 0.25 0.5 0.75 0.95)",
+    )
+    alignment.add_argument("--layers", nargs="+", default=(), metavar="NAME", help="some of them (default: all)")
+    alignment.add_argument(
+        "--labels",
+        choices=("null", "class"),
+        default="null",
+        help="what a generator is told of an image's class: nothing, or what it is (default null)",
+    )
+    alignment.add_argument("--seed", type=int, default=0, help="of the noise")
+    add_weights(alignment, all_of_them=True)
+    add_reading(alignment)
+    alignment.add_argument(
+        "--out", type=Path, metavar="FILE.json", help="default: alignment_TEACHER.json in the run; curves: .png"
+    )
 
 
 def _analyze_bounds(options: argparse.Namespace) -> None:
@@ -43,3 +85,37 @@ def _analyze_codes(options: argparse.Namespace) -> None:
 
     for table in analyze_codes(options.folder, options.split):
         print_table(table.title, table.columns, table.rows)
+
+
+def _analyze_alignment(options: argparse.Namespace) -> None:
+    from ifsq import pipeline
+    from ifsq.config import build
+    from ifsq.evaluation.alignment.record import EFFICIENTNET, AlignmentAnalysis
+    from ifsq.evaluation.alignment.table import figures_table
+    from ifsq.pretrained.teachers.config import TeacherConfig
+
+    named = EFFICIENTNET if options.teacher is None else options.teacher
+    asked = AlignmentAnalysis(
+        build(TeacherConfig, {"source": named, "layer": options.teacher_layer}, "teacher"),
+        options.data,
+        options.split,
+        options.count,
+        options.neighbours,
+        tuple(options.times),
+        tuple(options.layers),
+        options.labels,
+        options.seed,
+        reading_of(options),
+    )
+    steps = () if options.step and "all" in options.step else options.step
+    with Terminal() as terminal:
+        place, found = pipeline.analyze_alignment(
+            options.folder, asked, options.out, options.device, terminal, steps, options.weights == "average"
+        )
+    print_table(f"{found.card.reference}: {found.card.n} images, teacher {found.teacher}", *figures_table(found))
+    for line in found.skipped[:1]:
+        say(f"skipped: {len(found.skipped)} images; the first: {line}")
+    for line in found.left_out:
+        say(f"left out: {line}")
+    say(f"{found.card.method}; ifsq {found.card.code_version}")
+    say(f"figures: {place}; curves: {place.with_suffix('.png')}")

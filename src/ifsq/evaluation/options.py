@@ -113,6 +113,14 @@ def _split_to_measure(run: Run, options: TokenizerEvaluation, data: DataConfig) 
         return split_called(data, options.split)
     if not options.source or (run.trained and options.source == run.experiment(DataConfig, "data").source):
         return "val"
+    return held_out_of(data)
+
+
+def held_out_of(data: DataConfig) -> str:
+    """What of a source that somebody names is not to train on: its ``val``, else its ``test``, or all without splits.
+
+    Raises InputError where it has others.
+    """
     splits = splits_of(data)
     for split in ("val", "test"):
         if split in splits:

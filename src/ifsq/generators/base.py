@@ -67,6 +67,8 @@ class Generator(nn.Module, ABC):
     """The kind in words, an adjective."""
     config_class: ClassVar[type]
     sampling_class: ClassVar[type[Sampling]]
+    causal: ClassVar[bool] = False
+    """Whether the state at a position has read the positions before it alone, and predicts its own."""
     noisy: ClassVar[bool] = False
     """Whether the network reads codes with noise, at a time of 0 (noise) to 1 (data)."""
     config: Any

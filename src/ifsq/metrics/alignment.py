@@ -38,7 +38,7 @@ class Nearest:
 
 
 def nearest(features: Float[Tensor, "n f"], k: int = NEIGHBOURS, itself: bool = False) -> Nearest:
-    """The rows with the greatest inner products with each, in no particular order.
+    """The rows with the greatest inner products with each, in no particular order; of equal ones any.
 
     itself  let a row count among its own neighbours, as the official biased form does
 

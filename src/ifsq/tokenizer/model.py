@@ -258,9 +258,9 @@ class Tokenizer(nn.Module):
         return cls.from_run(Run.open(source, revision))
 
     @classmethod
-    def from_run(cls, run: Run) -> "Tokenizer":
-        """`from_pretrained` of what is opened already."""
-        found = run.weights()
+    def from_run(cls, run: Run, step: int | None = None, average: bool = True) -> "Tokenizer":
+        """`from_pretrained` of what is opened already; ``step`` and ``average`` as of `Run.weights`."""
+        found = run.weights(step, average)
         config = config_of(found.described, run.name)
         model = build_with(lambda: cls(config), found.load(), run.name, halves=found.step is None)
         return model.eval()

@@ -54,7 +54,7 @@ class OnlineCodes(CodeSet):
         """The images of these rows, on a device; those of training with a crop that follows from the row alone."""
         items = [(row, mix(0, 0, row)) for row in rows.tolist()]
         (read,) = iterate_items(self.images, items, len(items))
-        return self._coded(read.images, read.labels, device)
+        return self.coded(read.images, read.labels, device)
 
     def batches(
         self, sampler: StepSampler, start: int, device: torch.device, workers: int = 0, prefetch: int = 2
@@ -63,7 +63,7 @@ class OnlineCodes(CodeSet):
         read = iter(ImageBatches(self.images, sampler, start, workers, prefetch, device))
         with closing(read) as pictures:
             for batch in pictures:
-                coded, images = self._coded(batch.images, batch.labels, device), batch.images.to(device)
+                coded, images = self.coded(batch.images, batch.labels, device), batch.images.to(device)
                 yield replace(coded, features=tuple(one.features(images, self.grid) for one in self.teachers))
 
     def moments(self) -> tuple[Float[Tensor, "d"], Float[Tensor, "d"]]:
@@ -80,7 +80,8 @@ class OnlineCodes(CodeSet):
         return mean, squares / count - mean.square()
 
     @torch.no_grad()
-    def _coded(self, images: Float[Tensor, "b c H W"], labels: Int[Tensor, "b"], device: torch.device) -> CodeBatch:
+    def coded(self, images: Float[Tensor, "b c H W"], labels: Int[Tensor, "b"], device: torch.device) -> CodeBatch:
+        """The codes of these images, on a device."""
         self.tokenizer.to(device)
         with torch.autocast(device.type, enabled=False):
             content = torch.cat([self._content(part.to(device)) for part in images.split(max_batch(*images.shape[2:]))])

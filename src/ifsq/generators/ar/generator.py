@@ -35,6 +35,7 @@ class ARGenerator(ARNetwork, kind="ar"):
     """
 
     title = "autoregressive"
+    causal = True
     config_class = ARConfig
     sampling_class = ARSampling
 
