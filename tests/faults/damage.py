@@ -71,6 +71,8 @@ TARGETS = (
     Target("imported_ar/official.safetensors", "export official imported_ar --out new.pt"),
     Target("dit.pt", "import official dit.pt --multiplier 1.1 --out new", True, "new"),
     Target("imported_dit/official.safetensors", "export official imported_dit --out new.pt"),
+    Target("latents/latents_rank00_shard000.safetensors", "import latents latents --out new"),
+    Target("latents/latents_stats.pt", "import latents latents --out new"),
     Target("official.json", "import official official.ckpt --config official.json --out new"),
 )
 

@@ -42,6 +42,7 @@ WRITERS = (
     "import official dit.pt --multiplier 1.1 --out new",
     "export official imported_dit --out new.pt",
     "analyze alignment ar --neighbours 2 --split train --step all",
+    "import latents latents --out new",
 )
 READERS = (
     ("images/a/0.png", "encode tok images out"),

@@ -94,6 +94,7 @@ def make(folder: Path, golden: Path | None) -> None:
         command(folder, "import official official.ckpt --config official.json --out imported")
         shutil.copy(golden / "ckpt_llamagen_tiny.pt", folder / "llamagen.pt")
         command(folder, "import official llamagen.pt --out imported_ar")
+        shutil.copytree(golden / "offline_latents", folder / "latents")
         shutil.copy(golden / "ckpt_dit_tiny.pt", folder / "dit.pt")
         command(folder, "import official dit.pt --multiplier 1.1 --out imported_dit")
     for path in folder.rglob("*"):
