@@ -19,6 +19,7 @@ COMMANDS = (
     "generator train ar.toml --out fresh",
     "tokenizer eval tok --no-judge",
     "generator eval ar --samples 2 --features",
+    "generator likelihood ar --images 2",
     "encode tok pictures fresh",
     "sample ar --labels 0 1 --out good.png",
     "sample ar --labels 0 1 --out new.png",

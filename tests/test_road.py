@@ -672,6 +672,7 @@ WITH_WEIGHTS = {
     "sample diffusion": ("diffusion", ["sample", "RUN", "--labels", "0", "--out", "new.png"]),
     "generator eval ar": ("ar", ["generator", "eval", "RUN", "--samples", "20", "--features"]),
     "generator eval diffusion": ("diffusion", ["generator", "eval", "RUN", "--samples", "20", "--features"]),
+    "likelihood": ("diffusion", ["generator", "likelihood", "RUN", "--images", "2"]),
     "tokenizer train": ("tokenizer", ["tokenizer", "train", "tokenizer.toml", "--out", "RUN"]),
     "generator train": ("ar", ["generator", "train", "ar.toml", "--out", "RUN"]),
     "diffusion train": ("diffusion", ["generator", "train", "diffusion.toml", "--out", "RUN"]),

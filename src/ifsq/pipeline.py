@@ -1,7 +1,8 @@
 """READ FIRST. The whole road, one function a stage, in flow order:
 
     train_tokenizer, adapt -> encode -> (train_teacher, cache_features) -> train_generator -> (fit_times) -> sample
-    evaluate_tokenizer, evaluate_generator (with a judge), evaluate (anybody's images), reconstruct, analyze_alignment
+    evaluate_tokenizer, evaluate_generator (with a judge), likelihood, evaluate (anybody's images), reconstruct,
+    analyze_alignment
 
 Every stage joins the processes that torchrun started (or stands alone), opens the run it is of once, checks what it is
 given before it writes anything, and can be run again after an interruption.
@@ -17,7 +18,7 @@ import torch
 
 from ifsq.codes.cache import CodeCache
 from ifsq.codes.features import FeatureCache
-from ifsq.config import InputError, check_seed, to_dict
+from ifsq.config import InputError, build, check_seed, to_dict
 from ifsq.data import Reading, describe_counts, describe_images, open_images, split_called
 from ifsq.data.crops import Crops
 from ifsq.data.image_sets import set_kind
@@ -33,6 +34,7 @@ from ifsq.evaluation import (
     hold,
     images_to_measure,
     load_networks,
+    measure_bits,
     measure_generator,
     measure_images,
     measure_tokenizer,
@@ -64,6 +66,7 @@ from ifsq.experiment import (
 )
 from ifsq.generators import Generator, Origin
 from ifsq.generators.diffusion.grids import FittedTimes, fit_generator_times, save_with_times
+from ifsq.generators.diffusion.likelihood import LikelihoodOptions
 from ifsq.generators.repa.encode import features_beside, named, write_features
 from ifsq.generators.repa.teaching import taught
 from ifsq.generators.train import GeneratorTask
@@ -430,6 +433,39 @@ def evaluate_generator(
             if newest:
                 from_first(world, partial(write_evaluation, run, one, suffix))
     return found
+
+
+def likelihood(
+    folder: Path,
+    images: int = 64,
+    device: str = "auto",
+    options: Mapping[str, Any] | None = None,
+    *,
+    seed: int = 0,
+    step: int | None = None,
+    average: bool = True,
+) -> ProtocolCard:
+    """Bits that held-out images take by a generator run: exact, or of a diffusion one a bound; see `measure_bits`.
+
+    options  of `LikelihoodOptions`, of a diffusion generator
+    seed     of its noise and its probes
+    step     of a checkpoint that is kept; None: the newest
+    average  the averaged weights, else the raw ones
+
+    Writes ``evaluations/step_N_likelihood.json``, of a saved model ``evaluation_likelihood.json``. All processes share
+    the images.
+    """
+    check_seed(seed)
+    asked = None if options is None else build(LikelihoodOptions, options, "likelihood")
+    with join(device) as world:
+        run = Run.open(folder)
+        pair = load_pair(run, world.device, step, average)
+        cache = in_turn(world, lambda: open_codes(run, pair.generator.origin))
+        card = measure_bits(pair, cache, images, asked, seed, world)
+        of, suffix = run.step if step is None else step, "_likelihood" if average else "_likelihood_raw"
+        found = Evaluation((card,), of, weights="average" if average else "raw")
+        from_first(world, lambda: write_evaluation(run, found, suffix, of))
+    return card
 
 
 def evaluate(

@@ -151,6 +151,38 @@ def test_all_steps_are_measured_against_what_was_looked_at_once(monkeypatch, cap
     assert Path("ar/samples/classes.png").stat().st_mtime_ns == sheet
 
 
+def test_bits_of_held_out_codes_are_counted_for_either_kind(capsys):
+    network = "[diffusion]\ndepth = 1\nwidth = 16\nheads = 2\npatch = 1\n"
+    text = GENERATOR.replace('"ar"', '"diffusion"').replace("mlp_multiple_of = 16\n", "")
+    Path("diffusion.toml").write_text(text.replace("[ar]\ndepth = 1\nwidth = 16\nheads = 2\n", network))
+    assert main(["generator", "train", "diffusion.toml"]) == 0
+    assert main(["generator", "likelihood", "ar", "--images", "3"]) == 0
+    options = ["--likelihood.steps", "2", "--likelihood.trace", "hutchinson", "--likelihood.probes", "2"]
+    assert main(["generator", "likelihood", "diffusion", "--images", "3", "--seed", "4", *options]) == 0
+    assert "bits per image, upper bound" in capsys.readouterr().out
+    exact, bound = (
+        json.loads(Path(run, "evaluations/step_2_likelihood.json").read_text())["cards"] for run in ("ar", "diffusion")
+    )
+    assert (exact[0]["metric"], exact[0]["n"], exact[0]["function_evaluations"]) == ("bits per image", 3, 1)
+    assert (bound[0]["metric"], bound[0]["seed"]) == ("bits per image, upper bound", 4)
+    assert bound[0]["sampler"] == "rk4, steps 2, timestep_shift 4"
+    assert bound[0]["function_evaluations"] == 8
+    told = r"path's noise of 1 half cells within the cells, read at t = 0\.\d+; Hutchinson's estimator, 2 probes"
+    assert re.fullmatch(told, bound[0]["method"])
+    assert bound[0]["values"]["error of the trace"] > 0
+    assert bound[0]["reference_hash"] == exact[0]["reference_hash"]
+    assert read_evaluations(Run.open("diffusion")) == {}
+    for run, arguments, line in (
+        ("ar", options, "a generator of kind ar: its likelihood is exact and has no options"),
+        ("diffusion", ["--likelihood.probes", "0"], "likelihood: probes=0: expected at least 1"),
+        ("diffusion", ["--images", "0"], "images 0: expected at least 1"),
+        ("diffusion", ["--likelihood.step", "2"], "likelihood: step: unknown key; did you mean 'steps'?"),
+        ("diffusion", ["--sampling.steps", "2"], "'--sampling.steps': no such argument of"),
+    ):
+        assert main(["generator", "likelihood", run, *arguments]) == 2
+        assert line in capsys.readouterr().err.splitlines()[-1]
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [

@@ -28,6 +28,7 @@ WRITERS = (
     "encode tok images out",
     "tokenizer eval tok",
     "generator eval ar --samples 4 --features",
+    "generator likelihood ar --images 2",
     "sample ar --labels 0 1 --out new.png",
     "sample ar --count 40 --batch 8 --out set",
     "sample ar --count 40 --batch 8 --out set.npz",

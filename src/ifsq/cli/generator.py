@@ -1,15 +1,16 @@
-"""``ifsq generator train|eval|times``, ``ifsq sample``."""
+"""``ifsq generator train|eval|likelihood|times``, ``ifsq sample``."""
 
 import argparse
 from pathlib import Path
 from typing import Any
 
-from ifsq.cli.parser import SAMPLING, sampling_of, verb
+from ifsq.cli.parser import LIKELIHOOD, SAMPLING, sampling_of, verb
 from ifsq.cli.terminal import Terminal, print_cards, print_table, say
+from ifsq.config import parse_overrides
 
 
 def add_generator(verbs: Any) -> None:
-    """``generator train``, ``generator eval`` and ``generator times``."""
+    """``generator train``, ``eval``, ``likelihood`` and ``times``."""
     generator = verbs.add_parser("generator", help="train or evaluate a generator").add_subparsers(
         metavar="VERB", required=True
     )
@@ -40,6 +41,7 @@ def add_generator(verbs: Any) -> None:
         " none: without a NAME)",
     )
     evaluate.add_argument("--no-cache", action="store_true", help="keep no statistics of the training images")
+    _add_likelihood(generator)
     times = verb(
         generator,
         "times",
@@ -59,6 +61,16 @@ def add_generator(verbs: Any) -> None:
         help="a new folder: the generator as a saved model that is sampled with these times",
     )
     add_weights(times)
+
+
+def _add_likelihood(generator: Any) -> None:
+    bits = verb(
+        generator, "likelihood", "bits that held-out codes take by it", _generator_likelihood, overrides=LIKELIHOOD
+    )
+    bits.add_argument("folder", type=Path, metavar="RUN")
+    bits.add_argument("--images", type=int, default=64, metavar="N", help="held-out images (default 64)")
+    bits.add_argument("--seed", type=int, default=0, help="of the noise and the probes of a diffusion generator")
+    add_weights(bits)
 
 
 def add_sample(verbs: Any) -> None:
@@ -152,6 +164,21 @@ def _generator_eval(options: argparse.Namespace) -> None:
         rows = [(str(step), *_figures(one)) for step, one in found.items()]
         print_table("over training", ("step", *(name for name, _ in _own(newest))), rows)
     print_cards(newest.cards)
+
+
+def _generator_likelihood(options: argparse.Namespace) -> None:
+    from ifsq import pipeline
+
+    card = pipeline.likelihood(
+        options.folder,
+        options.images,
+        options.device,
+        parse_overrides(options.extra).get("likelihood"),
+        seed=options.seed,
+        step=options.step,
+        average=options.weights == "average",
+    )
+    print_cards([card])
 
 
 def _generator_times(options: argparse.Namespace) -> None:

@@ -8,6 +8,7 @@ from ifsq.cli.terminal import refuse
 from ifsq.config import parse_overrides
 
 SAMPLING = "--sampling."
+LIKELIHOOD = "--likelihood."
 SIZE_HELP = "pixels a side, or HEIGHTxWIDTH as 256x384 (default: the tokenizer's)"
 
 
@@ -36,13 +37,14 @@ def verb(
 ) -> argparse.ArgumentParser:
     """Add a verb that calls ``run``.
 
-    overrides  how the arguments begin that it takes beyond its own: ``--``, ``--sampling.`` or none
+    overrides  how the arguments begin that it takes beyond its own: ``--``, ``--sampling.``, ``--likelihood.`` or none
     alone      whether it refuses to run in several processes
     """
     epilog = {
         "": None,
         "--": "Any --section.key value of the experiment may follow, as --train.steps 100; --out DIR too.",
         SAMPLING: "Any --sampling.key value may follow, as --sampling.guidance 2, in place of the run's own.",
+        LIKELIHOOD: "Of a diffusion generator any --likelihood.key value may follow, as --likelihood.steps 64.",
     }[overrides]
     parser = verbs.add_parser(name, help=text, description=text, epilog=epilog, allow_abbrev=False)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default auto)")

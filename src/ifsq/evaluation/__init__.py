@@ -4,6 +4,7 @@ from ifsq.evaluation.compare import Compared, compare_evaluations
 from ifsq.evaluation.evaluate_images import ImageEvaluation, measure_images
 from ifsq.evaluation.generator import GeneratorEvaluation, hold, measure_generator, suffix_of
 from ifsq.evaluation.in_training import observe_generator, observe_tokenizer
+from ifsq.evaluation.likelihood import measure_bits
 from ifsq.evaluation.networks import load_networks
 from ifsq.evaluation.options import TokenizerEvaluation, images_to_measure
 from ifsq.evaluation.record import check_cards, read_evaluation, read_evaluations, write_cards, write_evaluation
@@ -25,6 +26,7 @@ __all__ = [
     "hold",
     "images_to_measure",
     "load_networks",
+    "measure_bits",
     "measure_generator",
     "measure_images",
     "measure_tokenizer",
