@@ -37,6 +37,7 @@ def _run(run: str, verb: str) -> list[Target]:
 TARGETS = (
     *_run("mid", "tokenizer"),
     Target("mid/skipped.txt", "tokenizer train mid.toml"),
+    *_run("teacher", "teacher"),
     *_run("ar", "generator"),
     Target("diffusion/checkpoints/step_4/ema.safetensors", "sample diffusion --labels 0 1 --out p.png", True, "p.png"),
     Target("diffusion/checkpoints/step_4/state.json", "sample diffusion --labels 0 1 --out p.png"),
@@ -57,6 +58,7 @@ TARGETS = (
     Target("cards.json", "compare cards.json cards.json"),
     Target("alignment.json", "analyze alignment tok --neighbours 2 --split train --out alignment.json"),
     Target("mid.toml", "tokenizer train mid.toml"),
+    Target("teacher.toml", "teacher train teacher.toml"),
     Target("ar.toml", "generator train ar.toml"),
     Target("list.txt", "encode tok list.txt out --size 16"),
     Target("list.csv", "encode tok list.csv out --size 16"),

@@ -53,6 +53,23 @@ save_every = 2
 keep = 3
 optim.warmup = 2
 """
+TEACHER = """
+out = "teacher"
+[data]
+source = "images"
+size = 16
+broken = "skip"
+[network]
+width = 8
+depth = 1
+[train]
+steps = 6
+batch = 4
+log_every = 1
+save_every = 2
+keep = 3
+optim.warmup = 2
+"""
 LAST, HERE = 6, 4
 """Steps of a run, and the step after which it was interrupted."""
 
@@ -60,19 +77,21 @@ LAST, HERE = 6, 4
 def make(folder: Path, golden: Path | None) -> None:
     """Everything that an attempt may damage, in a new folder.
 
-    ``mid``, ``ar`` and ``diffusion`` stand at step `HERE` of `LAST`, the other runs are done.
+    ``mid``, ``teacher``, ``ar`` and ``diffusion`` stand at step `HERE` of `LAST`, the other runs are done.
     """
     folder.mkdir(parents=True)
     _pictures(folder)
     (folder / "tok.toml").write_text(TOKENIZER.format(out="tok", more=""))
     (folder / "mid.toml").write_text(TOKENIZER.format(out="mid", more=""))
     (folder / "other.toml").write_text(TOKENIZER.format(out="other", more="seed = 7"))
+    (folder / "teacher.toml").write_text(TEACHER)
     (folder / "ar.toml").write_text(GENERATOR.format(kind="ar", own="mlp_multiple_of = 16"))
     (folder / "diffusion.toml").write_text(GENERATOR.format(kind="diffusion", own="patch = 2\n[sampling]\nsteps = 2"))
     for line in (
         "tokenizer train tok.toml",
         "tokenizer train mid.toml",
         "tokenizer train other.toml",
+        "teacher train teacher.toml",
         "encode tok images codes",
         "generator train ar.toml",
         "generator train diffusion.toml",
@@ -86,7 +105,7 @@ def make(folder: Path, golden: Path | None) -> None:
         "analyze alignment tok --neighbours 2 --split train --out alignment.json",
     ):
         command(folder, line)
-    for run in ("mid", "ar", "diffusion"):
+    for run in ("mid", "teacher", "ar", "diffusion"):
         shutil.rmtree(folder / run / "checkpoints" / f"step_{LAST}")
     if golden is not None:
         shutil.copy(golden / "ckpt_tokenizer_tiny.ckpt", folder / "official.ckpt")
