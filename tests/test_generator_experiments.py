@@ -64,7 +64,7 @@ def test_the_papers_rows_are_there():
         "ar_vq_f4_d4_14bit", "ar_ifsq_f4_d4_4bit", "ar_ifsq_f4_d4_4bit_random",
         "ar_ifsq_f4_d4_4bit_joint", "ar_ifsq_f4_d4_4bit_2x289", "ar_ifsq_f4_d4_4bit_masked",
         "diffusion_ae_f4_d4_16bit", "diffusion_vae_f4_d4_16bit", "diffusion_ifsq_f4_d4_4bit",
-        "ar_ifsq_f4_d4_4bit_repa", "diffusion_ifsq_f4_d4_4bit_repa",
+        "ar_ifsq_f4_d4_4bit_repa", "diffusion_ifsq_f4_d4_4bit_repa", "diffusion_ifsq_f4_d4_4bit_mean",
     }  # fmt: skip
     digits = {f"{kind}_f16_d4_4bit_{form}" for kind in ("ifsq", "fsq") for form in ("joint", "2x289")}
     codes = digits | {"vq_f16_d4_14bit"}
@@ -178,7 +178,7 @@ def test_the_name_says_what_is_inside(path):
         f"{room}/{name}",
         f"{room}/{name}".replace("tokenizer", "codes"),
     )
-    forms = ("_joint", "_2x289", "_masked", "_random", "")
+    forms = ("_joint", "_2x289", "_masked", "_random", "_mean", "")
     stem = path.stem.removesuffix("_repa")
     form = next(form for form in forms if stem.endswith(form))
     assert stem.removesuffix(form).endswith(name.removeprefix("tokenizer"))  # nothing more in the demo

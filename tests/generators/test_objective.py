@@ -169,10 +169,10 @@ def test_coupled_noise_is_what_the_loss_is_taken_at():
     plain, paired = (make(coupling=coupling, label_dropout=0.0, **SIZES) for coupling in ("independent", "optimal"))
     batch, costs = make_batch(16), []
     for model in (plain, paired):
-        x1, x0, t, _ = model._drawn(batch, torch.Generator().manual_seed(0))
+        x1, x0, t, *_ = model._drawn(batch, torch.Generator().manual_seed(0))
         costs.append(float((x1 - x0).square().sum()))
         seen = (x0.flatten(1).sort(dim=0).values, t)
-    x1, x0, t, _ = plain._drawn(batch, torch.Generator().manual_seed(0))
+    x1, x0, t, *_ = plain._drawn(batch, torch.Generator().manual_seed(0))
     assert torch.equal(seen[0], x0.flatten(1).sort(dim=0).values)  # the same noise,
     assert torch.equal(seen[1], t)  # times by place,
     assert costs[1] < costs[0]  # in another order

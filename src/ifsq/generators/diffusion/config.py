@@ -89,5 +89,12 @@ class DiTConfig(ObjectiveConfig):
             and self.internal_weight != type(self).__dataclass_fields__["internal_weight"].default
         ):
             raise ValueError(f"internal_weight={self.internal_weight}: expected internal_depth beside it")
+        if self.internal_depth is not None and self.averages:
+            raise ValueError(f"internal_depth={self.internal_depth}: expected none beside objective = 'mean_flow'")
+        if self.tells_guidance and (self.guidance_channels is not None or not self.label_dropout):
+            raise ValueError(
+                f"guidance_channels={self.guidance_channels}, label_dropout={self.label_dropout}: expected none and a"
+                f" share above 0 beside trained_guidance={self.trained_guidance}: of all channels, by the null class"
+            )
         if self.multiplier is not None and not 0 < self.multiplier < math.inf:
             raise ValueError(f"multiplier={self.multiplier}: expected a positive number")

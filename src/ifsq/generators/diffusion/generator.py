@@ -19,6 +19,8 @@ from ifsq.config import InputError
 from ifsq.generators.base import Generator, Sampling, check_depth, check_depths
 from ifsq.generators.conditioning import drop_labels
 from ifsq.generators.diffusion.config import DiTConfig
+from ifsq.generators.diffusion.interval import Interval, interval_of
+from ifsq.generators.diffusion.mean_flow import Draws, MeanFlow, check_averages
 from ifsq.generators.diffusion.network import DiT
 from ifsq.generators.diffusion.objective import Objective
 from ifsq.generators.diffusion.sampling import DiffusionSampling
@@ -65,6 +67,7 @@ class DiffusionGenerator(Generator, kind="diffusion"):
             raise ValueError(f"guidance_channels={config.guidance_channels}: the codes have {self.code_dim} channels")
         self.objective = Objective(config, self.code_dim * spec.tokens)
         self.path = self.objective.path
+        self.mean_flow = MeanFlow(self.objective, num_classes) if config.averages else None
         self._guides: dict[tuple[str, int | None], DiffusionGenerator] = {}  # no part of the model
         outputs = 2 * self.code_dim if config.learned_variance else self.code_dim
         self.dit = DiT(config, self.code_dim, spec.grid, num_classes, outputs)
@@ -138,7 +141,13 @@ class DiffusionGenerator(Generator, kind="diffusion"):
         The states are those of the noised codes' patches.
         """
         taps = Taps(check_depths(depths, len(self.dit.blocks)))
-        losses = self.flow_loss(*self._drawn(batch, rng), taps)
+        x1, x0, t, labels, draws = self._drawn(batch, rng)
+        if self.mean_flow is None or draws is None:
+            losses = self.flow_loss(x1, x0, t, labels, taps)
+        else:
+            point = self.path.sample(x0, x1, t)
+            average = self._at(point.x, t, labels, draws.interval, taps)
+            losses = self.mean_flow.loss(self._at, average, point, x0, x1, labels, draws)
         return TrainingPass(losses, tuple(taps.states[depth] for depth in depths))
 
     def flow_loss(
@@ -149,10 +158,10 @@ class DiffusionGenerator(Generator, kind="diffusion"):
         labels: Int[Tensor, "b"],
         taps: Taps | None = None,
     ) -> dict[str, Tensor]:
-        """The loss at given data, noise and times, without randomness; what `loss` computes."""
+        """The loss of flow matching at given data, noise and times, without randomness; what `loss` computes of it."""
         point = self.path.sample(x0, x1, t)
         if self.config.internal_depth is None:
-            return self.objective.loss(self._at(point.x, t, labels, taps), point, x0, x1, t)
+            return self.objective.loss(self._at(point.x, t, labels, taps=taps), point, x0, x1, t)
         final, early = (self.objective.loss(one, point, x0, x1, t) for one in self._both_at(point.x, t, labels, taps))
         return final | {"loss": final["loss"] + self.config.internal_weight * early["loss"], "internal": early["mse"]}
 
@@ -167,11 +176,12 @@ class DiffusionGenerator(Generator, kind="diffusion"):
         """States of the patches, of noised codes as `loss` draws them; see `Generator.hidden`."""
         check_depth(depth, len(self.dit.blocks))
         rng = torch.Generator(batch.labels.device).manual_seed(0) if rng is None else rng
-        x1, x0, t, labels = self._drawn(batch, rng, None if cleaner is None else 0.0)
-        if cleaner is not None:
+        x1, x0, t, labels, draws = self._drawn(batch, rng, None if cleaner is None else 0.0)
+        interval = None if draws is None else draws.interval
+        if cleaner is not None:  # of average velocities the velocity there
             nearer = cleaner * torch.rand(t.shape, generator=rng, device=rng.device).to(t.device)
-            t = (t + nearer).clamp(max=max(self.objective.span))
-        condition = self.dit.condition(self.path.network_time(t), labels)
+            t, interval = (t + nearer).clamp(max=max(self.objective.span)), None
+        condition = self.dit.condition(self.path.network_time(t), labels, interval)
         return self.dit.states(self.path.sample(x0, x1, t).x, condition, depth)
 
     @property
@@ -191,20 +201,21 @@ class DiffusionGenerator(Generator, kind="diffusion"):
         x0 = normals(seed, first, len(x1), math.prod(x1.shape[1:])).view(x1.shape).to(x1.device)
         t = torch.full((len(x1),), float(time or 0), device=x1.device)
         with evaluating(self):
-            self._at(self.path.sample(x0, x1, t).x, t, batch.labels, taps)
+            self._at(self.path.sample(x0, x1, t).x, t, batch.labels, taps=taps)
         return tuple(taps.states[depth] for depth in depths)
 
     def cost(self, sampling: Sampling) -> int:
-        """As many as the solver asks for, a guided one counted twice.
+        """As many as the solver asks for, a guided one counted twice, but not where guidance was trained.
 
         Of a solver that finds its steps itself it is what the first image of class 0 and seed 0 takes; how many others
         take is seen in drawing, see `Sampled.passes`.
         """
         assert isinstance(sampling, DiffusionSampling)
+        counted = replace(sampling, guidance=1.0) if self.config.tells_guidance else sampling
         if not sampling.adaptive:
-            return sampling.evaluations(self.objective.span)
+            return counted.evaluations(self.objective.span)
         _, times = self._solved(torch.zeros(1, dtype=torch.int64), sampling, 0, 0)
-        return sum(2 if sampling.guides(t) else 1 for t in times)
+        return sum(2 if counted.guides(t) else 1 for t in times)
 
     def check_sampling(self, sampling: Sampling) -> None:
         assert isinstance(sampling, DiffusionSampling)
@@ -217,6 +228,7 @@ class DiffusionGenerator(Generator, kind="diffusion"):
                 f"internal_guidance={sampling.internal_guidance}: expected a generator with internal_depth, whose early"
                 " blocks have been trained to predict too"
             )
+        check_averages(self.config, sampling)
         if sampling.guide is not None:
             guide, fresh = self._guide(sampling), not self.code_mean.any() and bool((self.code_std == 1).all())
             if not fresh:  # before training, nothing is known yet
@@ -259,9 +271,11 @@ class DiffusionGenerator(Generator, kind="diffusion"):
         Outside the interval (low <= t <= high) the class-conditional prediction alone, at half the cost; so too for
         the channels past ``guidance_channels``, and a learned variance in the last half of the outputs. What the
         prediction gives by conversion is guided alike: that is linear. With a guide that one's prediction takes the
-        place of the null class's.
+        place of the null class's. Where guidance was trained the network is told the scale.
         """
         scale = sampling.scale(float(t.detach()))
+        if self.config.tells_guidance:
+            return self._at(x, t, labels, interval_of(x, 0.0, scale))
         if scale == 1:
             return self._inside(x, t, labels, sampling)
         if sampling.guide is not None:
@@ -354,18 +368,24 @@ class DiffusionGenerator(Generator, kind="diffusion"):
             outputs[:] = [self.guided(x, t, labels, sampling)]
             return self.objective.velocity(outputs[0][:, : self.code_dim], x, t)
 
+        def average(x: Tensor, t: Tensor, after: Tensor) -> Tensor:
+            times.append(float(t))
+            return self._at(x, t, labels, interval_of(x, float(after - t), sampling.guidance))
+
         def variance(x: Tensor, t: Tensor) -> Tensor:
             return outputs[0][:, self.code_dim :]
 
         learned = variance if self.objective.trains_variance else None
         with evaluating(self):
             span = self.objective.span
-            found = sampling.solve(velocity, noise(), self.path, on_step, span, noise, variance=learned)
+            found = sampling.solve(velocity, noise(), self.path, on_step, span, noise, None, learned, average)
         return found, times
 
-    def _at(self, x: Tensor, t: Tensor, labels: Tensor, taps: Taps | None = None) -> Tensor:
+    def _at(
+        self, x: Tensor, t: Tensor, labels: Tensor, interval: Interval | None = None, taps: Taps | None = None
+    ) -> Tensor:
         times = self.path.network_time(t).to(x).expand(len(x))
-        return self.dit(x, times, labels, taps).to(torch.float32)
+        return self.dit(x, times, labels, taps, *([] if interval is None else [interval])).to(torch.float32)
 
     def _both_at(self, x: Tensor, t: Tensor, labels: Tensor, taps: Taps | None = None) -> tuple[Tensor, Tensor]:
         """As `_at`, and what the internal layer gives."""
@@ -384,8 +404,8 @@ class DiffusionGenerator(Generator, kind="diffusion"):
 
     def _drawn(
         self, batch: CodeBatch, rng: torch.Generator, dropped: float | None = None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Data, noise, times and labels of a training pass; of the labels a share dropped, in training.
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Draws | None]:
+        """Data, noise, times, labels and intervals of a training pass; of the labels a share dropped, in training.
 
         dropped  the share, also in eval mode, where as much is drawn as in training; None: the config's
         """
@@ -396,7 +416,9 @@ class DiffusionGenerator(Generator, kind="diffusion"):
         x1 = self.normalize(batch.codes())
         x0 = torch.randn(x1.shape, generator=rng, device=rng.device).to(x1.device)
         t = self.objective.times(len(x1), rng).to(x1.device)
-        return x1, self.objective.pairs(x0, x1, batch.labels), t, labels
+        draws = None if self.mean_flow is None else self.mean_flow.draw(t, labels, rng)
+        t = t if draws is None else draws.t
+        return x1, self.objective.pairs(x0, x1, batch.labels), t, labels, draws
 
 
 def _channels(value: Tensor) -> Tensor:

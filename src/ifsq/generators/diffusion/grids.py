@@ -104,9 +104,9 @@ def fit_generator_times(
     if not isinstance(generator, DiffusionGenerator) or not isinstance(sampling, DiffusionSampling):
         raise InputError(f"a generator of kind {generator.kind}: expected diffusion, whose solver has times")
     solver = SOLVERS[sampling.solver]
-    if solver.adaptive or solver.noise:
-        fixed = ", ".join(name for name, one in SOLVERS.items() if not one.adaptive and not one.noise)
-        raise InputError(f"solver={sampling.solver!r}: expected one of fixed steps without noise, {fixed}")
+    if solver.adaptive or solver.noise or solver.average:
+        able = (name for name, one in SOLVERS.items() if not (one.adaptive or one.noise or one.average))
+        raise InputError(f"solver={sampling.solver!r}: expected one of fixed steps without noise, {', '.join(able)}")
     if sampling.times is not None:
         raise InputError(f"times={list(sampling.times)}: expected none, they are what is fitted")
     for name, value, least in (("images", images, 1), ("iterations", iterations, 0)):

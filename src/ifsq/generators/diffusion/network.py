@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ifsq.generators.conditioning import LabelEmbedding, TimeEmbedding
 from ifsq.generators.diffusion.config import DiTConfig
+from ifsq.generators.diffusion.interval import Interval
 from ifsq.generators.taps import Taps
 from ifsq.nn.attention import Attention, head_width
 from ifsq.nn.embed import Rotary, SinCosPositions
@@ -22,6 +23,8 @@ from ifsq.nn.norm import RMSNorm
 
 NORM_EPS = 1e-6
 EMBEDDING_STD = 0.02
+ZERO = ("length_embedder.mlp.2.weight", "guidance_embedder.mlp.2.weight")
+"""Outputs that begin at 0: the network begins as one of velocities, and without guidance."""
 
 
 class PatchEmbedding(nn.Module):
@@ -109,6 +112,9 @@ class DiT(nn.Module):
         self.positions = SinCosPositions(self.tokens, config.width)
         self.t_embedder = TimeEmbedding(config.width)
         self.y_embedder = LabelEmbedding(num_classes, config.width)
+        # What else a network of average velocities is told; other networks have no such weights.
+        self.length_embedder = TimeEmbedding(config.width) if config.averages else None
+        self.guidance_embedder = TimeEmbedding(config.width) if config.tells_guidance else None
         self.rope = Rotary(self.tokens, head_width(config.width, config.heads)) if config.rope else None
         self.blocks = nn.ModuleList(DiTBlock(config) for _ in range(config.depth))
         self.final_layer = FinalLayer(config, outputs or channels)
@@ -116,10 +122,18 @@ class DiT(nn.Module):
         self._initialize()
 
     def forward(
-        self, x: Float[Tensor, "b d h w"], t: Float[Tensor, "b"], labels: Int[Tensor, "b"], taps: Taps | None = None
+        self,
+        x: Float[Tensor, "b d h w"],
+        t: Float[Tensor, "b"],
+        labels: Int[Tensor, "b"],
+        taps: Taps | None = None,
+        interval: Interval | None = None,
     ) -> Float[Tensor, "b outputs h w"]:
-        """t in [0, 1], 1 is data; ``labels`` may hold the null class; ``taps`` is told of every block's state."""
-        c = self.condition(t, labels)
+        """t in [0, 1], 1 is data; ``labels`` may hold the null class; ``taps`` is told of every block's state.
+
+        interval  of an average velocity; None: the velocity at t. Read where the network has learned averages
+        """
+        c = self.condition(t, labels, interval)
         return self._unpatch(self.final_layer(self.states(x, c, taps=taps), c))
 
     def forward_both(
@@ -135,9 +149,17 @@ class DiT(nn.Module):
         final = self.final_layer(self.states(x, c, taps=taps), c)
         return self._unpatch(final), self._unpatch(self.internal_layer(taps.states[depth], c))
 
-    def condition(self, t: Float[Tensor, "b"], labels: Int[Tensor, "b"]) -> Float[Tensor, "b width"]:
-        """What modulates every block: the embeddings of time and label, added."""
-        return self.t_embedder(t) + self.y_embedder(labels)
+    def condition(
+        self, t: Float[Tensor, "b"], labels: Int[Tensor, "b"], interval: Interval | None = None
+    ) -> Float[Tensor, "b width"]:
+        """What modulates every block: the embeddings of time, label and what else the network is told, added."""
+        c = self.t_embedder(t) + self.y_embedder(labels)
+        if self.length_embedder is not None:
+            c = c + self.length_embedder(torch.zeros_like(t) if interval is None else interval.length)
+        if self.guidance_embedder is not None:
+            scale = None if interval is None else interval.guidance
+            c = c + self.guidance_embedder(torch.zeros_like(t) if scale is None else 1 - 1 / scale)
+        return c
 
     def states(
         self,
@@ -163,10 +185,10 @@ class DiT(nn.Module):
 
     def _initialize(self) -> None:
         for name, parameter in self.named_parameters():
-            zero = name.endswith(("bias", "adaLN_modulation.1.weight", "_layer.linear.weight"))
+            zero = name.endswith(("bias", "adaLN_modulation.1.weight", "_layer.linear.weight")) or name in ZERO
             if zero:
                 nn.init.zeros_(parameter)
-            elif name.startswith(("t_embedder.", "y_embedder.")):
+            elif name.partition(".")[0].endswith("_embedder") and not name.startswith("x_"):
                 nn.init.normal_(parameter, std=EMBEDDING_STD)
             elif parameter.ndim > 1:  # the scales of the norms stay 1
                 nn.init.xavier_uniform_(parameter.flatten(1))

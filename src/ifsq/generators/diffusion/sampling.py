@@ -23,6 +23,7 @@ from ifsq.generators.diffusion.sde import (
     stochastic_heun,
 )
 from ifsq.generators.diffusion.solvers import (
+    Average,
     OnStep,
     Velocity,
     ab2,
@@ -30,6 +31,7 @@ from ifsq.generators.diffusion.solvers import (
     dpm_solver,
     euler,
     heun,
+    mean,
     midpoint,
     rk4,
     time_grid,
@@ -54,6 +56,7 @@ class Solver:
     noise     it is given noise
     variance  it is told of a variance that the network has learned
     adaptive  it finds its steps itself
+    average   it is given average velocities in place of velocities
     """
 
     solve: Callable[..., Tensor]
@@ -63,6 +66,7 @@ class Solver:
     noise: bool = False
     variance: bool = False
     adaptive: bool = False
+    average: bool = False
 
 
 SOLVERS = {
@@ -73,6 +77,7 @@ SOLVERS = {
     "dpm++2m": Solver(dpm_solver, path=True),
     "rk4": Solver(rk4),
     "dopri5": Solver(dopri5, ("rtol", "atol"), adaptive=True),
+    "mean": Solver(mean, average=True),
     "sde-euler": Solver(euler_maruyama, _SDE, ("last_step_size",), path=True, noise=True),
     "sde-heun": Solver(stochastic_heun, _SDE, ("last_step_size",), path=True, noise=True),
     "ddim": Solver(ddim, ("eta",), ("respacing",), path=True, noise=True),
@@ -89,6 +94,7 @@ class DiffusionSampling(Sampling):
     solver             of order 1 and one evaluation a step: ``euler``; of order 2 and two: ``heun``, ``midpoint``; of
                        order 2 and one: ``ab2`` (default), ``dpm++2m``; of order 4 and four: ``rk4``; ``dopri5`` finds
                        its steps itself, those of each image alone (extra ``ode``); `ifsq.generators.diffusion.solvers`.
+                       ``mean``: one evaluation a step of any length, of a generator that has learned average velocities
                        With noise at every step: ``sde-euler``, ``sde-heun``, ``ddpm``; ``ddim`` with ``eta``. See
                        `ifsq.generators.diffusion.sde`
     timestep_shift     bends the times, see `time_grid`; 0 leaves them even
@@ -243,6 +249,7 @@ class DiffusionSampling(Sampling):
         noise: Noise = torch.randn_like,
         times: Float[Tensor, "times"] | None = None,
         variance: Callable[[Tensor, Tensor], Tensor] | None = None,
+        average: Average | None = None,
     ) -> Float[Tensor, "..."]:
         """From noise x to data by these options, along ``path``; None is the straight one.
 
@@ -251,6 +258,7 @@ class DiffusionSampling(Sampling):
         noise     numbers of N(0, 1) like what it is given, of a solver that adds noise
         times     in place of `grid`
         variance  what a network says of it, see `ddpm`; the other solvers have no use for it
+        average   average velocities, of which ``mean`` takes its steps; the other solvers take none
         """
         solver = SOLVERS[self.solver]
         told = {name: getattr(self, name) for name in solver.options if getattr(self, name) is not None}
@@ -261,6 +269,10 @@ class DiffusionSampling(Sampling):
         if solver.variance:
             told["variance"] = variance
         times = self.grid(span) if times is None else times
+        if solver.average:
+            if average is None:
+                raise ValueError(f"solver={self.solver!r}: expected average velocities to take its steps of")
+            return solver.solve(average, x, times, on_step)
         if span[1] == 1 or solver.path:
             return solver.solve(velocity, x, times, on_step, **told)
         steps = 0
@@ -289,7 +301,10 @@ class DiffusionSampling(Sampling):
             times.append(float(t))
             return x
 
-        self.solve(velocity, torch.zeros(()), span=span, noise=torch.zeros_like)
+        def average(x: Tensor, t: Tensor, after: Tensor) -> Tensor:
+            return velocity(x, t)
+
+        self.solve(velocity, torch.zeros(()), span=span, noise=torch.zeros_like, average=average)
         return sum(2 if self.guides(t) else 1 for t in times)
 
     @property

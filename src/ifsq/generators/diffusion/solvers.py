@@ -17,6 +17,7 @@ from ifsq.generators.diffusion.path import LinearPath, Path
 from ifsq.generators.diffusion.times import shift_times
 
 Velocity = Callable[[Tensor, Tensor], Tensor]  # x (b, d, h, w), time (scalar tensor) -> velocity like x
+Average = Callable[[Tensor, Tensor, Tensor], Tensor]  # x, its time and a later one -> average velocity like x
 OnStep = Callable[[int, Tensor, Tensor], None]  # steps behind, time (scalar tensor) and x after the last of them
 
 
@@ -149,6 +150,16 @@ def dopri5(
     if on_step is not None:
         on_step(right.accepted, times[-1], final)
     return final
+
+
+def mean(
+    average: Average, x: Float[Tensor, "..."], times: Float[Tensor, "times"], on_step: OnStep | None = None
+) -> Float[Tensor, "..."]:
+    """One evaluation a step, exact in steps of any length where the average velocities are.
+
+    average  of x, the time of a step and the one after it
+    """
+    return march(lambda x, t, after: x + (after - t) * average(x, t, after), x, times, on_step)
 
 
 class _Told:
