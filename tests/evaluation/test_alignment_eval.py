@@ -316,6 +316,13 @@ def test_steps_that_are_known_are_not_measured_again(tmp_path, monkeypatch):
     record.write_alignment(tmp_path / "found.json", wrong)
     analysis("ar", tmp_path, (), neighbours=4)
     assert looked == [1]
+    looked.clear()
+    few = analysis("ar", tmp_path, (), neighbours=4, layers=("2", "1"))
+    assert looked == []
+    assert few.layers == ("1", "2")
+    assert few.rows == tuple(row for row in other.rows if row.layer != "0")
+    analysis("ar", tmp_path, (), neighbours=4)  # of the file, which holds two layers alone
+    assert looked == [1, 2]
 
 
 def test_labels_of_the_class_and_images_without_any(tmp_path):

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from ifsq.evaluation.alignment.curves import write_curves
-from ifsq.evaluation.alignment.measure import begin_alignment, look_at_images, measure_layers
+from ifsq.evaluation.alignment.measure import begin_alignment, look_at_images, measure_layers, wanted_rows
 from ifsq.evaluation.alignment.record import (
     Alignment,
     AlignmentAnalysis,
@@ -44,7 +44,8 @@ def analyze_layers(
     found, before = begin_alignment(teacher, subject, taught, asked, average), read_alignment(place)
     for step in measured:
         layers, digest = subject.at_step(step)
-        rows = found.known(before, step, digest) or measure_layers(layers, taught, asked, step, reporter)
+        rows = found.known(before, step, digest, wanted_rows(layers, asked))
+        rows = rows or measure_layers(layers, taught, asked, step, reporter)
         found = found.extended(rows, step, digest)
         write_alignment(place, found)
     write_curves(place, found)

@@ -176,15 +176,21 @@ def begin_alignment(
     )
 
 
+def wanted_rows(layers: Layers, asked: AlignmentAnalysis) -> list[tuple[str, float | None]]:
+    """Layer and time of each row that `measure_layers` finds, in its order."""
+    names = [name for name in layers.names if not asked.layers or name in asked.layers]
+    return [(name, time) for time in layers.times for name in names]
+
+
 def measure_layers(
     layers: Layers, taught: Taught, asked: AlignmentAnalysis, step: int | None, reporter: Reporter
-) -> list[LayerFigures]:
+) -> tuple[LayerFigures, ...]:
     """The figures of the layers that are asked for, at every time.
 
     Raises InputError where features are not finite numbers.
     """
     found, teacher = list[LayerFigures](), _Teacher(taught, layers.predicts, asked.neighbours)
-    names = [name for name in layers.names if not asked.layers or name in asked.layers]
+    names = list(dict.fromkeys(name for name, _ in wanted_rows(layers, asked)))
     for time in layers.times:
         at = "" if time is None else f", time {time:g}"
         reporter.start(f"layers of step {step}{at}", 0, len(taught.pooled))
@@ -201,7 +207,7 @@ def measure_layers(
                 reporter.advance(batch.first + len(states[0]), {})
         found += [LayerFigures(step, name, time, sums[name].figures(teacher, asked)) for name in names]
         reporter.finish({})
-    return found
+    return tuple(found)
 
 
 class _Teacher:

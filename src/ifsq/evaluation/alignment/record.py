@@ -121,12 +121,19 @@ class Alignment:
         """The rows of a step."""
         return tuple(row for row in self.rows if row.step == step)
 
-    def known(self, other: "Alignment | None", step: int | None, digest: str) -> tuple[LayerFigures, ...]:
-        """What another analysis by the same protocol found of a step, if that had these weights; else nothing."""
+    def known(
+        self, other: "Alignment | None", step: int | None, digest: str, wanted: Sequence[tuple[str, float | None]]
+    ) -> tuple[LayerFigures, ...]:
+        """What another analysis by the same protocol found of a step, if that had these weights; else nothing.
+
+        wanted  layers and times, all of which it must have
+        """
         if other is None or other.hashes.get(str(step)) != digest:
             return ()
+        rows = {(row.layer, row.time): row for row in other.of_step(step)}
         found: dict[str, Any] = {"rows": (), "hashes": {}, "beside": {}, "left_out": (), "skipped": ()}
-        return other.of_step(step) if replace(other, **found) == replace(self, **found) else ()
+        alike = replace(other, **found) == replace(self, **found)
+        return tuple(rows[one] for one in wanted) if alike and rows.keys() >= set(wanted) else ()
 
     def extended(self, rows: Sequence[LayerFigures], step: int | None, digest: str) -> "Alignment":
         """With the rows of one more step, whose weights have this SHA-256."""
