@@ -97,6 +97,11 @@ def test_spatial_normalisation():
     assert alignment(found, None, [features]).item() == pytest.approx(-1, abs=1e-5)
 
 
+def test_a_projector_is_as_wide_inside_as_the_states_unless_it_is_told():
+    widths = [Alignment(config(hidden=hidden), 6, (2, 3), (5,)).projectors[0][2].weight.shape for hidden in (None, 9)]
+    assert widths == [(6, 6), (9, 9)]
+
+
 def test_a_convolution_sees_the_neighbours_on_the_grid():
     alignment = Alignment(config(projector="conv"), 8, (3, 4), (5,))
     states = rows(1, 12, 8).requires_grad_()

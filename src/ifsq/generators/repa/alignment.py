@@ -37,7 +37,9 @@ class Alignment(nn.Module):
         self.config, self.width, self.grid, self.widths = config, width, grid, tuple(widths)
         self.grids = tuple(grids) if grids is not None else (grid,) * len(widths)
         self.projectors = nn.ModuleList(
-            MLPProjector(width, config.hidden, f) if config.projector == "mlp" else ConvProjector(width, f, grid)
+            MLPProjector(width, config.hidden or width, f)
+            if config.projector == "mlp"
+            else ConvProjector(width, f, grid)
             for f in widths
         )
 

@@ -25,7 +25,7 @@ class AlignmentConfig:
     projector     from states to features: ``mlp``, the official one of three layers; ``conv``, a 3x3 convolution over
                   the grid (iREPA, arXiv 2512.10794), whose neighbours behind an autoregressive state have read its
                   token
-    hidden        width inside of ``mlp``
+    hidden        width inside of ``mlp``, in the official code 2048; None: that of the states
     spatial_norm  share of their mean over the tokens that features lose before they are divided by their standard
                   deviation over the tokens (iREPA); None: features as they are
     token         of an autoregressive generator: a feature meets the state that predicts its token (``predicted``, as
@@ -44,7 +44,7 @@ class AlignmentConfig:
     depth: int
     weight: float
     projector: str = "mlp"
-    hidden: int = 2048
+    hidden: int | None = None
     spatial_norm: float | None = None
     token: str = "predicted"
     stop: float = 1.0
@@ -59,8 +59,9 @@ class AlignmentConfig:
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r}: expected one of {', '.join(choices)}")
         for name in ("depth", "hidden"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value}: expected at least 1")
         if not 0 <= self.weight < math.inf:
             raise ValueError(f"weight={self.weight}: expected a number of at least 0")
         for name in ("spatial_norm", "stop", "cleaner"):
