@@ -242,7 +242,11 @@ def test_latents_have_a_density_in_their_own_units():
 def test_nothing_is_left_of_the_gradients():
     model = make(CodeSpec((5, 9), (2,), "little", "equal", (2, 4))).train()
     batch = CodeBatch(model.spec, torch.zeros(2, 2, 4, 2, dtype=torch.int64), torch.tensor([0, 1]))
+    seen = []
+    weight = model.dit.final_layer.linear.weight
+    model.dit.register_forward_pre_hook(lambda module, inputs: seen.append((module.training, weight.requires_grad)))
     found = likelihood(model, batch, LikelihoodOptions(steps=2))
+    assert set(seen) == {(False, False)}
     assert model.training
     assert not found.bits.requires_grad
     assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
