@@ -32,9 +32,10 @@ from ifsq.evaluation.judge import JudgeFeatures, share_judge
 from ifsq.evaluation.labels import labels_like
 from ifsq.evaluation.protocol import blank_card, name_of
 from ifsq.evaluation.reference import Reference, views_of
-from ifsq.experiment import Pair, load_generator_experiment, load_pair, load_tokenizer_experiment
+from ifsq.experiment import load_generator_experiment, load_tokenizer_experiment
 from ifsq.generators.train import training_flops
 from ifsq.pretrained.features import load_features
+from ifsq.sources import Pair, load_pair
 from ifsq.store.run import Run
 from ifsq.training.distributed import World
 from ifsq.training.log import Silent

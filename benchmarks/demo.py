@@ -34,8 +34,8 @@ from ifsq.evaluation.judge import JudgeFeatures, share_judge
 from ifsq.evaluation.labels import labels_like
 from ifsq.evaluation.protocol import blank_card, name_of
 from ifsq.evaluation.reference import Reference, views_of
-from ifsq.experiment import load_pair
 from ifsq.pretrained.features import load_features
+from ifsq.sources import load_pair
 from ifsq.store.run import Run
 from ifsq.training.distributed import World
 from ifsq.training.log import Silent

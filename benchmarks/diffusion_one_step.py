@@ -23,7 +23,8 @@ import torch
 from ifsq import pipeline
 from ifsq.bench.demo import experiment_file
 from ifsq.evaluation import GeneratorEvaluation
-from ifsq.experiment import load_generator_experiment, load_pair
+from ifsq.experiment import load_generator_experiment
+from ifsq.sources import load_pair
 from ifsq.store.run import Run
 
 GUIDANCE, SAMPLES = 2.0, 500

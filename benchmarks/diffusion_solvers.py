@@ -29,7 +29,6 @@ from ifsq.codes import CodeSpec
 from ifsq.data import to_uint8
 from ifsq.evaluation import GeneratorEvaluation
 from ifsq.evaluation.generator import hold
-from ifsq.experiment import Pair, load_pair, open_codes
 from ifsq.generators import Generator
 from ifsq.generators.diffusion import DiffusionGenerator, DiffusionSampling
 from ifsq.generators.diffusion.grids import fit_generator_times
@@ -38,6 +37,7 @@ from ifsq.generators.streams import normals
 from ifsq.metrics import FeatureStatistics
 from ifsq.metrics.distribution import frechet_from_statistics
 from ifsq.pretrained.network import FeatureNetwork
+from ifsq.sources import Pair, load_pair, open_codes
 from ifsq.store.run import Run
 from ifsq.training.distributed import join
 from ifsq.training.log import Silent

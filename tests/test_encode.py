@@ -18,9 +18,10 @@ from ifsq.cli import main
 from ifsq.codes import CodeCache, CodeSet, Sampled, writer
 from ifsq.config import InputError
 from ifsq.data import DataConfig, Reading, iterate_once, open_images
-from ifsq.experiment import ARExperiment, DiffusionExperiment, check_cache
+from ifsq.experiment import ARExperiment, DiffusionExperiment
 from ifsq.generators.ar import ARConfig
 from ifsq.generators.diffusion import DiTConfig
+from ifsq.sources import check_cache
 from ifsq.tokenizer import encode as encoding
 from ifsq.tokenizer.bottleneck import QuantizerConfig
 from ifsq.tokenizer.conv import ConvConfig

@@ -13,12 +13,7 @@ import torch
 from ifsq import pipeline
 from ifsq.bench.demo import experiment_file
 from ifsq.codes.cache import CodeCache
-from ifsq.experiment import (
-    ARExperiment,
-    DiffusionExperiment,
-    load_generator_experiment,
-    load_tokenizer_experiment,
-)
+from ifsq.experiment import ARExperiment, DiffusionExperiment, load_generator_experiment, load_tokenizer_experiment
 from ifsq.generators import Generator
 from ifsq.generators.ar import HeadConfig
 from ifsq.generators.diffusion import DiTConfig

@@ -10,7 +10,6 @@ given before it writes anything, and can be run again after an interruption.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +34,8 @@ from ifsq.evaluation import (
     images_to_measure,
     load_networks,
     measure_bits,
-    measure_generator,
     measure_images,
+    measure_steps,
     measure_tokenizer,
     observe_generator,
     observe_tokenizer,
@@ -53,17 +52,7 @@ from ifsq.evaluation.reconstruct import check_tile, distinct_targets, reconstruc
 from ifsq.evaluation.record import Evaluation
 from ifsq.evaluation.samples import MOST_SAMPLES, Classes, image_shape, samples_card
 from ifsq.evaluation.teacher import network_figures
-from ifsq.experiment import (
-    Adaptation,
-    GeneratorExperiment,
-    TokenizerExperiment,
-    adapted_experiment,
-    codes_of,
-    data_to_encode,
-    load_pair,
-    open_codes,
-    workers_of,
-)
+from ifsq.experiment import Adaptation, GeneratorExperiment, TokenizerExperiment, adapted_experiment
 from ifsq.generators import Generator, Origin
 from ifsq.generators.diffusion.grids import FittedTimes, fit_generator_times, save_with_times
 from ifsq.generators.diffusion.likelihood import LikelihoodOptions
@@ -73,6 +62,7 @@ from ifsq.generators.train import GeneratorTask
 from ifsq.metrics import ProtocolCard
 from ifsq.pretrained.teachers import TeacherConfig, open_teacher
 from ifsq.pretraining import KIND, Student, TeacherExperiment, TeacherTask
+from ifsq.sources import codes_of, data_to_encode, load_pair, open_codes, workers_of
 from ifsq.store.files import check_free
 from ifsq.store.model_card import UNKNOWN, provenance
 from ifsq.store.run import Run
@@ -376,10 +366,8 @@ def evaluate_tokenizer(
         workers = workers_of(run, options.reading)
         measured = measure_tokenizer(tokenizer, on, networks, world, reporter, workers=workers)
         measured = replace(measured, step=run.step, left_out=(*measured.left_out, *networks.left_out))
-        for line in measured.left_out:
-            reporter.say(f"left out: {line}")
-        if measured.skipped:
-            reporter.say(f"skipped: {len(measured.skipped)} images; the first: {measured.skipped[0]}")
+        for line in measured.lacks:
+            reporter.say(line)
         if world.first:
             write_pairs(run.folder / "samples", on.suffix, shown_pairs(tokenizer, on.images, world.device, on.indices))
             write_evaluation(run, measured, on.suffix)
@@ -411,7 +399,6 @@ def evaluate_generator(
     check_seed(asked.seed)
     if not 2 <= asked.samples <= MOST_SAMPLES:
         raise InputError(f"samples {asked.samples}: expected 2 to {MOST_SAMPLES}")
-    found: dict[int | None, Evaluation] = {}
     with join(device) as world:
         run = Run.open(folder)
         # The first process says which: another may be saved meanwhile, and one of None is refused.
@@ -422,17 +409,7 @@ def evaluate_generator(
         options = pair.generator.sampling(sampling)
         suffix = suffix_of(options, pair.generator.sampling(), average)
         held = hold(run, pair, open_codes(run, pair.generator.origin), asked, options, world, reporter)
-        for step in measured:
-            newest = step == run.step
-            last = step == measured[-1]
-            model = pair.generator if last else Generator.from_run(run, step, average).to(world.device)
-            one = measure_generator(held, model, step, world, reporter, suffix if newest else None)
-            found[step] = one = replace(one, weights="average" if average else "raw")
-            if step is not None:
-                from_first(world, partial(write_evaluation, run, one, suffix, step))
-            if newest:
-                from_first(world, partial(write_evaluation, run, one, suffix))
-    return found
+        return measure_steps(held, measured, average, suffix, world, reporter)
 
 
 def likelihood(
@@ -482,10 +459,8 @@ def evaluate(
         check_cards(out)
     with join(device) as world:
         measured = measure_images(asked, world, reporter)
-        for line in measured.left_out:
-            reporter.say(f"left out: {line}")
-        if measured.skipped:
-            reporter.say(f"skipped: {len(measured.skipped)} images; the first: {measured.skipped[0]}")
+        for line in measured.lacks:
+            reporter.say(line)
         if out is not None:
             from_first(world, lambda: write_cards(out, measured))
     return list(measured.cards)

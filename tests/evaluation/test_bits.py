@@ -12,9 +12,9 @@ from ifsq.codes.cache import CodeCache
 from ifsq.config import InputError
 from ifsq.evaluation import likelihood as room
 from ifsq.evaluation.likelihood import measure_bits
-from ifsq.experiment import Pair
 from ifsq.generators.diffusion import DiffusionGenerator, DiTConfig
 from ifsq.generators.diffusion.likelihood import LikelihoodOptions
+from ifsq.sources import Pair
 from ifsq.tokenizer.bottleneck import QuantizerConfig
 from ifsq.tokenizer.conv import ConvConfig
 from ifsq.tokenizer.model import Tokenizer, TokenizerConfig

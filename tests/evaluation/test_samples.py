@@ -17,8 +17,8 @@ from ifsq.codes.spec import CodeSpec
 from ifsq.config import InputError
 from ifsq.data.image_sets import NpzFile, PngFolder
 from ifsq.evaluation.samples import AskedFor, asked_for, image_shape, samples_card, write_samples
-from ifsq.experiment import Pair
 from ifsq.generators.ar import ARConfig, ARGenerator, ARSampling, noise
+from ifsq.sources import Pair
 from ifsq.store.lock import lock
 from ifsq.store.run import Run
 from ifsq.tokenizer.bottleneck import QuantizerConfig

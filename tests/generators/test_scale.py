@@ -10,9 +10,9 @@ import ifsq
 from ifsq import pipeline
 from ifsq.codes import CodeSet, CodeSpec, LatentSpec
 from ifsq.config import InputError
-from ifsq.experiment import load_pair
 from ifsq.generators import Origin
 from ifsq.generators.diffusion import DiffusionGenerator, DiTConfig
+from ifsq.sources import load_pair
 from ifsq.store.run import Run
 from ifsq.tokenizer.bottleneck import QuantizerConfig
 from ifsq.tokenizer.conv import ConvConfig

@@ -11,8 +11,9 @@ from ifsq import pipeline
 from ifsq.cli import main
 from ifsq.config import InputError
 from ifsq.data import DataConfig, ImageBatches, StepSampler, open_images
-from ifsq.experiment import codes_of, load_generator_experiment
+from ifsq.experiment import load_generator_experiment
 from ifsq.generators import Generator
+from ifsq.sources import codes_of
 from ifsq.store.weights import weights_digest
 from ifsq.tokenizer.bottleneck import QuantizerConfig
 from ifsq.tokenizer.conv import ConvConfig

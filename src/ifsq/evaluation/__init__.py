@@ -2,7 +2,7 @@
 
 from ifsq.evaluation.compare import Compared, compare_evaluations
 from ifsq.evaluation.evaluate_images import ImageEvaluation, measure_images
-from ifsq.evaluation.generator import GeneratorEvaluation, hold, measure_generator, suffix_of
+from ifsq.evaluation.generator import GeneratorEvaluation, hold, measure_steps, suffix_of
 from ifsq.evaluation.in_training import observe_generator, observe_tokenizer
 from ifsq.evaluation.likelihood import measure_bits
 from ifsq.evaluation.networks import load_networks
@@ -27,8 +27,8 @@ __all__ = [
     "images_to_measure",
     "load_networks",
     "measure_bits",
-    "measure_generator",
     "measure_images",
+    "measure_steps",
     "measure_tokenizer",
     "observe_generator",
     "observe_tokenizer",

@@ -24,11 +24,11 @@ from ifsq.evaluation.image_cards import LEAST, bias_of, image_cards
 from ifsq.evaluation.record import Evaluation
 from ifsq.evaluation.reference import Reference, open_reference, views_of
 from ifsq.evaluation.samples import Classes, asked_for, samples_card
-from ifsq.experiment import load_pair
 from ifsq.generators import Generator
 from ifsq.metrics import ProtocolCard
 from ifsq.pretrained.features import load_features
 from ifsq.pretrained.network import FeatureNetwork
+from ifsq.sources import load_pair
 from ifsq.store.run import CONFIG, Run
 from ifsq.training.distributed import World, gather_or_refuse, in_turn
 from ifsq.training.log import Reporter

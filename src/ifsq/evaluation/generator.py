@@ -7,6 +7,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -24,16 +25,16 @@ from ifsq.evaluation.in_training import features_at_hand
 from ifsq.evaluation.judge import JudgeFeatures, share_judge
 from ifsq.evaluation.labels import BALANCED, LIKE_REFERENCE, labels_balanced, labels_like
 from ifsq.evaluation.protocol import blank_card, dealt, name_of
-from ifsq.evaluation.record import Evaluation
+from ifsq.evaluation.record import Evaluation, write_evaluation
 from ifsq.evaluation.reference import Reference, View, views_of
 from ifsq.evaluation.sheets import CLASS_COLUMNS, SHEET_CLASSES, class_sheet, real_sheet
-from ifsq.experiment import Pair
 from ifsq.generators import Generator, Sampling
 from ifsq.generators.train import training_flops
 from ifsq.metrics import ProtocolCard
 from ifsq.pretrained.features import load_features
 from ifsq.pretrained.network import FeatureNetwork
 from ifsq.pretrained.pixels import Pixels
+from ifsq.sources import Pair
 from ifsq.store.files import make_folder
 from ifsq.store.run import Run
 from ifsq.store.weights import weights_digest
@@ -222,6 +223,33 @@ def sampling_card(held: Held, generator: Generator) -> ProtocolCard:
         function_evaluations=generator.cost(sampling),
         generator_hash=weights_digest(generator),
     )
+
+
+def measure_steps(
+    held: Held,
+    steps: Sequence[int | None],
+    average: bool,
+    suffix: str,
+    world: World,
+    reporter: Reporter,
+) -> dict[int | None, Evaluation]:
+    """Measure steps of a run by the same protocol, and write what was found of each; the last is the one in ``held``.
+
+    Arguments as of `ifsq.pipeline.evaluate_generator`; ``suffix`` of the files' names, see `suffix_of`.
+    """
+    found: dict[int | None, Evaluation] = {}
+    for step in steps:
+        newest = step == held.run.step
+        model = held.pair.generator
+        if step != steps[-1]:
+            model = Generator.from_run(held.run, step, average).to(world.device)
+        one = measure_generator(held, model, step, world, reporter, suffix if newest else None)
+        found[step] = one = replace(one, weights="average" if average else "raw")
+        if step is not None:
+            from_first(world, partial(write_evaluation, held.run, one, suffix, step))
+        if newest:
+            from_first(world, partial(write_evaluation, held.run, one, suffix))
+    return found
 
 
 @torch.no_grad()

@@ -11,11 +11,11 @@ from ifsq.codes.cache import CodeCache
 from ifsq.config import InputError, build
 from ifsq.data import DataConfig, sample_order
 from ifsq.evaluation.protocol import blank_card, dealt, name_of
-from ifsq.experiment import Pair
 from ifsq.generators import Generator
 from ifsq.generators.diffusion import DiffusionGenerator
 from ifsq.generators.diffusion.likelihood import AT_ONCE, Likelihood, LikelihoodOptions, likelihood
 from ifsq.metrics import ProtocolCard
+from ifsq.sources import Pair
 from ifsq.store.weights import weights_digest
 from ifsq.training.distributed import World
 

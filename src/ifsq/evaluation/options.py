@@ -7,8 +7,8 @@ from ifsq.config import InputError
 from ifsq.data import ImageSource, open_images, split_called, splits_of
 from ifsq.data.images import DataConfig, Reading, Size, height_width, size_text
 from ifsq.evaluation.protocol import name_of, sample_indices
-from ifsq.experiment import check_size
 from ifsq.pretrained.lpips import SMALLEST
+from ifsq.sources import check_size
 from ifsq.store.run import Run
 from ifsq.tokenizer.model import Tokenizer
 

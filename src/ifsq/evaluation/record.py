@@ -47,6 +47,14 @@ class Evaluation:
         if not self.cards:
             raise ValueError("cards []: expected at least one protocol card")
 
+    @property
+    def lacks(self) -> list[str]:
+        """What could not be measured, a line each."""
+        lines = [f"left out: {line}" for line in self.left_out]
+        if self.skipped:
+            lines.append(f"skipped: {len(self.skipped)} images; the first: {self.skipped[0]}")
+        return lines
+
 
 def write_evaluation(run: Run, evaluation: Evaluation, suffix: str = "", step: int | None = None) -> None:
     """Write the file, or that of a step; with ``suffix`` in its name where it was measured otherwise than usual.

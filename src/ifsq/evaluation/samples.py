@@ -24,10 +24,10 @@ from ifsq.data.image_sets import ImageSet
 from ifsq.data.sampler import max_batch
 from ifsq.evaluation.labels import labels_like
 from ifsq.evaluation.protocol import dealt
-from ifsq.experiment import Pair, open_codes
 from ifsq.generators import Generator, Sampling
 from ifsq.generators.streams import choices
 from ifsq.metrics.card import code_version
+from ifsq.sources import Pair, open_codes
 from ifsq.store.files import make_folder, writing
 from ifsq.store.lock import BusyError
 from ifsq.store.run import Run

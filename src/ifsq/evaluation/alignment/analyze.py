@@ -16,8 +16,8 @@ from ifsq.evaluation.alignment.record import (
     write_alignment,
 )
 from ifsq.evaluation.alignment.subject import open_subject
-from ifsq.experiment import workers_of
 from ifsq.pretrained.teachers.opening import open_teacher
+from ifsq.sources import workers_of
 from ifsq.store.run import Run
 from ifsq.training.log import Reporter
 

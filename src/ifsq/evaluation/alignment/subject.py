@@ -13,8 +13,8 @@ from ifsq.evaluation.alignment.layers import GeneratorLayers, Layers, TokenizerL
 from ifsq.evaluation.alignment.record import MOST_IMAGES, AlignmentAnalysis
 from ifsq.evaluation.options import ImagesToMeasure, TokenizerEvaluation, held_out_of, images_to_measure
 from ifsq.evaluation.protocol import name_of, sample_indices
-from ifsq.experiment import Pair, load_pair, open_codes
 from ifsq.generators import Generator
+from ifsq.sources import Pair, load_pair, open_codes
 from ifsq.store.run import Run
 from ifsq.store.weights import weights_digest
 from ifsq.tokenizer.model import Tokenizer
