@@ -24,9 +24,9 @@ def coarse(monkeypatch):
     monkeypatch.setattr(grids, "REFERENCE", 6)
 
 
-def make():
+def make(**options):
     torch.manual_seed(0)
-    model = DiffusionGenerator(DiTConfig(1, 16, 2, patch=2), SPEC, num_classes=3)
+    model = DiffusionGenerator(DiTConfig(1, 16, 2, patch=2, **options), SPEC, num_classes=3)
     for parameter in model.parameters():
         if parameter.ndim > 1:
             nn.init.normal_(parameter, std=0.3)
@@ -71,6 +71,22 @@ def test_a_generators_times_serve_its_sampling():
         assert parameter.requires_grad
         assert parameter.grad is None
     model.sample(torch.tensor([0, 1]), solver="heun", times=found.times)
+
+
+@pytest.mark.parametrize("solver", ["euler", "ab2", "dpm++2m"])
+@pytest.mark.parametrize(("path", "prediction"), [("vp", "velocity"), ("linear", "data")])
+def test_times_are_fitted_to_where_sampling_ends_on_every_path(path, prediction, solver, monkeypatch):
+    """Data that the network knows exactly are where it ends, whatever the times: there is no error to be made less."""
+    model = make(path=path, prediction=prediction)
+    known = torch.randn(2, 4, 2)
+
+    def knows(x, t, labels, *_):
+        return model.path.convert(known.expand_as(x), x, t[0], "data", prediction)
+
+    monkeypatch.setattr(model.dit, "forward", knows)
+    sampling = DiffusionSampling(steps=3, solver=solver)
+    found = fit_generator_times(model, sampling, images=2, iterations=2)
+    assert found.even_error < 1e-4
 
 
 def test_the_command_prints_times_that_the_next_one_takes(tmp_path, capsys):

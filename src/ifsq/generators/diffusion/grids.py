@@ -116,22 +116,25 @@ def fit_generator_times(
     device, shape = generator.code_mean.device, (generator.code_dim, *generator.spec.grid)
     labels = torch.arange(images, device=device) % generator.num_classes
     noise = normals(0, HELD_OUT, images, math.prod(shape)).unflatten(1, shape).to(device)
-    span, path = generator.objective.span, generator.path
+    (low, end), path = generator.objective.span, generator.path
 
     def velocity(x: Tensor, t: Tensor) -> Tensor:
         return generator.velocity(x, t, labels, sampling)
 
     with evaluating(generator), without_gradients(generator):
-        target = rk4(velocity, noise, span[0] + (span[1] - span[0]) * time_grid(REFERENCE))
+        target = rk4(velocity, noise, low + (end - low) * time_grid(REFERENCE))
+        if end < 1:  # sampling ends on the data that are seen there
+            last = torch.tensor(end, device="cpu")
+            target = path.convert(velocity(target, last), target, last, "velocity", "data")
         with torch.enable_grad():
             return fit_times(
-                lambda velocity, x, times: sampling.solve(velocity, x, path, span=span, times=times),
+                lambda velocity, x, times: sampling.solve(velocity, x, path, span=(low, end), times=times),
                 velocity,
                 noise,
                 target,
                 sampling.steps,
                 iterations,
-                span,
+                (low, 1.0),  # as `DiffusionSampling.grid` has them
                 (sampling.timestep_shift, *SHIFTS),
             )
 
