@@ -79,6 +79,15 @@ def test_sampling_leads_away_from_the_early_layer():
     assert not torch.allclose(model.sample(LABELS, steps=3, snap="none", internal_guidance=1.4).codes, usual)
 
 
+def test_a_learned_variance_stays_the_last_layers():
+    model = make(internal_depth=1, path="ddpm", prediction="noise", learned_variance=True)
+    x, t = torch.randn(3, 2, 4, 2), model.path.time(torch.tensor(400))
+    final, early = model.dit.forward_both(x, torch.full((3,), 400.0), LABELS)
+    got = model.guided(x, t, LABELS, DiffusionSampling(internal_guidance=1.4))
+    assert torch.allclose(got[:, :2], (early + 1.4 * (final - early))[:, :2], atol=1e-5)
+    assert torch.equal(got[:, 2:], final[:, 2:])
+
+
 def test_it_is_saved_with_the_model(tmp_path):
     model = make(internal_depth=2)
     model.save_pretrained(tmp_path / "flow")

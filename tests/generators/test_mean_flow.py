@@ -84,6 +84,16 @@ def test_the_average_velocity_of_a_gaussian_has_no_loss_and_no_gradient(derivati
     assert float(loss(torch.tensor(0.0), lasting)) > 1e-4
 
 
+def test_the_derivative_follows_the_networks_own_velocity_not_a_pairs():
+    """A pair's velocity is the flow's and something that is 0 in the mean; that alone is what is left of the loss."""
+    flow, x, draws, labels = drawn()
+    velocity = velocity_of_gaussian(x, draws.t[:, None])
+    more = torch.randn_like(x)
+    average = told(x, draws.t, labels, draws.interval)
+    loss = flow.loss(told, average, PathSample(x, velocity + more), x, x, labels, draws)["loss"]
+    assert float(loss) == pytest.approx(float(more.square().mean()), rel=1e-10)
+
+
 def test_one_step_of_the_average_leads_to_the_end_of_the_flow():
     x = torch.randn(50, 3, dtype=torch.float64)
     for steps, shift in ((1, 0.0), (2, 0.0), (2, 0.4), (7, 0.0)):

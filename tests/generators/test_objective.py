@@ -9,8 +9,10 @@ from tests.generators.test_diffusion import LABELS, SPEC, make, make_batch
 
 from ifsq.config import InputError, build
 from ifsq.generators.diffusion import DiffusionGenerator, DiffusionSampling, DiTConfig
+from ifsq.generators.diffusion.coupling import coupled
 from ifsq.generators.diffusion.objective import WEIGHTINGS, Objective, ObjectiveConfig
 from ifsq.generators.diffusion.path import PATHS, QUANTITIES, DDPMPath
+from ifsq.generators.diffusion.times import draw_times, shift_times
 
 CLOSE = {"atol": 1e-10, "rtol": 1e-8}
 SIZES = {"depth": 1, "width": 16, "heads": 2, "patch": 2}
@@ -209,6 +211,30 @@ def test_bad_objectives_are_refused(options, message):
     finite = all(not isinstance(value, float) or math.isfinite(value) for value in options.values())
     with pytest.raises(InputError, match=message if finite else "expected a finite number"):
         build(DiTConfig, {**SIZES, **options}, "file.toml")
+
+
+@pytest.mark.parametrize(
+    ("law", "options"),
+    [("lognorm", {"mean": -0.7, "std": 0.4}), ("mode", {"scale": 0.5}), ("cosine", {}), ("uniform", {})],
+)
+def test_training_times_are_of_the_configs_law_and_shift(law, options):
+    config = ObjectiveConfig(
+        time_sampling=law, time_shift=0.3, **{f"time_{name}": value for name, value in options.items()}
+    )
+    expected = draw_times(law, 50, torch.Generator().manual_seed(0), **options)
+    times = Objective(config, 24).times(50, torch.Generator().manual_seed(0))
+    assert torch.equal(times, shift_times(expected, 0.3))
+
+
+def test_noise_is_exchanged_within_the_true_class_also_of_dropped_labels():
+    plain, paired = (make(coupling=name, label_dropout=0.9, **SIZES) for name in ("independent", "optimal_in_class"))
+    batch = make_batch(24)
+    (x1, x0, *_), (_, found, _, told, *_) = (
+        model._drawn(batch, torch.Generator().manual_seed(0)) for model in (plain, paired)
+    )
+    assert bool((told == 3).any())
+    assert torch.equal(found, coupled(x0, x1, batch.labels, "optimal_in_class"))
+    assert not torch.equal(found, coupled(x0, x1, told, "optimal_in_class"))
 
 
 def test_the_shift_by_resolution_takes_the_generators_size():
