@@ -1,11 +1,9 @@
 """Average velocities: the identity on a Gaussian whose flow is known, guidance, long steps, resume, what is refused."""
 
-import os
 from dataclasses import replace
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from tests.generators.test_diffusion import LABELS, SPEC, make, make_batch
 from tests.training.test_loop import HERE, Killed, assert_same, weights
 from torch import nn
@@ -19,13 +17,10 @@ from ifsq.generators.diffusion.mean_flow import Draws, MeanFlow, derivative_alon
 from ifsq.generators.diffusion.objective import Objective, ObjectiveConfig
 from ifsq.generators.diffusion.path import PathSample
 from ifsq.generators.train import GeneratorTask, training_flops
-from ifsq.store.weights import whole
 from ifsq.training import parallel
 from ifsq.training.config import TrainConfig
-from ifsq.training.distributed import join
 from ifsq.training.log import Silent
 from ifsq.training.loop import train
-from ports import free_port
 
 MEAN = {"objective": "mean_flow"}
 NULL = 3
@@ -414,56 +409,3 @@ def test_one_step_is_nearer_to_the_data_than_one_of_flow_matching_by_far():
     assert plain > 0.5
     assert distance(averages, 1.0) < plain / 10
     assert distance(averages, 0.0) > 0.5  # its velocity is that of flow matching, whose one step ends in the middle
-
-
-def _compiled(rank):
-    torch.set_num_threads(1)
-    for derivative in ("exact", "difference"):
-        torch._dynamo.reset()
-        options = {"trained_guidance": 3.0, "derivative": derivative}
-        expected, compiled = gradients(mean_model(**options)), mean_model(**options)
-        for block in compiled.dit.blocks:
-            block.compile(backend="aot_eager")
-        found = gradients(compiled)
-        torch.testing.assert_close(found[0], expected[0], atol=1e-4, rtol=1e-4)
-        for name, grad in expected[1].items():
-            torch.testing.assert_close(found[1][name], grad, atol=1e-4, rtol=1e-3)
-
-
-@pytest.mark.slow
-def test_compiled_blocks_have_the_same_derivative():
-    mp.spawn(_compiled, nprocs=1)  # a process without the checks of shapes, which no compiler can follow
-
-
-def _in_two(rank, port, folder):
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-    os.environ["MASTER_PORT"] = str(port)
-    torch.set_num_threads(1)
-    with join("cpu") as world:
-        for derivative in ("exact", "difference"):
-            results = []
-            for how in ("alone", "replicated", "sharded"):
-                model = mean_model(trained_guidance=3.0, derivative=derivative)
-                called = model.loss
-                if how == "sharded":
-                    parallel.recompute(model)
-                    parallel.shard(model, world)
-                    called = model.loss
-                elif how == "replicated":
-                    model.forward = model.loss  # type: ignore[method-assign]
-                    called = parallel.replicate(model, world)
-                loss = called(make_batch(8), torch.Generator().manual_seed(0))["loss"]
-                loss.backward()
-                results.append((loss.detach(), {name: whole(p.grad) for name, p in model.named_parameters()}))
-            for found in results[1:]:
-                torch.testing.assert_close(found[0], results[0][0])
-                for name, grad in results[0][1].items():
-                    torch.testing.assert_close(found[1][name], grad, atol=1e-5, rtol=1e-4)
-        if rank == 0:
-            (folder / "done").write_text("")
-
-
-@pytest.mark.slow
-def test_replicated_and_sharded_weights_have_the_gradients_of_one_process(tmp_path):
-    mp.spawn(_in_two, args=(free_port(), tmp_path), nprocs=2)
-    assert (tmp_path / "done").is_file()
