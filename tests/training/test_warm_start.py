@@ -247,11 +247,11 @@ GENERATORS = {
 
 @pytest.fixture(scope="module")
 def vq(tmp_path_factory):
-    """Two VQ tokenizers of one architecture, and their codes."""
+    """Two VQ tokenizers of one architecture, trained for one step and for two, and their codes."""
     folder = tmp_path_factory.mktemp("vq")
-    for seed in (0, 1):
-        run, _ = trained(folder / f"run{seed}", {"kind": "vq", "dim": 3, "codebook_size": 16}, seed=seed, steps=1)
-        pipeline.encode(run, str(pictures()), folder / f"codes{seed}", device="cpu")
+    for number in (0, 1):
+        run, _ = trained(folder / f"run{number}", {"kind": "vq", "dim": 3, "codebook_size": 16}, steps=number + 1)
+        pipeline.encode(run, str(pictures()), folder / f"codes{number}", device="cpu")
     return folder
 
 
