@@ -15,6 +15,7 @@ from ifsq.generators import Generator, Sampling
 from ifsq.generators.ar import ARConfig, ARSampling
 from ifsq.generators.diffusion import DiffusionSampling, DiTConfig
 from ifsq.generators.repa import AlignmentConfig
+from ifsq.nn.memory import within_memory
 from ifsq.quantizers.bounds import BOUNDS
 from ifsq.store.run import Run
 from ifsq.tokenizer.bottleneck import KINDS, QuantizerConfig
@@ -122,17 +123,12 @@ class GeneratorExperiment:
         """
         cls: Any = Generator.kinds[self.kind]
         try:
-            model: Generator = cls(getattr(self, self.kind), self._grouped(layout), num_classes, code_dim)
+            with within_memory(self.kind):
+                model: Generator = cls(getattr(self, self.kind), self._grouped(layout), num_classes, code_dim)
             model.check_sampling(self.sampling)
             return model
         except ValueError as error:
             raise InputError(str(error)) from error
-        except RuntimeError as error:
-            if not any(word in str(error) for word in ("allocate memory", "overflow")):
-                raise
-            raise InputError(
-                f"{self.kind}: a network of these sizes does not fit in memory; expected smaller ones"
-            ) from error
 
     def _grouped(self, layout: CodeSpec | LatentSpec) -> CodeSpec | LatentSpec:
         """The layout with this experiment's groups. Raises ValueError where it has no such groups."""

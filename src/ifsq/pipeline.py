@@ -60,6 +60,7 @@ from ifsq.generators.repa.encode import features_beside, named, write_features
 from ifsq.generators.repa.teaching import taught
 from ifsq.generators.train import GeneratorTask
 from ifsq.metrics import ProtocolCard
+from ifsq.nn.memory import within_memory
 from ifsq.pretrained.teachers import TeacherConfig, open_teacher
 from ifsq.pretraining import KIND, Student, TeacherExperiment, TeacherTask
 from ifsq.sources import codes_of, data_to_encode, load_pair, open_codes, workers_of
@@ -170,7 +171,8 @@ def train_teacher(experiment: TeacherExperiment, device: str = "auto", reporter:
         train, val = (open_images(experiment.data, split, labels=False) for split in ("train", "val"))
         check_batch(experiment.train, world)
         torch.manual_seed(experiment.train.seed)
-        model = Student(experiment.network, experiment.objective.expansion)
+        with within_memory("network"):
+            model = Student(experiment.network, experiment.objective.expansion)
         task = TeacherTask(
             model, train, experiment.objective, experiment.train, lambda net, at: network_figures(net, val, at)
         )

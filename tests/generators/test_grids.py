@@ -1,5 +1,7 @@
 """Times fitted to a model: nearer to the fine solution than even ones, on noises that they have not seen too."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from gaussians import MEANS, of_gaussian
@@ -124,6 +126,25 @@ def test_fitted_times_are_kept_with_the_model(tmp_path, capsys):
     assert weights_digest(kept) == weights_digest(make())
     assert main([*command, str(tmp_path / "fitted"), *options]) == 2
     assert "exists; expected a new folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ({"steps": 50}, {"steps": 50, "times": None, "timestep_shift": 0.0}),
+        ({"timestep_shift": 0.5}, {"times": None, "timestep_shift": 0.5}),
+        ({"times": (0.0, 1.0)}, {"times": (0.0, 1.0)}),
+        ({"solver": "dopri5"}, {"solver": "dopri5", "times": None}),
+        ({"solver": "euler", "guidance": 3.0}, {"times": (0.0, 0.3, 1.0), "guidance": 3.0}),
+        ({}, {"times": (0.0, 0.3, 1.0), "guidance": 2.0}),
+    ],
+)
+def test_steps_that_are_asked_for_take_the_place_of_kept_times(asked, expected):
+    model = make()
+    kept = {"times": (0.0, 0.3, 1.0), "steps": 2, "guidance": 2.0, "solver": "ab2"}
+    model.origin = replace(model.origin, sampling=kept)
+    found = model.sampling(asked)
+    assert {name: getattr(found, name) for name in expected} == expected
 
 
 @pytest.mark.parametrize(

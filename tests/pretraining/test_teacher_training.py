@@ -160,3 +160,12 @@ def test_a_network_of_any_patch_and_size():
         network = PatchNet(PatchNetConfig(8, 1, patch))
         assert network(images(1, 3, 2 * patch, 3 * patch)).shape == (1, 8, 2, 3)
     assert weights_digest(PatchNet(PatchNetConfig())) != weights_digest(PatchNet(PatchNetConfig()))
+
+
+def test_a_network_larger_than_the_memory_is_refused_in_a_line(tmp_path):
+    asked = TeacherExperiment(
+        str(tmp_path / "teacher"), DataConfig("bundled:photos", 32), PatchNetConfig(width=9999999)
+    )
+    with pytest.raises(InputError, match="network: a network of these sizes does not fit in memory"):
+        pipeline.train_teacher(asked, "cpu")
+    assert not (tmp_path / "teacher").exists()

@@ -51,6 +51,11 @@ class Sampling:
         """Options that are switched off by a number."""
         return ()
 
+    @classmethod
+    def left(cls, usual: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
+        """The usual options that still hold beside those that are asked for: of the others these take the place."""
+        return dict(usual)
+
 
 class Generator(nn.Module, ABC):
     """A model of codes given a class label. Each kind refuses the layouts that it cannot model.
@@ -251,7 +256,8 @@ class Generator(nn.Module, ABC):
 
     def sampling(self, over: Mapping[str, Any] | None = None) -> Sampling:
         """How the generator is sampled by its `origin`, with the plain values ``over`` on top. Raises InputError."""
-        found = build(self.sampling_class, merge(self.origin.sampling, over or {}), "sampling")
+        usual = self.sampling_class.left(self.origin.sampling, over or {})
+        found = build(self.sampling_class, merge(usual, over or {}), "sampling")
         try:
             self.check_sampling(found)
         except ValueError as error:

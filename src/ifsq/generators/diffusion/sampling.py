@@ -1,9 +1,10 @@
 """How a diffusion generator is sampled: its options, and the table of solvers with the options that each has."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -43,6 +44,7 @@ GUIDANCE_POWER = 2.75
 STEPS_UNSAID = (16, 25)
 """Of a solver that takes no ``steps``: the default, and what it was when older runs were written."""
 _SDE = ("diffusion", "diffusion_scale", "last_step")
+_WHEN = ("steps", "timestep_shift", "times", "respacing")  # they say when the steps are
 
 
 @dataclass(frozen=True)
@@ -182,6 +184,18 @@ class DiffusionSampling(Sampling):
             raise ValueError(f"guide_step={self.guide_step}: expected a guide beside it")
         self._check_solver()
         self._check_times()
+
+    @classmethod
+    def left(cls, usual: Mapping[str, Any], asked: Mapping[str, Any]) -> dict[str, Any]:
+        """Whatever says when the steps are takes the place of what said it before, as does a solver without such."""
+        replaced = set[str]()
+        if any(asked.get(name) is not None for name in _WHEN):
+            replaced |= {"times", "respacing"}
+        if asked.get("times") is not None or asked.get("respacing") is not None:
+            replaced |= {"steps", "timestep_shift"}
+        if asked.get("solver") in SOLVERS:
+            replaced |= _lacks(str(asked["solver"]))
+        return {name: value for name, value in usual.items() if name not in replaced}
 
     @property
     def unsaid(self) -> tuple[str, ...]:
@@ -333,14 +347,17 @@ class DiffusionSampling(Sampling):
 
     def _check_solver(self) -> None:
         """Raise ValueError naming the first option that is given and that the solver has not."""
-        own = {name for solver in SOLVERS.values() for name in solver.options + solver.of_times}
-        has = SOLVERS[self.solver]
-        lacks: dict[str, tuple[object, ...]] = dict.fromkeys(own.difference(has.options, has.of_times), (None,))
-        if self.adaptive:
-            lacks |= {"times": (None,), "timestep_shift": (0,), "steps": STEPS_UNSAID}
-        for name, off in sorted(lacks.items()):
-            if getattr(self, name) not in off:
+        off: dict[str, tuple[object, ...]] = {"timestep_shift": (0,), "steps": STEPS_UNSAID}
+        for name in sorted(_lacks(self.solver)):
+            if getattr(self, name) not in off.get(name, (None,)):
                 raise ValueError(f"{name}={getattr(self, name)}: solver {self.solver} has no such option")
+
+
+def _lacks(solver: str) -> set[str]:
+    """Options that other solvers have and this one has not."""
+    own = {name for one in SOLVERS.values() for name in one.options + one.of_times}
+    has = SOLVERS[solver]
+    return own.difference(has.options, has.of_times) | (set(_WHEN[:3]) if has.adaptive else set())
 
 
 def _check_choice(name: str, value: str, choices: Iterable[str]) -> None:
