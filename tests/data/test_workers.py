@@ -1,6 +1,7 @@
 """Processes that load: in order, and gone when they should be, whatever happened to them or to their owner."""
 
 import errno
+import gc
 import multiprocessing
 import os
 import signal
@@ -203,3 +204,33 @@ def is_running(pid):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:
         return False
+
+
+class _Left:
+    """In a circle, so that only the collector ends it; says in which process that is."""
+
+    def __init__(self, where: Path) -> None:
+        self.where, self.circle = where, self
+
+    def __del__(self) -> None:
+        with self.where.open("a") as file:
+            print(os.getpid(), file=file)
+
+
+def _collecting(items):
+    gc.collect()
+    return load(items)
+
+
+def test_a_worker_ends_nothing_that_its_parent_has_left_lying(tmp_path):
+    gc.disable()
+    try:
+        _Left(tmp_path / "ended")
+        with closing(load_ahead(_collecting, endless(), 2)) as ahead:
+            take(ahead, 4)
+            assert not gc.isenabled()
+    finally:
+        gc.enable()
+    assert not (tmp_path / "ended").exists()
+    gc.collect()
+    assert (tmp_path / "ended").read_text().split() == [str(os.getpid())]

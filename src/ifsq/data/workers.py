@@ -8,6 +8,7 @@ whoever owns the iterator, at the latest when Python exits. Where nobody is left
 import atexit
 import contextlib
 import functools
+import gc
 import multiprocessing
 import os
 import pickle
@@ -18,7 +19,7 @@ import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,7 +100,7 @@ class _Worker:
         self.answers: queue.SimpleQueue[Loaded | Exception] = queue.SimpleQueue()
         self.socket, theirs = socket.socketpair()
         self.process = multiprocessing.Process(target=_work, args=(load, theirs, os.getpid()), daemon=True)
-        with theirs:
+        with theirs, _no_collection():
             self.process.start()
         self.thread = threading.Thread(target=self._exchange, daemon=True)
 
@@ -195,8 +196,24 @@ def _end(team: list[_Worker]) -> None:
         worker.end()
 
 
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """No garbage is collected in the block, nor in a process that is forked in it."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+
+
 def _work(load: Callable[[Items], Loaded], channel: socket.socket, parent: int) -> None:
     """What a worker does: answer until nobody asks any more."""
+    # What the parent has left lying is not this process's to end: the decoder of an AVIF waits for threads of its own,
+    # which no fork takes along.
+    gc.freeze()
+    gc.enable()
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     torch.set_num_threads(1)
     with channel, contextlib.suppress(EOFError, ConnectionError):
