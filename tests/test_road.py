@@ -573,7 +573,7 @@ BAD = {
     "diffusion: solver": (["sample", "diffusion", "--labels", "0", "--out", "new.png", "--sampling.solver", "rk5"], "sampling: solver='rk5': expected one of euler, heun, midpoint"),
     "diffusion: eta of another solver": (["sample", "diffusion", "--labels", "0", "--out", "new.png", "--sampling.eta", "0.5"], "sampling: eta=0.5: solver ab2 has no such option"),
     "diffusion: noise of another solver": (["sample", "diffusion", "--labels", "0", "--out", "new.png", "--sampling.solver", "heun", "--sampling.diffusion_scale", "2"], "sampling: diffusion_scale=2.0: solver heun has no such option"),
-    "diffusion: steps of a solver that finds its own": (["sample", "diffusion", "--labels", "0", "--out", "new.png", "--sampling.solver", "dopri5"], "sampling: steps=3: solver dopri5 has no such option"),
+    "diffusion: steps of a solver that finds its own": (["sample", "diffusion", "--labels", "0", "--out", "new.png", "--sampling.solver", "dopri5", "--sampling.steps", "3"], "sampling: steps=3: solver dopri5 has no such option"),
     "diffusion: respacing of another path": (["sample", "diffusion", "--labels", "0", "--out", "new.png", "--sampling.solver", "ddim", "--sampling.respacing", "10", "--sampling.steps", "25"], "sampling: respacing='10': expected a generator of path ddpm, not linear"),
     "diffusion: an option of the other kind": (["sample", "diffusion", "--labels", "0", "--out", "new.png", "--sampling.temperature", "2"], "sampling: temperature: unknown key; known: "),
     "diffusion: sampling in the file": (["generator", "train", "diffusion.toml", "--out", "new", "--sampling.temperature", "2"], "sampling.temperature: unknown key"),
