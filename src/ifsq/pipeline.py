@@ -95,7 +95,8 @@ def train_tokenizer(
         check_batch(experiment.train, world)
         perceptual = load_perceptual(experiment.loss, world)
         torch.manual_seed(experiment.train.seed)
-        model = Tokenizer(experiment.tokenizer)
+        with within_memory("tokenizer"):
+            model = Tokenizer(experiment.tokenizer)
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         task = TokenizerTask(
             model, train, experiment.loss, experiment.train, perceptual, lambda net, at: held_out_figures(net, at, val)

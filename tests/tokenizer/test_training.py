@@ -147,6 +147,14 @@ def test_held_out_images_that_are_refused_do_not_cost_the_steps(tmp_path, monkey
     assert newest(tmp_path / "run").name == "step_6"
 
 
+def test_a_network_larger_than_the_memory_is_refused_in_a_line(tmp_path):
+    conv = {**TABLE["tokenizer"]["conv"], "width": 2**40}
+    table = {**TABLE, "out": str(tmp_path / "run"), "tokenizer": {**TABLE["tokenizer"], "conv": conv}}
+    with pytest.raises(InputError, match="tokenizer: a network of these sizes does not fit in memory"):
+        pipeline.train_tokenizer(build(TokenizerExperiment, table, "test"), "cpu")
+    assert not (tmp_path / "run").exists()
+
+
 def task_of(adversarial):
     wanted = experiment("run")
     images = open_images(wanted.data, "train")

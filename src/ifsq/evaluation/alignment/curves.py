@@ -51,7 +51,7 @@ def _draw(found: Alignment) -> bytes:
         if 1 < len(told) <= MOST_NAMED:
             row[-1].legend(handles, told, frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     labels = [f"step {found.steps[-1]}" if found.steps[-1] is not None else "", f"each step{at}", f"each layer{at}"]
-    for row, label in zip(axes, labels, strict=False):
+    for row, label in zip(axes, labels[:rows], strict=True):
         row[0].set_ylabel(label)
     figure.suptitle(
         f"{found.card.n} images of {found.card.reference}, teacher {found.teacher}, k = {found.neighbours}", fontsize=9

@@ -385,7 +385,7 @@ class DiffusionGenerator(Generator, kind="diffusion"):
         self, x: Tensor, t: Tensor, labels: Tensor, interval: Interval | None = None, taps: Taps | None = None
     ) -> Tensor:
         times = self.path.network_time(t).to(x).expand(len(x))
-        return self.dit(x, times, labels, taps, *([] if interval is None else [interval])).to(torch.float32)
+        return self.dit(x, times, labels, taps, interval).to(torch.float32)
 
     def _both_at(self, x: Tensor, t: Tensor, labels: Tensor, taps: Taps | None = None) -> tuple[Tensor, Tensor]:
         """As `_at`, and what the internal layer gives."""

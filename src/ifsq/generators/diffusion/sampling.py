@@ -357,7 +357,7 @@ def _lacks(solver: str) -> set[str]:
     """Options that other solvers have and this one has not."""
     own = {name for one in SOLVERS.values() for name in one.options + one.of_times}
     has = SOLVERS[solver]
-    return own.difference(has.options, has.of_times) | (set(_WHEN[:3]) if has.adaptive else set())
+    return own.difference(has.options, has.of_times) | ({"steps", "timestep_shift", "times"} if has.adaptive else set())
 
 
 def _check_choice(name: str, value: str, choices: Iterable[str]) -> None:

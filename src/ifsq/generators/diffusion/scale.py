@@ -27,8 +27,7 @@ def moments_of(codes: CodeSet) -> tuple[Float[Tensor, "d"], Float[Tensor, "d"]]:
 
 def check_multiplier(multiplier: float, codes: CodeSet) -> None:
     """Raise InputError where it makes codes that are no match for noise: it is of another tokenizer."""
-    mean, variance = moments_of(codes)
-    size = float((mean.square() + variance).mean().sqrt())
+    size = _size(codes, torch.zeros(()), torch.ones(()))
     scaled, (low, high) = multiplier * size, SCALED
     if not low <= scaled <= high:
         raise InputError(
@@ -39,10 +38,7 @@ def check_multiplier(multiplier: float, codes: CodeSet) -> None:
 
 def check_normalised(codes: CodeSet, mean: Float[Tensor, "d"], std: Float[Tensor, "d"]) -> None:
     """Raise ValueError where codes normalised by these are no match for noise: they are of another tokenizer."""
-    own_mean, variance = moments_of(codes)
-    shifted = (own_mean - mean.double().cpu()).square() + variance
-    scaled = float((shifted / std.double().cpu().square()).mean().sqrt())
-    low, high = SCALED
+    scaled, (low, high) = _size(codes, mean, std), SCALED
     if not low <= scaled <= high:
         raise ValueError(
             f"code_mean {_shown(mean)} and code_std {_shown(std)} normalise these codes to a root mean square of"
@@ -74,6 +70,13 @@ def check_stored(
             f"code_mean {_shown(mean)} and code_std {_shown(std)}: expected up to {most:.4g} and {largest_std:.4g}, as"
             f" codes of -{most:.4g} to {most:.4g} give; these are of another tokenizer's"
         )
+
+
+def _size(codes: CodeSet, mean: Tensor, std: Tensor) -> float:
+    """Root mean square of the codes normalised by these."""
+    own_mean, variance = moments_of(codes)
+    shifted = (own_mean - mean.double().cpu()).square() + variance
+    return float((shifted / std.double().cpu().square()).mean().sqrt())
 
 
 def _shown(value: Tensor) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ifsq.generators.repa.config import AlignmentConfig
 from ifsq.generators.repa.projector import ConvProjector, MLPProjector
+from ifsq.pretrained.teachers.face import on_grid
 
 EPS = 1e-6  # of a standard deviation
 
@@ -86,12 +87,11 @@ def cosine(one: Float[Tensor, "b t f"], two: Float[Tensor, "b t f"]) -> Float[Te
 
 
 def resampled(features: Float[Tensor, "b n f"], grid: tuple[int, int], to: tuple[int, int]) -> Float[Tensor, "b t f"]:
-    """Features on another grid, as `ifsq.pretrained.teachers` resamples them."""
+    """Features on another grid, as teachers resample their own."""
     if grid == to:
         return features
     maps = features.transpose(1, 2).unflatten(2, grid)  # b f h w
-    moved = F.interpolate(maps, to, mode="bilinear", antialias=True, align_corners=False)
-    return moved.flatten(2).transpose(1, 2)
+    return on_grid(maps, to).flatten(2).transpose(1, 2)
 
 
 def spatially_normalized(features: Float[Tensor, "b t f"], share: float) -> Float[Tensor, "b t f"]:

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ifsq.config import digest
+from ifsq.nn.modes import evaluating
 from ifsq.store.weights import tensors_digest
 
 LARGEST_GRID = 1024
@@ -64,8 +65,7 @@ class ImageTeacher(Teacher):
         self.check(seen, grid)
         with torch.autocast(seen.device.type, enabled=False):
             maps = self.maps(seen.float().expand(-1, 3, -1, -1), grid).float()
-            if tuple(maps.shape[-2:]) != grid:
-                maps = F.interpolate(maps, grid, mode="bilinear", antialias=True, align_corners=False)
+            maps = on_grid(maps, grid)
         return maps.flatten(2).transpose(1, 2).contiguous()  # b t f
 
     @abstractmethod
@@ -99,21 +99,23 @@ class SelfTeacher(Teacher):
         super().__init__()
         self._model, self.look, self.width, self.name = (model,), look, width, name  # a tuple: not registered
 
-    @torch.no_grad()
     def features(self, seen: Any, grid: tuple[int, int]) -> Float[Tensor, "b t f"]:
         """See `Teacher.features`. Raises ValueError where the states are not those of the grid's tokens."""
         (model,) = self._model
-        was_training = model.training
-        model.eval()
-        try:
+        with evaluating(model):
             states = self.look(model, seen)
-        finally:
-            model.train(was_training)
         if states.shape[1:] != (grid[0] * grid[1], self.width):
             raise ValueError(
                 f"{self.name}: states of {tuple(states.shape[1:])}, expected {grid[0] * grid[1]} tokens of {self.width}"
             )
         return states.float()
+
+
+def on_grid(maps: Float[Tensor, "b f _ _"], grid: tuple[int, int]) -> Float[Tensor, "b f h w"]:
+    """Features on another grid: bilinear, antialiased where it is coarser, corners not aligned."""
+    if tuple(maps.shape[-2:]) == grid:
+        return maps
+    return F.interpolate(maps, grid, mode="bilinear", antialias=True, align_corners=False)
 
 
 def teacher_digest(table: Mapping[str, Tensor], settings: Mapping[str, Any]) -> str:
