@@ -91,7 +91,7 @@ class Gaussian(torch.nn.Module):
         super().__init__()
         self.path, self.prediction = path, prediction
 
-    def forward(self, x, t, labels, taps=None):
+    def forward(self, x, t, labels, taps=None, interval=None):
         t = self.path.time(t) if isinstance(self.path, DDPMPath) else t  # it is told the step
         t = t[:, None, None, None].double()
         alpha, sigma = self.path.alpha(t), self.path.sigma(t)
