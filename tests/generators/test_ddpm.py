@@ -188,7 +188,7 @@ def test_every_solver_ends_at_the_data_where_the_last_velocity_is_infinite():
     known = torch.randn(3, 4, 6)
     for solver, steps, evaluations in (("euler", 3, 3), ("heun", 3, 5), ("heun", 1, 1), ("dpm++2m", 3, 3)):
         seen, told = [], []
-        model.dit.forward = lambda x, t, *told, seen=seen: seen.append(float(t[0])) or known.expand_as(x)
+        model.dit.forward = lambda x, t, *others, seen=seen: seen.append(float(t[0])) or known.expand_as(x)
         sampling = DiffusionSampling(solver=solver, steps=steps, snap="none")
         drawn = model.draw(LABELS, sampling, 0, 0, on_step=lambda *step, told=told: told.append(step[:2]))
         assert torch.allclose(drawn.codes, known.expand(2, 3, 4, 6), atol=1e-3)
