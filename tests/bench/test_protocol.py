@@ -91,17 +91,20 @@ def test_a_verdict_that_fell_stays_and_looks_depend_on_first_seeds_alone():
 
 
 def test_after_verdicts_the_others_may_take_what_is_left():
-    # One-sided p of about .0065: too large for three comparisons at one look (.05/6), small enough after two (.05/4).
-    close = {"a": {0: [0.0], 1: [1.0], 2: [2.0]}, "b": {0: [5.1], 1: [6.1], 2: [7.1]}}
-    far = {name: {seed: [at + seed * 1e-3] for seed in range(3)} for name, at in (("c", 100.0), ("d", 200.0))}
     protocol = Protocol(looks=(3,))
     pairs = [Comparison("a", "b"), Comparison("c", "d"), Comparison("a", "c")]
-    p = gap(close["a"], close["b"], 3).p / 2
-    assert 0.05 / 6 < p <= 0.05 / 4
-    verdicts = judge({**close, **far}, pairs, protocol)
+    levels = [2 * 0.05 / 6, 2 * 0.05 / 4]  # of three comparisons, and after two verdicts
+    a = {0: [0.0], 1: [1.0], 2: [2.0]}
+    error = gap(a, a, 3)
+    apart = sum(error.reach(level) for level in levels) / 2 * error.error
+    cells = {"a": a, "b": {seed: [seed + apart] for seed in range(3)}}
+    assert not gap(a, cells["b"], 3).separates(levels[0])
+    far = {name: {seed: [at + seed * 1e-3] for seed in range(3)} for name, at in (("c", 100.0), ("d", 200.0))}
+    assert judge(cells, pairs[:1], protocol)[0].decided
+    assert not judge({**cells, **far, "c": cells["b"]}, pairs, protocol)[0].decided
+    verdicts = judge({**cells, **far}, pairs, protocol)
     assert [one.words for one in verdicts] == ["a above b", "c above d", "a above c"]
-    assert verdicts[0].error == pytest.approx(2 * 0.05 / 4)
-    assert verdicts[1].error == pytest.approx(2 * 0.05 / 6)
+    assert [one.error for one in verdicts] == pytest.approx([levels[1], levels[0], levels[0]])
 
 
 def test_guidance_chosen_on_compared_seeds_is_called_better_than_it_is():

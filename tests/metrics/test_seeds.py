@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ifsq.metrics.seeds import Gap, gap, seed_means, shared_seeds, spread
+from ifsq.metrics.seeds import Gap, gap, seed_means, shared_seeds, spread, welch_level
 
 
 def _cell(rng, seeds, drawn, training, sampling, mean=10.0):
@@ -46,19 +46,40 @@ def test_paired_gap_is_students_test_of_differences():
     a, b = (_cell(rng, 6, 2, 1.0, 0.5, mean) for mean in (10.0, 11.0))
     found = gap(a, b, 6, paired=True)
     theirs = stats.ttest_rel(*(list(seed_means(one).values()) for one in (a, b)))
-    assert found.p == pytest.approx(theirs.pvalue)
+    assert found.separates(theirs.pvalue * 1.001)
+    assert not found.separates(theirs.pvalue * 0.999)
     low, high = theirs.confidence_interval(0.95)
     assert found.interval(0.05) == pytest.approx((low, high))
 
 
-def test_unpaired_gap_has_welchs_error_and_the_fewer_degrees_of_freedom():
+def test_unpaired_gap_is_welchs_at_a_lower_level():
     rng = np.random.default_rng(2)
     a, b = _cell(rng, 5, 1, 1.0, 0.0), _cell(rng, 5, 1, 4.0, 0.0, 12.0)
     found = gap(a, b, 5)
     theirs = stats.ttest_ind(*(list(seed_means(one).values()) for one in (a, b)), equal_var=False)
     assert found.value / found.error == pytest.approx(theirs.statistic)
-    assert found.freedom == 4
-    assert found.p > theirs.pvalue
+    assert found.freedom == pytest.approx(theirs.df)
+    low, high = theirs.confidence_interval(1 - welch_level(5, 0.05))
+    assert found.interval(0.05) == pytest.approx((low, high))
+
+
+@pytest.mark.parametrize(("seeds", "error"), [(3, 0.05), (5, 0.02)])
+def test_welch_at_the_lower_level_keeps_the_error_at_every_ratio_and_only_just(seeds, error):
+    rng, times = np.random.default_rng(4), 60_000
+    a, b = rng.standard_normal((2, times, seeds))
+    rates = []
+    for ratio in (1, 4, 7, 1000):
+        p = stats.ttest_ind(a, ratio * b, axis=1, equal_var=False).pvalue
+        rates.append(float((p <= welch_level(seeds, error)).mean()))
+        assert rates[-1] <= error + 4 * math.sqrt(error / times)
+    assert max(rates) > 0.93 * error
+    assert welch_level(seeds, error) < 0.95 * error
+
+
+def test_welch_level_rises_with_the_error_and_nears_it_with_more_seeds():
+    levels = [welch_level(3, error) for error in (1e-4, 1e-3, 0.01, 0.05, 0.2)]
+    assert levels == sorted(levels)
+    assert 0 < welch_level(2, 1e-3) < welch_level(3, 1e-3) < welch_level(30, 1e-3) < welch_level(31, 1e-3) == 1e-3
 
 
 def test_pairing_takes_the_seeds_that_both_have():
@@ -72,7 +93,7 @@ def test_detectable_gap_is_seen_as_often_as_it_says():
     rng = np.random.default_rng(3)
     seeds, error = 5, 0.02
     # For new cells of a spread that is known to be 1: what the noncentral t says, counted.
-    least = Gap(0.0, 1 / math.sqrt(seeds), seeds, 1.0, True).detectable(error, 0.8)
+    least = Gap(0.0, 1 / math.sqrt(seeds), seeds, seeds - 1.0, 1.0, True).detectable(error, 0.8)
     drawn = least + rng.standard_normal((20000, seeds))
     t = drawn.mean(1) / (drawn.std(1, ddof=1) / math.sqrt(seeds))
     assert (t > stats.t.isf(error / 2, seeds - 1)).mean() == pytest.approx(0.8, abs=0.01)
@@ -80,12 +101,12 @@ def test_detectable_gap_is_seen_as_often_as_it_says():
 
 def test_figures_without_spread_decide_nothing():
     found = gap({0: [1.0], 1: [1.0]}, {0: [2.0], 1: [2.0]}, 2)
-    assert (found.p, found.interval(0.05), found.detectable(0.05, 0.8)) == (1.0, None, None)
+    assert (found.separates(0.5), found.interval(0.05), found.detectable(0.05, 0.8)) == (False, None, None)
 
 
 def test_relative_to_nothing_is_no_number():
-    assert Gap(1.0, 1.0, 3, -50.0, False).relative(1.0) == pytest.approx(2.0)
-    assert math.isnan(Gap(1.0, 1.0, 3, 0.0, False).relative(1.0))
+    assert Gap(1.0, 1.0, 3, 4.0, -50.0, False).relative(1.0) == pytest.approx(2.0)
+    assert math.isnan(Gap(1.0, 1.0, 3, 4.0, 0.0, False).relative(1.0))
 
 
 @pytest.mark.parametrize("figures", [{0: []}, {0: [math.nan]}, {0: [1.0], 1: [math.inf]}])

@@ -9,7 +9,7 @@ normal figures of any spreads, equal or not, and for any dependence between cell
   DeMets 1983, Biometrika 70; Kim and DeMets 1987, Biometrika 74). Shares are added (Bonferroni), so nothing is assumed
   of how looks depend on each other;
 - every comparison has two one-sided hypotheses, of which one at least is true. Holm's procedure (1979) over all of them
-  holds within a look: after r verdicts a comparison needs a one-sided p of at most share * error / (2 m - r).
+  holds within a look: after r verdicts a comparison is tested at a one-sided level of share * error / (2 m - r).
 
 Why that is enough: when the first false verdict falls, r verdicts were right, so at most 2 m - r hypotheses are true.
 Each of them is wrongly rejected at a look with at most share * error / (number of the true ones); the sum over true
@@ -192,7 +192,7 @@ def judge(cells: Mapping[str, Figures], comparisons: Sequence[Comparison], proto
         }
         while True:
             level = 2 * share * protocol.error / (family - len(found))  # of both sides
-            new = {number: at for number, at in gaps.items() if number not in found and at.p <= level}
+            new = {number: at for number, at in gaps.items() if number not in found and at.separates(level)}
             if not new:
                 break
             for number, at in new.items():

@@ -9,15 +9,19 @@ the spread of these means, which holds both sources.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from statistics import fmean
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.special import stdtr, stdtrit
+from scipy.special import roots_jacobi, stdtr, stdtrit
 from scipy.stats import nct
 
 Figures = Mapping[int, Sequence[float]]
 """Of every training seed, a figure a sampling seed, or one where nothing is drawn."""
+EXACT_SEEDS = 30
+"""Above which Welch's test is taken as it is."""
+NODES, RATIOS = 200, 50  # of the quadrature, and of the spreads that are tried
 
 
 @dataclass(frozen=True)
@@ -43,38 +47,38 @@ class Spread:
 class Gap:
     """Mean of cell a less mean of cell b, over training seeds.
 
-    value   in the metric's unit
-    error   its standard error, from the spread over training seeds
-    seeds   training seeds of each
-    base    mean of cell b
-    paired  whether the spread is that of differences between equal seeds
+    value    in the metric's unit
+    error    its standard error, from the spread over training seeds
+    seeds    training seeds of each
+    freedom  degrees of freedom of the error: seeds - 1 of pairs, else Welch's
+    base     mean of cell b
+    paired   whether the spread is that of differences between equal seeds
 
-    Tests and intervals are Student's, with ``seeds - 1`` degrees of freedom. Of unpaired cells this is the bound that
-    holds for normal figures whatever their two spreads are (Mickey and Brown, Annals of Mathematical Statistics 37,
-    1966); Welch's degrees of freedom are too many for three seeds and small errors.
+    Tests and intervals are Student's. Of unpaired cells they are Welch's (Biometrika 34, 1947) at the level of
+    `welch_level`, so that they hold for normal figures of any two spreads.
     """
 
     value: float
     error: float
     seeds: int
+    freedom: float
     base: float
     paired: bool
 
-    @property
-    def freedom(self) -> int:
-        """Degrees of freedom."""
-        return self.seeds - 1
+    def reach(self, error: float) -> float:
+        """Standard errors on either side that miss the gap with probability ``error``, 0 to 1, at most."""
+        level = error if self.paired else welch_level(self.seeds, error)
+        return -float(stdtrit(self.freedom, level / 2))
 
-    @property
-    def p(self) -> float:
-        """Of both sides, for no gap. 1 where the figures have no spread that a gap could be held against."""
-        return 2 * float(stdtr(self.freedom, -abs(self.value) / self.error)) if self.error > 0 else 1.0
+    def separates(self, error: float) -> bool:
+        """Whether the interval leaves out 0; never of figures without a spread that a gap could be held against."""
+        return self.error > 0 and abs(self.value) > self.reach(error) * self.error
 
     def interval(self, error: float) -> tuple[float, float] | None:
         """Of the gap, missed with probability ``error`` in all; None where the figures have no spread."""
         if self.error == 0:
             return None
-        half = self.error * float(stdtrit(self.freedom, 1 - error / 2))
+        half = self.error * self.reach(error)
         return self.value - half, self.value + half
 
     def detectable(self, error: float, power: float) -> float | None:
@@ -84,7 +88,7 @@ class Gap:
         """
         if self.error == 0:
             return None
-        needed = float(stdtrit(self.freedom, 1 - error / 2))
+        needed = self.reach(error)
 
         def lacks(shift: float) -> float:
             return float(nct.sf(needed, self.freedom, shift)) - power
@@ -143,10 +147,42 @@ def gap(a: Figures, b: Figures, seeds: int, paired: bool = False) -> Gap:
         [mean for seed, mean in seed_means(cell).items() if common is None or seed in common][:seeds] for cell in (a, b)
     )
     if paired:
-        error = math.sqrt(_variance([x - y for x, y in zip(of_a, of_b, strict=True)]) / seeds)
+        square, freedom = _variance([x - y for x, y in zip(of_a, of_b, strict=True)]), float(seeds - 1)
     else:
-        error = math.sqrt((_variance(of_a) + _variance(of_b)) / seeds)
-    return Gap(fmean(of_a) - fmean(of_b), error, seeds, fmean(of_b), paired)
+        parts = _variance(of_a), _variance(of_b)
+        square, squares = sum(parts), sum(part**2 for part in parts)
+        freedom = (seeds - 1) * square**2 / squares if squares > 0 else float(seeds - 1)  # Welch and Satterthwaite
+    return Gap(fmean(of_a) - fmean(of_b), math.sqrt(square / seeds), seeds, freedom, fmean(of_b), paired)
+
+
+@lru_cache(maxsize=4096)
+def welch_level(seeds: int, error: float) -> float:
+    """The level at which Welch's test of two normal samples rejects with probability ``error`` at most, equal means.
+
+    seeds  of each sample, at least 2
+
+    Whatever their spreads are: the least favourable ratio is looked for. At its nominal level Welch's test of three
+    seeds each is wrong up to 1.2 times as often as it says at 5 %, and 1.8 times at 0.8 %.
+    """
+    if seeds > EXACT_SEEDS:
+        return error  # too much by 0.2 % of it at 5 %, by 3 % of it at 0.1 %
+    freedom = seeds - 1
+    # Of both samples' squares, in units of their variances, the first's share is Beta(freedom / 2, freedom / 2).
+    points, weights = roots_jacobi(NODES, freedom / 2 - 1, freedom / 2 - 1)
+    share, weights = (points + 1) / 2, weights / weights.sum()
+    theta = 1 / (1 + np.exp(-np.linspace(0, 16, RATIOS)))[:, None]  # the first sample's part of the two variances
+    first, second = 2 * theta * share, 2 * (1 - theta) * (1 - share)  # sample variances, up to their common factor
+    about = first + second
+    welch = freedom * about**2 / (first**2 + second**2)
+
+    def rejects(log_level: float) -> float:
+        limit = -stdtrit(welch, math.exp(log_level) / 2)
+        # The gap over the common factor is Student's t of both samples' degrees of freedom.
+        sizes = (2 * stdtr(2 * freedom, -limit * np.sqrt(about)) * weights).sum(axis=1)
+        return math.log(float(sizes.max()) / error)
+
+    nominal = math.log(error)
+    return math.exp(float(brentq(rejects, nominal - 40, nominal, xtol=1e-9))) if rejects(nominal) > 0 else error
 
 
 def _variance(figures: Sequence[float]) -> float:
