@@ -208,7 +208,7 @@ def test_two_processes_find_what_one_does(weights_files):
 
 def test_published_weights_alone_give_the_published_names(weights_files, golden):
     inception = FIDInception(load_file(weights_files["inception"]), INCEPTION_2015)
-    assert list(measuring._extractors(Networks(inception=inception))) == ["rFID"]
+    assert list(measuring.extractors_of(Networks(inception=inception))) == ["rFID"]
     vectors = golden("lpips_vgg")
     heads = {key.removeprefix("lin/"): vectors.get_tensor(key) for key in vectors.keys() if key.startswith("lin/")}  # noqa: SIM118
     backbone = load_file(weights_files["lpips_vgg"])

@@ -143,7 +143,7 @@ class _Tally:
         self.tokenizer, self.lpips = tokenizer, networks.lpips
         self.device = next(tokenizer.parameters()).device
         self.scales = ms_ssim_scales(*data.sides)
-        self.extractors = _extractors(networks)
+        self.extractors = extractors_of(networks)
         dims = {name: extractor.dim for name, extractor in self.extractors.items()}
         self.counted = _Counted(tokenizer, dims)
 
@@ -189,7 +189,7 @@ class _Tally:
 
 
 @dataclass(frozen=True)
-class _Extractor:
+class Extractor:
     """Features of 8-bit images for a Fréchet distance; ``told`` names them and their weights on the card."""
 
     dim: int
@@ -197,16 +197,16 @@ class _Extractor:
     features: Callable[[UInt8[Tensor, "b c H W"]], Float[Tensor, "b f"]]
 
 
-def _extractors(networks: Networks) -> dict[str, _Extractor]:
+def extractors_of(networks: Networks) -> dict[str, Extractor]:
     """By the name of the distance: that between reconstructions and their own originals, hence the r."""
     found = {}
     inception, judge = networks.inception, networks.judge
     if inception is not None:
-        found[f"r{fd_name(inception.name)}"] = _Extractor(
+        found[f"r{fd_name(inception.name)}"] = Extractor(
             2048, f"{inception.name} {weights_digest(inception)[:12]}", lambda images: inception(images)["2048"]
         )
     if judge is not None:
-        found[f"r{fd_name(FEATURES)}"] = _Extractor(
+        found[f"r{fd_name(FEATURES)}"] = Extractor(
             judge.feature_dim,
             f"{FEATURES} {weights_digest(judge)[:12]}",
             lambda images: judge.features(images.float() / 127.5 - 1),
@@ -220,7 +220,7 @@ def _lpips_name(lpips: LPIPS) -> str:
 
 
 def _result(counted: _Counted, tokenizer: Tokenizer, on: ImagesToMeasure, networks: Networks) -> Evaluation:
-    data, name, extractors = on.data, on.name, _extractors(networks)
+    data, name, extractors = on.data, on.name, extractors_of(networks)
     if counted.n < (2 if extractors else 1):
         raise DataError(
             f"{name}: {counted.n} images could be read; expected one at least, two for distances of features"
