@@ -1,8 +1,8 @@
 """Bits that a token takes given its left and its upper neighbour, on held-out images, by counting.
 
-A conditional entropy over 17^4 tokens cannot be read off counts: most contexts occur once, and the plug-in estimate falls
-towards 0. So counts of training images make a model, and its code length on held-out images is what is reported: in
-expectation never below the entropy that it estimates, whatever the model lacks. The model interpolates by Witten and
+A conditional entropy over 17^4 tokens cannot be read off counts: most contexts occur once, and the plug-in estimate
+falls towards 0. So counts of training images make a model, and its code length on held-out images is what is reported:
+in expectation never below the entropy that it estimates, whatever the model lacks. The model interpolates by Witten and
 Bell's rule (IEEE Transactions on Information Theory 37, 1991; method C of PPM), from the even distribution over single
 tokens and one neighbour to both neighbours.
 """
