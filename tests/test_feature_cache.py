@@ -200,6 +200,36 @@ def test_what_is_no_cache_of_these_features_is_refused(place, tmp_path, monkeypa
         write(place, "plain", tmp_path / "made")
 
 
+def test_features_of_what_cannot_be_seen_are_refused_in_a_line(place, tmp_path, monkeypatch, capsys):
+    command = ["features", str(place / "plain"), "--teacher", "mine", "--device", "cpu", "--out", str(tmp_path / "x")]
+    assert main([*command, "--grid", "2000"]) == 2
+    assert "teacher mine: grid 2000x2000: expected 1 to 1024 tokens a side" in capsys.readouterr().err
+    assert main([*command[:-1], str(place / "several")]) == 2
+    assert "several: holds a cache of codes; expected one of features" in capsys.readouterr().err
+    monkeypatch.setattr(opening, "_LOADERS", {"mine": lambda config: wide_teacher()})
+    assert main(command) == 2
+    assert "teacher mine: mine: features of shape (11, 5, 16, 16), expected (11, 6, rows, columns)" in (
+        capsys.readouterr().err
+    )
+    pipeline.encode(place / "tokenizer", str(place / "images"), tmp_path / "val", size=16, device="cpu", splits=["val"])
+    assert main(["features", str(tmp_path / "val"), "--teacher", "mine", "--device", "cpu"]) == 2
+    assert "val: has codes of val; expected a split train to be seen" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["val"]
+
+
+def wide_teacher():
+    return ModuleTeacher(nn.Conv2d(3, WIDTH, 3, padding=1), lambda module, x: module(x), WIDTH + 1, "mine")
+
+
+def test_features_of_the_folder_where_one_is_lie_beside_it(place, tmp_path, monkeypatch):
+    shutil.copytree(place / "plain", tmp_path / "codes")
+    (tmp_path / "codes" / "deeper").mkdir()
+    for here, name in (("codes", "."), ("codes/deeper", "..")):
+        monkeypatch.chdir(tmp_path / here)
+        assert encoding.features_beside(name, MINE) == tmp_path / "codes-mine"
+    assert encoding.features_beside("codes", MINE).name == "codes-mine"
+
+
 def test_images_that_changed_are_refused(place, tmp_path):
     shutil.copytree(place / "images", tmp_path / "images")
     codes = pipeline.encode(place / "tokenizer", str(tmp_path / "images"), tmp_path / "c", size=16, device="cpu").folder
@@ -256,6 +286,9 @@ def test_generators_train_on_cached_features_without_the_teacher(cls, model, pla
     with pytest.raises(InputError, match=r"write it with ifsq features .* --teacher mine --layer 3 --out .*/f$"):
         trained(place, tmp_path / "none", cls, model, **codes, alignment=third)
     features = write(place, "several", tmp_path / "f")
+    huge = {**ALIGNED, "hidden": 10**11, "features": [str(tmp_path / "f")]}
+    with pytest.raises(InputError, match=r"alignment\.hidden: a network of these sizes does not fit in memory"):
+        trained(place, tmp_path / "none", cls, model, **codes, alignment=huge)
     monkeypatch.setattr(opening, "_LOADERS", {})
     asked = {**ALIGNED, "features": [str(tmp_path / "f")]}
     found = trained(place, tmp_path / "on", cls, model, **codes, alignment=asked)

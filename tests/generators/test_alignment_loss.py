@@ -150,6 +150,8 @@ def test_the_weight_over_the_training():
         ({"teachers": ("self", ("self", 2))}, "teachers: 'self' stands twice; expected it once"),
         ({"features": ("a", "b")}, r"features=\['a', 'b'\]: expected a folder for each of one"),
         ({"teachers": ("self",), "features": ("a",)}, "expected a folder for each of no teacher"),
+        ({"features": ("",)}, r"features=\[''\]: expected names of folders"),
+        ({"teachers": (("self", 2, 448),)}, "teachers: 'self' looks at no images; expected no option but layer"),
     ],
 )
 def test_a_bad_config_is_refused(options, message):

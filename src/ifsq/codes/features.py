@@ -146,7 +146,10 @@ class FeatureCache:
         path = Path(folder) / MANIFEST
         if not path.is_file():
             raise InputError(f"{folder}: holds no cache of features ({MANIFEST} is missing)")
-        return cls(Path(folder), read_json(path))
+        table = read_json(path)
+        if isinstance(table, dict) and "splits" in table:
+            raise InputError(f"{folder}: holds a cache of codes; expected one of features")
+        return cls(Path(folder), table)
 
     def check(self, teacher: str, pictures: str, *, flips: bool) -> None:
         """Raise InputError unless the features are those of a teacher, by its name, of the pictures of a cache.

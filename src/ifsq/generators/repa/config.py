@@ -72,6 +72,10 @@ class AlignmentConfig:
             raise ValueError("projector='conv' of token='read': expected 'predicted', whose states fill the grid")
         if sum(one.source == SELF for one in self.teachers) > 1:
             raise ValueError(f"teachers: {SELF!r} stands twice; expected it once")
+        if self.own is not None and self.own != TeacherConfig(SELF, self.own.layer):
+            raise ValueError(f"teachers: {SELF!r} looks at no images; expected no option but layer")
+        if "" in self.features:
+            raise ValueError(f"features={list(self.features)}: expected names of folders")
         if self.features and len(self.features) != len(self.seeing):
             names = ", ".join(one.source for one in self.seeing) or "no teacher"
             raise ValueError(f"features={list(self.features)}: expected a folder for each of {names}")

@@ -3,7 +3,7 @@
 import itertools
 import re
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from ifsq.training.log import Reporter
 def features_beside(codes: str | Path, teacher: TeacherConfig) -> Path:
     """Where the features of a teacher lie unless somebody says otherwise: a folder beside that of the codes."""
     codes = Path(codes)
+    codes = codes if codes.name not in ("", "..") else codes.resolve()  # where somebody is, it has no name
     return codes.with_name(f"{codes.name}-{re.sub(r'[^A-Za-z0-9._-]+', '-', named(teacher)).strip('-')}")
 
 
@@ -63,9 +64,13 @@ def write_features(
     workers  processes that read images ahead
     batch    pictures that pass through the teacher together; 0: as many as through a tokenizer
 
-    Raises InputError in every process: where the cache does not say of which images it is, or they have changed.
+    Raises InputError in every process: where the cache does not say of which images it is, or they have changed, and
+    for a grid or images that the teacher does not take.
     """
     pictures = Pictures.of(cache)
+    height, width, channels = pictures.images.shape
+    with _taken_by(teacher):
+        teacher.check(torch.empty(1, channels, height, width), grid)
     about = FeaturesAbout(
         name, teacher.digest, cache.pictures, grid, teacher.width, len(pictures.indices) * pictures.count, cache.flips
     )
@@ -118,7 +123,11 @@ class Pictures:
         if not cache.about.get("data"):
             raise InputError(f"{cache.folder}: does not say of which images its codes are; a teacher sees none")
         data = build(DataConfig, cache.about["data"], f"{cache.folder}: data")
-        expected = cache.about["fingerprints"]["train"]
+        if "train" not in cache.splits:
+            raise InputError(
+                f"{cache.folder}: has codes of {', '.join(cache.splits)}; expected a split train to be seen"
+            )
+        expected = cache.about.get("fingerprints", {}).get("train")
         opened = (open_images(data, "train", labels=False, channels=channels) for channels in (3, 1))
         found = next((images for images in opened if images.fingerprint == expected), None)
         if found is None:
@@ -184,7 +193,19 @@ def _looked_at(
     flipped = torch.empty(shape, dtype=torch.bfloat16) if about.flips else None
     for images, rows in pictures.read(indices, batch, workers):
         shown = images.to(device)
-        straight[rows] = teacher.features(shown, about.grid).to(torch.bfloat16).cpu()
-        if flipped is not None:
-            flipped[rows] = teacher.features(shown.flip(-1), about.grid).to(torch.bfloat16).cpu()
+        with _taken_by(teacher):
+            straight[rows] = teacher.features(shown, about.grid).to(torch.bfloat16).cpu()
+            if flipped is not None:
+                flipped[rows] = teacher.features(shown.flip(-1), about.grid).to(torch.bfloat16).cpu()
     return straight, flipped
+
+
+@contextmanager
+def _taken_by(teacher: ImageTeacher) -> Iterator[None]:
+    """Raise InputError for what a teacher refuses in the block."""
+    try:
+        yield
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"teacher {teacher.name}: {error}") from error

@@ -9,6 +9,7 @@ from ifsq.generators.base import Generator, check_depth
 from ifsq.generators.repa.alignment import Alignment
 from ifsq.generators.repa.config import AlignmentConfig
 from ifsq.generators.repa.encode import features_beside, named, unusual
+from ifsq.nn.memory import within_memory
 from ifsq.pretrained.teachers import TeacherConfig, open_teacher
 from ifsq.training.distributed import World, in_turn
 
@@ -50,7 +51,8 @@ def taught(config: AlignmentConfig | None, model: Generator, train: CodeSet, cac
     if config.own is not None:
         sizes[config.own] = (model.config.width, model.token_grid)
     widths, grids = zip(*(sizes[one] for one in config.teachers), strict=True)
-    companion = Alignment(config, model.config.width, model.token_grid, widths, grids)
+    with within_memory("alignment.hidden"):
+        companion = Alignment(config, model.config.width, model.token_grid, widths, grids)
     return Taught(train, companion, digest({"codes": cache.digest, "features": digests}) if digests else cache.digest)
 
 
