@@ -1,7 +1,8 @@
 """Both kinds of generator, without alignment and aligned to three teachers, three seeds, equal steps; and a sweep.
 
-    OMP_NUM_THREADS=1 python benchmarks/alignment.py FOLDER            # several at a time share the cells
-    OMP_NUM_THREADS=1 python benchmarks/alignment.py FOLDER --table    # what is there already
+    OMP_NUM_THREADS=1 python benchmarks/alignment.py FOLDER                  # several at a time share the cells
+    OMP_NUM_THREADS=1 python benchmarks/alignment.py FOLDER --sweep 1 2 0    # the sweep alone, of these seeds
+    OMP_NUM_THREADS=1 python benchmarks/alignment.py FOLDER --table          # what is there already
 
 The recipes of ``experiments/demo`` (bundled photographs of 32 px) with six blocks in place of four, so that a third
 of the depth is a block: autoregressive 420 steps, weight 2; diffusion 1000 steps in place of 1840, weight 0.5; both
@@ -21,11 +22,12 @@ costs 1 to 2 % of bits, 0.5 and 2 are not told apart, nor the depths: 'a third o
 show.
 """
 
+import argparse
 import json
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,11 +104,17 @@ def cells() -> Iterator[Cell]:
             for kind in STEPS:
                 yield main_cell(kind, arm, seed)
     for seed in SEEDS:
-        for depth in SWEEP_DEPTHS:
-            for weight in SWEEP_WEIGHTS:
-                cell = Cell("ar", EFFICIENTNET, seed, depth, weight)
-                if cell != main_cell("ar", EFFICIENTNET, seed):
-                    yield cell
+        yield from (cell for cell in sweep(seed) if cell.depth != DEPTH or cell.weight != WEIGHTS["ar"])
+
+
+def sweep(seed: int) -> Iterator[Cell]:
+    """The sweep of a seed: no alignment, the depth and the weight of the other cells, and all others of its grid."""
+    centre = main_cell("ar", EFFICIENTNET, seed)
+    yield from (main_cell("ar", NONE, seed), centre)
+    for depth in SWEEP_DEPTHS:
+        for weight in SWEEP_WEIGHTS:
+            if (depth, weight) != (centre.depth, centre.weight):
+                yield Cell("ar", EFFICIENTNET, seed, depth, weight)
 
 
 def sources(folder: Path) -> dict[str, str]:
@@ -178,13 +186,13 @@ def learned(run: Path, loss: str) -> Figures:
     }
 
 
-def work(folder: Path) -> None:
-    """All cells that are not done and that no other process is at."""
+def work(folder: Path, wanted: Iterable[Cell]) -> None:
+    """These cells, where they are not done and no other process is at them."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = Lines()
     with lock(folder / "shared.lock", lines.say, wait=True):
         shared(folder)
-    for cell in cells():
+    for cell in wanted:
         kept = folder / f"{cell.name}.json"
         try:
             with lock(folder / f"{cell.name}.lock", lines.say):
@@ -355,7 +363,17 @@ def print_tables(folder: Path) -> None:
     print_constants(folder)
 
 
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--table", action="store_true", help="run nothing")
+    parser.add_argument("--sweep", type=int, nargs="+", choices=SEEDS, default=(), help="seeds of the sweep, alone")
+    options = parser.parse_args()
+    if not options.table:
+        asked = [cell for seed in options.sweep for cell in sweep(seed)]
+        work(options.folder, asked or cells())
+    print_tables(options.folder)
+
+
 if __name__ == "__main__":
-    if "--table" not in sys.argv[2:]:
-        work(Path(sys.argv[1]))
-    print_tables(Path(sys.argv[1]))
+    main()
