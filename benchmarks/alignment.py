@@ -34,6 +34,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from scipy.stats import t as student
 
 from ifsq import pipeline
 from ifsq.codes.cache import CodeCache
@@ -66,7 +67,6 @@ LOSSES = ("a third", "two thirds", "loss", "training")
 METRICS = (*LOSSES, "FD(judge)", "FD(pixels)", "class agreement", f"FD({NETWORK})")
 DIGITS = {f"FD({NETWORK})": 0, "FD(judge)": 2}
 LAYERED = {"cknna": "CKNNA", "cknna_cosine": "CKNNA, unit length", "patch_cka": "patch CKA", "probe": "probe"}
-STUDENT = {2: 12.706, 3: 4.303}  # 97.5 % of Student's t with a degree of freedom less than there are seeds
 
 Figures = dict[str, Any]
 
@@ -136,21 +136,25 @@ def shared(folder: Path) -> None:
         pipeline.cache_features(folder / "codes", TeacherConfig(sources(folder)[arm]), device="cpu", reporter=lines)
 
 
-def made(folder: Path, cell: Cell) -> Figures:
-    """Train the generator of a cell and measure it."""
-    began, lines, steps = time.process_time(), Lines(), STEPS[cell.kind]
-    recipe = read_toml(RECIPES / f"{cell.kind}.toml") | {"sampling": {"guidance": 2.0}}
+def trained(folder: Path, cell: Cell, teacher: dict[str, str | int]) -> Path:
+    """Train the generator of a cell, aligned to a teacher (unused without alignment); returns its run, finished."""
+    steps, recipe = STEPS[cell.kind], read_toml(RECIPES / f"{cell.kind}.toml") | {"sampling": {"guidance": 2.0}}
     recipe[cell.kind]["depth"] = BLOCKS
     train = {"seed": cell.seed, "steps": steps, "save_every": steps, "keep_every": 0, "validate_every": steps // 3}
     places = {"out": str(folder / cell.name), "tokenizer": str(folder / "tokenizer"), "codes": str(folder / "codes")}
     asked = merge(recipe, {**places, "train": train})
     if cell.arm != NONE:
-        teachers = [{"source": sources(folder)[cell.arm]}]
         asked["alignment"] = {
-            "teachers": teachers, "depth": cell.depth, "weight": cell.weight, "hidden": HIDDEN
+            "teachers": [teacher], "depth": cell.depth, "weight": cell.weight, "hidden": HIDDEN
         }  # fmt: skip
-    run = pipeline.train_generator(build(EXPERIMENTS[cell.kind], asked, cell.name), "cpu", lines)
-    trained = time.process_time() - began
+    return pipeline.train_generator(build(EXPERIMENTS[cell.kind], asked, cell.name), "cpu", Lines())
+
+
+def made(folder: Path, cell: Cell) -> Figures:
+    """Train the generator of a cell and measure it."""
+    began, lines = time.process_time(), Lines()
+    run = trained(folder, cell, {"source": sources(folder).get(cell.arm, "")})
+    of_training = time.process_time() - began
     evaluation = GeneratorEvaluation(samples=SAMPLES, twin=False, features=("pixels", NETWORK))
     (measured,) = pipeline.evaluate_generator(run, evaluation, "cpu", lines).values()
     looks = AlignmentAnalysis(count=HELD_OUT, times=TIMES if cell.kind == "diffusion" else ())
@@ -162,7 +166,7 @@ def made(folder: Path, cell: Cell) -> Figures:
         "probe of the teacher": layers.beside,
         "version": measured.cards[0].code_version,
         "training FLOP": measured.flops,
-        "seconds": [trained, time.process_time() - began],
+        "seconds": [of_training, time.process_time() - began],
     }
 
 
@@ -211,12 +215,12 @@ def spread(numbers: Sequence[float], digits: int) -> str:
     return f"{statistics.mean(numbers):.{digits}f} ± {statistics.stdev(numbers):.{digits}f}"
 
 
-def compared(less: Sequence[float], digits: int, *, short: bool = False) -> str:
-    """Mean of differences seed by seed, bold where their 95 % interval leaves out zero, and that interval."""
+def compared(less: Sequence[float], digits: int, *, short: bool = False, level: float = 0.95) -> str:
+    """Mean of differences seed by seed, bold where their interval (Student's t) leaves out zero, and that interval."""
     mean = statistics.mean(less)
     if len(less) < 2:
         return f"{mean:+.{digits}f}"
-    half = STUDENT[len(less)] * statistics.stdev(less) / len(less) ** 0.5
+    half = float(student.ppf((1 + level) / 2, len(less) - 1)) * statistics.stdev(less) / len(less) ** 0.5
     apart = "**" if abs(mean) > half else ""
     told = f"{apart}{mean:+.{digits}f}{apart}"
     return told if short else f"{told} ({mean - half:+.{digits}f} to {mean + half:+.{digits}f})"
@@ -329,23 +333,28 @@ def print_sweep(found: dict[Cell, Figures]) -> None:
     table([f"{head}: difference", *titles("ar")], apart)
 
 
-def print_constants(folder: Path) -> None:
+def constants(folder: Path, teacher: TeacherConfig) -> list[float]:
     """Mean cosine with features of the training images that is reached without seeing an image: how low is low.
 
-    The best constant for a group of features is the direction of the sum of their unit vectors, and its mean cosine is
-    that sum's length over their number.
+    By one constant for all, one a position, and one a position and class. The best constant for a group of features is
+    the direction of the sum of their unit vectors, and its mean cosine is that sum's length over their number.
     """
-    labels, rows = CodeCache.open(folder / "codes").read("train").labels, []
+    labels = CodeCache.open(folder / "codes").read("train").labels
+    features = FeatureCache.open(features_beside(folder / "codes", teacher)).read()
+    parts = torch.arange(len(labels)).split(512)
+    unit = torch.cat([F.normalize(features.taken(part).float(), dim=-1) for part in parts])
+    classes = [unit[labels == label] for label in labels.unique()]
+    return [
+        float(unit.mean((0, 1)).norm()),
+        float(unit.mean(0).norm(dim=-1).mean()),
+        sum(len(one) * float(one.mean(0).norm(dim=-1).mean()) for one in classes) / len(unit),
+    ]
+
+
+def print_constants(folder: Path) -> None:
+    rows = []
     for arm in (LEARNED, EFFICIENTNET):
-        features = FeatureCache.open(features_beside(folder / "codes", TeacherConfig(sources(folder)[arm]))).read()
-        every = torch.arange(len(labels))
-        unit = torch.cat([F.normalize(features.taken(part).float(), dim=-1) for part in every.split(512)])
-        classes = [unit[labels == label] for label in labels.unique()]
-        found = [
-            float(unit.mean((0, 1)).norm()),
-            float(unit.mean(0).norm(dim=-1).mean()),
-            sum(len(one) * float(one.mean(0).norm(dim=-1).mean()) for one in classes) / len(unit),
-        ]
+        found = constants(folder, TeacherConfig(sources(folder)[arm]))
         rows.append([arm, *(f"{value:.3f}" for value in found)])
     table(["cosine of the best constant", "one for all", "one a position", "one a position and class"], rows)
 
