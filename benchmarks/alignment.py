@@ -309,28 +309,48 @@ def print_layers(kind: str, arms: dict[str, list[Figures]]) -> None:
 
 
 def print_sweep(found: dict[Cell, Figures]) -> None:
-    """Depths and weights against no alignment, of the seeds that have all cells, else what the first seed has."""
+    """Depths and weights against no alignment and each other, of the seeds that have all cells."""
     every = [(depth, weight) for depth in SWEEP_DEPTHS for weight in SWEEP_WEIGHTS]
-    there = [seed for seed in SEEDS if main_cell("ar", NONE, seed) in found]
-    whole = [seed for seed in there if all(Cell("ar", EFFICIENTNET, seed, *one) in found for one in every)]
-    seeds = whole or there[:1]
-    wanted = [one for one in every if all(Cell("ar", EFFICIENTNET, seed, *one) in found for seed in seeds)]
-    if not wanted:
+    seeds = [seed for seed in SEEDS if all(cell in found for cell in sweep(seed))]
+    if not seeds:
         return
     without = [found[main_cell("ar", NONE, seed)] for seed in seeds]
+    mine = {one: [found[Cell("ar", EFFICIENTNET, seed, *one)] for seed in seeds] for one in every}
     rows = [["none", *(spread([one[m] for one in without], digits_of(m, "ar")) for m in METRICS), "", ""]]
-    apart = []
-    for depth, weight in wanted:
-        mine = [found[Cell("ar", EFFICIENTNET, seed, depth, weight)] for seed in seeds]
-        near = spread([layer_values(one, "patch_cka", None)[depth] for one in mine], 3)
-        term = spread([one["alignment"] for one in mine], 3)
-        title = f"depth {depth}, weight {weight:g}"
-        rows.append([title, *(spread([one[m] for one in mine], digits_of(m, "ar")) for m in METRICS), term, near])
-        less = differences(mine, without)
-        apart.append([f"{title}, less none", *(compared(less[m], digits_of(m, "ar") + 1) for m in METRICS)])
-    head = f"sweep, seed {', '.join(map(str, seeds))}"
+    for (depth, weight), cells in mine.items():
+        near = spread([layer_values(one, "patch_cka", None)[depth] for one in cells], 3)
+        term = spread([one["alignment"] for one in cells], 3)
+        figures = (spread([one[m] for one in cells], digits_of(m, "ar")) for m in METRICS)
+        rows.append([f"depth {depth}, weight {weight:g}", *figures, term, near])
+    head = f"sweep, seeds {', '.join(map(str, seeds))}"
     table([head, *titles("ar"), "alignment", "patch CKA of the aligned layer"], rows)
-    table([f"{head}: difference", *titles("ar")], apart)
+    less = {f"depth {d}, weight {w:g}, less none": differences(mine[d, w], without) for d, w in every}
+    print_differences(f"{head}: difference seed by seed", less)
+    rows = []
+    for name, by_metric in less.items():
+        figures = (", ".join(f"{one:+.{digits_of(m, 'ar')}f}" for one in by_metric[m]) for m in METRICS)
+        rows.append([name, *figures])
+    table([f"{head}: differences one by one", *titles("ar")], rows)
+    centre = (DEPTH, WEIGHTS["ar"])
+    rest = [one for one in every if one != centre]
+    less = {f"depth {d}, weight {w:g}, less the centre": differences(mine[d, w], mine[centre]) for d, w in rest}
+    print_differences(f"{head}: against depth {DEPTH}, weight {WEIGHTS['ar']:g}", less)
+    less = {"mean of all, less none": differences(mean_over(list(mine.values())), without)}
+    for axis, (name, values) in enumerate({"depth": SWEEP_DEPTHS, "weight": SWEEP_WEIGHTS}.items()):
+        means = {value: mean_over([mine[one] for one in every if one[axis] == value]) for value in values}
+        middle = values[1]
+        less |= {f"{name} {v:g} less {middle:g}": differences(means[v], means[middle]) for v in values if v != middle}
+    print_differences(f"{head}: means of cells", less)
+
+
+def mean_over(cells: Sequence[Sequence[Figures]]) -> list[Figures]:
+    """Each metric, averaged over cells seed by seed."""
+    return [{m: statistics.mean(one[m] for one in each) for m in METRICS} for each in zip(*cells, strict=True)]
+
+
+def print_differences(head: str, less: dict[str, dict[str, list[float]]]) -> None:
+    rows = [[name, *(compared(of[m], digits_of(m, "ar") + 1) for m in METRICS)] for name, of in less.items()]
+    table([head, *titles("ar")], rows)
 
 
 def constants(folder: Path, teacher: TeacherConfig) -> list[float]:
