@@ -58,6 +58,7 @@ from ifsq.generators.diffusion.grids import FittedTimes, fit_generator_times, sa
 from ifsq.generators.diffusion.likelihood import LikelihoodOptions
 from ifsq.generators.repa.encode import features_beside, named, write_features
 from ifsq.generators.repa.teaching import taught
+from ifsq.generators.repa.kept import begin_with_projectors
 from ifsq.generators.train import GeneratorTask
 from ifsq.metrics import ProtocolCard
 from ifsq.nn.memory import within_memory
@@ -240,6 +241,7 @@ def train_generator(experiment: GeneratorExperiment, device: str = "auto", repor
         # The vectors that the digits number are this tokenizer's, whatever the source was trained behind.
         start = warm_start(model, model.describe(), experiment.train, folder, world, own=("codebook",))
         if start.record is not None:
+        start = begin_with_projectors(start, seen.companion, experiment.train, world)
             in_turn(world, lambda: model.check_codes(train, f"train.init={experiment.train.init}"))
         claim = Claim(folder, experiment.kind, experiment, seen.data, start.record)
         fit(task, experiment.train, claim, world, reporter, notes=[f"codes: {counts}", *start.notes])

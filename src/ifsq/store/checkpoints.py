@@ -53,6 +53,11 @@ class Checkpoint:
             return [self.folder / f"{table}-{i + 1:05d}-of-{found[0][3]}.safetensors" for i in range(int(found[0][3]))]
         return [self.folder / match[0] for match in found]
 
+    def holds(self, table: str) -> bool:
+        """Whether a table was saved with it."""
+        names = self.state["files"] if self.vouched else [path.name for path in self.folder.iterdir()]
+        return any((match := FILE.fullmatch(name)) and match[1] == table for name in names)
+
     def check(self, file: Path) -> None:
         """Raise InputError where a file is not the one that was saved with this checkpoint."""
         if self.vouched and record(file) != self.state["files"].get(file.name):

@@ -144,6 +144,11 @@ class Run:
         load = partial(checkpoint.load_checked, "ema" if average else "model")
         return Weights(checkpoint.state["model"], load, checkpoint.step)
 
+    def beside(self, table: str) -> dict[str, Tensor] | None:
+        """Tensors that its newest whole checkpoint has beside the model; None where it has none. Raises InputError."""
+        found = self.newest.checkpoint
+        return found.load_checked(table) if found is not None and found.holds(table) else None
+
     def _checkpoint(self, step: int | None) -> Checkpoint:
         if step is not None:
             return of_step(self.folder / "checkpoints", self.config.get("run"), step)

@@ -12,12 +12,12 @@ from torch import Tensor
 from ifsq.config import InputError
 from ifsq.generators.diffusion.network import DiT
 from ifsq.interop.files import bare_name
+from ifsq.interop.official.projectors import PROJECTORS
 
 OURS = "dit."
 """Of the network in the state of a `DiffusionGenerator`."""
 POSITIONS = "pos_embed"
 TURNS = "feat_rope."
-PROJECTORS = "projectors."
 OUTPUTS = ("final_layer.linear.weight", "final_layer.linear.bias")
 CLOSE = 1e-2  # of tables in half precision
 

@@ -21,7 +21,6 @@ from ifsq.generators.diffusion.scale import SCALED
 from ifsq.interop.diffusers_kl import ORIGIN
 from ifsq.interop.official.dit import (
     OURS,
-    PROJECTORS,
     check_tables,
     first_half,
     is_weight,
@@ -46,6 +45,7 @@ from ifsq.interop.official.dit_config import (
 )
 from ifsq.interop.official.form import check_form, made_of
 from ifsq.interop.official.latents import statistics_in
+from ifsq.interop.official.projectors import projector_arguments
 from ifsq.store.weights import tensors_digest
 from ifsq.tokenizer.model import Tokenizer
 
@@ -148,17 +148,12 @@ def digest_of(model: DiffusionGenerator, own: Mapping[str, Tensor]) -> str:
     return tensors_digest({**own, "code_mean": model.code_mean, "code_std": model.code_std})
 
 
-def projectors_of(table: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """REPA's projectors by their bare names, float32 where they are halves."""
-    halves = (torch.float16, torch.bfloat16)
-    found = {key: value for key, value in table.items() if key.startswith(PROJECTORS)}
-    return {key: (value.float() if value.dtype in halves else value).contiguous() for key, value in found.items()}
-
-
 def official_file(
-    model: DiffusionGenerator, projectors: Mapping[str, Tensor], where: str
+    model: DiffusionGenerator, projectors: Mapping[str, Tensor], depth: int | None, where: str
 ) -> tuple[dict[str, Any], dict[str, Tensor] | None]:
     """What the official trainer would save, and the statistics that its latents are normalised by, None without any.
+
+    depth  blocks behind which the projectors read the states; None where nothing tells it
 
     The weights stand under ``model``, wrapped as there, and ``ema``, the options under ``config``. Raises InputError,
     naming ``where``, for a generator that the official class cannot hold.
@@ -167,7 +162,8 @@ def official_file(
     tensors = {**official_tensors(model), **projectors}
     mean, std = model.code_mean.cpu(), model.code_std.cpu()
     even = not bool(mean.any()) and bool(((std - std[0]).abs() <= ENOUGH * std[0]).all())
-    config = _arguments(model, projectors, 1 / float(std[0]) if even else None)
+    config = _arguments(model, 1 / float(std[0]) if even else None)
+    config["model"] |= projector_arguments(projectors, depth)
     wrapped = {f"module.{key}": value for key, value in tensors.items()}
     saved = {"model": wrapped, "ema": dict(tensors), "opt": {}, "config": config}
     return saved, None if even else {"mean": mean.view(1, -1, 1, 1), "std": std.view(1, -1, 1, 1)}
@@ -255,15 +251,12 @@ def _check_autoencoder(std: Tensor, trainer: str, folder: str, where: str) -> No
     )
 
 
-def _arguments(
-    model: DiffusionGenerator, projectors: Mapping[str, Tensor], multiplier: float | None
-) -> dict[str, dict[str, Any]]:
-    """The sections of the official YAML that say what the model is and what its latents are.
+def _arguments(model: DiffusionGenerator, multiplier: float | None) -> dict[str, dict[str, Any]]:
+    """The sections of the official YAML that say what the model is, but for projectors, and what its latents are.
 
     multiplier  None where statistics normalise them
     """
     config, side = model.config, model.spec.grid[0]
-    last = [key for key in sorted(projectors) if key.endswith(".4.weight")]
     return {
         "model": {
             "input_size": side,
@@ -279,7 +272,6 @@ def _arguments(
             "use_swiglu": config.mlp == "swiglu",
             "use_rope": config.rope,
             "use_rmsnorm": config.norm == "rms",
-            "z_dims": [len(projectors[key]) for key in last] or None,
         },
         "data": {
             "latent_norm": multiplier is None,

@@ -4,18 +4,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ifsq.config import InputError
 from ifsq.generators import ARGenerator, DiffusionGenerator
+from ifsq.generators.repa.kept import kept_projectors
 from ifsq.interop.official import dit_generator
-from ifsq.interop.official.importing import ASIDE
 from ifsq.interop.official.llamagen_generator import official_file, official_tensors
 from ifsq.interop.official.llamagen_vq import is_vq, own_tensors, vq_tensors
+from ifsq.interop.official.projectors import unknown_there
 from ifsq.interop.official.sidecar import read_sidecar
 from ifsq.interop.official.tokenizer import export_tokenizer
 from ifsq.store.files import make_folder, whole_file
 from ifsq.store.run import MODEL, Run
-from ifsq.store.weights import read_tensors, tensors_digest
+from ifsq.store.weights import tensors_digest
 from ifsq.tokenizer.model import Tokenizer
 
 
@@ -34,10 +36,9 @@ def export_checkpoint(folder: Path, path: Path) -> list[str]:
             return [f"checkpoint: {path}"]
         return [f"checkpoint: {path}, config: {export_tokenizer(tokenizer, folder, path)}"]
     if kind == "ar":
-        _write(_llamagen_file(run, folder, path), path)
-        return [f"checkpoint: {path}"]
+        return _write_llamagen(run, path)
     if kind == "diffusion":
-        return _write_dit(run, folder, path)
+        return _write_dit(run, path)
     raise InputError(f"{folder}: holds a {kind} model; expected a tokenizer or a generator")
 
 
@@ -47,31 +48,43 @@ def _vq_file(tokenizer: Tokenizer, folder: Path, path: Path) -> Any:
     return {"model": vq_tensors(tokenizer, str(path))} if kept is None else kept[0]
 
 
-def _llamagen_file(run: Run, folder: Path, path: Path) -> Any:
+def _write_llamagen(run: Run, path: Path) -> list[str]:
     model = ARGenerator.from_run(run)
     assert isinstance(model, ARGenerator)  # of its kind
-    projectors = read_tensors(folder / ASIDE) if (folder / ASIDE).exists() else {}
+    projectors, depth, notes = _projectors(run)
     own = {**official_tensors(model), **projectors}
-    kept = read_sidecar(folder, own, tensors_digest(own))
-    return official_file(model, projectors, str(path)) if kept is None else kept[0]
+    kept = read_sidecar(run.folder, own, tensors_digest(own))
+    _write(official_file(model, projectors, depth, str(path)) if kept is None else kept[0], path)
+    return [f"checkpoint: {path}", *notes]
 
 
-def _write_dit(run: Run, folder: Path, path: Path) -> list[str]:
+def _write_dit(run: Run, path: Path) -> list[str]:
     model = DiffusionGenerator.from_run(run)
     assert isinstance(model, DiffusionGenerator)  # of its kind
-    projectors = read_tensors(folder / ASIDE) if (folder / ASIDE).exists() else {}
+    projectors, depth, notes = _projectors(run)
     own = {**dit_generator.official_tensors(model), **projectors}
-    kept = read_sidecar(folder, own, dit_generator.digest_of(model, own))
+    kept = read_sidecar(run.folder, own, dit_generator.digest_of(model, own))
     if kept is not None:
         _write(kept[0], path)
-        return [f"checkpoint: {path}"]
-    saved, statistics = dit_generator.official_file(model, projectors, str(path))
+        return [f"checkpoint: {path}", *notes]
+    saved, statistics = dit_generator.official_file(model, projectors, depth, str(path))
     if statistics is None:
         _write(saved, path)
-        return [f"checkpoint: {path}"]
+        return [f"checkpoint: {path}", *notes]
     beside = path.with_suffix(".latents_stats.pt")
     _write(saved, path, (beside, statistics))
-    return [f"checkpoint: {path}, statistics of its latents (latents_stats.pt): {beside}"]
+    return [f"checkpoint: {path}, statistics of its latents (latents_stats.pt): {beside}", *notes]
+
+
+def _projectors(run: Run) -> tuple[dict[str, Tensor], int | None, list[str]]:
+    """Projectors beside a generator that the official classes have too, their depth, and lines about them."""
+    kept = kept_projectors(run)
+    if kept is None:
+        return {}, None, []
+    if unknown_there(kept.tensors):
+        return {}, None, ["projectors: left out, the official classes have none but three linear layers (mlp)"]
+    behind = "" if kept.depth is None else f" behind {kept.depth} blocks"
+    return dict(kept.tensors), kept.depth, [f"projectors of REPA: {len(kept.tensors)} tensors{behind}"]
 
 
 def _write(saved: Any, path: Path, *others: tuple[Path, Any]) -> None:

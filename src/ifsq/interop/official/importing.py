@@ -11,25 +11,25 @@ from pathlib import Path
 from typing import Any
 
 from ifsq.config import InputError
+from ifsq.generators.repa.kept import ASIDE, write_projectors
 from ifsq.interop.files import read_checkpoint
 from ifsq.interop.official import dit_generator
 from ifsq.interop.official.checkpoint import choose_weights, kind_of
 from ifsq.interop.official.dit_generator import Scale, read_dit
 from ifsq.interop.official.llamagen import without_caches
 from ifsq.interop.official.llamagen_config import told_by
-from ifsq.interop.official.llamagen_generator import Choices, official_tensors, projectors_of, read_llamagen
+from ifsq.interop.official.llamagen_generator import Choices, official_tensors, read_llamagen
 from ifsq.interop.official.llamagen_vq import own_tensors, read_vq
+from ifsq.interop.official.projectors import depth_told, projectors_of
 from ifsq.interop.official.sidecar import write_sidecar
 from ifsq.interop.official.tokenizer import import_found
 from ifsq.interop.official.tokenizer_config import read_official_config
-from ifsq.store.files import check_free, write_tensors
+from ifsq.store.files import check_free
 from ifsq.store.model import new_folder
 from ifsq.store.model_card import Provenance, code_span
 from ifsq.store.weights import tensors_digest
 
 READ = {"llamagen": "a LlamaGen", "llamagen vq": "a tokenizer of LlamaGen", "dit": "a DiT"}
-ASIDE = "projectors.safetensors"
-"""REPA's projectors, beside the model, which has no use for them."""
 OTHERS = {
     "llamagen t2i": "a text-conditional LlamaGen, which is not read; expected a class-conditional one",
 }
@@ -93,11 +93,11 @@ def _import_vq(found: Any, path: Path, asked: Asked, out: Path) -> list[str]:
 def _import_llamagen(found: Any, path: Path, asked: Asked, out: Path) -> list[str]:
     place, table = choose_weights(found, asked.weights, path)
     model = read_llamagen(table, told_by(found, str(path)), asked.choices, path, place)
-    projectors = projectors_of(table)
+    projectors, depth = projectors_of(table), depth_told(found, str(path))
     with new_folder(out) as partial:
         model.save_pretrained(partial, Provenance(notes=(_note(path, place),)))
         if projectors:
-            write_tensors(partial / ASIDE, projectors)
+            write_projectors(partial, projectors, depth)
         own = {**official_tensors(model), **projectors}
         kept = without_key(without_caches(found))
         write_sidecar(partial, kept, {}, own, tensors_digest(own), path.stat().st_size)
@@ -116,11 +116,11 @@ def _import_dit(found: Any, path: Path, asked: Asked, out: Path) -> list[str]:
     place, table = choose_weights(found, asked.weights, path)
     choices = asked.choices
     model = read_dit(table, found, choices.grid, choices.heads, choices.tokenizer, asked.scale, path, place)
-    projectors = dit_generator.projectors_of(table)
+    projectors, depth = projectors_of(table), depth_told(found, str(path))
     with new_folder(out) as partial:
         model.save_pretrained(partial, Provenance(notes=(_note(path, place),)))
         if projectors:
-            write_tensors(partial / ASIDE, projectors)
+            write_projectors(partial, projectors, depth)
         own = {**dit_generator.official_tensors(model), **projectors}
         write_sidecar(partial, without_key(found), {}, own, dit_generator.digest_of(model, own), path.stat().st_size)
     config, grid = model.config, "x".join(map(str, model.spec.grid))

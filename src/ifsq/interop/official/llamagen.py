@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ifsq.interop.files import bare_name
+from ifsq.interop.official.projectors import PROJECTORS
 
 _RENAMES = (
     (r"^(\d+)_emb\.", r"tok_embeddings.\1."),
@@ -29,7 +30,6 @@ _BACK = (
     (r"\.attention\.proj\.", ".attention.wo."),
 )
 GATE, VALUE, OUT = ".feed_forward.w1.weight", ".feed_forward.w3.weight", ".feed_forward.w2.weight"
-PROJECTORS = "projectors."
 """Of REPA's heads, which only training needs."""
 CACHES = (".kv_cache.",)
 """Of what decoding has left in the module."""

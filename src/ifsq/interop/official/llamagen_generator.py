@@ -9,7 +9,6 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ifsq.codes import CodeSpec
@@ -17,7 +16,7 @@ from ifsq.config import InputError, build
 from ifsq.generators import ARGenerator, Origin
 from ifsq.generators.ar import ARConfig, ARSampling
 from ifsq.interop.official.form import check_form, made_of
-from ifsq.interop.official.llamagen import PROJECTORS, from_official, is_weight, to_official
+from ifsq.interop.official.llamagen import from_official, is_weight, to_official
 from ifsq.interop.official.llamagen_config import (
     NORM_EPS,
     Sizes,
@@ -27,6 +26,7 @@ from ifsq.interop.official.llamagen_config import (
     multiple_of,
     sizes_of,
 )
+from ifsq.interop.official.projectors import projector_arguments
 from ifsq.quantizers.lattice import CODEBOOK
 from ifsq.tokenizer.model import Tokenizer
 
@@ -97,19 +97,19 @@ def official_tensors(model: ARGenerator) -> dict[str, Tensor]:
     return {key: value.detach().float().cpu().contiguous() for key, value in to_official(model.state_dict()).items()}
 
 
-def projectors_of(table: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """REPA's projectors by their bare names, float32 where they are halves."""
-    return {key: _widened(value).contiguous() for key, value in table.items() if key.startswith(PROJECTORS)}
-
-
-def official_file(model: ARGenerator, projectors: Mapping[str, Tensor], where: str) -> dict[str, Any]:
+def official_file(
+    model: ARGenerator, projectors: Mapping[str, Tensor], depth: int | None, where: str
+) -> dict[str, Any]:
     """What the official trainer would save: the weights under ``model`` and ``ema``, its arguments under ``config``.
+
+    depth  blocks behind which the projectors read the states; None where nothing tells it
 
     Raises InputError, naming ``where``, for a generator that the official class cannot hold.
     """
     _refuse_unknown_there(model, where)
     tensors = {**official_tensors(model), **projectors}
-    return {"model": tensors, "ema": dict(tensors), "opt": {}, "config": {"model": _arguments(model, projectors)}}
+    arguments = {**_arguments(model), **projector_arguments(projectors, depth)}
+    return {"model": tensors, "ema": dict(tensors), "opt": {}, "config": {"model": arguments}}
 
 
 def _config(sizes: Sizes, heads: int, kv_heads: int | None, told: Told, where: str) -> dict[str, Any]:
@@ -156,10 +156,9 @@ def groups_of(spec: CodeSpec, vocab: tuple[int, ...]) -> tuple[int, ...] | None:
     return None if levels else tuple(groups)
 
 
-def _arguments(model: ARGenerator, projectors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The official ``ModelArgs``."""
+def _arguments(model: ARGenerator) -> dict[str, Any]:
+    """The official ``ModelArgs``, but for those of projectors."""
     config, vocab = model.config, list(model.spec.vocab_sizes)
-    last = [key for key in sorted(projectors) if key.endswith(".4.weight")]
     return {
         "dim": config.width,
         "n_layer": config.depth,
@@ -179,7 +178,6 @@ def _arguments(model: ARGenerator, projectors: Mapping[str, Tensor]) -> dict[str
         "norm_eps": NORM_EPS,
         "initializer_range": config.initializer_range,
         "factorized_n_layer": config.head.depth,
-        "z_dims": [len(projectors[key]) for key in last] or None,
     }
 
 
@@ -201,7 +199,3 @@ def _refuse_unknown_there(model: ARGenerator, where: str) -> None:
         if value != expected:
             why = WHY.get(name, "the official class has no such option")
             raise InputError(f"{where}: {name}={value!r}: {why}; expected {expected!r}")
-
-
-def _widened(value: Tensor) -> Tensor:
-    return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
