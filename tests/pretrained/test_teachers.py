@@ -1,6 +1,7 @@
 """The door to teachers: names, folders and the hub; EfficientNet-Lite0 and networks of one's own."""
 
 import importlib
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -106,7 +107,7 @@ def test_dinov2_is_known_in_all_sizes_with_and_without_registers():
 
 def test_where_nothing_is_found_it_says_where_to_put_the_files(monkeypatch, tmp_path):
     """Offline, by short name and by repository: one line, with the address and the folder."""
-    pytest.importorskip("huggingface_hub")
+    pytest.importorskip("transformers")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     for source in ("dinov2-vit-b", "facebook/dinov2-base"):
@@ -118,6 +119,13 @@ def test_where_nothing_is_found_it_says_where_to_put_the_files(monkeypatch, tmp_
         assert "$IFSQ_WEIGHTS" in told
     with pytest.raises(InputError, match="teacher 'dino': no such folder; expected one, a repository owner/name, or"):
         open_teacher(TeacherConfig("dino"))
+
+
+def test_without_transformers_nothing_is_fetched(monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    monkeypatch.setattr(opening, "locate", lambda *_, **__: pytest.fail("fetched"))
+    with pytest.raises(InputError, match=r"^dinov2-vit-b: its network comes .* pip install 'ifsq\[repa\]'$"):
+        open_teacher(TeacherConfig("dinov2-vit-b"))
 
 
 def test_a_folder_in_the_folder_of_weights_comes_before_the_hub(monkeypatch, tmp_path):

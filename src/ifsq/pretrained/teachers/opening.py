@@ -21,7 +21,7 @@ from ifsq.pretrained.teachers.face import ImageTeacher
 from ifsq.pretrained.teachers.families import SHORT_NAMES
 from ifsq.pretrained.teachers.module import open_efficientnet
 from ifsq.pretrained.teachers.trained import open_trained
-from ifsq.pretrained.teachers.vision import CONFIG, INDEX, PIXELS, WHOLE, open_vision
+from ifsq.pretrained.teachers.vision import CONFIG, INDEX, PIXELS, WHOLE, load_transformers, open_vision
 from ifsq.pretrained.weights import FOLDER
 from ifsq.store.files import first_line
 from ifsq.store.hub import REPOSITORY, locate
@@ -75,6 +75,7 @@ def _folder(source: str) -> Path:
     name = repository.split("/")[1]
     if os.environ.get(FOLDER) and (kept := Path(os.environ[FOLDER]) / name).is_dir():
         return kept
+    load_transformers(source)  # before gigabytes are fetched for it
     try:
         return locate(repository, files=(CONFIG,), optional=(PIXELS, WHOLE, INDEX, "model-*.safetensors"))
     except InputError as error:

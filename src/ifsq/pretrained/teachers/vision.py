@@ -160,7 +160,7 @@ def _family(folder: Path) -> Family:
 
 def _read_network(folder: Path, family: Family) -> nn.Module:
     """The network with all of its weights, finite, in float32; what a file holds beside it is left out."""
-    transformers = _transformers(folder)
+    transformers = load_transformers(folder)
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
 
@@ -191,12 +191,13 @@ def _check_found(found: dict[str, Any], family: Family, folder: Path) -> None:
         raise InputError(f"{folder}: cannot be read as {family.name}: {told}")
 
 
-def _transformers(folder: Path) -> ModuleType:
+def load_transformers(source: str | Path) -> ModuleType:
+    """The package of the networks. Raises InputError, naming the teacher, where it is not installed."""
     try:
         import transformers
     except ImportError as error:
         raise InputError(
-            f"{folder}: its network comes with transformers, which is not installed; pip install 'ifsq[repa]'"
+            f"{source}: its network comes with transformers, which is not installed; pip install 'ifsq[repa]'"
         ) from error
     return transformers
 
