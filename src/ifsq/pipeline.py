@@ -2,7 +2,7 @@
 
     train_tokenizer, adapt -> encode -> (train_teacher, cache_features) -> train_generator -> (fit_times) -> sample
     evaluate_tokenizer, evaluate_generator (with a judge), likelihood, evaluate (anybody's images), reconstruct,
-    analyze_alignment
+    analyze_alignment, score_teachers
 
 Every stage joins the processes that torchrun started (or stands alone), opens the run it is of once, checks what it is
 given before it writes anything, and can be run again after an interruption.
@@ -51,14 +51,15 @@ from ifsq.evaluation.alignment.record import Alignment, AlignmentAnalysis
 from ifsq.evaluation.reconstruct import check_tile, distinct_targets, reconstruct_image
 from ifsq.evaluation.record import Evaluation
 from ifsq.evaluation.samples import MOST_SAMPLES, Classes, image_shape, samples_card
+from ifsq.evaluation.score import Scored, TeacherScoring, measure_teachers
 from ifsq.evaluation.teacher import network_figures
 from ifsq.experiment import Adaptation, GeneratorExperiment, TokenizerExperiment, adapted_experiment
 from ifsq.generators import Generator, Origin
 from ifsq.generators.diffusion.grids import FittedTimes, fit_generator_times, save_with_times
 from ifsq.generators.diffusion.likelihood import LikelihoodOptions
 from ifsq.generators.repa.encode import features_beside, named, write_features
-from ifsq.generators.repa.teaching import taught
 from ifsq.generators.repa.kept import begin_with_projectors
+from ifsq.generators.repa.teaching import taught
 from ifsq.generators.train import GeneratorTask
 from ifsq.metrics import ProtocolCard
 from ifsq.nn.memory import within_memory
@@ -240,8 +241,8 @@ def train_generator(experiment: GeneratorExperiment, device: str = "auto", repor
         counts = describe_counts(len(train), train.labels.unique().tolist(), cache.classes, len(val or ()))
         # The vectors that the digits number are this tokenizer's, whatever the source was trained behind.
         start = warm_start(model, model.describe(), experiment.train, folder, world, own=("codebook",))
-        if start.record is not None:
         start = begin_with_projectors(start, seen.companion, experiment.train, world)
+        if start.record is not None:
             in_turn(world, lambda: model.check_codes(train, f"train.init={experiment.train.init}"))
         claim = Claim(folder, experiment.kind, experiment, seen.data, start.record)
         fit(task, experiment.train, claim, world, reporter, notes=[f"codes: {counts}", *start.notes])
@@ -494,3 +495,24 @@ def analyze_alignment(
         if world.size > 1:
             raise InputError(f"{world.size} processes: layers are measured in one; start it without torchrun")
         return analyze_layers(Run.open(folder), asked, out, steps, average, world.device, reporter)
+
+
+def score_teachers(
+    asked: TeacherScoring, out: Path | None = None, device: str = "auto", reporter: Reporter | None = None
+) -> list[Scored]:
+    """Rank teachers by the spatial structure of their features, without a generator; the best comes first.
+
+    out  file for the cards, in JSON; None: they are returned alone
+
+    All processes share the images.
+    """
+    reporter = reporter or Silent()
+    if out is not None:
+        check_cards(out)
+    with join(device) as world:
+        scored, measured = measure_teachers(asked, world, reporter)
+        for line in measured.lacks:
+            reporter.say(line)
+        if out is not None:
+            from_first(world, lambda: write_cards(out, measured))
+    return scored

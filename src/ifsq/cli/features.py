@@ -19,19 +19,34 @@ def add_features(verbs: Any) -> None:
         metavar="SOURCE",
         help="as source in [[alignment.teachers]]: efficientnet-lite0, dinov2-vit-b, a folder, or a hub's owner/name",
     )
-    features.add_argument("--layer", type=int, default=0, metavar="N", help="of the teacher (default: its own choice)")
-    features.add_argument(
-        "--side", type=int, default=0, metavar="PX", help="that pictures are resized to (default: one patch a token)"
-    )
-    features.add_argument(
-        "--positions", choices=("repa", "published"), default="repa", help="how a table of positions is resampled"
-    )
+    add_options(features)
     features.add_argument(
         "--grid", type=size, default=None, metavar="N", help="rows and columns of the features (default: the codes')"
     )
     features.add_argument("--workers", type=int, default=0, metavar="N", help="processes that read images (default 0)")
     features.add_argument("--batch", type=int, default=0, metavar="N", help="pictures that the teacher sees together")
     features.add_argument("--out", type=Path, metavar="DIR", help="default: beside the codes, where training looks")
+
+
+def add_options(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
+    """Add the options of a teacher.
+
+    several  whether its layer may be several, each a teacher of its own
+    """
+    parser.add_argument(
+        "--layer",
+        type=int,
+        nargs="+" if several else None,
+        default=[0] if several else 0,
+        metavar="N",
+        help=f"of {'each' if several else 'the'} teacher (default: its own choice)",
+    )
+    parser.add_argument(
+        "--side", type=int, default=0, metavar="PX", help="that pictures are resized to (default: one patch a token)"
+    )
+    parser.add_argument(
+        "--positions", choices=("repa", "published"), default="repa", help="how a table of positions is resampled"
+    )
 
 
 def _features(options: argparse.Namespace) -> None:

@@ -1,6 +1,7 @@
 """What measurements share: the frame of a card, what it calls images, and which images of a source are taken."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from ifsq.data import ImageSource, sample_order
 from ifsq.data.images import DataConfig
@@ -31,16 +32,24 @@ def name_of(data: DataConfig, split: str) -> str:
 
 def blank_card(data: DataConfig, name: str, fingerprint: str, n: int, tokenizer: Tokenizer) -> ProtocolCard:
     """The card of a measurement on these images, without metric and values yet."""
+    return replace(
+        images_card(data, name if tokenizer.channels == 3 else f"{name}, luminance", fingerprint, n),
+        dtype=str(next(tokenizer.parameters()).dtype).removeprefix("torch."),
+        tokenizer_hash=tokenizer.digest(),
+    )
+
+
+def images_card(data: DataConfig, name: str, fingerprint: str, n: int) -> ProtocolCard:
+    """The card of a measurement on these images that no tokenizer takes part in, without metric and values yet."""
     bundled = data.source.startswith("bundled:")
     return ProtocolCard(
         metric="",
         values={},
-        reference=name if tokenizer.channels == 3 else f"{name}, luminance",
+        reference=name,
         reference_hash=fingerprint,
         n=n,
         size=data.size,
         crop="the bundled recipe" if bundled else data.crop,
         resize_kernel="bicubic (Pillow)" if bundled else RESIZE_KERNEL,
-        dtype=str(next(tokenizer.parameters()).dtype).removeprefix("torch."),
-        tokenizer_hash=tokenizer.digest(),
+        dtype="float32",
     )

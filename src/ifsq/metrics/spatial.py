@@ -31,7 +31,7 @@ def local_distant_similarity(
     rows, columns = grid
     if features.shape[1] != rows * columns:
         raise ValueError(f"{features.shape[1]} patches: expected the {rows * columns} of a grid of {rows}x{columns}")
-    far = max(2, round(FAR * (rows + columns) / 2)) if far is None else far
+    far = far_from(grid) if far is None else far
     if not 1 <= far <= rows + columns - 2:
         raise ValueError(f"far={far}: a grid of {rows}x{columns} has patches up to {rows + columns - 2} apart")
     if not bool(features.isfinite().all()):
@@ -45,6 +45,11 @@ def local_distant_similarity(
         local = (cosines * near).sum((1, 2)) / near.sum()
         found.append(local - (cosines * distant).sum((1, 2)) / distant.sum())
     return torch.cat(found)
+
+
+def far_from(grid: tuple[int, int]) -> int:
+    """Rows and columns between patches from which on they are distant, unless somebody says otherwise."""
+    return max(2, round(FAR * sum(grid) / 2))
 
 
 def _distances(grid: tuple[int, int], device: torch.device) -> Float[Tensor, "t t"]:
