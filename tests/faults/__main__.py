@@ -1,7 +1,7 @@
 """The table of faults, made again: ``python -m tests.faults [ROW ...] [--short]``. ``make faults`` runs all of it.
 
-Rows: A2 A2b A3 A4 A4b A4c A5 A6 A7 A8 B1 B3 B3b B3c B4. Exit code 1 where an attempt ended in a traceback, a hang, too
-much memory or a crash, said more than a line, or was silently wrong.
+Rows: A2 A2b A3 A4 A4b A4c A5 A6 A7 A8 A9 B1 B3 B3b B3c B4 B5. Exit code 1 where an attempt ended in a traceback, a
+hang, too much memory or a crash, said more than a line, or was silently wrong.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 
-from tests.faults import checkpoints, damage, manifests, pairs, processes, surroundings, world
+from tests.faults import checkpoints, damage, features, manifests, pairs, processes, surroundings, world
 from tests.faults.cases import Case, Found
 
 COLUMNS = ("accepted", "refused", "stopped", "traceback", "untidy", "hang", "memory", "crash")
@@ -33,6 +33,7 @@ SCENES: dict[str, tuple[Callable[[Path, Path], Iterator[Found]], ...]] = {
     "A6": (pairs.two_trainings,),
     "A7": (pairs.other_pairs,),
     "A8": (processes.killed_samplings,),
+    "A9": (features.killed_writers,),
 }
 """What needs a moment, and so runs one after another."""
 SHORT: dict[str, Callable[[Path, Path], Iterator[Found]]] = {
@@ -44,10 +45,11 @@ SHORT: dict[str, Callable[[Path, Path], Iterator[Found]]] = {
     "A4": lambda where, place: processes.killed_readers(where, place, 1),
     "A5": lambda where, place: processes.killed_ranks(where, place, 1),
     "A6": lambda where, place: pairs.two_trainings(where, place, 1),
+    "A9": lambda where, place: features.killed_writers(where, place, 2),
 }
-SHORT_EVERY = {"B1": 61, "B3": 5, "B3b": 8, "B3c": 13, "B4": 31}
+SHORT_EVERY = {"B1": 61, "B3": 5, "B3b": 8, "B3c": 13, "B4": 31, "B5": 41}
 """The short form: one scene of a kind, and every n-th attempt of those that damage files."""
-DAMAGED = ("B1", "B3", "B3b", "B3c", "B4")
+DAMAGED = ("B1", "B3", "B3b", "B3c", "B4", "B5")
 
 
 def cases(row: str, where: Path, made: dict[str, str]) -> Iterable[Case]:
@@ -60,6 +62,8 @@ def cases(row: str, where: Path, made: dict[str, str]) -> Iterable[Case]:
         return checkpoints.states(where, made)
     if row == "B3c":
         return checkpoints.weights(where)
+    if row == "B5":
+        return features.cases(where, made)
     return (*manifests.manifests(where, made), *manifests.shards(where, made), *manifests.hidden(where))
 
 

@@ -26,6 +26,9 @@ class Target:
     made: str = ""
 
 
+ALIGNED = "generator train aligned.toml --out fresh"
+
+
 def _run(run: str, verb: str) -> list[Target]:
     """Files of a run that goes on."""
     line, made, step = f"{verb} train {run}.toml", f"{run}/checkpoints/step_{LAST}", f"{run}/checkpoints/step_4"
@@ -50,6 +53,16 @@ TARGETS = (
         "codes/val_00000.safetensors", "generator train ar.toml --out fresh", True, f"fresh/checkpoints/step_{LAST}"
     ),
     Target("codes/.checked.json", "generator train ar.toml --out fresh", True, f"fresh/checkpoints/step_{LAST}"),
+    *(
+        Target(f"codes-teacher/{name}", ALIGNED, name != "manifest.json", f"fresh/checkpoints/step_{LAST}")
+        for name in ("manifest.json", "features_00000.safetensors", ".checked.json")
+    ),
+    Target(
+        "aligned/checkpoints/step_4/companion.safetensors",
+        "generator train aligned.toml",
+        True,
+        f"aligned/checkpoints/step_{LAST}",
+    ),
     Target("saved/config.json", "reconstruct saved picture.png --out p"),
     Target("saved/model.safetensors", "reconstruct saved picture.png --out p", True, "p/picture.png"),
     Target("tok/evaluation.json", "report tok ar diffusion"),

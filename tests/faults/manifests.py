@@ -52,14 +52,14 @@ NAMES = (
 def manifests(world: Path, made: dict[str, str]) -> Iterator[Case]:
     """Every value of the manifest by every lie."""
     manifest = json.loads((world / "codes/manifest.json").read_text())
-    for path in _leaves(manifest):
+    for path in leaves(manifest):
         lies = NAMES if path[-1] == "file" else LIES
         for number, lie in enumerate(lies):
             # Which lies about what is only told to people passes; the digits may not become others.
             yield Case(
                 "B4",
                 f"manifest: {'.'.join(map(str, path))} is {json.dumps(lie)[:20]}",
-                lambda folder, path=path, lie=lie: _set(folder / "codes/manifest.json", path, lie),
+                lambda folder, path=path, lie=lie: set_value(folder / "codes/manifest.json", path, lie),
                 tuple((TRAIN if number % 2 else "analyze codes codes").split()),
                 lambda folder, ended, path=path: _judge(folder, ended, made, path),
             )
@@ -99,9 +99,9 @@ def shards(world: Path, made: dict[str, str]) -> Iterator[Case]:
             yield Case(
                 "B4",
                 f"{split} shard: {what}",
-                lambda folder, name=name, damaged=damaged: _rewrite(folder, name, damaged),
+                lambda folder, name=name, damaged=damaged: rewrite(folder, name, damaged),
                 tuple(TRAIN.split()),
-                lambda folder, ended, what=what: _must_refuse(ended) if what != "labels of int8" else "",
+                lambda folder, ended, what=what: must_refuse(ended) if what != "labels of int8" else "",
             )
 
 
@@ -139,20 +139,20 @@ def _judge(folder: Path, ended: Ended, made: dict[str, str], path: tuple[Any, ..
     return ""
 
 
-def _must_refuse(ended: Ended) -> str:
+def must_refuse(ended: Ended) -> str:
     return "" if ended.kind == "refused" else f"{ended.kind}, expected a refusal"
 
 
-def _leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+def leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """Paths to every value of a nested table, of lists the first element alone, and to the tables themselves."""
     if path:
         yield path
     items = value.items() if isinstance(value, dict) else enumerate(value[:1]) if isinstance(value, list) else ()
     for key, inside in items:
-        yield from _leaves(inside, (*path, key))
+        yield from leaves(inside, (*path, key))
 
 
-def _set(file: Path, path: tuple[Any, ...], value: Any) -> None:
+def set_value(file: Path, path: tuple[Any, ...], value: Any) -> None:
     table = place = json.loads(file.read_text())
     for key in path[:-1]:
         place = place[key]
@@ -179,7 +179,7 @@ def _fifo(folder: Path) -> None:
     os.mkfifo(shard)
 
 
-def _rewrite(folder: Path, name: str, table: dict[str, torch.Tensor]) -> None:
+def rewrite(folder: Path, name: str, table: dict[str, torch.Tensor]) -> None:
     path = folder / name
     before = sha256(path)
     path.unlink()

@@ -44,12 +44,18 @@ WRITERS = (
     "export official imported_dit --out new.pt",
     "analyze alignment ar --neighbours 2 --split train --step all",
     "import latents latents --out new",
+    "teacher train teacher.toml",
+    "teacher score teacher --data images --broken skip --size 16 --grid 4 --out scores.json",
+    "features codes --teacher teacher --out seen",
+    "generator train aligned.toml",
 )
 READERS = (
     ("images/a/0.png", "encode tok images out"),
     ("mid/checkpoints/step_4/ema.safetensors", "reconstruct mid picture.png --out p"),
     ("codes/train_00000.safetensors", "generator train ar.toml --out fresh"),
     ("codes/manifest.json", "generator train ar.toml --out fresh"),
+    ("codes-teacher/features_00000.safetensors", "generator train aligned.toml --out fresh"),
+    ("codes-teacher/manifest.json", "generator train aligned.toml --out fresh"),
     ("mid.toml", "tokenizer train mid.toml"),
     ("saved/config.json", "reconstruct saved picture.png --out p"),
 )

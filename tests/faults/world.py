@@ -37,7 +37,7 @@ optim.warmup = 2
 {more}
 """
 GENERATOR = """
-out = "{kind}"
+out = "{out}"
 tokenizer = "tok"
 codes = "codes"
 [{kind}]
@@ -70,6 +70,14 @@ save_every = 2
 keep = 3
 optim.warmup = 2
 """
+ALIGNMENT = """
+[alignment]
+depth = 1
+weight = 0.5
+hidden = 8
+[[alignment.teachers]]
+source = "teacher"
+"""
 LAST, HERE = 6, 4
 """Steps of a run, and the step after which it was interrupted."""
 
@@ -77,7 +85,7 @@ LAST, HERE = 6, 4
 def make(folder: Path, golden: Path | None) -> None:
     """Everything that an attempt may damage, in a new folder.
 
-    ``mid``, ``teacher``, ``ar`` and ``diffusion`` stand at step `HERE` of `LAST`, the other runs are done.
+    ``mid``, ``teacher``, ``ar``, ``aligned`` and ``diffusion`` stand at step `HERE` of `LAST`, the other runs are done.
     """
     folder.mkdir(parents=True)
     _pictures(folder)
@@ -85,15 +93,24 @@ def make(folder: Path, golden: Path | None) -> None:
     (folder / "mid.toml").write_text(TOKENIZER.format(out="mid", more=""))
     (folder / "other.toml").write_text(TOKENIZER.format(out="other", more="seed = 7"))
     (folder / "teacher.toml").write_text(TEACHER)
-    (folder / "ar.toml").write_text(GENERATOR.format(kind="ar", own="mlp_multiple_of = 16"))
-    (folder / "diffusion.toml").write_text(GENERATOR.format(kind="diffusion", own="patch = 2\n[sampling]\nsteps = 2"))
+    ar = {"kind": "ar", "own": "mlp_multiple_of = 16"}
+    (folder / "ar.toml").write_text(GENERATOR.format(out="ar", **ar))
+    (folder / "aligned.toml").write_text(GENERATOR.format(out="aligned", **ar) + ALIGNMENT)
+    diffusion = {"kind": "diffusion", "own": "patch = 2\n[sampling]\nsteps = 2"}
+    (folder / "diffusion.toml").write_text(GENERATOR.format(out="diffusion", **diffusion))
     for line in (
         "tokenizer train tok.toml",
         "tokenizer train mid.toml",
         "tokenizer train other.toml",
         "teacher train teacher.toml",
         "encode tok images codes",
+        "encode tok shard.tar others --size 16",
+        "features codes --teacher teacher",
+        "features codes --teacher teacher --layer 1 --out features-layer",
+        "features codes --teacher teacher --grid 2 --out features-grid",
+        "features others --teacher teacher --out features-others",
         "generator train ar.toml",
+        "generator train aligned.toml",
         "generator train diffusion.toml",
         "tokenizer eval tok",
         "generator eval ar --samples 4 --features",
@@ -105,7 +122,7 @@ def make(folder: Path, golden: Path | None) -> None:
         "analyze alignment tok --neighbours 2 --split train --out alignment.json",
     ):
         command(folder, line)
-    for run in ("mid", "teacher", "ar", "diffusion"):
+    for run in ("mid", "teacher", "ar", "aligned", "diffusion"):
         shutil.rmtree(folder / run / "checkpoints" / f"step_{LAST}")
     if golden is not None:
         shutil.copy(golden / "ckpt_tokenizer_tiny.ckpt", folder / "official.ckpt")
