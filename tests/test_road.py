@@ -497,6 +497,7 @@ BAD = {
     "unknown key": (["tokenizer", "train", "tokenizer.toml", "--train.stesp", "3"], "train.stesp: unknown key; did you mean 'steps'"),
     "wrong type": (["tokenizer", "train", "tokenizer.toml", "--train.steps", "many"], "train.steps: input should be a valid integer"),
     "missing file": (["tokenizer", "train", "gone.toml"], "gone.toml: no such file"),
+    "forecast of nothing": (["analyze", "forecast", "gone"], "gone: no such folder"),
     "missing folder": (["tokenizer", "train", "tokenizer.toml", "--out", "new", "--data.source", "gone"], "gone"),
     "size": (["tokenizer", "train", "tokenizer.toml", "--out", "new", "--data.size", "18"], "data.size=18: expected a multiple of the tokenizer's factor 4"),
     "levels": (["tokenizer", "train", "tokenizer.toml", "--out", "new", "--tokenizer.quantizer.levels", "[4, 5]"], "paper cells with bound='ifsq' need odd levels"),

@@ -2,7 +2,7 @@
 
     train_tokenizer, adapt -> encode -> (train_teacher, cache_features) -> train_generator -> (fit_times) -> sample
     evaluate_tokenizer, evaluate_generator (with a judge), likelihood, evaluate (anybody's images), reconstruct,
-    analyze_alignment, score_teachers
+    analyze_alignment, score_teachers, forecast
 
 Every stage joins the processes that torchrun started (or stands alone), opens the run it is of once, checks what it is
 given before it writes anything, and can be run again after an interruption.
@@ -48,6 +48,7 @@ from ifsq.evaluation import (
 )
 from ifsq.evaluation.alignment.analyze import analyze_layers
 from ifsq.evaluation.alignment.record import Alignment, AlignmentAnalysis
+from ifsq.evaluation.forecast import forecast_tokenizer
 from ifsq.evaluation.reconstruct import check_tile, distinct_targets, reconstruct_image
 from ifsq.evaluation.record import Evaluation
 from ifsq.evaluation.samples import MOST_SAMPLES, Classes, image_shape, samples_card
@@ -516,3 +517,31 @@ def score_teachers(
         if out is not None:
             from_first(world, lambda: write_cards(out, measured))
     return scored
+
+
+def forecast(
+    folder: Path,
+    codes: Path | None = None,
+    device: str = "auto",
+    reporter: Reporter | None = None,
+    options: TokenizerEvaluation | None = None,
+) -> list[ProtocolCard]:
+    """What a tokenizer's codes and decoder say beforehand of how well its codes can be generated.
+
+    codes    a cache of its codes, with splits ``train`` and ``val``; None: nothing is said of tokens
+    options  images and networks, as of an evaluation; LPIPS is not taken
+
+    Writes ``evaluation_forecast.json`` into the run, with more in its name for other images than the held-out ones. One
+    process alone.
+    """
+    reporter, options = reporter or Silent(), options or TokenizerEvaluation()
+    with join(device) as world:
+        if world.size > 1:
+            raise InputError(f"{world.size} processes: a forecast is made in one; start it without torchrun")
+        run = Run.open(folder)
+        measured, suffix = forecast_tokenizer(run, codes, replace(options, lpips=""), world, reporter)
+        for line in measured.lacks:
+            reporter.say(line)
+        write_evaluation(run, measured, f"_forecast{suffix}")
+        reporter.say(f"forecast: {run.folder / f'evaluation_forecast{suffix}.json'}")
+    return list(measured.cards)

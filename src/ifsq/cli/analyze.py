@@ -1,4 +1,4 @@
-"""``ifsq analyze bounds|codes|alignment``."""
+"""``ifsq analyze bounds|codes|forecast|alignment``."""
 
 import argparse
 from pathlib import Path
@@ -6,15 +6,16 @@ from typing import Any
 
 from ifsq.cli.generator import add_weights
 from ifsq.cli.parser import add_reading, reading_of, verb
-from ifsq.cli.terminal import Terminal, print_table, say
+from ifsq.cli.terminal import Terminal, print_cards, print_table, say
+from ifsq.cli.tokenizer import add_measured, measured_of
 
 BOUNDS = "runs/bounds"
 
 
 def add_analyze(verbs: Any) -> None:
-    """``analyze bounds``, ``analyze codes`` and ``analyze alignment``."""
+    """``analyze bounds``, ``codes``, ``forecast`` and ``alignment``."""
     analyze = verbs.add_parser(
-        "analyze", help="what bounds do to latents, how codes are used, how layers see images"
+        "analyze", help="what bounds do to latents, how codes are used and forecast generation, how layers see images"
     ).add_subparsers(metavar="VERB", required=True)
     bounds = verb(analyze, "bounds", "every bound and cell rule on latents of known distributions", _analyze_bounds)
     bounds.add_argument("--out", type=Path, default=Path(BOUNDS), metavar="DIR", help=f"default {BOUNDS}")
@@ -27,6 +28,14 @@ def add_analyze(verbs: Any) -> None:
     codes = verb(analyze, "codes", "how a cache uses levels and indices", _analyze_codes)
     codes.add_argument("folder", type=Path, metavar="CACHE", help="code cache")
     codes.add_argument("--split", default="train", metavar="NAME", help="default train")
+
+    forecast = verb(
+        analyze, "forecast", "how well a tokenizer's codes can be generated, without a generator", _forecast, alone=True
+    )
+    add_measured(forecast)
+    forecast.add_argument(
+        "codes", type=Path, nargs="?", metavar="CACHE", help="of its codes (default: nothing is said of tokens)"
+    )
     _add_alignment(analyze)
 
 
@@ -85,6 +94,14 @@ def _analyze_codes(options: argparse.Namespace) -> None:
 
     for table in analyze_codes(options.folder, options.split):
         print_table(table.title, table.columns, table.rows)
+
+
+def _forecast(options: argparse.Namespace) -> None:
+    from ifsq import pipeline
+
+    with Terminal() as terminal:
+        cards = pipeline.forecast(options.folder, options.codes, options.device, terminal, measured_of(options))
+    print_cards(cards)
 
 
 def _analyze_alignment(options: argparse.Namespace) -> None:

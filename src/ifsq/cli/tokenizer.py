@@ -16,29 +16,49 @@ def add_tokenizer(verbs: Any) -> None:
     train = verb(tokenizer, "train", "train a tokenizer", _tokenizer_train, overrides="--")
     train.add_argument("experiment", type=Path, metavar="EXPERIMENT.toml")
     evaluate = verb(tokenizer, "eval", "measure a tokenizer on held-out images", _tokenizer_eval)
-    evaluate.add_argument("folder", type=Path, metavar="RUN")
-    evaluate.add_argument(
+    add_measured(evaluate)
+    evaluate.add_argument("--lpips", **_network("LPIPS, with these VGG16 weights"))
+
+
+def add_measured(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that say which tokenizer is measured, on which images and by which features."""
+    parser.add_argument("folder", type=Path, metavar="RUN")
+    parser.add_argument(
         "--data", type=named, metavar="SOURCE", help="images, as data.source of an experiment (default: the run's)"
     )
-    evaluate.add_argument(
+    parser.add_argument(
         "--split",
         type=named,
         metavar="NAME",
         help="val, train, another of the source, or all (default: val; of other images than the run's their val or"
         " test, or all where they have no splits)",
     )
-    evaluate.add_argument("--size", type=size, default=0, metavar="PX", help=SIZE_HELP)
-    evaluate.add_argument(
-        "--count", type=int, default=0, metavar="N", help="images, drawn over the split (default: all)"
+    parser.add_argument("--size", type=size, default=0, metavar="PX", help=SIZE_HELP)
+    parser.add_argument("--count", type=int, default=0, metavar="N", help="images, drawn over the split (default: all)")
+    add_reading(parser)
+    parser.add_argument("--no-judge", action="store_true", help="leave out rFD(judge) and the training of its judge")
+    parser.add_argument("--fid", **_network("rFID, with these Inception weights"))
+
+
+def measured_of(options: argparse.Namespace, lpips: str = "") -> Any:
+    """The `TokenizerEvaluation` that these arguments ask for."""
+    from ifsq.evaluation import TokenizerEvaluation
+
+    return TokenizerEvaluation(
+        source=options.data or "",
+        split=options.split or "",
+        size=options.size,
+        count=options.count,
+        judge=not options.no_judge,
+        lpips=lpips,
+        fid=options.fid,
+        reading=reading_of(options),
     )
-    add_reading(evaluate)
-    evaluate.add_argument("--no-judge", action="store_true", help="leave out rFD(judge) and the training of its judge")
-    for option, network in (
-        ("--lpips", "LPIPS, with these VGG16 weights"),
-        ("--fid", "rFID, with these Inception weights"),
-    ):
-        text = f"{network} or, without PATH, the published ones: found on this machine or fetched"
-        evaluate.add_argument(option, nargs="?", const="official", default="", metavar="PATH", help=text)
+
+
+def _network(what: str) -> dict[str, Any]:
+    text = f"{what} or, without PATH, the published ones: found on this machine or fetched"
+    return {"nargs": "?", "const": "official", "default": "", "metavar": "PATH", "help": text}
 
 
 def add_adapt(verbs: Any) -> None:
@@ -123,20 +143,11 @@ def _tokenizer_train(options: argparse.Namespace) -> None:
 
 def _tokenizer_eval(options: argparse.Namespace) -> None:
     from ifsq import pipeline
-    from ifsq.evaluation import TokenizerEvaluation
 
-    images = TokenizerEvaluation(
-        source=options.data or "",
-        split=options.split or "",
-        size=options.size,
-        count=options.count,
-        judge=not options.no_judge,
-        lpips=options.lpips,
-        fid=options.fid,
-        reading=reading_of(options),
-    )
     with Terminal() as terminal:
-        cards = pipeline.evaluate_tokenizer(options.folder, options.device, terminal, images)
+        cards = pipeline.evaluate_tokenizer(
+            options.folder, options.device, terminal, measured_of(options, options.lpips)
+        )
     print_cards(cards)
 
 
