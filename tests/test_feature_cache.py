@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import json
 import os
 import shutil
 import threading
@@ -198,6 +199,20 @@ def test_what_is_no_cache_of_these_features_is_refused(place, tmp_path, monkeypa
     monkeypatch.setattr(opening, "_LOADERS", {"mine": lambda config: make_teacher(config, seed=1)})
     with pytest.raises(InputError, match="holds other features \\(digest"):
         write(place, "plain", tmp_path / "made")
+
+
+@pytest.mark.parametrize(
+    ("order", "wrong"),
+    [((0, 0, 2, 3), "shards.1: file 'features_00000"), ((3, 2, 1, 0), "shards.0: file 'features_00003")],
+)
+def test_shards_that_stand_twice_or_in_another_order_are_refused(order, wrong, place, tmp_path, monkeypatch):
+    """Their rows would lie beside codes of other pictures."""
+    monkeypatch.setattr(feature_writer, "SHARD_BYTES", 3 * 2 * 16 * WIDTH)
+    said = write(place, "plain", tmp_path / "f").folder / "manifest.json"
+    table = json.loads(said.read_text())
+    said.write_text(json.dumps({**table, "shards": [table["shards"][number] for number in order]}))
+    with pytest.raises(InputError, match=wrong):
+        FeatureCache.open(tmp_path / "f")
 
 
 def test_features_of_what_cannot_be_seen_are_refused_in_a_line(place, tmp_path, monkeypatch, capsys):

@@ -323,6 +323,7 @@ def test_steps_that_are_known_are_not_measured_again(tmp_path, monkeypatch):
     assert few.rows == tuple(row for row in other.rows if row.layer != "0")
     analysis("ar", tmp_path, (), neighbours=4)  # of the file, which holds two layers alone
     assert looked == [1, 2]
+    assert analysis("ar", tmp_path, (2, 1, 2), neighbours=4) == other  # each once, in their order
 
 
 def test_labels_of_the_class_and_images_without_any(tmp_path):

@@ -13,7 +13,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ifsq.codes.features import FEATURES, MANIFEST, VERSION, FeatureCache, FeaturesAbout, feature_starts, refuse_others
+from ifsq.codes.features import (
+    FEATURES,
+    MANIFEST,
+    VERSION,
+    FeatureCache,
+    FeaturesAbout,
+    feature_shard,
+    feature_starts,
+    refuse_others,
+)
 from ifsq.codes.shard import FLIPPED
 from ifsq.codes.writer import ABOUT, CHECKSUM, is_as_recorded
 from ifsq.config import InputError, read_json, to_dict
@@ -68,11 +77,6 @@ def prepare_features(partial: Path, about: FeaturesAbout) -> bool:
         partial.mkdir(parents=True)
         write_text(partial / ABOUT, json.dumps(to_dict(about)))
     return False
-
-
-def feature_shard(number: int) -> str:
-    """File of a shard."""
-    return f"{FEATURES}_{number:05d}.safetensors"
 
 
 def shard_is_whole(path: Path, count: int, about: FeaturesAbout) -> bool:

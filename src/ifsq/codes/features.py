@@ -64,6 +64,11 @@ class FeatureRows:
         return _as_floats(taken)
 
 
+def feature_shard(number: int) -> str:
+    """File of a shard."""
+    return f"{FEATURES}_{number:05d}.safetensors"
+
+
 @dataclass(frozen=True)
 class FeatureShard:
     """A shard as the manifest names it: its file, the pictures in it and the SHA-256 of its bytes."""
@@ -125,6 +130,9 @@ class FeatureManifest:
     def __post_init__(self) -> None:
         if (self.kind, self.format) != (FEATURES, VERSION):
             raise ValueError(f"kind {self.kind!r}, format {self.format}: expected {FEATURES!r}, {VERSION}")
+        for number, shard in enumerate(self.shards):  # rows follow each other in the order of the pictures
+            if shard.file != feature_shard(number):
+                raise ValueError(f"shards.{number}: file {shard.file!r}: expected {feature_shard(number)!r}")
         if (count := sum(shard.count for shard in self.shards)) != self.about.rows:
             raise ValueError(f"shards of {count} pictures: expected {self.about.rows}")
 

@@ -32,7 +32,7 @@ def analyze_layers(
     reporter: Reporter,
 ) -> tuple[Path, Alignment]:
     """See `ifsq.pipeline.analyze_alignment`. Raises InputError before anything is written."""
-    measured = ((run.step,) if steps is None else tuple(steps) or run.kept) or (None,)
+    measured = ((run.step,) if steps is None else tuple(sorted(set(steps))) or run.kept) or (None,)
     for step in measured if steps else ():
         run.weights(step, average)  # each of them is there
     subject = open_subject(run, asked, measured[-1], average, device)
