@@ -43,6 +43,7 @@ WRITERS = (
     "import official dit.pt --multiplier 1.1 --out new",
     "export official imported_dit --out new.pt",
     "analyze alignment ar --neighbours 2 --split train --step all",
+    "analyze forecast tok codes --no-judge",
     "import latents latents --out new",
     "teacher train teacher.toml",
     "teacher score teacher --data images --broken skip --size 16 --grid 4 --out scores.json",
