@@ -136,7 +136,9 @@ def test_weights_of_another_size_are_refused(run, tmp_path):
         (lambda: ObjectiveConfig(colour=1.0), "colour below 1"),
         (lambda: ObjectiveConfig(whole=1.5), "whole=1.5"),
         (lambda: ObjectiveConfig(noise=-0.1), "noise=-0.1: expected no negative number"),
-        (lambda: ObjectiveConfig(points=0), "points=0, expansion=4"),
+        (lambda: ObjectiveConfig(points=0), "points=0: expected 1 to 4096"),
+        (lambda: ObjectiveConfig(points=10**9), "points=1000000000: expected 1 to 4096"),
+        (lambda: ObjectiveConfig(expansion=0), "expansion=0: expected at least 1"),
         (
             lambda: TeacherExperiment("x", DataConfig("bundled:photos", 16), PatchNetConfig(patch=8)),
             "network.patch=8 of images of 16 pixels: expected at least four patches a side",

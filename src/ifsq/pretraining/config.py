@@ -9,6 +9,9 @@ from ifsq.data.images import DataConfig
 from ifsq.pretrained.teachers.trained import PatchNetConfig
 from ifsq.training.config import TrainConfig
 
+MOST_POINTS = 4096
+"""Places of an image: more than its patches add nothing, and they are all in memory together."""
+
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
@@ -40,8 +43,10 @@ class ObjectiveConfig:
         for name in ("noise", "redundancy"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)}: expected no negative number")
-        if self.points < 1 or self.expansion < 1:
-            raise ValueError(f"points={self.points}, expansion={self.expansion}: expected at least 1 of each")
+        if not 1 <= self.points <= MOST_POINTS:
+            raise ValueError(f"points={self.points}: expected 1 to {MOST_POINTS}")
+        if self.expansion < 1:
+            raise ValueError(f"expansion={self.expansion}: expected at least 1")
 
 
 @dataclass(frozen=True)
