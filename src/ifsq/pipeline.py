@@ -47,7 +47,7 @@ from ifsq.evaluation import (
     write_samples,
 )
 from ifsq.evaluation.alignment.analyze import analyze_layers
-from ifsq.evaluation.alignment.record import Alignment, AlignmentAnalysis
+from ifsq.evaluation.alignment.record import AlignmentAnalysis, LayerAlignment
 from ifsq.evaluation.forecast import forecast_tokenizer
 from ifsq.evaluation.reconstruct import check_tile, distinct_targets, reconstruct_image
 from ifsq.evaluation.record import Evaluation
@@ -481,7 +481,7 @@ def analyze_alignment(
     reporter: Reporter | None = None,
     steps: Sequence[int] | None = None,
     average: bool = True,
-) -> tuple[Path, Alignment]:
+) -> tuple[Path, LayerAlignment]:
     """Hold the layers of a tokenizer or a generator against a teacher's features; returns the file and what is in it.
 
     out    file of the figures, ``.json``; the curves lie beside it as ``.png``. None: ``alignment_TEACHER.json`` in the

@@ -107,8 +107,9 @@ def _forecast(options: argparse.Namespace) -> None:
 def _analyze_alignment(options: argparse.Namespace) -> None:
     from ifsq import pipeline
     from ifsq.config import build
-    from ifsq.evaluation.alignment.record import EFFICIENTNET, AlignmentAnalysis
+    from ifsq.evaluation.alignment.record import AlignmentAnalysis
     from ifsq.evaluation.alignment.table import figures_table
+    from ifsq.pretrained.efficientnet_lite import NAME as EFFICIENTNET
     from ifsq.pretrained.teachers.config import TeacherConfig
 
     named = EFFICIENTNET if options.teacher is None else options.teacher

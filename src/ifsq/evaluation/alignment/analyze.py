@@ -8,8 +8,8 @@ import torch
 from ifsq.evaluation.alignment.curves import write_curves
 from ifsq.evaluation.alignment.measure import begin_alignment, look_at_images, measure_layers, wanted_rows
 from ifsq.evaluation.alignment.record import (
-    Alignment,
     AlignmentAnalysis,
+    LayerAlignment,
     check_out,
     file_of,
     read_alignment,
@@ -30,7 +30,7 @@ def analyze_layers(
     average: bool,
     device: torch.device,
     reporter: Reporter,
-) -> tuple[Path, Alignment]:
+) -> tuple[Path, LayerAlignment]:
     """See `ifsq.pipeline.analyze_alignment`. Raises InputError before anything is written."""
     measured = ((run.step,) if steps is None else tuple(sorted(set(steps))) or run.kept) or (None,)
     for step in measured if steps else ():

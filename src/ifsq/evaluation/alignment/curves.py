@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ifsq.evaluation.alignment.measure import FIGURES
-from ifsq.evaluation.alignment.record import Alignment, LayerFigures
+from ifsq.evaluation.alignment.record import LayerAlignment, LayerFigures
 from ifsq.store.files import write_bytes
 
 SHOWN = ("cknna", "cknna_cosine", "cka", "patch_cka", "probe")
@@ -16,12 +16,12 @@ MOST_NAMED = 30  # lines whose names have room
 STYLE: Any = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
 
 
-def write_curves(place: Path, found: Alignment) -> None:
+def write_curves(place: Path, found: LayerAlignment) -> None:
     """Write the picture beside the file of figures, whole or not at all. Raises InputError."""
     write_bytes(place.with_suffix(".png"), draw_curves(found))
 
 
-def draw_curves(found: Alignment) -> bytes:
+def draw_curves(found: LayerAlignment) -> bytes:
     """PNG: a column a figure; a row by depth at the newest step, and, of several steps, two over the training."""
     from matplotlib import rc_context
 
@@ -29,7 +29,7 @@ def draw_curves(found: Alignment) -> bytes:
         return _draw(found)
 
 
-def _draw(found: Alignment) -> bytes:
+def _draw(found: LayerAlignment) -> bytes:
     from matplotlib.figure import Figure
 
     columns = [name for name in SHOWN if _known(found.rows, name)]
@@ -62,7 +62,7 @@ def _draw(found: Alignment) -> bytes:
 
 
 def _by_depth(
-    axis: Any, found: Alignment, name: str, lines: Sequence[tuple[int | None, float | None]], what: str
+    axis: Any, found: LayerAlignment, name: str, lines: Sequence[tuple[int | None, float | None]], what: str
 ) -> None:
     """Lines over the layers, one for each of these steps and times."""
     places = range(len(found.layers))
@@ -81,7 +81,7 @@ def _by_depth(
     axis.set_xlabel("layer")
 
 
-def _by_step(axis: Any, found: Alignment, name: str, time: float | None) -> None:
+def _by_step(axis: Any, found: LayerAlignment, name: str, time: float | None) -> None:
     """Lines over the steps, one for each layer."""
     for layer, colour in zip(found.layers, _colours(len(found.layers)), strict=True):
         for figure, dash in _drawn_with(name).items():
@@ -95,7 +95,7 @@ def _by_step(axis: Any, found: Alignment, name: str, time: float | None) -> None
     axis.set_xlabel("step")
 
 
-def _level(axis: Any, found: Alignment, name: str) -> None:
+def _level(axis: Any, found: LayerAlignment, name: str) -> None:
     """Grey: the teacher's own figure, and chance."""
     if name != "probe":
         return
@@ -105,7 +105,7 @@ def _level(axis: Any, found: Alignment, name: str) -> None:
             axis.axhline(value, color="#888888", linewidth=0.8, linestyle=dash)
 
 
-def _title(name: str, found: Alignment) -> str:
+def _title(name: str, found: LayerAlignment) -> str:
     if name == "own_token":
         both = _known(found.rows, "next_token")
         return "cosine with own token" + (" (- -: the next)" if both else "")
@@ -119,7 +119,7 @@ def _drawn_with(name: str) -> dict[str, str]:
     return TOKENS if name == "own_token" else PATCHES if name == "patch_cka" else {name: "-"}
 
 
-def _clearest(found: Alignment) -> float | None:
+def _clearest(found: LayerAlignment) -> float | None:
     """The time at which the newest step has the greatest CKNNA."""
     rows = [row for row in found.of_step(found.steps[-1]) if row.values.get("cknna_cosine") is not None]
     return max(rows, key=lambda row: row.values["cknna_cosine"] or 0).time if rows else found.times[0]

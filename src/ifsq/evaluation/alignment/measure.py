@@ -20,7 +20,7 @@ from ifsq.data import ImageBatch, iterate_once
 from ifsq.data.labels import NO_CLASSES
 from ifsq.data.sampler import max_batch
 from ifsq.evaluation.alignment.layers import Layers, Looked
-from ifsq.evaluation.alignment.record import LABELS, Alignment, AlignmentAnalysis, LayerFigures
+from ifsq.evaluation.alignment.record import LABELS, AlignmentAnalysis, LayerAlignment, LayerFigures
 from ifsq.evaluation.alignment.subject import Subject
 from ifsq.evaluation.options import ImagesToMeasure
 from ifsq.evaluation.protocol import blank_card
@@ -74,7 +74,7 @@ probe           accuracy of a ridge regression of the class, over folds; ``chanc
 
 
 @dataclass(frozen=True)
-class Taught:
+class TeacherView:
     """What a teacher sees of the images, and what is measured of it alone.
 
     pooled   averages over positions
@@ -98,7 +98,7 @@ def look_at_images(
     device: torch.device,
     reporter: Reporter,
     workers: int = 0,
-) -> Taught:
+) -> TeacherView:
     """The teacher's features of the images, and the images ready for the layers.
 
     workers  processes that read ahead
@@ -139,12 +139,12 @@ def look_at_images(
 
     known = torch.cat(labels)
     without = on.images.classes == NO_CLASSES or int(known.min()) < 0 or len(known.unique()) < 2 or n < FOLDS
-    return Taught(torch.cat(pooled), torch.cat(patches), None if without else known, looked, tuple(skipped))
+    return TeacherView(torch.cat(pooled), torch.cat(patches), None if without else known, looked, tuple(skipped))
 
 
 def begin_alignment(
-    teacher: ImageTeacher, subject: Subject, taught: Taught, asked: AlignmentAnalysis, average: bool
-) -> Alignment:
+    teacher: ImageTeacher, subject: Subject, taught: TeacherView, asked: AlignmentAnalysis, average: bool
+) -> LayerAlignment:
     """The record before any step is in it: the protocol, and what is found of the teacher alone."""
     layers, n = subject.layers, len(taught.pooled)
     times = ", ".join(f"{time:g}" for time in layers.times if time is not None)
@@ -161,10 +161,10 @@ def begin_alignment(
         features=f"{teacher.name} ({teacher.digest[:12]})",
     )
     if subject.codes is None:
-        card = replace(card, tokenizer_hash="")  # of each step, in `Alignment.hashes`
+        card = replace(card, tokenizer_hash="")  # of each step, in `LayerAlignment.hashes`
     else:
         card = replace(card, labels=LABELS[asked.labels], dtype=layers.arithmetic)
-    return Alignment(
+    return LayerAlignment(
         card,
         teacher.name,
         teacher.digest,
@@ -183,7 +183,7 @@ def wanted_rows(layers: Layers, asked: AlignmentAnalysis) -> list[tuple[str, flo
 
 
 def measure_layers(
-    layers: Layers, taught: Taught, asked: AlignmentAnalysis, step: int | None, reporter: Reporter
+    layers: Layers, taught: TeacherView, asked: AlignmentAnalysis, step: int | None, reporter: Reporter
 ) -> tuple[LayerFigures, ...]:
     """The figures of the layers that are asked for, at every time.
 
@@ -213,7 +213,7 @@ def measure_layers(
 class _Teacher:
     """The side that all layers are held against, computed once."""
 
-    def __init__(self, taught: Taught, predicts: bool, k: int) -> None:
+    def __init__(self, taught: TeacherView, predicts: bool, k: int) -> None:
         self.pooled, self.patches, self.labels = taught.pooled, taught.patches, taught.labels
         self.near = _neighbours(taught.pooled, k)
         self.own = CrossMoments()
@@ -320,7 +320,7 @@ def _patched(grid: tuple[int, int]) -> int:
     return max(1, PATCHES // (grid[0] * grid[1]))
 
 
-def _reasons(taught: Taught, asked: AlignmentAnalysis) -> tuple[str, ...]:
+def _reasons(taught: TeacherView, asked: AlignmentAnalysis) -> tuple[str, ...]:
     """What is not measured of these images, and why."""
     if taught.labels is None:
         return ("probe: the images have no classes to tell apart",)

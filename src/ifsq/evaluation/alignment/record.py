@@ -11,6 +11,7 @@ from ifsq.data.images import Reading
 from ifsq.evaluation.record import check_cards
 from ifsq.metrics.alignment import NEIGHBOURS
 from ifsq.metrics.card import ProtocolCard
+from ifsq.pretrained.efficientnet_lite import NAME as EFFICIENTNET
 from ifsq.pretrained.teachers.config import TeacherConfig
 from ifsq.store.files import make_folder, write_text
 from ifsq.store.run import Run
@@ -19,7 +20,6 @@ MOST_IMAGES = 2000
 """Images that are measured where nobody says how many."""
 LABELS = {"null": "the null class", "class": "their own classes"}
 """What a generator is told of an image's class, and how cards say it."""
-EFFICIENTNET = "efficientnet-lite0"
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class LayerFigures:
 
 
 @dataclass(frozen=True)
-class Alignment:
+class LayerAlignment:
     """The content of the file.
 
     card            the protocol; it holds no values
@@ -122,7 +122,7 @@ class Alignment:
         return tuple(row for row in self.rows if row.step == step)
 
     def known(
-        self, other: "Alignment | None", step: int | None, digest: str, wanted: Sequence[tuple[str, float | None]]
+        self, other: "LayerAlignment | None", step: int | None, digest: str, wanted: Sequence[tuple[str, float | None]]
     ) -> tuple[LayerFigures, ...]:
         """What another analysis by the same protocol found of a step, if that had these weights; else nothing.
 
@@ -135,7 +135,7 @@ class Alignment:
         alike = replace(other, **found) == replace(self, **found)
         return tuple(rows[one] for one in wanted) if alike and rows.keys() >= set(wanted) else ()
 
-    def extended(self, rows: Sequence[LayerFigures], step: int | None, digest: str) -> "Alignment":
+    def extended(self, rows: Sequence[LayerFigures], step: int | None, digest: str) -> "LayerAlignment":
         """With the rows of one more step, whose weights have this SHA-256."""
         return replace(self, rows=(*self.rows, *rows), hashes={**self.hashes, str(step): digest})
 
@@ -157,17 +157,17 @@ def check_out(out: Path) -> None:
     read_alignment(out)
 
 
-def read_alignment(path: Path) -> Alignment | None:
+def read_alignment(path: Path) -> LayerAlignment | None:
     """What a file holds; None where there is none. Raises InputError for anything else in it."""
     if not path.exists():
         return None
     table = read_json(path)
     if not isinstance(table, dict) or not isinstance(table.get("rows"), list):
         raise InputError(f"{path}: is there and holds no alignment; choose another name")
-    return build(Alignment, table, str(path))
+    return build(LayerAlignment, table, str(path))
 
 
-def write_alignment(path: Path, found: Alignment) -> None:
+def write_alignment(path: Path, found: LayerAlignment) -> None:
     """Write the file, whole or not at all. Raises InputError."""
     make_folder(path.parent)
     write_text(path, json.dumps(asdict(found) | {"card": found.card.to_dict()}, indent=1) + "\n")

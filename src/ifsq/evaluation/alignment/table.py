@@ -1,7 +1,7 @@
 """The table of an alignment: a row a step, time and layer, the figures that were found in the columns."""
 
 from ifsq.evaluation.alignment.measure import FIGURES
-from ifsq.evaluation.alignment.record import Alignment
+from ifsq.evaluation.alignment.record import LayerAlignment
 
 COLUMNS = {
     "cknna": "CKNNA",
@@ -17,7 +17,7 @@ COLUMNS = {
 """Short names, so that a terminal is wide enough; `FIGURES` has them all."""
 
 
-def figures_table(found: Alignment) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+def figures_table(found: LayerAlignment) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Names of the columns, and the rows, of text; what no layer has is left out."""
     names = [name for name in COLUMNS if any(name in row.values for row in found.rows)]
     told = [named for named in ("step", "time") if any(getattr(row, named) is not None for row in found.rows)]

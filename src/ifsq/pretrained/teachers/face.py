@@ -18,7 +18,7 @@ LARGEST_GRID = 1024
 
 
 class Teacher(nn.Module, ABC):
-    """Gives one vector a token. Frozen, always in eval mode, float32 under any autocast; no gradient.
+    """Gives one vector a token. Frozen, always in eval mode; no gradient.
 
     Set by a subclass:
 
@@ -45,7 +45,7 @@ class Teacher(nn.Module, ABC):
 
 
 class ImageTeacher(Teacher):
-    """A teacher that looks at images.
+    """A teacher that looks at images. It computes in float32 under any autocast.
 
     smallest  pixels that each side of an image needs
     """
@@ -85,6 +85,8 @@ class ImageTeacher(Teacher):
 
 class SelfTeacher(Teacher):
     """A generator's own averaged weights, looked at in a deeper layer or with a cleaner input. Needs no other network.
+
+    It computes in the precision of the training, as the generator does.
 
     model  averaged weights; whoever trains moves them, and they are no part of this module or of what it saves
     look   (model, what `features` is given) -> states (b, t, f)

@@ -16,6 +16,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from ifsq.config import InputError, read_json
+from ifsq.pretrained.efficientnet_lite import NAME as EFFICIENTNET
 from ifsq.pretrained.teachers.config import TeacherConfig
 from ifsq.pretrained.teachers.face import ImageTeacher
 from ifsq.pretrained.teachers.families import SHORT_NAMES
@@ -28,7 +29,6 @@ from ifsq.store.hub import REPOSITORY, locate
 from ifsq.store.run import Run
 
 ENTRY_POINTS = "ifsq.teachers"
-EFFICIENTNET = "efficientnet-lite0"
 HUB = "https://huggingface.co"
 
 Loader = Callable[[TeacherConfig], ImageTeacher]
