@@ -3,6 +3,7 @@
 import contextlib
 import os
 from dataclasses import replace
+from itertools import islice
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from ifsq.store import checkpoints
 from ifsq.store.run import Run
 from ifsq.training.claim import Claim
 from ifsq.training.config import EngineConfig, TrainConfig
-from ifsq.training.distributed import join
+from ifsq.training.distributed import World, join
 from ifsq.training.log import Silent, read_metrics
 from ifsq.training.loop import fit, train
 from ifsq.training.optim import OptimConfig
@@ -129,14 +130,16 @@ def test_the_gradient_of_alignment_reaches_the_blocks_up_to_its_depth_and_the_pr
 
 
 @pytest.mark.parametrize("kind", MODELS)
-def test_the_loss_is_the_generators_plus_the_weighted_alignment(kind):
-    made = task(kind, asked=options(weight=3.0))
+@pytest.mark.parametrize(("step", "weight"), [(0, 3.0), (3, 1.5), (5, 0.5)])
+def test_the_loss_is_the_generators_plus_the_alignment_as_it_is_weighed_at_the_step(kind, step, weight):
+    made = task(kind, asked=options(weight=3.0, decay="linear"))
     batch = made.train.batch(torch.arange(8))
     torch.manual_seed(1)
-    losses = made.loss(made.model, batch, torch.Generator().manual_seed(2), 0)
+    losses = made.loss(made.model, batch, torch.Generator().manual_seed(2), step)
     torch.manual_seed(1)
-    own = made.model.loss(batch, torch.Generator().manual_seed(2), 0.0)["loss"]
-    assert torch.equal(losses["loss"], own + 3 * losses["alignment"])
+    own = made.model.loss(batch, torch.Generator().manual_seed(2), step / STEPS)["loss"]
+    assert losses["alignment"] != 0
+    torch.testing.assert_close(losses["loss"], own + weight * losses["alignment"])
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -147,6 +150,31 @@ def test_an_alignment_that_has_stopped_leaves_the_bits_of_training_alone(kind, t
     here(tmp_path / "none", task(kind, config), config)
     names = ("model", "ema")
     assert_same(tables(tmp_path / "none", names), tables(tmp_path / "off", names))
+
+
+@pytest.mark.parametrize("start", [0, 2, 5])
+def test_batches_bring_no_features_once_nothing_is_aligned_any_more(start):
+    """The same examples as without alignment, in two parts a step; four of six steps are aligned."""
+    config = replace(CONFIG, engine=EngineConfig(accumulate=2))
+    alone = World(0, 1, torch.device("cpu"))
+    with (
+        contextlib.closing(task("ar", config, options(stop=0.6)).batches(start, alone)) as aligned,
+        contextlib.closing(task("ar", config).batches(start, alone)) as plain,
+    ):
+        parts = 2 * (STEPS - start)
+        for number, (one, other) in enumerate(islice(zip(aligned, plain, strict=True), parts)):
+            assert torch.equal(one.content, other.content)
+            assert len(one.features) == (2 if start + number // 2 < 4 else 0)
+            assert other.features == ()
+
+
+@pytest.mark.parametrize(
+    ("stop", "decay", "expected"),
+    [(0.0, "constant", 0), (0.5, "linear", 5), (0.55, "constant", 6), (0.7, "cosine", 7), (1.0, "linear", 10)],
+)
+def test_the_steps_that_are_aligned_are_those_with_a_weight(stop, decay, expected):
+    asked = options(stop=stop, decay=decay)
+    assert asked.aligned_steps(10) == expected == sum(asked.weight_at(step / 10) > 0 for step in range(10))
 
 
 RESUMED = {
@@ -186,11 +214,23 @@ def test_averaged_weights_teach_in_eval_mode_without_gradient_and_see_the_noise_
     assert 0 < int(dropped.sum()) < 8
     losses["loss"].backward()
     assert all(p.grad is None for p in average.parameters())
-    cleaner = task("diffusion", asked=options(teachers=("self",), cleaner=0.5))
-    cleaner.average = average
-    seen.clear()
-    cleaner.loss(model, batch, torch.Generator().manual_seed(3), 0)
-    assert not torch.equal(seen[0][0][0], seen[1][0][0])
+
+
+def test_averaged_weights_see_the_noise_of_the_pass_at_times_nearer_to_the_data():
+    made = task("diffusion", asked=options(teachers=("self",), cleaner=0.5), label_dropout=0.5)
+    model, batch = made.model.train(), made.train.batch(torch.arange(8))
+    made.average = task("diffusion").model.eval()
+    seen = {}
+    for name, one in (("student", model), ("teacher", made.average)):
+        one.dit.t_embedder.register_forward_hook(lambda _, given, __, name=name: seen.update({name: given[0]}))
+        one.dit.x_embedder.register_forward_hook(lambda _, given, __, name=name: seen.update({f"{name}'s x": given[0]}))
+    made.loss(model, batch, torch.Generator().manual_seed(3), 0)
+    nearer = seen["teacher"] - seen["student"]
+    assert 0 <= float(nearer.min()) < float(nearer.max()) <= 0.5
+    assert nearer.unique().numel() == 8  # each image at a time of its own
+    data, t, later = model.normalize(batch.codes()), *(seen[name].view(8, 1, 1, 1) for name in ("student", "teacher"))
+    noise = (seen["student's x"] - t * data) / (1 - t)
+    torch.testing.assert_close(seen["teacher's x"], later * data + (1 - later) * noise, atol=1e-4, rtol=1e-4)
 
 
 def test_what_sampling_loads_has_no_projector(tmp_path):

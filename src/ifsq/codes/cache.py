@@ -11,7 +11,7 @@ beside all of them what was found good in them, see `checks`. Written by `writer
 import hashlib
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -80,6 +80,10 @@ class CodeSet:
         """The set whose batches of training bring features of these teachers on a grid, of one that is `online`."""
         raise InputError("codes of a cache show a teacher no images; expected cached features")
 
+    def without_features(self) -> "CodeSet":
+        """The set whose batches bring no features."""
+        return replace(self, features=())
+
     def batch(
         self,
         rows: Int[Tensor, "b"],
@@ -107,7 +111,7 @@ class CodeSet:
 
     def batches(
         self, sampler: StepSampler, start: int, device: torch.device, workers: int = 0, prefetch: int = 2
-    ) -> Iterator[CodeBatch]:
+    ) -> Generator[CodeBatch, None, None]:
         """This process's batches of the steps from ``start`` on, without end.
 
         workers, prefetch  processes that read images ahead, where codes are computed of images; and batches of
@@ -117,8 +121,10 @@ class CodeSet:
             return (self.drawn(items, device) for items in sampler.steps_from(start))
         return self._with_features(sampler.steps_from(start), device, prefetch)
 
-    def _with_features(self, steps: Iterator[Items], device: torch.device, prefetch: int) -> Iterator[CodeBatch]:
-        codes = replace(self, features=())
+    def _with_features(
+        self, steps: Iterator[Items], device: torch.device, prefetch: int
+    ) -> Generator[CodeBatch, None, None]:
+        codes = self.without_features()
 
         def read(items: Items) -> list[Float[Tensor, "b n f"]]:
             rows, mirrored, crops = _draws(items, self.crops)

@@ -4,6 +4,8 @@ The task never learns which kind it holds.
 """
 
 from collections import abc
+from contextlib import closing
+from itertools import islice
 from typing import Any
 
 import torch
@@ -53,16 +55,22 @@ class GeneratorTask(Task):
         self._described = model.describe()
 
     def batches(self, start: int, world: World) -> abc.Generator[CodeBatch, None, None]:
+        """Without features once nothing is aligned any more: no teacher looks, nothing is read of them."""
+        engine, steps = self.config.engine, self.config.steps
         sampler = StepSampler(
             len(self.train),
             self.config.batch,
             self.config.seed,
             rank=world.rank,
             world=world.size,
-            parts=self.config.engine.accumulate,
+            parts=engine.accumulate,
         )
-        engine = self.config.engine
-        yield from self.train.batches(sampler, start, world.device, engine.workers, engine.prefetch)
+        last = 0 if self.companion is None else self.companion.config.aligned_steps(steps)
+        for train, begin, end in ((self.train, start, last), (self.train.without_features(), max(start, last), None)):
+            if end is None or begin < end:
+                count = None if end is None else (end - begin) * engine.accumulate
+                with closing(train.batches(sampler, begin, world.device, engine.workers, engine.prefetch)) as batches:
+                    yield from islice(batches, count)
 
     def loss(self, model: Generator, batch: CodeBatch, rng: torch.Generator, step: int) -> dict[str, Tensor]:
         """`Generator.loss`; with a companion ``loss`` holds ``alignment`` too, weighed as it is at this step."""

@@ -4,7 +4,7 @@ Images go through a frozen tokenizer on the device, in float32 whatever the trai
 are those that `encode` would have stored of the same pictures, but for what a batch of another shape rounds otherwise.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -44,6 +44,9 @@ class OnlineCodes(CodeSet):
     def seen_by(self, teachers: Sequence[ImageTeacher], grid: tuple[int, int]) -> "OnlineCodes":
         return replace(self, teachers=tuple(teachers), grid=grid)
 
+    def without_features(self) -> "OnlineCodes":
+        return replace(self, teachers=())
+
     def batch(
         self,
         rows: Int[Tensor, "b"],
@@ -58,7 +61,7 @@ class OnlineCodes(CodeSet):
 
     def batches(
         self, sampler: StepSampler, start: int, device: torch.device, workers: int = 0, prefetch: int = 2
-    ) -> Iterator[CodeBatch]:
+    ) -> Generator[CodeBatch, None, None]:
         """See `CodeSet.batches`; crops and flips follow from the seeds of the items."""
         read = iter(ImageBatches(self.images, sampler, start, workers, prefetch, device))
         with closing(read) as pictures:

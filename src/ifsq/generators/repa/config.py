@@ -1,6 +1,7 @@
 """To what a generator is aligned, at which depth, how strongly and for how long."""
 
 import math
+from bisect import bisect_left
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,6 +103,10 @@ class AlignmentConfig:
         left = max(0.0, 1 - progress / self.stop)
         shares = {"constant": 1.0, "linear": left, "cosine": (1 - math.cos(math.pi * left)) / 2}
         return self.weight * shares[self.decay]
+
+    def aligned_steps(self, steps: int) -> int:
+        """The first so many of the steps of a training are aligned, the others are not."""
+        return bisect_left(range(steps), True, key=lambda step: not self.weight_at(step / steps))
 
     def check(self, generator: Any, noisy: bool, *, online: bool) -> None:
         """Raise ValueError unless a generator has the states that are aligned.
