@@ -33,6 +33,7 @@ from ifsq.store.run import Run
 from ifsq.tokenizer.bottleneck import QuantizerConfig
 from ifsq.tokenizer.conv import ConvConfig
 from ifsq.tokenizer.model import Tokenizer, TokenizerConfig
+from ifsq.tokenizer.online import OnlineCache
 
 CONV = ConvConfig(width=8, multipliers=(1, 1), blocks=1, patch=2, groups=4)
 MINE = TeacherConfig("mine")
@@ -316,10 +317,45 @@ def test_generators_train_on_cached_features_without_the_teacher(cls, model, pla
     assert pipeline.load_pair(run, torch.device("cpu")).generator.kind == cls.kind
 
 
+@pytest.mark.parametrize(
+    ("network", "more", "cls", "model"),
+    [
+        ("Dinov2", {}, ARExperiment, AR),
+        ("Dinov2WithRegisters", {"num_register_tokens": 2}, DiffusionExperiment, DIFFUSION),
+    ],
+)
+def test_the_road_with_dinov2_built_from_its_configuration(network, more, cls, model, place, tmp_path):
+    """At a size other than its own: 56 pixels for the 4 x 4 codes, where its table of positions is of 42."""
+    transformers = pytest.importorskip("transformers", reason="the extra repa is not installed")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 42, "patch_size": 14}
+    made = getattr(transformers, f"{network}Model")(getattr(transformers, f"{network}Config")(**sizes, **more))
+    made.save_pretrained(tmp_path / "dino")
+    teacher = TeacherConfig(str(tmp_path / "dino"))
+    found = pipeline.cache_features(place / "several", teacher, tmp_path / "f", device="cpu")
+    assert (found.about.grid, found.about.width, found.about.flips) == ((4, 4), 16, True)
+    asked = {**ALIGNED, "teachers": [{"source": teacher.source}], "features": [str(tmp_path / "f")]}
+    run = trained(place, tmp_path / "run", cls, model, codes=str(place / "several"), alignment=asked)
+    assert run.load("companion")["projectors.0.4.weight"].shape == (16, 8)
+
+
 def test_a_teacher_looks_at_pictures_that_are_encoded_in_training(place, tmp_path):
     data = {"source": str(place / "images"), "size": 16, "online": True, "flip": True, "crop": "random"}
     found = trained(place, tmp_path / "run", ARExperiment, AR, data=data, alignment=ALIGNED)
     assert "projectors.0.4.weight" in found.load("companion")
+
+
+def test_features_of_images_that_are_encoded_in_training_are_of_the_same_pictures(place):
+    """Cropped and mirrored like the ones that the codes are of."""
+    tokenizer, teacher = Tokenizer.from_pretrained(place / "tokenizer"), open_teacher(MINE)
+    data = DataConfig(str(place / "images"), 16, flip=True, crop="random")
+    train = OnlineCache(tokenizer, data).read("train").seen_by([teacher], (4, 4))
+    sampler, here = StepSampler(len(train), 6, seed=1), torch.device("cpu")
+    with contextlib.closing(train.batches(sampler, 0, here)) as batches:
+        batch = next(batches)
+    (read,) = iterate_items(open_images(data, "train"), next(sampler.steps_from(0)), 6)
+    assert torch.equal(batch.features[0], teacher.features(read.images, (4, 4)))
+    assert torch.equal(batch.content, train.coded(read.images, read.labels, here).content)
+    assert not torch.equal(batch.features[0], teacher.features(read.images.flip(-1), (4, 4)))
 
 
 def _two(rank, port, place, out):

@@ -102,6 +102,18 @@ def test_a_projector_is_as_wide_inside_as_the_states_unless_it_is_told():
     assert widths == [(6, 6), (9, 9)]
 
 
+@pytest.mark.parametrize("projector", ["mlp", "conv"])
+def test_a_projector_begins_with_glorots_uniform_weights_and_no_bias(projector):
+    torch.manual_seed(0)
+    for name, value in Alignment(config(projector=projector, hidden=96), 64, (2, 3), (48,)).named_parameters():
+        if name.endswith("bias"):
+            assert not value.any()
+        else:
+            bound = math.sqrt(6 / (len(value) + value[0].numel()))
+            assert 0.98 * bound < value.max() <= bound, name
+            assert -bound <= value.min() < -0.98 * bound, name
+
+
 def test_a_convolution_sees_the_neighbours_on_the_grid():
     alignment = Alignment(config(projector="conv"), 8, (3, 4), (5,))
     states = rows(1, 12, 8).requires_grad_()

@@ -141,6 +141,21 @@ def test_dinov2_by_default_has_its_positions_resampled_as_in_repa(folders, grid)
     assert (without - stretched).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize(("kind", "leading"), [("clip_vision_model", 1), ("siglip_vision_model", 0), ("vit_mae", 1)])
+def test_other_tables_of_positions_are_resampled_as_in_repa_by_default(folders, kind, leading):
+    network, pictures = small(kind), images(2, 3, 40, 48)
+    teacher = open_teacher(TeacherConfig(str(folders[kind])))
+    (inside,) = [part for part in network.modules() if hasattr(part, "interpolate_pos_encoding")]
+    table = inside.position_embeddings if kind == "vit_mae" else inside.position_embedding.weight[None]
+    whole = torch.cat([table[:, :leading], resample_positions(table[:, leading:], ODD)], 1)
+    inside.interpolate_pos_encoding = lambda *given: whole
+    seen = FAMILIES[kind].pixels(pictures, (ODD[0] * 8, ODD[1] * 8))
+    found = teacher.features(pictures, ODD)
+    torch.testing.assert_close(found, direct(network, kind, seen, *ODD)[:, leading:], atol=1e-5, rtol=1e-4)
+    published = open_teacher(TeacherConfig(str(folders[kind]), positions="published")).features(pictures, ODD)
+    assert (found - published).abs().max() > 1e-3
+
+
 @pytest.mark.parametrize("kind", NAMES)
 def test_a_teacher_is_frozen_and_says_what_it_is(folders, kind):
     teacher = open_teacher(TeacherConfig(str(folders[kind])))
