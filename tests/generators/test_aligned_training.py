@@ -106,9 +106,12 @@ def assert_same(a, b, **close):
 
 
 @pytest.mark.parametrize("kind", MODELS)
-def test_the_loss_of_alignment_falls(kind, tmp_path):
+def test_the_loss_of_alignment_falls_and_the_projectors_learn(kind, tmp_path):
     config = replace(CONFIG, steps=30, batch=24, save_every=30)
-    here(tmp_path, task(kind, config, options(weight=2.0, depth=2)), config)
+    made = task(kind, config, options(weight=2.0, depth=2))
+    begun = {name: value.clone() for name, value in made.companion.state_dict().items()}
+    here(tmp_path, made, config)
+    assert not any(torch.equal(value, begun[name]) for name, value in made.companion.state_dict().items())
     rows = [row["alignment"] for row in read_metrics(tmp_path / "metrics.jsonl") if "alignment" in row]
     assert sum(rows[-8:]) / 8 < sum(rows[:8]) / 8 - 0.04
 
