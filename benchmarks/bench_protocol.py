@@ -109,6 +109,7 @@ def null_setups() -> list[Setup]:
         Setup("4 cells, 6 comparisons, spreads 1 : 2 : 4 : 8", level, (1.0, 2.0, 4.0, 8.0), four()),
         Setup("4 cells, 6 comparisons, three equal and one far above", (0.0, 0.0, 0.0, -50.0), none, four()),
         Setup("4 cells, 6 comparisons, Student's t of 3", level, none, four(student3)),
+        Setup("normal, not paired, though 0.8 of the variance is shared", shared=0.8),
     ]
 
 

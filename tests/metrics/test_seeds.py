@@ -101,6 +101,8 @@ def test_detectable_gap_is_seen_as_often_as_it_says():
 
 def test_figures_without_spread_decide_nothing():
     found = gap({0: [1.0], 1: [1.0]}, {0: [2.0], 1: [2.0]}, 2)
+    rounded = gap({0: [0.3], 1: [0.1 + 0.2]}, {0: [0.1], 1: [0.1]}, 2)
+    assert not rounded.separates(0.5)
     assert (found.separates(0.5), found.interval(0.05), found.detectable(0.05, 0.8)) == (False, None, None)
 
 

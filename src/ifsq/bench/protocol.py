@@ -3,7 +3,9 @@
 The comparisons that a grid asks for are one family. Each is looked at when its cells have 3, then 5, then 8 training
 seeds (`Protocol.looks`), and looked at no more once it is decided. The chance that any verdict of the family is false,
 over all looks, is at most `Protocol.error`; a verdict is false where the gap is 0 or has the other sign. It holds for
-normal figures of any spreads, equal or not, and for any dependence between cells:
+normal figures of any spreads, equal or not, and however comparisons depend on each other. Two cells that are compared
+and not paired are taken as independent; where they move together, as behind the tokenizer of the same seed, verdicts
+are rarer, and `paired` finds more:
 
 - every look spends a share of the error that is fixed beforehand, in the power family of spending functions (Lan and
   DeMets 1983, Biometrika 70; Kim and DeMets 1987, Biometrika 74). Shares are added (Bonferroni), so nothing is assumed

@@ -21,6 +21,7 @@ Figures = Mapping[int, Sequence[float]]
 """Of every training seed, a figure a sampling seed, or one where nothing is drawn."""
 EXACT_SEEDS = 30
 """Above which Welch's test is taken as it is."""
+ROUNDING = 1e-12  # of the figures: what is nearer is equal
 NODES, RATIOS = 200, 50  # of the quadrature, and of the spreads that are tried
 
 
@@ -152,7 +153,10 @@ def gap(a: Figures, b: Figures, seeds: int, paired: bool = False) -> Gap:
         parts = _variance(of_a), _variance(of_b)
         square, squares = sum(parts), sum(part**2 for part in parts)
         freedom = (seeds - 1) * square**2 / squares if squares > 0 else float(seeds - 1)  # Welch and Satterthwaite
-    return Gap(fmean(of_a) - fmean(of_b), math.sqrt(square / seeds), seeds, freedom, fmean(of_b), paired)
+    error, size = math.sqrt(square / seeds), max(map(abs, [*of_a, *of_b]))
+    if error < ROUNDING * size:  # the same figure, but for how it was summed: no spread
+        error = 0.0
+    return Gap(fmean(of_a) - fmean(of_b), error, seeds, freedom, fmean(of_b), paired)
 
 
 @lru_cache(maxsize=4096)
