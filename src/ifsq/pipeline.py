@@ -174,6 +174,7 @@ def train_teacher(experiment: TeacherExperiment, device: str = "auto", reporter:
     with join(device) as world:
         train, val = (open_images(experiment.data, split, labels=False) for split in ("train", "val"))
         check_batch(experiment.train, world)
+        experiment.check_parts(world.size)
         torch.manual_seed(experiment.train.seed)
         with within_memory("network"):
             model = Student(experiment.network, experiment.objective.expansion)

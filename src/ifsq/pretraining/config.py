@@ -75,13 +75,18 @@ class TeacherExperiment:
         for name in ("sample_every", "evaluate_every"):
             if every := getattr(self.train, name):
                 raise ValueError(f"train.{name}={every} of a teacher, which draws nothing: expected 0")
-        if self.train.batch < 2 * self.train.engine.accumulate:
-            raise ValueError(
-                f"train.batch={self.train.batch} in {self.train.engine.accumulate} parts: expected at least 2 images in"
-                " each, whose features are held against each other"
-            )
+        self.check_parts(1)
         if self.train.engine.sharding == "shard":
             raise ValueError("train.engine.sharding='shard' of a teacher, which is small: expected replicate")
+
+    def check_parts(self, processes: int) -> None:
+        """Raise InputError unless every part of a batch has two images, of so many processes."""
+        parts = self.train.engine.accumulate * processes
+        if self.train.batch < 2 * parts:
+            raise config.InputError(
+                f"train.batch={self.train.batch} in {parts} parts: expected at least 2 images in each, whose features"
+                " are held against each other"
+            )
 
 
 def load_teacher_experiment(path: Path, overrides: Iterable[str] = ()) -> TeacherExperiment:
