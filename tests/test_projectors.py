@@ -76,7 +76,12 @@ def test_without_projectors_the_official_file_says_so(road, tmp_path, capsys):
     plain = trained(road, tmp_path / "plain", "diffusion", None)
     conv = {name: value for name, value in ALIGNED.items() if name != "hidden"} | {"projector": "conv"}
     aligned = trained(road, tmp_path / "conv", "diffusion", conv)
-    for run, told in ((plain, ""), (aligned, "projectors: left out, the official classes have none but three linear")):
+    normed = trained(road, tmp_path / "normed", "diffusion", {**ALIGNED, "spatial_norm": 1.0}, steps=1)
+    for run, told in (
+        (plain, ""),
+        (aligned, "projectors: left out, the official classes have none but three linear"),
+        (normed, "projectors: left out, the official trainer has no token='predicted', spatial_norm=1.0"),
+    ):
         assert main(["export", "official", str(run), "--out", str(tmp_path / f"{run.name}.pt")]) == 0
         assert told in capsys.readouterr().out.replace("\n", " ")
         saved = torch.load(tmp_path / f"{run.name}.pt", weights_only=True)

@@ -76,9 +76,9 @@ def kept_projectors(run: Run) -> Kept | None:
 def begin_with_projectors(start: Start, companion: Alignment | None, config: TrainConfig, world: World) -> Start:
     """Give a companion the projectors beside the weights that ``train.init`` names, where they fit; `Start` with that.
 
-    They fit where the shapes are the same, and depth, teachers and ``token`` as far as the source tells them; else they
-    start fresh, and a note says why. With ``train.init_parts`` they start fresh too. Raises InputError in every process
-    where they are damaged.
+    They fit where the shapes are the same, and depth, teachers, ``token`` and ``spatial_norm`` as far as the source
+    tells them; else they start fresh, and a note says why. With ``train.init_parts`` they start fresh too. Raises
+    InputError in every process where they are damaged.
     """
     if start.record is None or companion is None or config.init_parts:
         return start
@@ -112,7 +112,7 @@ def _difference(kept: Kept, own: Alignment) -> str:
     ]
     if theirs is not None:
         pairs.append(("teachers", _names(theirs), _names(config)))
-        pairs.append(("token", theirs.token, config.token))
+        pairs += [(name, getattr(theirs, name), getattr(config, name)) for name in ("token", "spatial_norm")]
     there, here = ({k: tuple(value.shape) for k, value in one.items()} for one in (kept.tensors, own.state_dict()))
     pairs += [(f"tensor {name!r} of", there.get(name), here.get(name)) for name in sorted(there | here)]
     return next((f"{name} {one}, asked for {other}" for name, one, other in pairs if one != other), "")

@@ -83,6 +83,9 @@ def _projectors(run: Run) -> tuple[dict[str, Tensor], int | None, list[str]]:
         return {}, None, []
     if unknown_there(kept.tensors):
         return {}, None, ["projectors: left out, the official classes have none but three linear layers (mlp)"]
+    if kept.config is not None and (kept.config.token, kept.config.spatial_norm) != ("predicted", None):
+        told = f"token={kept.config.token!r}, spatial_norm={kept.config.spatial_norm}"
+        return {}, None, [f"projectors: left out, the official trainer has no {told}"]
     behind = "" if kept.depth is None else f" behind {kept.depth} blocks"
     return dict(kept.tensors), kept.depth, [f"projectors of REPA: {len(kept.tensors)} tensors{behind}"]
 
