@@ -112,3 +112,14 @@ def test_a_full_disk_under_the_figures_is_one_line(capsys: pytest.CaptureFixture
     Path("run/metrics.jsonl").symlink_to(FULL)
     assert main(["tokenizer", "train", "tiny.toml"]) == 2
     assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("line", ["analyze alignment run", "compare a b", "export official run --out x.pt"])
+def test_what_one_process_does_is_refused_under_torchrun(
+    line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    verb = " ".join(["ifsq", *line.split()[: 1 if line.startswith("compare") else 2]])
+    assert main(line.split()) == 2
+    assert capsys.readouterr().err == f"ifsq: {verb}: runs in one process; start it without torchrun\n"
