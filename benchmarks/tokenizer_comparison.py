@@ -2,9 +2,9 @@
 
     python benchmarks/tokenizer_comparison.py --out runs/comparison [--steps 500] [--seeds 0 1 2] [--table FILE.md]
 
-Every run of `ifsq.bench.grid` is an ordinary one: interrupted, the same command goes on. Several processes may share
-the work: first ``--judge``, then ``--part 0/2`` and ``--part 1/2`` at once, at last ``--table FILE``, of what is there.
-LPIPS enters where ``--lpips FILE`` gives VGG16.
+Every run of `ifsq.bench.bottlenecks` is an ordinary one: interrupted, the same command goes on. Several processes may
+share the work: first ``--judge``, then ``--part 0/2`` and ``--part 1/2`` at once, at last ``--table FILE``, of what
+is there. LPIPS enters where ``--lpips FILE`` gives VGG16.
 """
 
 import argparse
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from ifsq.bench.grid import grid, measure, measured, prepare_judge, table
+from ifsq.bench.bottlenecks import grid, measure, measured, prepare_judge, table
 
 
 def main() -> None:

@@ -31,6 +31,27 @@ class Outer:
     other: Inner | None = None
 
 
+@dataclass(frozen=True)
+class Several:
+    inner: tuple[Inner, ...] = ()
+    named: dict[str, Inner] = field(default_factory=dict)
+    maybe: tuple[Inner, ...] | None = None
+
+
+@pytest.mark.parametrize(
+    ("table", "place"),
+    [
+        ({"inner": [{}, {"stesp": 1}]}, "inner.1.stesp"),
+        ({"named": {"a": {"stesp": 1}}}, "named.a.stesp"),
+        ({"maybe": [{"stesp": 1}]}, "maybe.0.stesp"),
+    ],
+)
+def test_unknown_keys_are_refused_in_each_of_several_tables(table, place):
+    with pytest.raises(InputError, match=rf"^f.toml: {place}: unknown key; did you mean 'steps'\?$"):
+        build(Several, table, "f.toml")
+    assert build(Several, {"inner": [{"steps": 2}], "named": {"a": {}}}, "f.toml").inner == (Inner(2),)
+
+
 def test_builds_and_returns_to_json():
     table = {"out": "x", "inner": {"steps": 5, "lr": 1, "levels": [1, 2]}, "other": {"mode": "b"}}
     config = build(Outer, table, "f.toml")

@@ -12,6 +12,8 @@ from tests.test_generator_experiments import tokenizer_file
 
 import ifsq
 from ifsq.bench.demo import experiment_file
+from ifsq.bench.grid.cells import Bases, cells
+from ifsq.bench.grid.config import load_grid
 from ifsq.experiment import EXPERIMENTS as GENERATORS
 from ifsq.experiment import TokenizerExperiment, load_generator_experiment, load_tokenizer_experiment
 from ifsq.pretrained.teachers.trained import PatchNet
@@ -69,7 +71,17 @@ def test_the_table_of_a_config_lists_every_field(config):
         )
 
 
-EXPERIMENTS = sorted(experiment_file(".").rglob("*.toml"), key=str)
+GRIDS = sorted(experiment_file("grids").glob("*.toml"))
+EXPERIMENTS = sorted(set(experiment_file(".").rglob("*.toml")) - set(GRIDS), key=str)
+
+
+@pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.stem)
+def test_every_grid_loads(path):
+    assert path.read_text().startswith("# "), "the header says the command, the cost and the result"
+    grid = load_grid(path)
+    bases = Bases.read(grid, path.parent)
+    for cell in cells(grid):
+        assert bases.of(grid, cell, "tokenizer")
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: f"{path.parent.name}/{path.stem}")

@@ -215,8 +215,17 @@ def _refuse_unknown(cls: Any, table: Any, where: str, path: tuple[str, ...]) -> 
             hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(fields))}"
             raise InputError(f"{where}: {'.'.join((*path, key))}: unknown key; {hint}")
         for owner in typing.get_args(fields[key]) if _is_union(fields[key]) else (fields[key],):  # it may be optional
-            if dataclasses.is_dataclass(owner):
-                _refuse_unknown(owner, value, where, (*path, key))
+            for inside, one, place in _tables(owner, value, (*path, key)):
+                _refuse_unknown(inside, one, where, place)
+
+
+def _tables(owner: Any, value: Any, path: tuple[str, ...]) -> list[tuple[Any, Any, tuple[str, ...]]]:
+    """What of a value is to be a dataclass: itself, or the tables of a list or of a table of names, with its place."""
+    inside = [kind for kind in (owner, *typing.get_args(owner)) if dataclasses.is_dataclass(kind)]
+    if not inside or dataclasses.is_dataclass(owner):
+        return [(kind, value, path) for kind in inside]
+    items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
+    return [(inside[0], one, (*path, str(name))) for name, one in items]
 
 
 def _refuse_infinite(table: Any, where: str, path: tuple[str, ...]) -> None:

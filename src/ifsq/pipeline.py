@@ -391,12 +391,14 @@ def evaluate_generator(
     sampling: Mapping[str, Any] | None = None,
     steps: Sequence[int] | None = None,
     average: bool = True,
+    out: Path | None = None,
 ) -> dict[int | None, Evaluation]:
     """Measure steps of a generator run against the real images that it learned from; returns what was found, by step.
 
     sampling  options of the kind's sampling class in place of the run's own
     steps     of checkpoints that are kept; empty: all of them; None: the newest
     average   the averaged weights, else the raw ones
+    out       folder for what is written; None: that of the run
 
     Writes ``evaluations/step_N.json``, and of the newest step ``evaluation.json``, ``samples/classes.png`` (one class a
     row) and ``samples/real.png``; options that are not the run's own are added to the names, as
@@ -417,7 +419,7 @@ def evaluate_generator(
         options = pair.generator.sampling(sampling)
         suffix = suffix_of(options, pair.generator.sampling(), average)
         held = hold(run, pair, open_codes(run, pair.generator.origin), asked, options, world, reporter)
-        return measure_steps(held, measured, average, suffix, world, reporter)
+        return measure_steps(replace(held, out=out), measured, average, suffix, world, reporter)
 
 
 def likelihood(

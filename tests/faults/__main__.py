@@ -1,6 +1,6 @@
 """The table of faults, made again: ``python -m tests.faults [ROW ...] [--short]``. ``make faults`` runs all of it.
 
-Rows: A2 A2b A3 A4 A4b A4c A5 A6 A7 A8 A9 B1 B3 B3b B3c B4 B5. Exit code 1 where an attempt ended in a traceback, a
+Rows: A2 A2b A3 A4 A4b A4c A5 A6 A7 A8 A9 A10 B1 B3 B3b B3c B4 B5. Exit code 1 where an attempt ended in a traceback, a
 hang, too much memory or a crash, said more than a line, or was silently wrong.
 """
 
@@ -17,7 +17,7 @@ from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 
-from tests.faults import checkpoints, damage, features, manifests, pairs, processes, surroundings, world
+from tests.faults import checkpoints, damage, features, grids, manifests, pairs, processes, surroundings, world
 from tests.faults.cases import Case, Found
 
 COLUMNS = ("accepted", "refused", "stopped", "traceback", "untidy", "hang", "memory", "crash")
@@ -34,6 +34,7 @@ SCENES: dict[str, tuple[Callable[[Path, Path], Iterator[Found]], ...]] = {
     "A7": (pairs.other_pairs,),
     "A8": (processes.killed_samplings,),
     "A9": (features.killed_writers,),
+    "A10": (grids.killed_grids,),
 }
 """What needs a moment, and so runs one after another."""
 SHORT: dict[str, Callable[[Path, Path], Iterator[Found]]] = {
@@ -46,6 +47,7 @@ SHORT: dict[str, Callable[[Path, Path], Iterator[Found]]] = {
     "A5": lambda where, place: processes.killed_ranks(where, place, 1),
     "A6": lambda where, place: pairs.two_trainings(where, place, 1),
     "A9": lambda where, place: features.killed_writers(where, place, 2),
+    "A10": lambda where, place: grids.killed_grids(where, place, 1),
 }
 SHORT_EVERY = {"B1": 61, "B3": 5, "B3b": 8, "B3c": 13, "B4": 31, "B5": 41}
 """The short form: one scene of a kind, and every n-th attempt of those that damage files."""
@@ -124,6 +126,7 @@ def import_everything() -> None:
 
     torch.set_num_threads(1)
     import ifsq.bench.demo
+    import ifsq.bench.grid.command
     import ifsq.bench.report
     import ifsq.interop.official.tokenizer
     import ifsq.pipeline  # noqa: F401

@@ -1,11 +1,13 @@
-"""``ifsq demo``, ``ifsq report``."""
+"""``ifsq demo``, ``ifsq bench``, ``ifsq report``."""
 
 import argparse
+import os
+import shlex
 from pathlib import Path
 from typing import Any
 
 from ifsq.cli.parser import verb
-from ifsq.cli.terminal import Terminal, say
+from ifsq.cli.terminal import Terminal, print_table, say
 
 DEMO = "runs/demo"
 
@@ -14,6 +16,18 @@ def add_demo(verbs: Any) -> None:
     """``demo``."""
     demo = verb(verbs, "demo", "the whole road on bundled pictures; ends with a report", _demo, overrides="--")
     demo.add_argument("--out", default=DEMO, metavar="DIR", help=f"folder of the runs (default {DEMO})")
+
+
+def add_bench(verbs: Any) -> None:
+    """``bench``."""
+    bench = verb(verbs, "bench", "a grid of tokenizers and generators, each stage once", _bench, overrides="--")
+    bench.add_argument("grid", type=Path, metavar="GRID.toml", help="a grid file, or the name of a shipped one")
+    bench.add_argument("--out", type=Path, default=None, metavar="DIR", help="folder of the grid (default: runs/GRID)")
+    bench.add_argument("--plan", action="store_true", help="say what there is to do, and do nothing")
+    bench.add_argument("--jobs", type=int, default=1, metavar="N", help="stages done at the same time (default 1)")
+    bench.add_argument("--engine", default="", metavar="NAME", help="run the stages on snakemake (ifsq[engine])")
+    bench.add_argument("--engine-options", default="", metavar="TEXT", help='its options, as "--executor slurm"')
+    bench.add_argument("--only", default="", metavar="STAGE", help="this stage alone, and what it needs")
 
 
 def add_report(verbs: Any) -> None:
@@ -31,6 +45,36 @@ def _demo(options: argparse.Namespace) -> None:
     with Terminal() as terminal:
         page = demo(Path(options.out), options.extra, options.device, terminal)
     say(f"report: {page}")
+
+
+def _bench(options: argparse.Namespace) -> None:
+    from ifsq.bench.grid.command import bench, grid_file, several_processes, show_plan
+
+    file = grid_file(options.grid)
+    out = options.out or Path("runs") / file.stem
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        with Terminal() as terminal:
+            return several_processes(file, out, options.extra, options.only, options.device, terminal)
+    if options.plan:
+        lines, rows = show_plan(file, out, options.extra)
+        print_table(str(file), ("stage", "", "steps", "FLOP", "cells"), rows)
+        for line in lines:
+            say(line)
+        return None
+    with Terminal() as terminal:
+        path = bench(
+            file,
+            out,
+            options.extra,
+            options.device,
+            terminal,
+            jobs=options.jobs,
+            only=options.only,
+            engine=options.engine,
+            options=shlex.split(options.engine_options),
+        )
+    say(f"{'stage' if options.only else 'measurements'}: {path}")
+    return None
 
 
 def _report(options: argparse.Namespace) -> None:

@@ -70,6 +70,7 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_evaluate(verbs)
     evaluate.add_compare(verbs)
     tokenizer.add_reconstruct(verbs)
+    bench.add_bench(verbs)
     bench.add_report(verbs)
     analyze.add_analyze(verbs)
     interop.add_import(verbs)

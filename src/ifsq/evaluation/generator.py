@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -79,6 +80,7 @@ class Held:
     looks, views    networks, the judge first, and what they see of the training images
     flops           of training, an image
     beside          what no step changes, once it is measured: an untrained generator, and the tokenizer alone
+    out             where evaluations and pictures are written; None: into the run
     """
 
     run: Run
@@ -94,6 +96,12 @@ class Held:
     views: list[View]
     flops: int
     beside: list[ProtocolCard] = field(default_factory=list)
+    out: Path | None = None
+
+    @property
+    def into(self) -> Run:
+        """The run, to write to."""
+        return self.run if self.out is None else replace(self.run, folder=self.out)
 
     @property
     def shown(self) -> list[int]:
@@ -246,9 +254,9 @@ def measure_steps(
         one = measure_generator(held, model, step, world, reporter, suffix if newest else None)
         found[step] = one = replace(one, weights="average" if average else "raw")
         if step is not None:
-            from_first(world, partial(write_evaluation, held.run, one, suffix, step))
+            from_first(world, partial(write_evaluation, held.into, one, suffix, step))
         if newest:
-            from_first(world, partial(write_evaluation, held.run, one, suffix))
+            from_first(world, partial(write_evaluation, held.into, one, suffix))
     return found
 
 
@@ -328,7 +336,7 @@ def _beside(held: Held, world: World, reporter: Reporter) -> list[ProtocolCard]:
 
 def _write_sheets(held: Held, suffix: str, kept: dict[int, np.ndarray]) -> None:
     """The samples that were kept, by number, and real images of their classes."""
-    folder = held.run.folder / "samples"
+    folder = held.into.folder / "samples"
     make_folder(folder)
     numbers = sorted(kept)
     images = np.stack([kept[number] for number in numbers])

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ifsq.bench.grid import BITS, DIM, JUDGED, Setting, grid, measure, measured, table
+from ifsq.bench.bottlenecks import BITS, DIM, JUDGED, Setting, grid, measure, measured, table
 from ifsq.config import InputError
 from ifsq.evaluation.record import Evaluation, write_evaluation
 from ifsq.metrics import ProtocolCard

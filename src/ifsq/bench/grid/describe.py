@@ -1,0 +1,109 @@
+"""A plan in words and as a file: its stages, what they share, what they cost, and what is equal between the kinds."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from ifsq.bench.grid.control import UNEQUAL, equal_between
+from ifsq.bench.grid.plan import COSTS, Plan
+from ifsq.bench.grid.stages import Stage, is_complete, marker_of
+from ifsq.config import read_json, to_dict
+from ifsq.store.files import make_folder, write_text
+
+GRID = "grid.json"
+"""File of a plan in the folder of its grid."""
+
+
+def rows_of_stages(plan: Plan) -> list[list[str]]:
+    """Name, state, steps, FLOPs of training and cells of each stage."""
+    return [
+        [
+            name,
+            "done" if is_complete(plan.out, name) else "to do",
+            "" if stage.steps is None else str(stage.steps),
+            "" if stage.flops is None else f"{stage.flops:.3g}",
+            _whose(plan, name),
+        ]
+        for name, stage in plan.stages.items()
+    ]
+
+
+def summary(plan: Plan) -> list[str]:
+    """A sentence about what there is, what is shared, what it costs, and each about what is equal."""
+    kinds = Counter(stage.kind for stage in plan.stages.values())
+    left = [name for name in plan.stages if not is_complete(plan.out, name)]
+    counted = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+    lines = [f"{len(plan.stages)} stages ({counted}), {len(left)} to do"]
+    shared = sum(len(users) > 1 for name, users in plan.users.items() if name in plan.stages)
+    alone = _alone(plan)
+    lines.append(f"{shared} stages are shared by several cells; each cell for itself would do {alone}")
+    lines.append(f"training: {_flops(plan.stages.values()):.3g} FLOP, forward and backward, as torch counts them")
+    equal, differ = equal_between(plan.compared)
+    if equal:
+        lines.append(f"equal of all generators: {', '.join(f'{name} {value}' for name, value in equal.items())}")
+        lines += [f"differs: {name}: {', '.join(map(str, values))}" for name, values in differ.items()]
+        if len({one.kind for members in plan.compared.values() for _, one in members}) > 1:
+            lines += [f"cannot be equal: {line}" for line in UNEQUAL]
+    return lines
+
+
+def write_plan(plan: Plan) -> Path:
+    """Write ``grid.json``: the grid, its stages and what is equal; returns the file. Raises InputError."""
+    equal, differ = equal_between(plan.compared)
+    table: dict[str, Any] = {
+        "command": list(plan.command),
+        "grid": to_dict(plan.grid),
+        "equal": equal,
+        "differ": differ,
+        "unequal": list(UNEQUAL),
+        "stages": {
+            name: {
+                "kind": stage.kind,
+                "needs": list(stage.needs),
+                "cells": plan.users.get(name, []),
+                "steps": stage.steps,
+                "flops": stage.flops,
+            }
+            for name, stage in plan.stages.items()
+        },
+    }
+    make_folder(plan.out)
+    path = plan.out / GRID
+    write_text(path, json.dumps(table, indent=1) + "\n")
+    write_text(plan.out / COSTS, json.dumps(plan.costs, indent=1) + "\n")
+    return path
+
+
+def seconds_taken(plan: Plan) -> float:
+    """What the complete stages took, the last attempt of each. Raises InputError."""
+    done = [name for name in plan.stages if is_complete(plan.out, name)]
+    return float(sum(read_json(marker_of(plan.out, name))["seconds"] for name in done))
+
+
+def _alone(plan: Plan) -> int:
+    """Stages that would be done if nothing were shared: for each of its figures, what it needs."""
+    count = 0
+    for figures in plan.figures:
+        if any(
+            other.of == figures.of and other.stage != figures.stage
+            for other in plan.figures[: plan.figures.index(figures)]
+        ):
+            count += 1  # the same trained model, measured in another way
+            continue
+        count += len(plan.only(figures.stage).stages)
+    return count
+
+
+def _flops(stages: Any) -> float:
+    trained: list[Stage] = list(stages)
+    return sum(stage.flops for stage in trained if stage.flops is not None)
+
+
+def _whose(plan: Plan, name: str) -> str:
+    users = plan.users.get(name, [])
+    return (
+        users[0]
+        if len(users) == 1
+        else f"{len(users)} cells: {', '.join(users[:3])}{', ...' if len(users) > 3 else ''}"
+    )

@@ -1,0 +1,291 @@
+"""A grid expanded into its stages, each once, in an order in which they can be done; and whose figures each gives."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ifsq.bench.grid import work
+from ifsq.bench.grid.cells import Bases, Cell, cells, part, told
+from ifsq.bench.grid.config import GENERATOR, Budget, Grid, load_grid
+from ifsq.bench.grid.control import Compared, check_alike
+from ifsq.bench.grid.cost import generator_flops, lasting, layout_of, steps_for, tokenizer_flops
+from ifsq.bench.grid.stages import Stage, folder_of, identity
+from ifsq.config import InputError, build, digest, merge, read_json
+from ifsq.data import open_images
+from ifsq.data.images import DataConfig
+from ifsq.experiment import EXPERIMENTS, GUIDANCE, GeneratorExperiment, TokenizerExperiment
+from ifsq.generators.repa.config import AlignmentConfig
+from ifsq.pretrained.teachers import TeacherConfig
+from ifsq.pretraining import TeacherExperiment
+from ifsq.store.run import Run
+from ifsq.training.config import TrainConfig
+
+COSTS = "costs.json"
+"""File of the FLOPs that were counted, in the folder of a grid: a worker of an engine need not count them again."""
+OWN_TEACHER = "grid"
+"""Source of a teacher that the grid trains."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Where measurements come from.
+
+    cell           what they are of
+    seed           of the training
+    sampling_seed  of the images drawn; None where none are
+    stage          name of the stage that measures
+    of             name of the stage that is measured
+    """
+
+    cell: Cell
+    seed: int
+    sampling_seed: int | None
+    stage: str
+    of: str
+
+
+@dataclass
+class Plan:
+    """A grid and its stages.
+
+    out      folder of the grid
+    stages   by name, each after what it needs
+    figures  what the stages give, without those that another cell has given
+    users    which cells need a stage, by its name
+    compared the generators behind each tokenizer, see `ifsq.bench.grid.control`
+    costs    FLOPs of training on an image, by what was counted
+    command  what follows ``ifsq``
+    """
+
+    grid: Grid
+    out: Path
+    command: tuple[str, ...] = ()
+    stages: dict[str, Stage] = field(default_factory=dict)
+    figures: list[Figures] = field(default_factory=list)
+    users: dict[str, list[str]] = field(default_factory=dict)
+    compared: Compared = field(default_factory=dict)
+    costs: dict[str, int] = field(default_factory=dict)
+
+    def only(self, name: str) -> "Plan":
+        """The stage of this name and what it needs. Raises InputError where there is none."""
+        if name not in self.stages:
+            raise InputError(f"--only {name}: no such stage; --plan lists them")
+        wanted = [name]
+        for one in wanted:
+            wanted += [need for need in self.stages[one].needs if need not in wanted]
+        return replace(self, stages={one: stage for one, stage in self.stages.items() if one in wanted})
+
+    def add(self, stage: Stage, cell: Cell) -> Stage:
+        """The stage, or the one of its name that is there."""
+        users = self.users.setdefault(stage.name, [])
+        if told(cell) not in users:
+            users.append(told(cell))
+        return self.stages.setdefault(stage.name, stage)
+
+    def gives(self, figures: Figures) -> None:
+        """Say where measurements come from, once."""
+        if figures not in self.figures:
+            self.figures.append(figures)
+
+
+def plan_grid(file: Path, out: Path, overrides: Sequence[str] = ()) -> Plan:
+    """Read a grid file and expand it. Raises InputError for whatever is wrong with it or with an experiment of it."""
+    grid = load_grid(file, overrides)
+    command = ("bench", str(file), "--out", str(out), *overrides)
+    made = _Planner(Plan(grid, out, command, costs=_counted(out / COSTS)), Bases.read(grid, file.parent))
+    every = cells(grid)
+    for seed in grid.seeds.training:  # the whole grid once, before any of it again
+        for cell in every:
+            made.cell(cell, seed)
+    check_alike(grid, made.plan.compared)
+    return made.plan
+
+
+class _Planner:
+    """Expands cells, and remembers what is alike in several of them."""
+
+    def __init__(self, plan: Plan, bases: Bases) -> None:
+        self.plan, self.grid, self.bases = plan, plan.grid, bases
+        self._images: dict[str, tuple[dict[str, str], int]] = {}
+
+    def cell(self, cell: Cell, seed: int) -> None:
+        """Add the stages of a cell that are not there yet."""
+        tokenizer = self._tokenizer(cell, seed)
+        if GENERATOR not in cell:
+            return
+        experiment: TokenizerExperiment = tokenizer.work.experiment  # type: ignore[attr-defined]
+        generator = self._generator(cell, seed, tokenizer, experiment)
+        asked, kept = self.grid.evaluation, self.grid.evaluation.kept
+        steps = () if kept > 1 else None
+        place = folder_of(self.plan.out, generator.name)
+        for number, sampling in enumerate(self.grid.seeds.sampling):
+            options = replace(asked.generator, seed=sampling)
+            about = {**identity(options), "seed": sampling, "kept": kept}
+            measures = work.MeasureGenerator(place, options, steps, usual=number == 0)
+            self._measure(cell, seed, sampling, generator, Stage("generator-eval", about, {}, measures))
+        if asked.likelihood:
+            bits = work.MeasureLikelihood(place, asked.likelihood, steps)
+            about = {"images": asked.likelihood, "kept": kept}
+            self._measure(cell, seed, None, generator, Stage("likelihood", about, {}, bits))
+
+    def _tokenizer(self, cell: Cell, seed: int) -> Stage:
+        own = part(cell, self.grid.of_tokenizer)
+        seed = seed if self.grid.seeds.tokenizer is None else self.grid.seeds.tokenizer
+        table = merge(self.bases.of(self.grid, cell, "tokenizer"), {"train": {"seed": seed}, "out": ""})
+        experiment = build(TokenizerExperiment, table, f"{self.bases.names['tokenizer']} of {told(own)}")
+        key = digest(identity(replace(experiment, train=TrainConfig())))
+        if key not in self.plan.costs:
+            self.plan.costs[key] = tokenizer_flops(experiment.tokenizer, experiment.data.sides)
+        train = self._lasting(experiment.train, self.plan.costs[key], self.grid.budget.tokenizer, 1)
+        experiment = replace(experiment, train=train)
+        inputs, _ = self._looked_at(experiment.data, experiment.tokenizer.conv.in_channels)
+        stage = self._trained(work.TrainTokenizer, experiment, inputs, (), self.plan.costs[key])
+        stage, place = self.plan.add(stage, own), folder_of(self.plan.out, stage.name)
+        options = self.grid.evaluation.tokenizer
+        measures = Stage("tokenizer-eval", identity(options), {}, work.MeasureTokenizer(place, options))
+        self._measure(own, seed, None, stage, measures)
+        return stage
+
+    def _generator(self, cell: Cell, seed: int, tokenizer: Stage, behind: TokenizerExperiment) -> Stage:
+        out, where = self.plan.out, f"{self.bases.names[f'{GENERATOR}.{cell[GENERATOR]}']} of {told(cell)}"
+        table = merge({"sampling": {"guidance": GUIDANCE}}, self.bases.of(self.grid, cell, GENERATOR))
+        kinds = [cls for cls in EXPERIMENTS if cls.kind in table]
+        if len(kinds) != 1:
+            raise InputError(f"{where}: expected exactly one section of a kind of generator")
+        over: dict[str, Any] = {"train": {"seed": seed}, "out": "", "tokenizer": str(folder_of(out, tokenizer.name))}
+        needs, inputs = [tokenizer.name], {"tokenizer": tokenizer.name}
+        how = build(work.Encoding, self.bases.of(self.grid, cell, "codes"), f"codes of {told(cell)}")
+        if "data" not in table:
+            codes = self._codes(cell, tokenizer, behind, how)
+            over["codes"] = str(folder_of(out, codes.name))
+            needs, inputs = [*needs, codes.name], {**inputs, "codes": codes.name}
+        experiment = build(kinds[0], merge(table, over), where)
+        self.plan.compared.setdefault(tokenizer.name, []).append((cell, experiment))
+        if experiment.data is not None:
+            inputs |= self._looked_at(experiment.data.images(), behind.tokenizer.conv.in_channels)[0]
+        taught, teachers = self._taught(cell, experiment, over.get("codes"))
+        experiment, inputs = replace(experiment, alignment=taught), inputs | teachers
+        cost = self._cost(experiment, behind, how)
+        train = self._lasting(experiment.train, cost, self.grid.budget.generator, self.grid.evaluation.kept)
+        experiment = replace(experiment, train=train)
+        needs += [name for name in teachers.values() if name in self.plan.stages]
+        return self.plan.add(self._trained(work.TrainGenerator, experiment, inputs, tuple(needs), cost), cell)
+
+    def _codes(self, cell: Cell, tokenizer: Stage, behind: TokenizerExperiment, how: work.Encoding) -> Stage:
+        place = folder_of(self.plan.out, tokenizer.name)
+        does = work.Encode(place, behind.data.source, how)
+        stage = Stage("codes", identity(replace(how, batch=0)), {"tokenizer": tokenizer.name}, does, (tokenizer.name,))
+        return self.plan.add(stage, part(cell, self.grid.of_tokenizer))
+
+    def _taught(
+        self, cell: Cell, experiment: GeneratorExperiment, codes: str | None
+    ) -> tuple[AlignmentConfig | None, dict[str, str]]:
+        """The alignment with its teachers and its features found, and these as inputs."""
+        asked = experiment.alignment
+        if asked is None or not asked.weight:
+            return asked, {}
+        inputs: dict[str, str] = {}
+        teachers = []
+        for number, one in enumerate(asked.teachers):
+            if one.source == OWN_TEACHER:
+                stage = self._teacher(cell)
+                inputs[f"teacher.{number}"] = stage.name
+                one = replace(one, source=str(folder_of(self.plan.out, stage.name)))
+            elif Path(one.source).is_dir():
+                inputs[f"teacher.{number}"] = _outside(one.source)
+            teachers.append(one)
+        found = replace(asked, teachers=tuple(teachers))
+        if codes is None or asked.features:
+            return found, inputs
+        places = []
+        for number, one in enumerate(found.seeing):
+            stage = self._features(cell, codes, one, inputs.get(f"teacher.{found.teachers.index(one)}"))
+            inputs[f"features.{number}"] = stage.name
+            places.append(str(folder_of(self.plan.out, stage.name)))
+        return replace(found, features=tuple(places)), inputs
+
+    def _features(self, cell: Cell, codes: str, teacher: TeacherConfig, taught: str | None) -> Stage:
+        own = Path(codes).name
+        said = identity(teacher if taught is None else replace(teacher, source=OWN_TEACHER))
+        inputs = {"codes": own} | ({} if taught is None else {"teacher": taught})
+        needs = tuple(name for name in inputs.values() if name in self.plan.stages)
+        return self.plan.add(Stage("features", said, inputs, work.CacheFeatures(Path(codes), teacher), needs), cell)
+
+    def _teacher(self, cell: Cell) -> Stage:
+        if not self.grid.teacher:
+            raise InputError(f"alignment of {told(cell)}: source 'grid' without teacher; expected its experiment")
+        table = merge(self.bases.of(self.grid, cell, "teacher"), {"out": ""})
+        experiment = build(TeacherExperiment, table, f"{self.grid.teacher} of {told(cell)}")
+        if self.grid.budget.teacher.flops is not None:
+            raise InputError("budget.teacher.flops: are not counted of a teacher; expected images")
+        experiment = replace(experiment, train=self._lasting(experiment.train, 0, self.grid.budget.teacher, 1))
+        inputs, _ = self._looked_at(experiment.data, 3)
+        return self.plan.add(self._trained(work.TrainTeacher, experiment, inputs, (), None), cell)
+
+    def _trained(
+        self, does: Any, experiment: Any, inputs: Mapping[str, str], needs: tuple[str, ...], cost: int | None
+    ) -> Stage:
+        """A stage that trains."""
+        train = experiment.train
+        if train.init:
+            inputs = {**inputs, "init": _outside(train.init)}
+        said = identity(experiment)
+        if taught := said.get("alignment"):  # which teacher it is says an input
+            taught["teachers"] = [
+                {**one, "source": OWN_TEACHER} if f"teacher.{number}" in inputs else one
+                for number, one in enumerate(taught["teachers"])
+            ]
+        flops = None if cost is None else float(cost) * train.batch * train.steps
+        made = does(experiment)
+        stage = Stage(made.kind, said, dict(inputs), made, needs, train.seed, flops, train.steps)
+        return replace(stage, work=does(replace(experiment, out=str(folder_of(self.plan.out, stage.name)))))
+
+    def _measure(self, cell: Cell, seed: int, sampling: int | None, of: Stage, stage: Stage) -> None:
+        """Add a stage that measures another one, and what it gives."""
+        role = "tokenizer" if of.kind == "tokenizer" else GENERATOR
+        stage = self.plan.add(replace(stage, inputs={role: of.name}, needs=(of.name,), seed=sampling), cell)
+        self.plan.gives(Figures(cell, seed, sampling, stage.name, of.name))
+
+    def _lasting(self, train: TrainConfig, cost: int, budget: Budget, kept: int) -> TrainConfig:
+        """A training as long as its budget says, or as its experiment."""
+        steps = train.steps
+        if budget.images is not None:
+            steps = steps_for(budget.images, train.batch)
+        elif budget.flops is not None:
+            steps = steps_for(budget.flops, cost * train.batch)
+        return lasting(train, steps, kept)
+
+    def _looked_at(self, data: DataConfig, channels: int) -> tuple[dict[str, str], int]:
+        """Fingerprints of the images of both splits, and the number of their classes."""
+        key = digest([identity(data), channels])
+        if key not in self._images:
+            seen = {split: open_images(data, split, labels=False, channels=channels) for split in ("train", "val")}
+            classes = len(open_images(data, "train", channels=channels).classes)
+            self._images[key] = {f"images.{split}": images.fingerprint for split, images in seen.items()}, classes
+        return self._images[key]
+
+    def _cost(self, experiment: GeneratorExperiment, behind: TokenizerExperiment, how: work.Encoding) -> int:
+        data = behind.data if experiment.data is None else experiment.data.images()
+        if how.size is not None and experiment.data is None:
+            data = replace(data, size=how.size)
+        key = digest([identity(replace(experiment, train=TrainConfig())), identity(behind.tokenizer), data.sides])
+        if key not in self.plan.costs:
+            layout, code_dim = layout_of(behind.tokenizer, data.sides)
+            classes = self._looked_at(data, behind.tokenizer.conv.in_channels)[1]
+            self.plan.costs[key] = generator_flops(experiment, layout, classes, code_dim)
+        return self.plan.costs[key]
+
+
+def _outside(source: str) -> str:
+    """What tells a run or a saved model from any other. Raises InputError."""
+    run = Run.open(source)
+    return digest([run.config, run.step])
+
+
+def _counted(file: Path) -> dict[str, int]:
+    """The costs that were written; none where there are none. Raises InputError."""
+    found = read_json(file) if file.is_file() else {}
+    if not isinstance(found, dict) or not all(isinstance(value, int) for value in found.values()):
+        raise InputError(f"{file}: is damaged; remove it")
+    return found

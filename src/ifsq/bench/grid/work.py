@@ -1,0 +1,173 @@
+"""What the stages of a grid do: each is a function of `ifsq.pipeline` with its arguments, which a process can be sent.
+
+Every one can be run again after an interruption, and goes on or finds that it is done.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar, Protocol, runtime_checkable
+
+from ifsq import pipeline
+from ifsq.data.crops import Crops
+from ifsq.data.images import Size
+from ifsq.evaluation import GeneratorEvaluation, TokenizerEvaluation
+from ifsq.evaluation.record import Evaluation, write_cards
+from ifsq.experiment import GeneratorExperiment, TokenizerExperiment
+from ifsq.pretrained.teachers import TeacherConfig
+from ifsq.pretraining import TeacherExperiment
+from ifsq.store.files import make_folder, write_bytes
+from ifsq.store.run import EVALUATION, EVALUATIONS, Run
+from ifsq.training.log import Reporter
+
+
+@runtime_checkable
+class Work(Protocol):
+    """What a stage does."""
+
+    def run(self, folder: Path, device: str, reporter: Reporter) -> None:
+        """Do it, or what is left of it, in the stage's folder. Raises InputError, and Interrupted."""
+
+
+@dataclass(frozen=True)
+class TrainTokenizer:
+    """Train a tokenizer."""
+
+    experiment: TokenizerExperiment
+    kind: ClassVar[str] = "tokenizer"
+
+    def run(self, folder: Path, device: str, reporter: Reporter) -> None:
+        """See `Work`."""
+        pipeline.train_tokenizer(self.experiment, device, reporter)
+
+
+@dataclass(frozen=True)
+class TrainTeacher:
+    """Train a teacher."""
+
+    experiment: TeacherExperiment
+    kind: ClassVar[str] = "teacher"
+
+    def run(self, folder: Path, device: str, reporter: Reporter) -> None:
+        """See `Work`."""
+        pipeline.train_teacher(self.experiment, device, reporter)
+
+
+@dataclass(frozen=True)
+class TrainGenerator:
+    """Train a generator."""
+
+    experiment: GeneratorExperiment
+
+    @property
+    def kind(self) -> str:
+        """The generator's own."""
+        return self.experiment.kind
+
+    def run(self, folder: Path, device: str, reporter: Reporter) -> None:
+        """See `Work`."""
+        pipeline.train_generator(self.experiment, device, reporter)
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How a grid writes codes: arguments of `ifsq.pipeline.encode`.
+
+    size   pixels a side, or height and width; None: what the tokenizer was trained on
+    flip   the codes of the mirrored images too
+    crops  several of each training image
+    batch  pictures that pass through the tokenizer together; 0: as many as are usual at their size
+    """
+
+    size: Size | None = None
+    flip: bool = False
+    crops: Crops | None = None
+    batch: int = 0
+
+
+@dataclass(frozen=True)
+class Encode:
+    """Write the codes of a tokenizer's own images.
+
+    tokenizer  its folder
+    source     as ``data.source`` of its experiment
+    """
+
+    tokenizer: Path
+    source: str
+    how: Encoding = field(default_factory=Encoding)
+
+    def run(self, folder: Path, device: str, reporter: Reporter) -> None:
+        """See `Work`."""
+        how = self.how
+        pipeline.encode(
+            self.tokenizer, self.source, folder, how.size, how.flip, device, reporter, crops=how.crops, batch=how.batch
+        )
+
+
+@dataclass(frozen=True)
+class CacheFeatures:
+    """Write what a teacher sees in the training pictures of codes."""
+
+    codes: Path
+    teacher: TeacherConfig
+
+    def run(self, folder: Path, device: str, reporter: Reporter) -> None:
+        """See `Work`."""
+        pipeline.cache_features(self.codes, self.teacher, folder, device=device, reporter=reporter)
+
+
+@dataclass(frozen=True)
+class MeasureTokenizer:
+    """Measure a tokenizer: its run has the evaluation as usual, the stage the cards alone."""
+
+    tokenizer: Path
+    options: TokenizerEvaluation
+
+    def run(self, folder: Path, device: str, reporter: Reporter) -> None:
+        """See `Work`."""
+        cards = pipeline.evaluate_tokenizer(self.tokenizer, device, reporter, self.options)
+        write_cards(folder / EVALUATION, Evaluation(tuple(cards), Run.open(self.tokenizer).step))
+
+
+@dataclass(frozen=True)
+class MeasureGenerator:
+    """Measure a generator, by one seed of sampling.
+
+    steps  of checkpoints that are kept; empty: all; None: the newest
+    usual  whether the run gets the files too, as those of `ifsq.pipeline.evaluate_generator`, which a report shows
+    """
+
+    generator: Path
+    asked: GeneratorEvaluation
+    steps: tuple[int, ...] | None = None
+    usual: bool = False
+
+    def run(self, folder: Path, device: str, reporter: Reporter) -> None:
+        """See `Work`."""
+        pipeline.evaluate_generator(self.generator, self.asked, device, reporter, steps=self.steps, out=folder)
+        for file in sorted(folder.rglob("*.*")) if self.usual else ():
+            if file.suffix in (".json", ".png"):
+                place = self.generator / file.relative_to(folder)
+                make_folder(place.parent)
+                write_bytes(place, file.read_bytes())
+
+
+@dataclass(frozen=True)
+class MeasureLikelihood:
+    """Bits of held-out images.
+
+    steps  as of `MeasureGenerator`
+    """
+
+    generator: Path
+    images: int
+    steps: tuple[int, ...] | None = None
+
+    def run(self, folder: Path, device: str, reporter: Reporter) -> None:
+        """See `Work`."""
+        run = Run.open(self.generator)
+        steps = (run.step,) if self.steps is None else self.steps or run.kept
+        for step in steps:
+            reporter.say(f"bits of {self.images} held-out images, step {step}")
+            card = pipeline.likelihood(self.generator, self.images, device, step=step)
+            write_cards(folder / EVALUATIONS / f"step_{step}.json", Evaluation((card,), step))

@@ -1,0 +1,307 @@
+"""The grid file and its expansion: what is shared, what an address follows from, what is refused; one run of it all."""
+
+import json
+from pathlib import Path
+
+import pytest
+from toy_grid import SMALL, write_toy_grid
+
+from ifsq.bench.grid.cells import Bases, cells
+from ifsq.bench.grid.command import bench, grid_file, show_plan
+from ifsq.bench.grid.config import load_grid
+from ifsq.bench.grid.cost import generator_flops, layout_of, tokenizer_flops
+from ifsq.bench.grid.plan import plan_grid
+from ifsq.bench.grid.results import measurements
+from ifsq.bench.grid.stages import marker_of
+from ifsq.bench.measurement import MEASUREMENTS, read_measurements
+from ifsq.cli import main
+from ifsq.config import InputError
+from ifsq.experiment import load_generator_experiment, load_tokenizer_experiment
+from ifsq.generators import Generator
+from ifsq.generators.train import training_flops
+from ifsq.store.run import Run
+from ifsq.training.log import Silent
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """Pictures, three experiments and the grid."""
+    folder = tmp_path_factory.mktemp("grid")
+    write_toy_grid(folder)
+    return folder
+
+
+def written(place, name, text):
+    file = place / f"{name}.toml"
+    file.write_text(text)
+    return file
+
+
+def test_cells_are_those_that_make_sense(place):
+    found = cells(load_grid(place / "grid.toml"))
+    of = [tuple(cell.values()) for cell in found]
+    assert of[:4] == [("ifsq", 2, "ar"), ("ifsq", 2, "diffusion"), ("ifsq", 3, "ar"), ("ifsq", 3, "diffusion")]
+    assert [cell for cell in found if cell["tokenizer"] == "ae"] == [{"tokenizer": "ae", "generator": "diffusion"}]
+    assert len(found) == 9
+
+
+def test_settings_lie_over_the_base_in_their_order(place):
+    grid = load_grid(place / "grid.toml")
+    bases = Bases.read(grid, place)
+    quantizers = {
+        (cell["tokenizer"], cell.get("bits")): bases.of(grid, cell, "tokenizer")["tokenizer"]["quantizer"]
+        for cell in cells(grid)
+    }
+    assert quantizers["ifsq", 2] == {"levels": [5, 5]}
+    assert quantizers["fsq", 3] == {"levels": [9, 9], "bound": "tanh"}
+    assert quantizers["ae", None] == {"kind": "ae", "dim": 2}
+
+
+def test_a_stage_of_several_cells_is_there_once(place):
+    plan = plan_grid(place / "grid.toml", place / "out")
+    kinds = [stage.kind for stage in plan.stages.values()]
+    assert {kind: kinds.count(kind) for kind in set(kinds)} == {
+        "tokenizer": 10, "tokenizer-eval": 10, "codes": 10, "ar": 8, "diffusion": 10, "generator-eval": 36,
+    }  # fmt: skip
+    done = set()
+    for name, stage in plan.stages.items():  # each after what it needs
+        assert set(stage.needs) <= done
+        done.add(name)
+    assert len(plan.figures) == 10 + 2 * 18
+    tokenizers = [figures for figures in plan.figures if figures.of.startswith("tokenizer")]
+    assert {frozenset(figures.cell) for figures in tokenizers} == {
+        frozenset({"tokenizer", "bits"}),
+        frozenset({"tokenizer"}),
+    }
+    shared = plan_grid(place / "grid.toml", place / "out", ["--seeds.tokenizer", "7"])
+    kinds = [stage.kind for stage in shared.stages.values()]
+    assert (kinds.count("tokenizer"), kinds.count("codes"), kinds.count("diffusion")) == (5, 5, 10)
+    assert {figures.seed for figures in shared.figures if figures.of.startswith("tokenizer")} == {7}
+
+
+def test_an_address_follows_from_what_decides_the_weights(place):
+    names = set(plan_grid(place / "grid.toml", place / "out", SMALL).stages)
+    (place / "same.toml").write_text((place / "grid.toml").read_text())
+    same = [
+        plan_grid(place / "same.toml", place / "elsewhere", SMALL),
+        plan_grid(place / "grid.toml", place / "out", [*SMALL, "--question", "another"]),
+        plan_grid(place / "grid.toml", place / "out", [*SMALL, "--evaluation.metrics", '["PSNR, dB"]']),
+    ]
+    for plan in same:
+        assert set(plan.stages) == names
+    logs = (place / "tok.toml").read_text().replace("log_every = 1", "log_every = 2\nengine.workers = 1")
+    written(place, "tok2", logs)
+    assert set(plan_grid(place / "grid.toml", place / "out", [*SMALL, "--tokenizer", "tok2.toml"]).stages) == names
+    longer = plan_grid(place / "grid.toml", place / "out", [*SMALL, "--budget.tokenizer.images", "20"])
+    assert not names & set(longer.stages)  # all of it stands on another tokenizer
+    more = plan_grid(place / "grid.toml", place / "out", [*SMALL, "--budget.generator.images", "24"])
+    kept = {name.rpartition("-")[0] for name in names & set(more.stages)}
+    assert kept == {"tokenizer", "tokenizer-eval", "codes"}
+    other = plan_grid(place / "grid.toml", place / "out", [*SMALL, "--evaluation.generator.samples", "6"])
+    changed = {name.rpartition("-")[0] for name in names - set(other.stages)}
+    assert changed == {"generator-eval"}
+
+
+def test_other_pictures_are_another_stage(place, tmp_path):
+    text = (place / "tok.toml").read_text()
+    (tmp_path / "more").symlink_to(place / "pictures")
+    first = {written(tmp_path, "a", text.replace(str(place / "pictures"), str(tmp_path / "more")))}
+    assert first
+    copy = tmp_path / "copy"
+    for file in sorted((place / "pictures").rglob("*.png"))[:20]:
+        target = copy / file.relative_to(place / "pictures")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(file.read_bytes())
+    grid = 'tokenizer = "b.toml"\n[axes]\n'
+    written(tmp_path, "b", text.replace(str(place / "pictures"), str(copy)))
+    before = plan_grid(written(tmp_path, "g", grid), tmp_path / "out")
+    (copy / "a" / "new.png").write_bytes((place / "pictures" / "a" / "0.png").read_bytes())
+    assert not set(before.stages) & set(plan_grid(tmp_path / "g.toml", tmp_path / "out").stages)
+
+
+def test_budgets_are_steps(place):
+    text = (place / "grid.toml").read_text().replace("generator.images = 16", "generator.flops = 3e7")
+    plan = plan_grid(written(place, "flops", text), place / "out", SMALL)
+    behind = load_tokenizer_experiment(place / "tok.toml")
+    layout, code_dim = layout_of(behind.tokenizer, (16, 16))
+    for stage in plan.stages.values():
+        if stage.kind in ("ar", "diffusion"):
+            cost = generator_flops(load_generator_experiment(place / f"{stage.kind}.toml"), layout, 2, code_dim)
+            assert stage.flops == cost * 4 * stage.steps
+            assert stage.steps % 2 == 0  # two are kept, evenly
+            assert abs(stage.flops - 3e7) <= 2 * 4 * cost
+            assert stage.work.experiment.train.keep_every == stage.steps // 2
+        elif stage.kind == "tokenizer":
+            assert stage.steps == 16 // 4
+            assert stage.flops == tokenizer_flops(behind.tokenizer, (16, 16)) * 16
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--axes.bits", "[]"], "axes.bits=[]: expected at least one value"),
+        (["--axes.bits", "[2, 2]"], "axes.bits=[2, 2]: expected at least one value, each once"),
+        (["--axes.bitz", "[2, 3]"], "axes.bitz: no setting says what its values mean"),
+        (["--axes.generator", '["gan"]'], "axes.generator: 'gan': expected one of ar, diffusion"),
+        (["--seeds.training", "[]"], "training=[]: expected at least one seed"),
+        (["--seeds.sampling", "[1, 1]"], "sampling=[1, 1]: expected at least one seed, none negative, each once"),
+        (["--budget.generator.flops", "1e9"], "budget.generator: flops and images: expected one of them"),
+        (["--budget.tokenizer.images", "0"], "images=0: expected a number above 0"),
+        (["--evaluation.kept", "0"], "kept=0, likelihood=0: expected at least 1"),
+        (["--evaluation.generator.seed", "3"], "generator.seed=3: expected it in seeds.sampling"),
+        (["--evaluation.sample", "3"], "evaluation.sample: unknown key"),
+        (["--resources.gpu.gpus", "1"], "resources.gpu: expected one of tokenizer"),
+        (["--resources.codes.processes", "0"], "expected at least 1 process"),
+        (["--settings", "[{wen = {bits = 2}}]"], "settings.0.wen: unknown key; did you mean 'when'?"),
+        (["--left_out", "[{when = {bit = 2}}]"], "when: axis 'bit': expected one of tokenizer, bits, generator"),
+        (["--left_out", "[{when = {bits = 5}}]"], "when: bits 5: expected one of 2, 3"),
+        (["--absent", '[{axis = "bit", when = {bits = 2}}]'], "absent: axis 'bit': expected one of tokenizer, bits"),
+        (["--settings", '[{drop = ["codes"]}]'], "drop: 'codes': expected a name below tokenizer, teacher, generator"),
+        (["--tokenizer", "none.toml"], "none.toml: no such file, nor a shipped experiment of this name"),
+    ],
+)
+def test_what_is_wrong_with_a_grid_is_said(place, given, message):
+    with pytest.raises(InputError) as caught:
+        plan_grid(place / "grid.toml", place / "out", given)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+AR_ALONE = '[[settings]]\nwhen = { generator = "ar" }'
+TAUGHT = '[[settings]]\ngenerator.alignment = {depth = 1, weight = 1, teachers = [{source = "grid"}]}\n[budget]'
+UNEQUAL = (
+    "ifsq 2 ar and ifsq 2 diffusion: train.optim.lr 0.5 against 0.001; make it equal by a setting, or say that it is"
+    ' not: differ = ["train.optim.lr"]'
+)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("levels = [9, 9]", "levels = [1, 9]", "of ifsq 3"),
+        ('drop = ["tokenizer.', 'drop = ["tokenizer.x.', "drop tokenizer.x.tokenizer.quantizer: the experiment below"),
+        ("when = { bits = 3 }", 'when = { bits = 3, generator = "ar" }', "a generator changes tokenizer"),
+        ('when = { tokenizer = "ae", generator = "ar" }', "when = { }", "left_out: no cell is left"),
+        ("[budget]", f"{AR_ALONE}\ngenerator.train.optim.lr = 0.5\n[budget]", UNEQUAL),
+        ("[budget]", TAUGHT, "source 'grid' without teacher; expected its experiment"),
+    ],
+)
+def test_what_is_wrong_with_its_experiments_is_said(place, old, new, message):
+    text = (place / "grid.toml").read_text()
+    assert old in text
+    file = written(place, "wrong", text.replace(old, new))
+    with pytest.raises(InputError) as caught:
+        plan_grid(file, place / "out")
+    assert message in str(caught.value)
+
+
+def test_a_difference_that_is_said_is_allowed(place):
+    text = (
+        (place / "grid.toml").read_text().replace("[budget]", f"{AR_ALONE}\ngenerator.train.optim.lr = 0.5\n[budget]")
+    )
+    for said in ('["train.optim.lr"]', '["train.optim"]'):
+        plan_grid(written(place, "said", text), place / "out", [*SMALL, "--differ", said])
+
+
+def test_a_teacher_of_the_grid_is_a_stage(place):
+    teacher = f"""
+out = "unused"
+[data]
+source = "{place / "pictures"}"
+size = 16
+[network]
+patch = 4
+[train]
+steps = 2
+"""
+    written(place, "teacher", teacher)
+    arms = """
+[[settings]]
+when = { alignment = "own" }
+generator.alignment = { depth = 1, weight = 1, teachers = [{ source = "grid" }] }
+[budget]"""
+    text = (place / "grid.toml").read_text().replace("[budget]", arms, 1)
+    text = text.replace("bits = [2, 3]", 'bits = [2, 3]\nalignment = ["none", "own"]').replace(
+        "question", 'teacher = "teacher.toml"\nquestion', 1
+    )
+    plan = plan_grid(written(place, "arms", text), place / "out", SMALL)
+    kinds = [stage.kind for stage in plan.stages.values()]
+    assert {kind: kinds.count(kind) for kind in ("tokenizer", "teacher", "features", "ar", "diffusion")} == {
+        "tokenizer": 1, "teacher": 1, "features": 1, "ar": 2, "diffusion": 2,
+    }  # fmt: skip
+    taught = next(stage for stage in plan.stages.values() if stage.kind == "ar" and len(stage.inputs) > 2)
+    own = {stage.kind: stage for stage in plan.stages.values()}
+    assert {own["teacher"].name, own["features"].name} < set(taught.needs)
+    assert taught.work.experiment.alignment.features == (str(own["features"].folder(place / "out")),)
+    assert own["teacher"].name in own["features"].needs
+
+
+def test_the_whole_of_a_grid(place, quick_judge, capsys):
+    """Through the command: trained, measured at both kept steps, done once, and one cell alone found as it was."""
+    out = place / "whole"
+    line = ["bench", str(place / "grid.toml"), "--out", str(out), "--device", "cpu", *SMALL]
+    assert main([*line, "--plan"]) == 0
+    assert "to do" in capsys.readouterr().out
+    assert not out.exists()
+    assert main(line) == 0
+    assert str(out / MEASUREMENTS) in capsys.readouterr().out
+    found = read_measurements(out / MEASUREMENTS)
+    plan = plan_grid(place / "grid.toml", out, SMALL)
+    assert found == measurements(plan)
+    whose = {(tuple(one.cell.values()), one.seed, one.sampling_seed, one.step) for one in found}
+    sampled = {(("ifsq", 2, kind), 0, seed, step) for kind in ("ar", "diffusion") for seed in (0, 5) for step in (2, 4)}
+    assert whose == {(("ifsq", 2), 0, None, 4), *sampled}
+    for one in found:
+        run = Run.open(out / one.run)
+        assert one.card["seed"] == (one.sampling_seed or 0)
+        assert one.run.endswith(one.stage)
+        if "generator" in one.cell:
+            cost = training_flops(Generator.from_run(run))
+            assert one.flops == cost * 4 * one.step
+            assert (run.folder / "evaluations" / f"step_{one.step}.json").is_file()  # of the first seed, for a report
+    before = {name: marker_of(out, name).read_text() for name in plan.stages}
+    assert main(line) == 0
+    assert {name: marker_of(out, name).read_text() for name in plan.stages} == before
+    name = next(name for name in plan.stages if name.startswith("generator-eval"))
+    marker_of(out, name).unlink()
+    assert main([*line, "--only", name]) == 0
+    assert json.loads(marker_of(out, name).read_text())["config"] == json.loads(before[name])["config"]
+    assert measurements(plan) == found
+
+
+def test_a_failed_stage_is_told_and_the_rest_is_done(place, monkeypatch, capsys):
+    from ifsq import pipeline
+
+    def refuse(*_, **__):
+        raise InputError("no room")
+
+    file = written(
+        place,
+        "two",
+        'tokenizer = "tok.toml"\n[axes]\n[seeds]\ntraining = [0, 1]\n[evaluation.tokenizer]\njudge = false\n',
+    )
+    out, own = place / "failed", pipeline.evaluate_tokenizer
+    with monkeypatch.context() as patch:
+        first = plan_grid(file, out).figures[0].of
+        patch.setattr(
+            pipeline,
+            "evaluate_tokenizer",
+            lambda folder, *more: (refuse if folder.name == first else own)(folder, *more),
+        )
+        assert main(["bench", str(file), "--out", str(out), "--device", "cpu"]) == 2
+    said = capsys.readouterr().err
+    assert "failed: no room" in said
+    assert "1 stages failed and 0 that need them were skipped" in said
+    assert json.loads((out / "failures.jsonl").read_text())["error"] == "no room"
+    assert {one.seed for one in read_measurements(out / MEASUREMENTS)} == {1}
+    path = bench(file, out, [], "cpu", Silent())
+    assert {one.seed for one in read_measurements(path)} == {0, 1}
+
+
+def test_a_grid_is_found_by_name(place):
+    assert grid_file(place / "grid.toml") == place / "grid.toml"
+    with pytest.raises(InputError, match="nowhere: no such file, nor a shipped grid of this name"):
+        grid_file(Path("nowhere"))
+    lines, rows = show_plan(place / "grid.toml", place / "out", SMALL)
+    assert any(line.startswith("equal of all generators: train.batch 4") for line in lines)
+    assert len(rows) == len(plan_grid(place / "grid.toml", place / "out", SMALL).stages)
