@@ -49,8 +49,10 @@ log_every = 1
 save_every = 2
 """
 OWN = {"ar": "mlp_multiple_of = 16", "diffusion": "patch = 2\n[sampling]\nsteps = 3"}
+OWN["masked"] = "mlp_multiple_of = 16\n[sampling]\nrounds = 3"
 CASES = {
     "ar on vq": ("ar", "vq"),
+    "masked on vq": ("masked", "vq"),
     "diffusion on vq": ("diffusion", "vq"),
     "diffusion on ae": ("diffusion", "ae"),
     "diffusion on a vae": ("diffusion", "kl"),
@@ -90,7 +92,7 @@ def test_the_whole_road(case, tmp_path, monkeypatch, capsys):
     drawn = generator.sample(torch.tensor([0, 1]), seed=3)
     tokenizer = Tokenizer.from_pretrained("tokenizer")
     assert tokenizer.decode_sampled(drawn).shape == (2, 3, 16, 16)
-    assert (drawn.codes is None) == (case == "ar on vq")
+    assert (drawn.codes is None) == (case in ("ar on vq", "masked on vq"))
     assert (drawn.indices is None) == (codes != "vq")
     if codes == "vq":  # what is drawn is what the tokenizer can produce
         numbers = drawn.indices[..., 0]
@@ -99,6 +101,7 @@ def test_the_whole_road(case, tmp_path, monkeypatch, capsys):
     assert main(["generator", "eval", "run", "--samples", "8", "--features"]) == 0
     cards = {card["metric"]: card for card in json.loads(Path("run/evaluation.json").read_text())["cards"]}
     assert ("bits per image" in cards) == (kind == "ar")
+    assert ("bits per image, upper bound" in cards) == (kind == "masked")
     assert {"FD(judge)", "FD(judge), untrained generator", "FD(judge), tokenizer alone"} <= cards.keys()
     assert main(["report", "run"]) == 0
     assert main(["export", "pretrained", "run", "--out", "saved"]) == 0

@@ -4,7 +4,7 @@ That they load and build at full size is in ``test_surface``.
 """
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -13,11 +13,12 @@ import torch
 from ifsq import pipeline
 from ifsq.bench.demo import experiment_file
 from ifsq.codes.cache import CodeCache
-from ifsq.experiment import ARExperiment, DiffusionExperiment, load_generator_experiment, load_tokenizer_experiment
+from ifsq.experiment import GeneratorExperiment, load_generator_experiment, load_tokenizer_experiment
 from ifsq.generators import Generator
 from ifsq.generators.ar import HeadConfig
 from ifsq.generators.diffusion import DiTConfig
 from ifsq.generators.train import training_flops
+from ifsq.generators.trunk.config import TrunkConfig
 from ifsq.pretrained.teachers import ModuleTeacher, TeacherConfig, opening, register_teacher
 from ifsq.tokenizer.model import Tokenizer
 from ifsq.training.optim import OptimConfig
@@ -34,6 +35,7 @@ SHRUNKEN = "--train.steps 3 --train.batch 4 --train.log_every 1"
 OWN = {
     "ar": "--ar.size= --ar.depth 1 --ar.width 32 --ar.heads 2 --ar.mlp_multiple_of 16",
     "diffusion": "--diffusion.size= --diffusion.depth 1 --diffusion.width 32 --diffusion.heads 2",
+    "masked": "--masked.size= --masked.depth 1 --masked.width 32 --masked.heads 2 --masked.mlp_multiple_of 16",
 }
 
 LARGER = tuple(f"{kind}_{size}_" for kind in OWN for size in ("l", "xl"))
@@ -60,6 +62,7 @@ def test_the_papers_rows_are_there():
         "ar_ifsq_f4_d4_4bit_joint", "ar_ifsq_f4_d4_4bit_2x289", "ar_ifsq_f4_d4_4bit_masked",
         "diffusion_ae_f4_d4_16bit", "diffusion_vae_f4_d4_16bit", "diffusion_ifsq_f4_d4_4bit",
         "ar_ifsq_f4_d4_4bit_repa", "diffusion_ifsq_f4_d4_4bit_repa", "diffusion_ifsq_f4_d4_4bit_mean",
+        "masked_ifsq_f4_d4_4bit",
     }  # fmt: skip
     digits = {f"{kind}_f16_d4_4bit_{form}" for kind in ("ifsq", "fsq") for form in ("joint", "2x289")}
     codes = digits | {"vq_f16_d4_14bit"}
@@ -68,7 +71,7 @@ def test_the_papers_rows_are_there():
     sizes = ("b", "l", "xl")
     aligned = {"ar_l_ifsq_f16_d4_4bit_joint_repa", "diffusion_l_ifsq_f16_d4_4bit_repa"}
     plain = {f"{kind}_{size}_{row}" for kind in rows for size in sizes for row in rows[kind]}
-    assert stems("imagenet") == plain | aligned
+    assert stems("imagenet") == plain | aligned | {"masked_b_ifsq_f16_d4_4bit"}
 
 
 ALIGNED = [path for path in ROWS if path.stem.endswith("_repa")]
@@ -127,6 +130,7 @@ def test_the_diffusion_rows_hold_the_official_recipe():
 COSTS = (
     *("ar_b_ifsq_f16_d4_4bit_joint", "ar_b_ifsq_f16_d4_4bit_2x289", "ar_b_vq_f16_d4_14bit"),
     *("diffusion_b_sdvae_f8_d4", "diffusion_l_ifsq_f16_d4_4bit", "diffusion_xl_ae_f16_d4_16bit"),
+    "masked_b_ifsq_f16_d4_4bit",
 )
 
 
@@ -159,6 +163,24 @@ def test_heads_on_bundled_photographs_train_for_the_same_operations():
     assert len(totals) == 6
     assert max(totals) < 1.01 * min(totals)
     assert all(recipe == recipes[0] for recipe in recipes)
+
+
+def test_the_masked_row_is_trained_as_the_autoregressive_one():
+    """Of the same trunk, for as many operations, on the same codes, by the same optimizer."""
+    path = FOLDER / "bundled/masked_ifsq_f4_d4_4bit.toml"
+    ours, other = (
+        load_generator_experiment(path.with_name(f"{kind}_ifsq_f4_d4_4bit.toml")) for kind in ("masked", "ar")
+    )
+    shared = [(field.name, getattr(ours.masked, field.name)) for field in fields(TrunkConfig)]
+    assert shared == [(name, getattr(other.ar, name)) for name, _ in shared]
+    layout = Tokenizer(load_tokenizer_experiment(tokenizer_file(path)).tokenizer).layout(32, 32)
+    with torch.device("meta"):
+        flops, others = (training_flops(one.make(layout, 10)) for one in (ours, other))
+    total = flops * ours.train.batch * ours.train.steps
+    assert f"# Cost: {flops / 1e9:.3f} GFLOP an image, {total / 1e12:.2f} TFLOP in all" in path.read_text()
+    assert total == pytest.approx(others * other.train.batch * other.train.steps, rel=0.01)
+    assert (ours.codes, ours.tokenizer, ours.train.batch) == (other.codes, other.tokenizer, other.train.batch)
+    assert replace(ours.train.optim, warmup=0) == replace(other.train.optim, warmup=0)
 
 
 @every_generator
@@ -203,7 +225,7 @@ def codes(tmp_path_factory):
     return make
 
 
-def shrunken(path: Path, *places: str) -> ARExperiment | DiffusionExperiment:
+def shrunken(path: Path, *places: str) -> GeneratorExperiment:
     kind = load_generator_experiment(path).kind
     return load_generator_experiment(path, [*SHRUNKEN.split(), *OWN[kind].split(), *places])
 

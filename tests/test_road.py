@@ -77,10 +77,11 @@ optim.warmup = 2
 
 @pytest.fixture(scope="module")
 def road(tmp_path_factory):
-    """A folder with a tokenizer, its codes and both generators; the working directory of every test here."""
+    """A folder with a tokenizer, its codes and a generator of each kind; the working directory of every test here."""
     folder = tmp_path_factory.mktemp("road")
     (folder / "tokenizer.toml").write_text(TOKENIZER)
     (folder / "ar.toml").write_text(GENERATOR.format(kind="ar", groups="groups = [1, 2]", own="mlp_multiple_of = 16"))
+    (folder / "masked.toml").write_text(GENERATOR.format(kind="masked", groups="", own="mlp_multiple_of = 16"))
     (folder / "diffusion.toml").write_text(
         GENERATOR.format(kind="diffusion", groups="", own="patch = 2\n[sampling]\nsteps = 3")
     )
@@ -91,6 +92,7 @@ def road(tmp_path_factory):
         assert main(["encode", "tokenizer", "bundled:shapes", "codes"]) == 0
         assert main(["generator", "train", "ar.toml"]) == 0
         assert main(["generator", "train", "diffusion.toml"]) == 0
+        assert main(["generator", "train", "masked.toml", "--train.steps", "2", "--train.optim.warmup", "1"]) == 0
     finally:
         os.chdir(before)
     return folder
@@ -523,7 +525,7 @@ BAD = {
     "too wide for memory": (["generator", "train", "ar.toml", "--out", "new", "--ar.mlp_multiple_of", "10000000000000"], "ar: a network of these sizes does not fit in memory; expected smaller ones"),
     "too wide for a number": (["generator", "train", "ar.toml", "--out", "new", "--ar.width", "1000000000000", "--ar.heads", "1"], "ar: a network of these sizes does not fit in memory; expected smaller ones"),
     "no cache": (["generator", "train", "ar.toml", "--out", "new", "--codes", "gone"], "gone: holds no code cache"),
-    "both sections": (["generator", "train", "ar.toml", "--out", "new", "--diffusion.depth", "1", "--diffusion.width", "8", "--diffusion.heads", "1", "--diffusion.patch", "1"], "expected exactly one of the sections [ar] and [diffusion]"),
+    "both sections": (["generator", "train", "ar.toml", "--out", "new", "--diffusion.depth", "1", "--diffusion.width", "8", "--diffusion.heads", "1", "--diffusion.patch", "1"], "expected exactly one of the sections [ar], [diffusion] and [masked]"),
     "heads": (["generator", "train", "ar.toml", "--out", "new", "--ar.heads", "3"], "heads"),
     "patch": (["generator", "train", "diffusion.toml", "--out", "new", "--diffusion.patch", "3"], "patch=3: expected a divisor of the code grid 4x4"),
     "groups": (["generator", "train", "ar.toml", "--out", "new", "--groups", "[2, 2]"], "groups=[2, 2]: expected positive sizes that sum to the 3 levels"),
@@ -596,7 +598,24 @@ BAD = {
     "values of other groups": (["sample", "ar", "--labels", "0", "--out", "new.png", "--sampling.top_p", "[0.9, 0.8, 1]"], "sampling: top_p=[0.9, 0.8, 1.0]: expected one value, or 2, one a group of the token"),
     "values of other groups in training": (["generator", "train", "ar.toml", "--out", "new", "--sampling.guidance", "[2]"], "guidance=[2.0]: expected one value, or 2, one a group of the token"),
     "sampling in the file": (["generator", "train", "ar.toml", "--out", "new", "--sampling.steps", "3"], "ar.toml: sampling.steps: unknown key"),
-    "neither section": (["generator", "train", "tokenizer.toml", "--out", "new"], "expected exactly one of the sections [ar] and [diffusion]"),
+    "masked: mask": (["generator", "train", "masked.toml", "--out", "new", "--masked.mask", "row"], "mask='row': expected one of digit, position"),
+    "masked: schedule": (["generator", "train", "masked.toml", "--out", "new", "--masked.schedule", "square"], "masked: schedule='square': expected one of linear, cosine"),
+    "masked: an option of another kind": (["generator", "train", "masked.toml", "--out", "new", "--masked.order", "random"], "masked.order: unknown key"),
+    "masked: no rounds": (["generator", "train", "masked.toml", "--out", "new", "--sampling.rounds", "0"], "sampling: rounds=0: expected at least 1"),
+    "masked: too many rounds": (["generator", "train", "masked.toml", "--out", "new", "--sampling.rounds", "49"], "rounds=49: expected at most 48, the digits of an image"),
+    "masked: order": (["generator", "train", "masked.toml", "--out", "new", "--sampling.order", "raster"], "order='raster': expected one of confidence, random"),
+    "masked: noise": (["generator", "train", "masked.toml", "--out", "new", "--sampling.confidence_noise", "-1"], "confidence_noise=-1.0: expected a number of at least 0"),
+    "masked: temperature": (["generator", "train", "masked.toml", "--out", "new", "--sampling.temperature", "0"], "temperature=0.0: expected a positive number"),
+    "masked: several scales": (["generator", "train", "masked.toml", "--out", "new", "--sampling.guidance", "[2, 1]"], "sampling.guidance"),
+    "masked: states that are read": (["generator", "train", "masked.toml", "--out", "new", "--alignment.token", "read", "--alignment.depth", "1"], "alignment"),
+    "masked: too wide": (["generator", "train", "masked.toml", "--out", "new", "--masked.mlp_multiple_of", "10000000000000"], "masked: a network of these sizes does not fit in memory; expected smaller ones"),
+    "masked: official": (["export", "official", "masked", "--out", "new.pt"], "masked: holds a masked model; expected a tokenizer, an ar or a diffusion generator"),
+    "masked: draws": (["generator", "likelihood", "masked", "--likelihood.draws", "3"], "likelihood: draws=3: expected 0 (all sets) or an even number"),
+    "masked: all sets": (["generator", "likelihood", "masked", "--likelihood.draws", "0"], "likelihood: draws=0: 48 digits or positions have too many sets; expected at most 12"),
+    "masked: a sample of too many rounds": (["sample", "masked", "--labels", "0", "--out", "new.png", "--sampling.rounds", "49"], "sampling: rounds=49: expected at most 48, the digits of an image"),
+    "masked: times": (["generator", "times", "masked"], "a generator of kind masked: expected diffusion, whose solver has times"),
+    "likelihood options of another kind": (["generator", "likelihood", "diffusion", "--likelihood.draws", "4"], "likelihood: draws: unknown key"),
+    "neither section": (["generator", "train", "tokenizer.toml", "--out", "new"], "expected exactly one of the sections [ar], [diffusion] and [masked]"),
     "broken image": (["reconstruct", "tokenizer", "foreign/letter.txt", "--out", "new"], "image foreign/letter.txt cannot be read"),
     "tiny image": (["reconstruct", "tokenizer", "tiny.png", "--out", "new"], "tiny.png: 3 x 3 pixels; expected 4 a side"),
     "same name twice": (["reconstruct", "tokenizer", "tiny.png", "tiny.png", "--out", "new"], "two images would be written there"),
@@ -678,6 +697,8 @@ WITH_WEIGHTS = {
     "sample diffusion": ("diffusion", ["sample", "RUN", "--labels", "0", "--out", "new.png"]),
     "generator eval ar": ("ar", ["generator", "eval", "RUN", "--samples", "20", "--features"]),
     "generator eval diffusion": ("diffusion", ["generator", "eval", "RUN", "--samples", "20", "--features"]),
+    "sample masked": ("masked", ["sample", "RUN", "--labels", "0", "--out", "new.png"]),
+    "likelihood of a masked one": ("masked", ["generator", "likelihood", "RUN", "--images", "2"]),
     "likelihood": ("diffusion", ["generator", "likelihood", "RUN", "--images", "2"]),
     "tokenizer train": ("tokenizer", ["tokenizer", "train", "tokenizer.toml", "--out", "RUN"]),
     "generator train": ("ar", ["generator", "train", "ar.toml", "--out", "RUN"]),

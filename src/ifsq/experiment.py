@@ -14,6 +14,7 @@ from ifsq.data.images import DataConfig, Size, check_channels, size_text
 from ifsq.generators import Generator, Sampling
 from ifsq.generators.ar import ARConfig, ARSampling
 from ifsq.generators.diffusion import DiffusionSampling, DiTConfig
+from ifsq.generators.masked import MaskedConfig, MaskedSampling
 from ifsq.generators.repa import AlignmentConfig
 from ifsq.nn.memory import within_memory
 from ifsq.quantizers.bounds import BOUNDS
@@ -78,7 +79,7 @@ class OnlineData(DataConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratorExperiment:
-    """One generator run: what both kinds have. Each kind adds the section of its model and its own ``sampling``.
+    """One generator run: what all kinds have. Each kind adds the section of its model and its own ``sampling``.
 
     out        folder of the run
     tokenizer  folder of the tokenizer run; may be empty for latents that another project extracted, and then samples
@@ -163,9 +164,22 @@ class DiffusionExperiment(GeneratorExperiment):
     sampling: DiffusionSampling = field(default_factory=lambda: DiffusionSampling(GUIDANCE))
 
 
+@dataclass(frozen=True, kw_only=True)
+class MaskedExperiment(GeneratorExperiment):
+    """The run of a masked generator.
+
+    masked  the model, see `MaskedConfig`
+    """
+
+    kind = "masked"
+    masked: MaskedConfig
+    sampling: MaskedSampling = field(default_factory=lambda: MaskedSampling(GUIDANCE))
+
+
 GUIDANCE = 1.5
 """Of a generator whose experiment does not say how it is guided."""
-EXPERIMENTS: tuple[type[ARExperiment] | type[DiffusionExperiment], ...] = (ARExperiment, DiffusionExperiment)
+AnyExperiment = ARExperiment | DiffusionExperiment | MaskedExperiment
+EXPERIMENTS: tuple[type[AnyExperiment], ...] = (ARExperiment, DiffusionExperiment, MaskedExperiment)
 
 
 def load_tokenizer_experiment(path: Path, overrides: Iterable[str] = ()) -> TokenizerExperiment:
@@ -296,8 +310,8 @@ def _table_of_source(asked: Adaptation, run: Run) -> dict[str, Any]:
     }
 
 
-def load_generator_experiment(path: Path, overrides: Iterable[str] = ()) -> ARExperiment | DiffusionExperiment:
-    """Read an experiment file, whose one section ``[ar]`` or ``[diffusion]`` says of which kind it is.
+def load_generator_experiment(path: Path, overrides: Iterable[str] = ()) -> AnyExperiment:
+    """Read an experiment file, whose one section ``[ar]``, ``[diffusion]`` or ``[masked]`` says of which kind it is.
 
     Raises InputError in one line for whatever is wrong with it.
     """
@@ -305,6 +319,6 @@ def load_generator_experiment(path: Path, overrides: Iterable[str] = ()) -> AREx
     named = given.keys() | config.parse_overrides(overrides).keys()
     kinds = [cls for cls in EXPERIMENTS if cls.kind in named]
     if len(kinds) != 1:
-        raise InputError(f"{path}: expected exactly one of the sections [ar] and [diffusion]")
+        raise InputError(f"{path}: expected exactly one of the sections [ar], [diffusion] and [masked]")
     table = config.merge(given, config.parse_overrides(overrides, kinds[0]))
     return config.build(kinds[0], config.merge({"sampling": {"guidance": GUIDANCE}}, table), str(path))

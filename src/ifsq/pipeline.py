@@ -17,7 +17,7 @@ import torch
 
 from ifsq.codes.cache import CodeCache
 from ifsq.codes.features import FeatureCache
-from ifsq.config import InputError, build, check_seed, to_dict
+from ifsq.config import InputError, check_seed, to_dict
 from ifsq.data import Reading, describe_counts, describe_images, open_images, split_called
 from ifsq.data.crops import Crops
 from ifsq.data.image_sets import set_kind
@@ -57,7 +57,6 @@ from ifsq.evaluation.teacher import network_figures
 from ifsq.experiment import Adaptation, GeneratorExperiment, TokenizerExperiment, adapted_experiment
 from ifsq.generators import Generator, Origin
 from ifsq.generators.diffusion.grids import FittedTimes, fit_generator_times, save_with_times
-from ifsq.generators.diffusion.likelihood import LikelihoodOptions
 from ifsq.generators.repa.encode import features_beside, named, write_features
 from ifsq.generators.repa.kept import begin_with_projectors
 from ifsq.generators.repa.teaching import taught
@@ -432,10 +431,10 @@ def likelihood(
     step: int | None = None,
     average: bool = True,
 ) -> ProtocolCard:
-    """Bits that held-out images take by a generator run: exact, or of a diffusion one a bound; see `measure_bits`.
+    """Bits that held-out images take by a generator run: exact of an autoregressive one, else a bound.
 
-    options  of `LikelihoodOptions`, of a diffusion generator
-    seed     of its noise and its probes
+    options  of the kind's own, see `measure_bits`
+    seed     of its random numbers
     step     of a checkpoint that is kept; None: the newest
     average  the averaged weights, else the raw ones
 
@@ -443,12 +442,11 @@ def likelihood(
     the images.
     """
     check_seed(seed)
-    asked = None if options is None else build(LikelihoodOptions, options, "likelihood")
     with join(device) as world:
         run = Run.open(folder)
         pair = load_pair(run, world.device, step, average)
         cache = in_turn(world, lambda: open_codes(run, pair.generator.origin))
-        card = measure_bits(pair, cache, images, asked, seed, world)
+        card = measure_bits(pair, cache, images, options, seed, world)
         of, suffix = run.step if step is None else step, "_likelihood" if average else "_likelihood_raw"
         found = Evaluation((card,), of, weights="average" if average else "raw")
         from_first(world, lambda: write_evaluation(run, found, suffix, of))

@@ -13,7 +13,7 @@ from ifsq.config import InputError
 from ifsq.evaluation import likelihood as room
 from ifsq.evaluation.likelihood import measure_bits
 from ifsq.generators.diffusion import DiffusionGenerator, DiTConfig
-from ifsq.generators.diffusion.likelihood import LikelihoodOptions
+from ifsq.generators.masked import MaskedConfig, MaskedGenerator
 from ifsq.sources import Pair
 from ifsq.tokenizer.bottleneck import QuantizerConfig
 from ifsq.tokenizer.conv import ConvConfig
@@ -23,7 +23,7 @@ from ifsq.training.distributed import World
 ALONE = World(0, 1, torch.device("cpu"))
 SPEC = CodeSpec((5, 5), (2,), "little", "paper", (2, 2))
 LATENTS = LatentSpec(2, (2, 2))
-QUICK = LikelihoodOptions(steps=2, trace="hutchinson")
+QUICK = {"steps": 2, "trace": "hutchinson"}
 
 
 class Together(World):
@@ -36,9 +36,12 @@ class Together(World):
         return copy.deepcopy(self.shares)
 
 
-def pair_of(spec):
+def pair_of(spec, kind="diffusion"):
     torch.manual_seed(0)
-    model = DiffusionGenerator(DiTConfig(1, 16, 2, patch=1), spec, 2)
+    if kind == "masked":
+        model = MaskedGenerator(MaskedConfig(1, 16, 2, mlp_multiple_of=16), spec, 2)
+    else:
+        model = DiffusionGenerator(DiTConfig(1, 16, 2, patch=1), spec, 2)
     for parameter in model.parameters():
         if parameter.ndim > 1:
             torch.nn.init.normal_(parameter, std=0.2)
@@ -79,8 +82,26 @@ def test_bits_are_the_same_whoever_measures(monkeypatch):
     assert measure_bits(pair, cache, 5, QUICK, 4, ALONE).values != whole.values
 
 
+def test_of_a_masked_generator_it_is_a_bound_with_its_error(monkeypatch):
+    monkeypatch.setattr(room, "AT_ONCE", 2)
+    pair, cache = pair_of(SPEC, "masked"), cache_of(SPEC)
+    card = measure_bits(pair, cache, 5, {"draws": 8}, 3, ALONE)
+    assert (card.metric, card.sampler, card.seed) == ("bits per image, upper bound", "draws 8", 3)
+    assert (card.function_evaluations, card.method) == (8, "all orders, one digit a step")
+    exact = measure_bits(pair, cache, 5, {"draws": 0}, 3, ALONE)
+    assert "error of the draws" not in exact.values
+    assert exact.function_evaluations == 2**8 - 1
+    assert abs(card.values["mean"] - exact.values["mean"]) < 5 * card.values["error of the draws"]
+    Together.shares.clear()
+    for rank in range(2):
+        shared = measure_bits(pair, cache, 5, {"draws": 8}, 3, Together(rank, 2, torch.device("cpu")))
+    assert shared == card
+    with pytest.raises(InputError, match="likelihood: steps: unknown key; known: draws"):
+        measure_bits(pair, cache, 5, {"steps": 8}, 3, ALONE)
+
+
 def test_of_latents_it_is_a_density():
-    card = measure_bits(pair_of(LATENTS), cache_of(LATENTS), 2, LikelihoodOptions(steps=2), 0, ALONE)
+    card = measure_bits(pair_of(LATENTS), cache_of(LATENTS), 2, {"steps": 2}, 0, ALONE)
     assert (card.metric, card.method) == ("bits per image, density of latents", "exact trace")
     assert "error of the trace" not in card.values
 

@@ -183,7 +183,7 @@ def test_depths_are_those_of_the_network():
     with pytest.raises(ValueError, match=r"alignment\.teachers: layer of 'self'=5: expected 1 to 4"):
         config(teachers=(("self", 5),)).check(SimpleNamespace(depth=4), **plainly)
     for options, asked, message in (
-        ({"token": "read"}, {"noisy": True}, r"token='read' of a diffusion generator: expected 'predicted'"),
+        ({"token": "read"}, {"noisy": True}, r"token='read' of a generator that reads noise: expected 'predicted'"),
         (
             {"projector": "conv"},
             {"generator": SimpleNamespace(depth=2, order="random")},

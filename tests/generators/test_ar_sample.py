@@ -8,8 +8,9 @@ import torch
 from ifsq.codes.spec import CodeSpec
 from ifsq.config import InputError
 from ifsq.generators.ar import ARConfig, ARGenerator, ARSampling
-from ifsq.generators.ar.draw import draw, filter_logits
+from ifsq.generators.ar.draw import draw
 from ifsq.generators.ar.guidance import guidance_scales, guide
+from ifsq.generators.categorical import filter_logits
 from ifsq.generators.streams import gumbels
 
 SPEC = CodeSpec((17, 17), (1, 1), "little", "equal", (3, 2))

@@ -8,9 +8,10 @@ import torch
 import ifsq
 from ifsq.codes import CodeSpec, LatentSpec
 from ifsq.config import InputError
-from ifsq.generators import ARGenerator, DiffusionGenerator, Generator, Origin
+from ifsq.generators import ARGenerator, DiffusionGenerator, Generator, MaskedGenerator, Origin
 from ifsq.generators.ar import ARConfig, ARSampling, HeadConfig
 from ifsq.generators.diffusion import DiffusionSampling, DiTConfig
+from ifsq.generators.masked import MaskedConfig
 from ifsq.generators.train import training_flops
 from ifsq.training import parallel
 
@@ -25,12 +26,16 @@ def diffusion():
     return DiffusionGenerator(DiTConfig(1, 16, 2, patch=1), SPEC, 3)
 
 
+def masked():
+    return MaskedGenerator(MaskedConfig(1, 16, 2, mlp_multiple_of=8), SPEC, 3)
+
+
 def test_every_kind_is_registered():
-    assert ifsq.Generator.kinds == {"ar": ARGenerator, "diffusion": DiffusionGenerator}
+    assert ifsq.Generator.kinds == {"ar": ARGenerator, "diffusion": DiffusionGenerator, "masked": MaskedGenerator}
     assert all(kind == cls.kind and cls.title for kind, cls in Generator.kinds.items())
 
 
-@pytest.mark.parametrize("make", [ar, diffusion])
+@pytest.mark.parametrize("make", [ar, diffusion, masked])
 def test_a_description_gives_the_same_generator(make, tmp_path):
     model = make()
     model.origin = Origin(("a", "b", "c"), "tok", "0" * 64, "1" * 64, {"guidance": 2.0})
@@ -99,13 +104,15 @@ def test_a_card_says_how_it_was_sampled():
     assert DiffusionSampling(timestep_shift=2.0).sampler.endswith("timestep_shift 2.0")
 
 
-@pytest.mark.parametrize(("kind", "expected"), [("ar", 369e6), ("diffusion", 80e6)])
+@pytest.mark.parametrize(("kind", "expected"), [("ar", 369e6), ("diffusion", 80e6), ("masked", 342e6)])
 def test_the_cost_of_training_is_that_of_the_demo(kind, expected):
     """As it was counted for docs/control.md, of these sizes; nothing is computed and nothing is drawn."""
     spec = CodeSpec((17,) * 4, (1,) * 4, "little", "equal", (8, 8))
     if kind == "ar":
         config = ARConfig(4, 128, 4, mlp_multiple_of=32, head=HeadConfig(width=96, depth=1))
         model = ARGenerator(config, spec, 30)
+    elif kind == "masked":
+        model = MaskedGenerator(MaskedConfig(4, 128, 4, mlp_multiple_of=32), spec, 30)
     else:
         model = DiffusionGenerator(DiTConfig(4, 128, 4, patch=2), spec, 30)
     before = torch.get_rng_state()
@@ -125,6 +132,14 @@ def test_the_cost_of_training_by_hand():
     model = ARGenerator(ARConfig(3, 64, 4), spec, 5)
     inside = sum(p.numel() for name, p in model.named_parameters() if p.ndim > 1 and "embed" not in name)
     assert training_flops(model) == 6 * inside * 64 + 3 * 3 * (2 * 2 * 64 * 64 * 64)
+
+
+def test_the_cost_of_training_a_masked_one_by_hand():
+    """As above; the blocks see the class beside the grid, the output layer does not."""
+    spec = CodeSpec((33,), (1,), "little", "equal", (8, 8))
+    model = MaskedGenerator(MaskedConfig(3, 64, 4), spec, 5)
+    inside = sum(p.numel() for p in model.layers.parameters() if p.ndim > 1)
+    assert training_flops(model) == 6 * (inside * 65 + 64 * 33 * 64) + 3 * 3 * (2 * 2 * 65 * 65 * 64)
 
 
 @pytest.mark.parametrize("codes", ["vq", "latents"])

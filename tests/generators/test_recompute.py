@@ -11,6 +11,7 @@ from ifsq.codes import CodeBatch, CodeSpec
 from ifsq.config import InputError
 from ifsq.generators.ar import ARConfig, ARGenerator
 from ifsq.generators.diffusion import DiffusionGenerator, DiTConfig
+from ifsq.generators.masked import MaskedConfig, MaskedGenerator
 from ifsq.store.weights import whole
 from ifsq.training import parallel
 from ifsq.training.distributed import join
@@ -23,6 +24,8 @@ def make(kind, depth=3):
     torch.manual_seed(0)
     if kind == "diffusion":
         model = DiffusionGenerator(DiTConfig(depth, 32, 4, patch=2), SPEC, num_classes=3)
+    elif kind == "masked":
+        model = MaskedGenerator(MaskedConfig(depth, 32, 4, mlp_multiple_of=8, dropout=0.3), SPEC, num_classes=3)
     else:
         options = {"adaln": True, "kv_heads": 2, "qk_norm": True} if kind == "ar with options" else {}
         config = ARConfig(depth, 32, 4, mlp_multiple_of=8, dropout=0.3, drop_path=0.5, **options)
@@ -54,7 +57,7 @@ def trained(model):
     return loss.detach(), {name: p.grad for name, p in model.named_parameters()}, kept
 
 
-@pytest.mark.parametrize("kind", ["ar", "ar with options", "diffusion"])
+@pytest.mark.parametrize("kind", ["ar", "ar with options", "diffusion", "masked"])
 def test_loss_and_gradients_are_the_same_bits_and_less_is_kept(kind):
     plain, again = make(kind, depth=8), make(kind, depth=8)
     parallel.recompute(again)

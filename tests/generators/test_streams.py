@@ -1,4 +1,4 @@
-"""Random numbers of images: a second implementation of Philox, distributions; one seed, one image, for both kinds."""
+"""Random numbers of images: a second implementation of Philox, distributions; one seed, one image, for every kind."""
 
 import numpy as np
 import pytest
@@ -7,6 +7,7 @@ import torch
 from ifsq.codes.spec import CodeSpec
 from ifsq.generators.ar import ARConfig, ARGenerator
 from ifsq.generators.diffusion import DiffusionGenerator, DiTConfig
+from ifsq.generators.masked import MaskedConfig, MaskedGenerator
 from ifsq.generators.streams import Normals, choices, gumbels, normals, uniforms
 
 SPEC = CodeSpec((5, 9), (1, 1), "little", "equal", (4, 2))
@@ -28,17 +29,25 @@ def make(kind):
     torch.manual_seed(0)
     if kind == "ar":
         model = ARGenerator(ARConfig(1, 16, 2, mlp_multiple_of=8), SPEC, num_classes=3)
+    elif kind == "masked":
+        model = MaskedGenerator(MaskedConfig(1, 16, 2, mlp_multiple_of=8), SPEC, num_classes=3)
     else:
         model = DiffusionGenerator(DiTConfig(1, 16, 2, patch=2), SPEC, num_classes=3)
     for parameter in model.parameters():
         if parameter.ndim > 1:
-            torch.nn.init.normal_(parameter, std=0.3 if kind == "ar" else 0.1)
+            torch.nn.init.normal_(parameter, std=0.1 if kind == "diffusion" else 0.3)
     return model
 
 
 def test_numbers_are_those_of_philox_under_seed_and_image_number():
     words = [word for block in (1, 2) for word in philox((7, 41), block)]
     assert uniforms(7, 40, 3, 8)[1].tolist() == [(word >> 40) / 2**24 for word in words]
+
+
+def test_rows_of_an_image_share_no_number():
+    """Row 2 of 5 numbers begins at the fifth block."""
+    words = [word for block in (5, 6) for word in philox((7, 41), block)][:5]
+    assert uniforms(7, 40, 3, 5, place=2)[1].tolist() == [(word >> 40) / 2**24 for word in words]
 
 
 def test_numbers_of_an_image_are_its_own():
@@ -74,7 +83,7 @@ def test_distributions():
     assert torch.corrcoef(rows).fill_diagonal_(0).abs().max() < 0.25  # of independent rows: 0.045 standard deviation
 
 
-@pytest.mark.parametrize("kind", ["ar", "diffusion"])
+@pytest.mark.parametrize("kind", ["ar", "diffusion", "masked"])
 @pytest.mark.parametrize("options", [{}, {"guidance": 2.5}])
 def test_an_image_is_the_same_in_whatever_batch(kind, options):
     model = make(kind)
@@ -85,7 +94,7 @@ def test_an_image_is_the_same_in_whatever_batch(kind, options):
     assert torch.equal(model.sample(others, seed=9, **options).indices[:3], whole[:3])
 
 
-@pytest.mark.parametrize("kind", ["ar", "diffusion"])
+@pytest.mark.parametrize("kind", ["ar", "diffusion", "masked"])
 def test_images_of_one_label_differ(kind):
     drawn = make(kind).sample(torch.zeros(20, dtype=torch.int64), seed=1).indices.flatten(1)
     assert len(drawn.unique(dim=0)) == 20
@@ -93,14 +102,14 @@ def test_images_of_one_label_differ(kind):
 
 @pytest.mark.parametrize(("name", "value"), [("seed", -1), ("seed", 2**63), ("first", -1)])
 def test_numbers_that_no_image_has_are_refused(name, value):
-    for kind in ("ar", "diffusion"):
+    for kind in ("ar", "diffusion", "masked"):
         with pytest.raises(ValueError, match=f"{name}={value}: expected 0 to"):
             make(kind).sample(LABELS, **{name: value})
 
 
 @pytest.mark.parametrize(
     ("kind", "options"),
-    [("ar", {}), ("ar", {"top_p": 0.9}), ("ar", {"top_k": 2, "noise": "gumbel"}), ("diffusion", {})],
+    [("ar", {}), ("ar", {"top_p": 0.9}), ("ar", {"top_k": 2, "noise": "gumbel"}), ("diffusion", {}), ("masked", {})],
 )
 def test_weights_that_are_not_numbers_draw_nothing(kind, options):
     model = make(kind)
@@ -110,12 +119,14 @@ def test_weights_that_are_not_numbers_draw_nothing(kind, options):
         model.sample(LABELS, **options)
 
 
-@pytest.mark.parametrize(("kind", "options"), [("ar", {}), ("ar", {"guidance": 2.0, "parallel": 4}), ("diffusion", {})])
+@pytest.mark.parametrize(
+    ("kind", "options"), [("ar", {}), ("ar", {"guidance": 2.0, "parallel": 4}), ("diffusion", {}), ("masked", {})]
+)
 def test_no_labels_give_no_images(kind, options):
     model = make(kind)
     none, one = (model.sample(LABELS[:count], **options) for count in (0, 1))
     assert none.codes.shape == (0, *one.codes.shape[1:])
-    if kind == "ar":
+    if kind != "diffusion":
         assert none.indices.shape == (0, *one.indices.shape[1:])
 
 

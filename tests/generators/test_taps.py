@@ -5,10 +5,11 @@ import torch
 from torch import nn
 
 from ifsq.codes import CodeBatch, CodeSpec
-from ifsq.generators import ARGenerator, DiffusionGenerator
+from ifsq.generators import ARGenerator, DiffusionGenerator, MaskedGenerator
 from ifsq.generators.ar import ARConfig, HeadConfig
 from ifsq.generators.ar.order import in_order
 from ifsq.generators.diffusion import DiTConfig
+from ifsq.generators.masked import MaskedConfig
 from ifsq.training import parallel
 
 SPEC = CodeSpec((5, 5, 3), (2, 1), "little", "paper", (2, 4))
@@ -19,6 +20,9 @@ KINDS = {
         ARConfig(3, 32, 2, class_tokens=3, adaln=True, order="random", **AR), SPEC, 3
     ),
     "diffusion": lambda: DiffusionGenerator(DiTConfig(3, 32, 2, patch=2, label_dropout=0.5), SPEC, 3),
+    "masked": lambda: MaskedGenerator(
+        MaskedConfig(3, 32, 2, mlp_multiple_of=16, label_dropout=0.5, dropout=0.2, class_tokens=2), SPEC, 3
+    ),
 }
 
 
@@ -49,7 +53,7 @@ def test_loss_and_states_are_those_of_one_pass(kind, again):
     if again:
         parallel.recompute(model)
     runs = []
-    blocks = model.layers if model.kind == "ar" else model.dit.blocks
+    blocks = model.dit.blocks if model.kind == "diffusion" else model.layers
     blocks[0].register_forward_hook(lambda *_: runs.append(1))
     told = model.training_pass(batch, seeded(), 0.2, depths=(3, 1))
     assert runs == [1]
@@ -109,6 +113,7 @@ def test_each_image_has_a_noise_of_its_own_and_less_of_it_later():
     [
         ("ar", 4, None, "depth=4: expected 0 to 3, the blocks of the network"),
         ("diffusion", -1, 0.5, "depth=-1"),
+        ("masked", 1, None, "time=None: expected 0, noise, to 1, data"),
         ("ar", 1, 0.5, "time=0.5: expected none, this kind reads no noise"),
         ("diffusion", 1, None, "time=None: expected 0, noise, to 1, data"),
         ("diffusion", 1, 1.5, "time=1.5"),

@@ -23,6 +23,7 @@ from ifsq.training.distributed import pick_device
 from ifsq.training.log import Reporter
 from ifsq.training.precision import computes_bfloat16
 
+KINDS = ("ar", "diffusion")
 FEATURES = "efficientnet-lite0@64"
 """Twice the images' side: at its own 224 pixels it would take as long as a training."""
 
@@ -40,7 +41,7 @@ def demo(out: Path, overrides: Sequence[str], device: str, reporter: Reporter) -
         )
     tokenizer, codes = out / "tokenizer", out / "codes"
     first = load_tokenizer_experiment(experiment_file("demo/tokenizer.toml"), overrides)
-    second = [load_generator_experiment(experiment_file(f"demo/{kind}.toml"), overrides) for kind in Generator.kinds]
+    second = [load_generator_experiment(experiment_file(f"demo/{kind}.toml"), overrides) for kind in KINDS]
     if "precision" not in given.get("train", {}) and not computes_bfloat16(pick_device(device).type):
         reporter.say("this processor does not compute in bfloat16: float32, which takes longer")
         first = replace(first, train=replace(first.train, precision="fp32"))

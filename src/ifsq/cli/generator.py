@@ -15,7 +15,11 @@ def add_generator(verbs: Any) -> None:
         metavar="VERB", required=True
     )
     train = verb(
-        generator, "train", "train an autoregressive or a diffusion generator", _generator_train, overrides="--"
+        generator,
+        "train",
+        "train a generator: autoregressive, diffusion or masked",
+        _generator_train,
+        overrides="--",
     )
     train.add_argument("experiment", type=Path, metavar="EXPERIMENT.toml")
     evaluate = verb(generator, "eval", "measure samples against real images", _generator_eval, overrides=SAMPLING)
@@ -69,7 +73,7 @@ def _add_likelihood(generator: Any) -> None:
     )
     bits.add_argument("folder", type=Path, metavar="RUN")
     bits.add_argument("--images", type=int, default=64, metavar="N", help="held-out images (default 64)")
-    bits.add_argument("--seed", type=int, default=0, help="of the noise and the probes of a diffusion generator")
+    bits.add_argument("--seed", type=int, default=0, help="of the random numbers of a bound")
     add_weights(bits)
 
 

@@ -44,7 +44,8 @@ def verb(
         "": None,
         "--": "Any --section.key value of the experiment may follow, as --train.steps 100; --out DIR too.",
         SAMPLING: "Any --sampling.key value may follow, as --sampling.guidance 2, in place of the run's own.",
-        LIKELIHOOD: "Of a diffusion generator any --likelihood.key value may follow, as --likelihood.steps 64.",
+        LIKELIHOOD: "Of a bound any --likelihood.key value may follow, as --likelihood.steps 64 of a diffusion one,"
+        " --likelihood.draws 64 of a masked one.",
     }[overrides]
     parser = verbs.add_parser(name, help=text, description=text, epilog=epilog, allow_abbrev=False)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default auto)")

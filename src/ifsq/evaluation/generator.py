@@ -25,6 +25,7 @@ from ifsq.evaluation.image_cards import LEAST, image_cards
 from ifsq.evaluation.in_training import features_at_hand
 from ifsq.evaluation.judge import JudgeFeatures, share_judge
 from ifsq.evaluation.labels import BALANCED, LIKE_REFERENCE, labels_balanced, labels_like
+from ifsq.evaluation.likelihood import BOUND, EXACT
 from ifsq.evaluation.protocol import blank_card, dealt, name_of
 from ifsq.evaluation.record import Evaluation, write_evaluation
 from ifsq.evaluation.reference import Reference, View, views_of
@@ -265,7 +266,7 @@ def measure_likelihood(generator: Generator, codes: CodeSet, card: ProtocolCard,
     """Bits per image and per token of held-out codes, for a generator with a likelihood; nothing for one without."""
     device = next(generator.parameters()).device
     batches = dealt(range(len(codes)), AT_ONCE, world)
-    parts = [generator.nll(codes.batch(torch.tensor(list(rows)), device)) for rows in batches]
+    parts = [generator.nll(codes.batch(torch.tensor(list(rows)), device), rows[0]) for rows in batches]
     shares = world.gather([None if part is None else part.cpu() for part in parts])
     # Dealt in turn, so in turn they are in the order of the codes again.
     nats = [share[turn] for turn in range(len(shares[0])) for share in shares if turn < len(share)]
@@ -276,7 +277,7 @@ def measure_likelihood(generator: Generator, codes: CodeSet, card: ProtocolCard,
     mean = float(bits.mean())
     values = {"mean": mean, "std": float(bits.std(correction=0)), "per token": mean / generator.spec.tokens}
     card = replace(card, sampler="", guidance=1.0, labels="", dtype=generator.arithmetic())
-    return [replace(card, metric="bits per image", values=values, n=len(codes))]
+    return [replace(card, metric=EXACT if generator.exact else BOUND, values=values, n=len(codes))]
 
 
 def _networks(asked: GeneratorEvaluation, real: ImageSource, world: World) -> list[FeatureNetwork]:

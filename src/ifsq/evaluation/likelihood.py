@@ -1,7 +1,9 @@
 """How many bits held-out codes take by a generator: exactly, or as a bound, with a protocol card."""
 
 import math
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,9 +13,9 @@ from ifsq.codes.cache import CodeCache
 from ifsq.config import InputError, build
 from ifsq.data import DataConfig, sample_order
 from ifsq.evaluation.protocol import blank_card, dealt, name_of
-from ifsq.generators import Generator
-from ifsq.generators.diffusion import DiffusionGenerator
+from ifsq.generators import DiffusionGenerator, Generator, MaskedGenerator
 from ifsq.generators.diffusion.likelihood import AT_ONCE, Likelihood, LikelihoodOptions, likelihood
+from ifsq.generators.masked.bound import BoundOptions
 from ifsq.metrics import ProtocolCard
 from ifsq.sources import Pair
 from ifsq.store.weights import weights_digest
@@ -25,15 +27,15 @@ DENSITY = "bits per image, density of latents"
 
 
 def measure_bits(
-    pair: Pair, cache: CodeCache, images: int, options: LikelihoodOptions | None, seed: int, world: World
+    pair: Pair, cache: CodeCache, images: int, options: Mapping[str, Any] | None, seed: int, world: World
 ) -> ProtocolCard:
     """The card of at most so many held-out images, drawn over them and always the same; all processes share them.
 
     Of a generator with an exact likelihood that; of a diffusion one a bound or, of latents, a density: see
-    `likelihood`.
+    `likelihood`; of a masked one a bound: see `BoundOptions`.
 
-    options  of a diffusion generator; None: its defaults
-    seed     of its noise and its probes, which an image has by its place among those that are measured
+    options  of `LikelihoodOptions` or `BoundOptions`; None: their defaults
+    seed     of its random numbers, which an image has by its place among those that are measured
 
     Raises InputError where no codes are held out, and on options that the generator has not.
     """
@@ -42,51 +44,85 @@ def measure_bits(
         raise InputError(f"images {images}: expected at least 1")
     if "val" not in cache.splits:
         raise InputError(f"{cache.folder}: holds no split val; expected held-out codes, whose bits are counted")
-    if options is not None and not isinstance(model, DiffusionGenerator):
-        raise InputError(f"a generator of kind {model.kind}: its likelihood is exact and has no options")
+    asked = _asked(model, options)
     codes = cache.read("val", tokenizer.codebook())
     rows = torch.tensor(sample_order(0, 0, len(codes))[:images])
-    device, options = next(model.parameters()).device, options or LikelihoodOptions()
+    device = next(model.parameters()).device
     turns = dealt(range(len(rows)), AT_ONCE, world)
-    mine = [_bits(model, codes.batch(rows[list(turn)], device), options, seed, turn[0]) for turn in turns]
+    mine = [_bits(model, codes.batch(rows[list(turn)], device), asked, seed, turn[0]) for turn in turns]
     shares = world.gather(mine)
     # Dealt in turn, so in turn they are in the order of the images again.
     parts = [share[turn] for turn in range(len(shares[0])) for share in shares if turn < len(share)]
     data = build(DataConfig, cache.about["data"], str(cache.folder))
     blank = blank_card(data, name_of(data, "val"), cache.about["fingerprints"]["val"], len(rows), tokenizer)
     card = replace(blank, dtype=model.arithmetic(), guidance=1.0, generator_hash=weights_digest(model))
-    bits = torch.cat([bits for bits, _ in parts])
+    bits = torch.cat([found.bits for found in parts])
     mean = float(bits.mean())
     values = {"mean": mean, "std": float(bits.std(correction=0)), "per token": mean / model.spec.tokens}
-    estimates = [found for _, found in parts if found is not None]
-    if not estimates:
+    if asked is None:
         return replace(card, metric=EXACT, values=values, function_evaluations=1)
-    errors = [found.error for found in estimates if found.error is not None]
-    if errors and not estimates[0].exact:
-        values["error of the trace"] = float(torch.cat(errors).square().sum().sqrt()) / len(rows)
+    errors = [found.error for found in parts if found.error is not None]
+    if errors:
+        values[parts[0].error_of] = float(torch.cat(errors).square().sum().sqrt()) / len(rows)
     return replace(
         card,
         metric=BOUND if isinstance(model.spec, CodeSpec) else DENSITY,
         values=values,
         seed=seed,
-        sampler=options.sampler,
-        method=_method(model, options, estimates[0]),
-        function_evaluations=round(float(torch.cat([found.evaluations for found in estimates]).double().mean())),
+        sampler=asked.sampler,
+        method=parts[0].method,
+        function_evaluations=round(float(torch.cat([found.evaluations for found in parts]).double().mean())),
     )
 
 
+@dataclass(frozen=True)
+class _Bits:
+    """What was found of some images.
+
+    bits, evaluations  (b,), the latter of the network for an image
+    error              of each image's bits, where it is estimated, and what it is the error of, in words
+    method             in words
+    """
+
+    bits: Tensor
+    evaluations: Tensor
+    error: Tensor | None = None
+    error_of: str = ""
+    method: str = ""
+
+
+def _asked(model: Generator, options: Mapping[str, Any] | None) -> LikelihoodOptions | BoundOptions | None:
+    """The options of the generator's kind; None of one whose likelihood is exact."""
+    if isinstance(model, DiffusionGenerator):
+        return build(LikelihoodOptions, options or {}, "likelihood")
+    if isinstance(model, MaskedGenerator):
+        return build(BoundOptions, options or {}, "likelihood")
+    if options is not None:
+        raise InputError(f"a generator of kind {model.kind}: its likelihood is exact and has no options")
+    return None
+
+
 def _bits(
-    model: Generator, batch: CodeBatch, options: LikelihoodOptions, seed: int, first: int
-) -> tuple[Tensor, Likelihood | None]:
-    """Bits of the images numbered from ``first`` on, and how they were estimated where they are not exact."""
-    nats = model.nll(batch)
-    if nats is not None:
-        return nats.double().cpu() / math.log(2), None
+    model: Generator, batch: CodeBatch, options: LikelihoodOptions | BoundOptions | None, seed: int, first: int
+) -> _Bits:
+    """Of the images numbered from ``first`` on."""
+    count = len(batch.labels)
     try:
-        found = likelihood(model, batch, options, seed=seed, first=first)
+        if isinstance(options, LikelihoodOptions):
+            found = likelihood(model, batch, options, seed=seed, first=first)
+            error, method = None if found.exact else found.error, _method(model, options, found)
+            return _Bits(found.bits, found.evaluations, error, "error of the trace", method)
+        if isinstance(options, BoundOptions) and isinstance(model, MaskedGenerator):
+            bound = model.bound(batch, options, seed=seed, first=first)
+            error = None if bound.error is None else bound.error / math.log(2)
+            evaluations = torch.full((count,), bound.evaluations)
+            method = f"all orders, one {model.config.mask} a step"
+            return _Bits(bound.nats / math.log(2), evaluations, error, "error of the draws", method)
     except ValueError as error:  # options that suit other codes
         raise InputError(f"likelihood: {error}") from error
-    return found.bits, found
+    nats = model.nll(batch)
+    assert nats is not None  # a kind without options has an exact one
+    return _Bits(nats.double().cpu() / math.log(2), torch.ones(count))
 
 
 def _method(model: Generator, options: LikelihoodOptions, found: Likelihood) -> str:

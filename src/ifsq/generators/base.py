@@ -76,6 +76,8 @@ class Generator(nn.Module, ABC):
     """Whether the state at a position has read the positions before it alone, and predicts its own."""
     noisy: ClassVar[bool] = False
     """Whether the network reads codes with noise, at a time of 0 (noise) to 1 (data)."""
+    exact: ClassVar[bool] = True
+    """Whether `nll` is the negative log-likelihood itself; else an upper bound of it."""
     config: Any
     spec: CodeSpec | LatentSpec
     origin: Origin
@@ -201,8 +203,11 @@ class Generator(nn.Module, ABC):
     def draw(self, labels: Int[Tensor, "b"], sampling: Any, seed: int, first: int) -> Sampled:
         """What `sample` returns, of labels that are classes and of the kind's own options."""
 
-    def nll(self, batch: CodeBatch) -> Float[Tensor, "b"] | None:
-        """Negative log-likelihood of each image in nats, given its label; None of a kind that has none."""
+    def nll(self, batch: CodeBatch, first: int = 0) -> Float[Tensor, "b"] | None:
+        """Negative log-likelihood of each image in nats, given its label; None of a kind that has none.
+
+        first  number of the first image, from which an estimate has its random numbers
+        """
         return None
 
     def check_sampling(self, sampling: Sampling) -> None:

@@ -15,6 +15,7 @@ from ifsq.nn.linear import Linear
 TIME_FREQUENCIES = 256
 TIME_PERIOD = 10000.0
 GUIDANCE_SCHEDULES = ("constant", "linear", "power-cosine")
+GUIDANCE_LIMIT = 1e30  # float32 then keeps nothing of the null class's logits, and a greater scale would overflow
 
 
 class LabelEmbedding(nn.Module):

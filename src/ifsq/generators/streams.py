@@ -13,12 +13,15 @@ from torch import Tensor
 WORDS = 4  # of a block, which is what the stream's counter counts
 
 
-def uniforms(seed: int, first: int, images: int, count: int) -> Float[Tensor, "b n"]:
+def uniforms(seed: int, first: int, images: int, count: int, place: int = 0) -> Float[Tensor, "b n"]:
     """``count`` numbers of [0, 1), float32 on the CPU, for each of the images numbered from ``first`` on.
+
+    place  which of such rows of an image: rows 0, 1, 2, ..., all of one ``count``, share no number
 
     Raises ValueError on a seed or a number outside 0 to 2**63 - 1.
     """
-    return torch.from_numpy((_words(seed, first, images, count) >> np.uint64(40)).astype(np.float32) * 2.0**-24)
+    words = _words(seed, first, images, count, place * -(-count // WORDS))
+    return torch.from_numpy((words >> np.uint64(40)).astype(np.float32) * 2.0**-24)
 
 
 def normals(seed: int, first: int, images: int, count: int) -> Float[Tensor, "b n"]:

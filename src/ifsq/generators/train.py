@@ -1,4 +1,4 @@
-"""What the training loop needs to know about a generator: one task for both kinds, fed with codes.
+"""What the training loop needs to know about a generator: one task for all kinds, fed with codes.
 
 The task never learns which kind it holds.
 """

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from ifsq.config import InputError
 from ifsq.generators.ar import packing
-from ifsq.generators.ar.block import Block
 from ifsq.generators.ar.graphs import GraphSteps
 from ifsq.generators.ar.heads.base import Pick
 from ifsq.generators.ar.network import ARNetwork
 from ifsq.generators.ar.packing import Pack, PackedLinear, packed_copy, packer
 from ifsq.generators.ar.steps import PlainSteps, Steps
+from ifsq.generators.trunk.block import Block
 from ifsq.nn.attention import Attention
 from ifsq.nn.linear import Linear
 from ifsq.nn.mlp import SwiGLU

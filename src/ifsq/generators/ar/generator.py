@@ -71,7 +71,7 @@ class ARGenerator(ARNetwork, kind="ar"):
         before = self.config.class_tokens - 1
         return TrainingPass(losses, tuple(taps.states[depth][:, before:] for depth in depths), order)
 
-    def nll(self, batch: CodeBatch) -> Float[Tensor, "b"]:
+    def nll(self, batch: CodeBatch, first: int = 0) -> Float[Tensor, "b"]:
         """Negative log-likelihood of each image in nats, given its label; no dropout of any kind, no gradient."""
         indices = self._indices(batch)
         with evaluating(self):
@@ -92,14 +92,6 @@ class ARGenerator(ARNetwork, kind="ar"):
         order = self._orders(batch, rng, progress)
         states = self.states(self._indices(batch), labels, depth, order)
         return states if order is None else to_raster(states, order)
-
-    @property
-    def depth(self) -> int:
-        return len(self.layers)
-
-    @property
-    def token_grid(self) -> tuple[int, int]:
-        return self.spec.grid
 
     def states_at(
         self, batch: CodeBatch, depths: Sequence[int], time: float | None = None, seed: int = 0, first: int = 0

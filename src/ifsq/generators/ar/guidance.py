@@ -7,9 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ifsq.generators.ar.draw import ARSampling, of_group
-from ifsq.generators.conditioning import guidance_rise
-
-GUIDANCE_LIMIT = 1e30  # float32 then keeps nothing of the null class's logits, and a greater scale would overflow
+from ifsq.generators.conditioning import GUIDANCE_LIMIT, guidance_rise
 
 
 def guidance_scales(sampling: ARSampling, tokens: int, groups: int) -> list[list[float]]:

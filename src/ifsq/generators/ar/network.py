@@ -5,9 +5,7 @@ several positions. A token of several groups is read as the sum of its groups' e
 `heads`. Paper: section 4 (LlamaGen); arXiv 2406.06525.
 """
 
-from collections.abc import Iterator, Sequence
-from itertools import islice
-from typing import cast
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +13,6 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ifsq.codes import CodeSpec, LatentSpec
-from ifsq.generators.ar.block import Block, Modulation
 from ifsq.generators.ar.config import ARConfig
 from ifsq.generators.ar.heads.base import SoftmaxHead
 from ifsq.generators.ar.heads.chain import ChainHead
@@ -23,17 +20,14 @@ from ifsq.generators.ar.heads.joint import JointHead
 from ifsq.generators.ar.heads.masked import MaskedHead
 from ifsq.generators.ar.heads.transformer import TransformerHead
 from ifsq.generators.ar.order import in_order
-from ifsq.generators.base import Generator
 from ifsq.generators.conditioning import LabelEmbedding
 from ifsq.generators.taps import Taps
-from ifsq.nn.attention import head_width
-from ifsq.nn.cache import KVCache
+from ifsq.generators.trunk.block import Block
+from ifsq.generators.trunk.network import MAX_VOCAB, TrunkGenerator, make_layers, make_rope
 from ifsq.nn.embed import Rotary, RotaryAlong
 
-MAX_VOCAB = 2**20  # codes of a group: each has a row in an embedding and one in an output layer
 
-
-class ARNetwork(Generator):
+class ARNetwork(TrunkGenerator):
     """The layers of an `ARGenerator`, which stand in the generator itself: checkpoints name them without a prefix."""
 
     config: ARConfig
@@ -57,27 +51,17 @@ class ARNetwork(Generator):
         orders = config.order != "raster"
         self.target_positions = nn.Embedding(spec.tokens, config.width) if orders else None
         self.dropout = nn.Dropout(config.dropouts.token)
-        self.layers = nn.ModuleList(Block(config, rate, adaln=config.adaln) for rate in _drop_paths(config))
-        self.rope = _make_rope(config, spec.grid, config.class_tokens)
+        self.layers = make_layers(config, causal=True)
+        self.rope = make_rope(config, spec.grid, config.class_tokens)
         # The official head's positions are the trunk's first: one of the class, then the grid's.
-        rope = self.rope if config.class_tokens == 1 else _make_rope(config, spec.grid, 1)
+        rope = self.rope if config.class_tokens == 1 else make_rope(config, spec.grid, 1)
         self.head = _make_head(config, spec.vocab_sizes, rope, list(self.tok_embeddings))
-        self._initialize()
+        self.initialize(self.head.output.parameters())
 
     def embed(self, indices: Int[Tensor, "b t g"]) -> Float[Tensor, "b t width"]:
         """Tokens as the trunk reads them: the sum of their groups' embeddings."""
         embedded = [table(indices[..., k]) for k, table in enumerate(self.tok_embeddings)]
         return torch.stack(embedded).sum(dim=0) if len(embedded) > 1 else embedded[0]
-
-    def prefix(self, labels: Int[Tensor, "b"]) -> Float[Tensor, "b n width"]:
-        """What the trunk reads before the first token: the embeddings of the class, which may be the null class."""
-        return self.cls_embedding(labels).unflatten(1, (self.config.class_tokens, self.config.width))
-
-    def modulations(self, prefix: Float[Tensor, "b n width"]) -> list[Modulation] | None:
-        """What ``adaln`` does to each block, once for all positions; None without it."""
-        if not self.config.adaln:
-            return None
-        return [cast(Block, layer).modulated_by(prefix[:, 0]) for layer in self.layers]
 
     def add_target_positions(
         self, x: Float[Tensor, "b t width"], targets: Int[Tensor, "b s"] | int | Tensor, skip: int = 0
@@ -98,34 +82,6 @@ class ARNetwork(Generator):
         prefixes = self.config.class_tokens
         class_rows = torch.arange(prefixes, device=order.device).expand(len(order), -1)
         return self.rope.along(torch.cat([class_rows, prefixes + order[:, :-1]], dim=1))
-
-    def trunk(
-        self,
-        x: Float[Tensor, "b t width"],
-        caches: Sequence[KVCache] | None = None,
-        depth: int | None = None,
-        condition: Float[Tensor, "b width"] | None = None,
-        modulations: Sequence[Modulation] | None = None,
-        rope: Rotary | RotaryAlong | None = None,
-        taps: Taps | None = None,
-    ) -> Float[Tensor, "b t width"]:
-        """Through all blocks, or the first ``depth``.
-
-        caches       one a block: x is the next t positions alone
-        condition    with ``adaln`` the first embedding of the class
-        modulations  or what `modulations` makes of it
-        rope         `rope_along` an order; None is raster
-        taps         is told of x and of the state after every block
-        """
-        rope = self.rope if rope is None else rope
-        if taps is not None:
-            taps.keep(0, x)
-        for i, layer in enumerate(islice(self.layers, depth)):
-            cache = None if caches is None else caches[i]
-            x = layer(x, rope, cache, condition, None if modulations is None else modulations[i])
-            if taps is not None:
-                taps.keep(i + 1, x)
-        return x
 
     def states(
         self,
@@ -180,29 +136,6 @@ class ARNetwork(Generator):
             wrong = given[(given < 0) | (given >= size)]
             if wrong.numel():
                 raise ValueError(f"index {int(wrong[0])} in group {group}: expected 0 to {size - 1}")
-
-    def _initialize(self) -> None:
-        zero = list(self.head.output.parameters())
-        for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.normal_(module.weight, std=self.config.initializer_range)
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
-            if isinstance(module, Block) and module.adaLN_modulation is not None:
-                zero += module.adaLN_modulation.parameters()
-        for parameter in zero:
-            nn.init.zeros_(parameter)
-
-
-def _drop_paths(config: ARConfig) -> Iterator[float]:
-    """Of every block, linearly from 0 at the first."""
-    for number in range(config.depth):
-        yield config.drop_path * number / max(1, config.depth - 1)
-
-
-def _make_rope(config: ARConfig, grid: tuple[int, int], class_tokens: int) -> Rotary:
-    per_head = head_width(config.width, config.heads)
-    return Rotary(grid, per_head, base=config.rope_base, prefix=config.rope_class, prefixes=class_tokens)
 
 
 def _make_head(config: ARConfig, sizes: tuple[int, ...], rope: Rotary, embeddings: Sequence[nn.Module]) -> SoftmaxHead:

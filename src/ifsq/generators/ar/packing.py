@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, Int8
 from torch import Tensor, nn
 
-from ifsq.generators.ar.heads.base import OutputLayer
+from ifsq.generators.trunk.output import OutputLayer
 from ifsq.nn.linear import Linear
 
 INT8_MOST = 127

@@ -5,9 +5,9 @@ from abc import ABC, abstractmethod
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ifsq.generators.ar.block import Modulation
 from ifsq.generators.ar.heads.base import Pick
 from ifsq.generators.ar.network import ARNetwork
+from ifsq.generators.trunk.block import Modulation
 from ifsq.nn.cache import KVCache
 
 

@@ -112,7 +112,7 @@ class AlignmentConfig:
         """Raise ValueError unless a generator has the states that are aligned.
 
         generator  its config
-        noisy      whether it is a diffusion one
+        noisy      whether it reads codes with noise
         online     whether its images are encoded in training
         """
         blocks, orders = generator.depth, getattr(generator, "order", "raster") != "raster"
@@ -120,7 +120,7 @@ class AlignmentConfig:
             if depth > blocks:
                 raise ValueError(f"alignment.{name}={depth}: expected 1 to {blocks}, the blocks of the network")
         if self.token != "predicted" and noisy:
-            raise ValueError(f"alignment.token={self.token!r} of a diffusion generator: expected 'predicted'")
+            raise ValueError(f"alignment.token={self.token!r} of a generator that reads noise: expected 'predicted'")
         if self.projector == "conv" and orders:
             raise ValueError("alignment.projector='conv' of tokens in random orders: expected 'mlp'")
         if self.features and online:

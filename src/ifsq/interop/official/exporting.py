@@ -39,7 +39,7 @@ def export_checkpoint(folder: Path, path: Path) -> list[str]:
         return _write_llamagen(run, path)
     if kind == "diffusion":
         return _write_dit(run, path)
-    raise InputError(f"{folder}: holds a {kind} model; expected a tokenizer or a generator")
+    raise InputError(f"{folder}: holds a {kind} model; expected a tokenizer, an ar or a diffusion generator")
 
 
 def _vq_file(tokenizer: Tokenizer, folder: Path, path: Path) -> Any:

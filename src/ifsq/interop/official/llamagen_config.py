@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from ifsq.config import InputError
-from ifsq.generators.ar.config import SIZES
+from ifsq.generators.trunk.config import SIZES
 from ifsq.interop.official.reader import Reader, count, section, shape_of
 
 HEADS = {(size.depth, size.width): size.heads for size in SIZES.values()} | {

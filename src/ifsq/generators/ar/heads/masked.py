@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ifsq.generators.ar.block import NORM_EPS
-from ifsq.generators.ar.heads.base import OutputLayer, Pick, SoftmaxHead
+from ifsq.generators.ar.heads.base import Pick, SoftmaxHead
+from ifsq.generators.trunk.block import NORM_EPS
+from ifsq.generators.trunk.output import OutputLayer
 from ifsq.nn.mlp import SwiGLU
 from ifsq.nn.norm import RMSNorm
 

@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ifsq.generators.ar.config import ARConfig
+from ifsq.generators.trunk.config import TrunkConfig
 from ifsq.nn.attention import Attention
 from ifsq.nn.cache import KVCache
 from ifsq.nn.droppath import DropPath
@@ -18,18 +18,22 @@ Modulation = Float[Tensor, "b 1 six_widths"]
 
 
 class Block(nn.Module):
-    """Causal attention and SwiGLU, each behind an RMSNorm and added to the stream. Input and output (b, t, width).
+    """Attention and SwiGLU, each behind an RMSNorm and added to the stream. Input and output (b, t, width).
 
     drop_path  share of the images for which attention adds nothing in training, and the MLP likewise
     adaln      a condition shifts and scales what both are given and gates what they add; at first the gates are 0
+    causal     whether a position sees those before it and itself alone, or all
     """
 
     not_hidden = ("adaLN_modulation",)  # of Muon, as in the diffusion generator
     recompute = False  # see `ifsq.training.parallel.recompute`
 
-    def __init__(self, config: ARConfig, drop_path: float = 0.0, *, adaln: bool = False) -> None:
+    def __init__(
+        self, config: TrunkConfig, drop_path: float = 0.0, *, adaln: bool = False, causal: bool = True
+    ) -> None:
         super().__init__()
         width = config.width
+        self.causal = causal
         self.attention_norm = RMSNorm(width, eps=NORM_EPS)
         self.attention = Attention(width, config.heads, bias=False, qk_norm=config.qk_norm, kv_heads=config.kv_heads)
         self.ffn_norm = RMSNorm(width, eps=NORM_EPS)
@@ -79,7 +83,7 @@ class Block(nn.Module):
         return x + gate_m * self._feed(torch.addcmul(shift_m, self.ffn_norm(x), 1 + scale_m))
 
     def _attend(self, x: Tensor, rope: Rotary | RotaryAlong, cache: KVCache | None) -> Tensor:
-        return self.drop_path(self.attention_dropout(self.attention(x, rope, causal=True, cache=cache)))
+        return self.drop_path(self.attention_dropout(self.attention(x, rope, causal=self.causal, cache=cache)))
 
     def _feed(self, x: Tensor) -> Tensor:
         return self.drop_path(self.ffn_dropout(self.feed_forward(x)))
