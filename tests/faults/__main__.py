@@ -46,7 +46,6 @@ SHORT: dict[str, Callable[[Path, Path], Iterator[Found]]] = {
     "A4": lambda where, place: processes.killed_readers(where, place, 1),
     "A5": lambda where, place: processes.killed_ranks(where, place, 1),
     "A6": lambda where, place: pairs.two_trainings(where, place, 1),
-    "A9": lambda where, place: features.killed_writers(where, place, 2),
     "A10": lambda where, place: grids.killed_grids(where, place, 1),
 }
 SHORT_EVERY = {"B1": 61, "B3": 5, "B3b": 8, "B3c": 13, "B4": 31, "B5": 41}

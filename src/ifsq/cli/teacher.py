@@ -64,20 +64,23 @@ def _teacher_score(options: argparse.Namespace) -> None:
     with Terminal() as terminal:
         scored = pipeline.score_teachers(asked, options.out, options.device, terminal)
     card = scored[0].cards[0]
-    columns = ("teacher", "numbers", "LDS", "95 % range", "below the first", "probe")
+    columns = ("teacher", "numbers", "LDS", "+/-", "below", "+/-", "probe", "chance")
     print_table(f"{card.reference}: {card.n} images; {card.method}", columns, [_row(one) for one in scored])
+    say("below: the first one, image by image; +/-: half of a range of 95 %")
     say(f"ifsq {card.code_version}")
     if options.out is not None:
         say(f"cards: {options.out}")
 
 
 def _row(scored: Any) -> tuple[str, ...]:
+    from ifsq.evaluation.score import WITHIN
+
     values, (below, error), probe = scored.cards[0].values, scored.below, scored.figures.probe
     return (
         scored.name,
         str(scored.width),
         f"{values['lds']:.4f}",
-        f"{values['low']:.4f} to {values['high']:.4f}",
-        f"{below:.4f} (standard error {error:.4f})" if below else "",
-        "" if probe is None else f"{probe.accuracy:.3f} (chance {probe.chance:.3f})",
+        f"{values['high'] - values['lds']:.4f}",
+        *((f"{below:.4f}", f"{WITHIN * error:.4f}") if below else ("", "")),
+        *(("", "") if probe is None else (f"{probe.accuracy:.3f}", f"{probe.chance:.3f}")),
     )
