@@ -298,8 +298,8 @@ def test_evaluations_and_report(capsys):
     assert main(["report", "tokenizer", "ar", "diffusion"]) == 0
     page = Path("tokenizer/report.html").read_text()
     assert "http" not in page.replace("http://www.w3.org", "")  # self-contained
-    assert page.count("data:image/png") == 4
-    assert page.count("data:image/svg+xml") == 4
+    assert page.count("data:image/png") == 6
+    assert page.count("<svg aria-hidden") == 6
 
 
 def test_a_run_that_stopped_before_its_first_checkpoint_may_be_changed(tmp_path):
@@ -534,7 +534,7 @@ BAD = {
     "not finite": (["tokenizer", "train", "tokenizer.toml", "--out", "new", "--loss.l1", "nan"], "loss.l1: nan: expected a finite number"),
     "shapeless state": (["sample", "shapeless", "--labels", "0", "--out", "new.png"], "state.json: describes no model"),
     "no origin": (["sample", "orphan", "--labels", "0", "--out", "new.png"], "orphan: its description is damaged"),
-    "two of a kind": (["report", "unread2", "unread2"], "2 runs of kinds ar, ar: expected at most one of a kind"),
+    "a run twice": (["report", "unread2", "./unread2"], "is given twice; expected each run once"),
     "label": (["sample", "ar", "--labels", "0", "10", "--out", "new.png"], "label 10: expected 0 to 9 (0 circle"),
     "no class": (["sample", "ar", "--labels", "0", "cirle", "--out", "new.png"], "label cirle: expected 0 to 9 (0 circle, "),
     "negative label": (["sample", "ar", "--labels", "-1", "--out", "new.png"], "label -1: expected 0 to 9"),
@@ -630,7 +630,8 @@ BAD = {
     "grid's jobs": (["bench", "minutes", "--out", "new", "--jobs", "0"], "--jobs 0: expected 1 to 64"),
     "engine": (["bench", "minutes", "--out", "new", "--engine", "make"], "--engine make: expected snakemake"),
     "no such option at all": (["--frobnicate"], "'--frobnicate': no such argument"),
-    "report name": (["report", "tokenizer", "--out", "page.txt"], "page.txt: expected a name that ends in .html"),
+    "report name": (["report", "tokenizer", "--out", "page.txt"], "page.txt: expected a name that ends in .html, .htm, .md, .csv"),
+    "report format": (["report", "tokenizer", "--format", "md", "--out", "page.html"], "page.html: ends as html does; expected a name for format md"),
 }  # fmt: skip
 
 

@@ -400,7 +400,7 @@ def evaluate_generator(
     out       folder for what is written; None: that of the run
 
     Writes ``evaluations/step_N.json``, and of the newest step ``evaluation.json``, ``samples/classes.png`` (one class a
-    row) and ``samples/real.png``; options that are not the run's own are added to the names, as
+    row), ``real.png`` and ``neighbours.png`` beside it; options that are not the run's own are added to the names, as
     ``evaluation_guidance_3.0.json``. The judge, a classifier of the same images, is trained beside the run when it is
     not there yet. All processes share the images.
     """

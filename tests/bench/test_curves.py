@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from matplotlib.axes import Axes
 
-from ifsq.bench.curves import Panel, Point, _drawn, curves_over_training, panels_of, tokenizer_over_training
-from ifsq.bench.runs import Reported
+from ifsq.bench.curves import curves_over_training, panels_of, tokenizer_over_training
+from ifsq.bench.runs import Reported, named
 from ifsq.cli import main
 from ifsq.evaluation.record import Evaluation, read_evaluation, write_evaluation
 from ifsq.metrics import ProtocolCard
@@ -96,7 +96,11 @@ def test_a_single_step_is_no_curve():
     assert curves_over_training([]) is None
     drawn = curves_over_training([reported("ar", [evaluated(10, 8.0, 0.2), evaluated(20, 4.0, 0.5)])])
     assert drawn is not None
-    assert drawn["image"].startswith("data:image/svg+xml;base64,")
+    assert [chart.title for chart in drawn.charts] == ["FD(judge) ↓, 10 samples"] * 3 + [
+        "class agreement ↑, 10 samples"
+    ] * 3
+    assert all(chart.svg.startswith("<svg") for chart in drawn.charts)
+    assert not drawn.legend
 
 
 def test_a_tokenizer_has_what_was_looked_at():
@@ -105,7 +109,8 @@ def test_a_tokenizer_has_what_was_looked_at():
     ]
     drawn = tokenizer_over_training(reported("tokenizer", metrics=rows))
     assert drawn is not None
-    assert "8 held-out images" in drawn["caption"]
+    assert [chart.title for chart in drawn.charts] == ["PSNR, dB ↑", "rFD(pixels) ↓"]
+    assert "8 held-out images" in drawn.caption
     assert tokenizer_over_training(reported("tokenizer", metrics=rows[:1])) is None
 
 
@@ -131,20 +136,47 @@ def test_the_page_has_the_curves_and_a_damaged_record_is_one_line(road, tmp_path
 def test_any_number_of_generators_is_drawn_each_in_a_look_of_its_own(monkeypatch):
     drawn, plot = [], Axes.plot
     monkeypatch.setattr(Axes, "plot", lambda self, *given, **look: drawn.append(look) or plot(self, *given, **look))
-    names = [f"run {number}" for number in range(5)]
-    points = {name: [Point(10, 3.0, 40, None), Point(20, 2.0, 80, None)] for name in names}
-    _drawn([Panel("FD", {}, points)], ["step"])
-    assert [look["label"] for look in drawn] == names
-    assert len({(look["color"], look["linestyle"]) for look in drawn}) == len(names)
+    evaluations = [evaluated(10, 3.0, 0.2), evaluated(20, 2.0, 0.3)]
+    runs = named([reported("ar", evaluations, folder=f"runs/{number}") for number in range(8)])
+    charts = curves_over_training(runs)
+    assert [look["label"] for look in drawn[:8]] == [f"autoregressive, {number}" for number in range(8)]
+    assert len({(look["color"], str(look["linestyle"])) for look in drawn}) == 8
+    assert len({(each.colour, each.dash) for each in charts.legend}) == 8
 
 
 def test_two_runs_of_a_kind_have_curves_of_their_own():
-    one, two = (
-        reported("ar", [evaluated(10, value, 0.2), evaluated(20, value / 2, 0.3)], folder=f"runs/{name}")
-        for name, value in (("small", 8.0), ("large", 4.0))
+    one, two = named(
+        [
+            reported("ar", [evaluated(10, value, 0.2), evaluated(20, value / 2, 0.3)], folder=f"runs/{name}")
+            for name, value in (("small", 8.0), ("large", 4.0))
+        ]
     )
     points = told(panels_of([one, two]))["FD(judge), 10 samples"]
     assert points == {
         "autoregressive, small": [(10, 8.0, 40, 1e7), (20, 4.0, 80, 2e7)],
         "autoregressive, large": [(10, 4.0, 40, 1e7), (20, 2.0, 80, 2e7)],
     }
+
+
+def seeded(seed, values, kind="ar", depth=1):
+    run = reported(
+        kind, [evaluated(10, values[0], 0.2), evaluated(20, values[1], 0.3)], folder=f"runs/{kind}{depth}_s{seed}"
+    )
+    run.run.config["experiment"] = {"ar": {"depth": depth}, "train": {"batch": 4, "seed": seed}}
+    return run
+
+
+def test_seeds_of_training_are_one_line_in_a_band():
+    runs = named([seeded(0, (8.0, 4.0)), seeded(1, (6.0, 5.0)), seeded(2, (7.0, 6.0))])
+    assert [run.label for run in runs] == [f"autoregressive, seed {seed}" for seed in range(3)]
+    distance, *_ = curves_over_training(runs).charts
+    assert distance.data.rows == [
+        ["autoregressive", "10", "7.000", "6.000 to 8.000"],
+        ["autoregressive", "20", "5.000", "4.000 to 6.000"],
+    ]
+    two = named([*runs, seeded(0, (3.0, 2.0), depth=2), seeded(1, (2.0, 1.0), depth=2)])
+    assert [run.label for run in two][3:] == ["autoregressive, ar2, seed 0", "autoregressive, ar2, seed 1"]
+    assert two[3].differs == ("ar.depth 2", "train.seed 0")
+    charts = curves_over_training(two)
+    assert [each.name for each in charts.legend] == ["autoregressive, ar1", "autoregressive, ar2"]
+    assert charts.charts[0].data.rows[-1] == ["autoregressive, ar2", "20", "1.500", "1.000 to 2.000"]

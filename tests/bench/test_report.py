@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ifsq.bench import pictures
+from ifsq.bench import charts
 from ifsq.cli import main
 from ifsq.config import InputError
 from ifsq.evaluation.record import Evaluation, read_evaluation
@@ -57,7 +57,7 @@ def ends_in_a_line(capsys: pytest.CaptureFixture[str], *runs: str) -> str:
 def test_whatever_stands_in_a_record(
     run: str, name: str, runs: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pictures, "svg", lambda _: "")  # drawing takes most of the time
+    monkeypatch.setattr(charts, "svg", lambda _: "")  # drawing takes most of the time
     path = runs / run / name
     good = json.loads(path.read_text())
     refused = 0

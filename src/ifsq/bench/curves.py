@@ -6,19 +6,17 @@ From ``evaluations/step_N.json`` (``ifsq generator eval --step all``), and from 
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from statistics import mean
 from typing import Any
 
-from matplotlib import rc_context
-from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
-
-from ifsq.bench.pictures import COLOURS, STYLE, svg
+from ifsq.bench.charts import Line, line_chart, mark
+from ifsq.bench.figures import titled
+from ifsq.bench.page import Chart, Charts
 from ifsq.bench.runs import MOST, OWN, Reported
 from ifsq.metrics.card import COMPARED
 
 SHARES = ("class agreement",)
 LOOKED = "evaluate/"
-DASHES = ("-", "--", ":")  # of the first curves, of as many more as there are colours, and so on
 DISTANCES = {f"{LOOKED}fd_": "FD", f"{LOOKED}kd_": "KD"}
 TOKENIZER = tuple(f"{LOOKED}{name}" for name in ("psnr", "rfd_", "level_entropy"))
 AXES = ("step", "images seen", "training FLOP")
@@ -50,38 +48,48 @@ class Panel:
     points: dict[str, list[Point]] = field(default_factory=dict)
 
 
-def curves_over_training(runs: Sequence[Reported]) -> dict[str, str] | None:
-    """All panels in one figure, a row each; None where nothing was measured at two steps or more."""
+def curves_over_training(runs: Sequence[Reported]) -> Charts | None:
+    """All panels, a chart for each axis that is known; None where nothing was measured at two steps or more.
+
+    Runs that differ in the seed of training alone are one line, their mean, in a band from the least to the greatest.
+    """
     panels = [panel for panel in panels_of(runs) if any(len(points) > 1 for points in panel.points.values())]
     if not panels:
         return None
+    groups = {run.label: run.group for run in runs}
+    shown = dict.fromkeys(groups[label] for panel in panels for label in panel.points)
+    looks = {group: look for look, group in enumerate(shown)}
     every = [point for panel in panels for points in panel.points.values() for point in points]
     axes = [axis for axis in AXES if any(point.along(axis) is not None for point in every)]
-    return {"image": _drawn(panels, axes), "caption": _caption(panels, axes)}
+    charts = [_chart(panel, axis, groups, looks) for panel in panels for axis in axes]
+    legend = [mark(group, look) for group, look in looks.items()] if len(looks) > 1 else []
+    banded = len(set(groups.values())) < len(groups)
+    return Charts([chart for chart in charts if chart is not None], _caption(panels, axes, banded), legend)
 
 
-def tokenizer_over_training(run: Reported) -> dict[str, str] | None:
-    """What was looked at while a tokenizer trained, a panel each; None where that was not at two steps or more."""
+def tokenizer_over_training(run: Reported) -> Charts | None:
+    """What was looked at while a tokenizer trained, a chart each; None where that was not at two steps or more."""
     names = dict.fromkeys(name for row in run.metrics for name in row if name.startswith(TOKENIZER))
     found = {name: run.logged(name) for name in sorted(names, key=_place)}
     found = {name: points for name, points in found.items() if len(points) > 1}
     if not found:
         return None
     n = int(max(count for _, count in run.logged(f"{LOOKED}images")))
-    caption = f"The averaged weights on {n} held-out images, the same ones at every step."
-    return {"image": _in_a_row({_title(name): points for name, points in found.items()}), "caption": caption}
+    charts = []
+    for name, points in found.items():
+        steps, values = [float(step) for step, _ in points], [value for _, value in points]
+        charts.append(line_chart(titled(_title(name)), [Line(run.label, steps, values)], AXES[0]))
+    return Charts(charts, f"{run.label}: the averaged weights on {n} held-out images, the same ones at every step.")
 
 
 def panels_of(runs: Sequence[Reported]) -> list[Panel]:
     """The panels of some generators, what was measured with cards first."""
     panels: dict[tuple[Any, ...], Panel] = {}
-    kinds = [run.name for run in runs]
-    called = [run.name if kinds.count(run.name) == 1 else f"{run.name}, {run.run.folder.name}" for run in runs]
     for found in (_evaluated, _looked_at):
-        for name, run in zip(called, runs, strict=True):
+        for run in runs:
             for title, protocol, point in found(run):
                 panel = panels.setdefault((title, *protocol.items()), Panel(title, protocol))
-                panel.points.setdefault(name, []).append(point)
+                panel.points.setdefault(run.label, []).append(point)
     return [replace(panel, title=panel.title + _apart(panel, panels.values())) for panel in panels.values()]
 
 
@@ -126,45 +134,42 @@ def _cost_of_a_step(run: Reported) -> float | None:
     return found[-1] if found else None
 
 
-@rc_context(STYLE)
-def _drawn(panels: Sequence[Panel], axes: Sequence[str]) -> str:
-    figure = Figure(figsize=(3.4 * len(axes), 2.5 * len(panels)), layout="constrained")
-    grid = figure.subplots(len(panels), len(axes), sharey="row", squeeze=False)
-    names = list(dict.fromkeys(name for panel in panels for name in panel.points))
-    looks = {name: (COLOURS[n % len(COLOURS)], DASHES[n // len(COLOURS) % len(DASHES)]) for n, name in enumerate(names)}
-    for row, panel in zip(grid, panels, strict=True):
-        for place, along in zip(row, axes, strict=True):
-            for name, points in panel.points.items():
-                known = sorted((at, point.value) for point in points if (at := point.along(along)) is not None)
-                if known:
-                    colour, dash = looks[name]
-                    place.plot(
-                        *zip(*known, strict=True), color=colour, linestyle=dash, marker="o", markersize=3.5,
-                        linewidth=1.2, label=name,
-                    )  # fmt: skip
-            place.set_xlabel(along, fontsize=8)
-            place.xaxis.set_major_formatter(EngFormatter(sep=""))
-            place.tick_params(labelsize=8)
-        if panel.title.startswith(SHARES):
-            row[0].set_ylim(0, 1.02)
-        elif panel.protocol:  # of what was looked at in training the height means little
-            row[0].set_ylim(0, 1.05 * max(point.value for points in panel.points.values() for point in points) or 1)
-        row[0].set_title(panel.title, fontsize=9, loc="left", parse_math=False)
-    if len(names) > 1:
-        grid[0][-1].legend(frameon=False, fontsize=8)
-    return svg(figure)
+def _chart(panel: Panel, axis: str, groups: Mapping[str, str], looks: Mapping[str, int]) -> Chart | None:
+    """One panel over one axis; None where no point has a place on it."""
+    lines = []
+    for group, look in looks.items():
+        members = [points for label, points in panel.points.items() if groups[label] == group]
+        if line := _line(group, members, axis, look):
+            lines.append(line)
+    if not lines:
+        return None
+    limits = None
+    if panel.title.startswith(SHARES):
+        limits = (0.0, 1.02)
+    elif panel.protocol:  # of what was looked at in training the height means little
+        top = max(point.value for points in panel.points.values() for point in points)
+        least = min(point.value for points in panel.points.values() for point in points)
+        limits = (min(0.0, least), 1.05 * top or 1.0)
+    name, comma, rest = panel.title.partition(",")
+    return line_chart(titled(name) + comma + rest, lines, axis, limits=limits, ratios=axis == AXES[2])
 
 
-@rc_context(STYLE)
-def _in_a_row(panels: Mapping[str, Sequence[tuple[int, float]]]) -> str:
-    figure = Figure(figsize=(3.4 * len(panels), 2.5), layout="constrained")
-    grid = figure.subplots(1, len(panels), squeeze=False)[0]
-    for place, (title, points) in zip(grid, panels.items(), strict=True):
-        place.plot(*zip(*points, strict=True), color=COLOURS[0], marker="o", markersize=3.5, linewidth=1.2)
-        place.set_title(title, fontsize=9, loc="left", parse_math=False)
-        place.set_xlabel(AXES[0], fontsize=8)
-        place.tick_params(labelsize=8)
-    return svg(figure)
+def _line(name: str, members: Sequence[Sequence[Point]], axis: str, look: int) -> Line | None:
+    """The points of a run, or the means of several at the steps that all of them have."""
+    steps = set.intersection(*({point.step for point in points} for points in members)) if members else set()
+    at: list[tuple[float, list[float]]] = []
+    for step in steps:
+        points = [point for run in members for point in run if point.step == step]
+        places = [place for point in points if (place := point.along(axis)) is not None]
+        if len(places) == len(points):
+            at.append((float(mean(places)), [float(point.value) for point in points]))
+    if not at:
+        return None
+    at.sort()
+    x, values = [place for place, _ in at], [found for _, found in at]
+    several = len(members) > 1
+    low, high = ([list(map(end, values)) for end in (min, max)]) if several else ([], [])
+    return Line(name, x, list(map(mean, values)), low, high, look)
 
 
 def _place(name: str) -> int:
@@ -180,8 +185,10 @@ def _title(name: str) -> str:
     return {"psnr": "PSNR, dB", "level_entropy": "level entropy / log2 L"}[name]
 
 
-def _caption(panels: Sequence[Panel], axes: Sequence[str]) -> str:
+def _caption(panels: Sequence[Panel], axes: Sequence[str], banded: bool) -> str:
     text = "The averaged weights of every step that was measured; the same labels and random numbers at each."
+    if banded:
+        text += " Lines of several seeds of training are their mean, the band reaches from the least to the greatest."
     if any("while training" in panel.title for panel in panels):
         text += (
             " A distance while training is of few samples to some of the training images: an FD is then far too large,"

@@ -1,109 +1,227 @@
-"""The report: one self-contained page about a tokenizer and its generators, read from their run folders alone.
+"""The report of runs: one page about tokenizers and generators, read from their run folders alone.
 
-Nothing is computed here but pictures: figures come from ``metrics.jsonl`` and ``evaluation.json``.
+Nothing is computed here but charts: figures come from ``metrics.jsonl`` and ``evaluation.json``.
 """
 
 import platform
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import jinja2
 import torch
 
+from ifsq.bench.commands import evaluation_command, onward
 from ifsq.bench.curves import curves_over_training, tokenizer_over_training
-from ifsq.bench.pictures import GAP, SCALE, level_bars, loss_curve, picture
-from ifsq.bench.runs import Reported, read_run, refuse_unlike
-from ifsq.config import InputError
+from ifsq.bench.figures import compute_text, interval_text, text_of
+from ifsq.bench.page import Block, Commands, Fact, Page, Pictures, Section, Table, Text
+from ifsq.bench.pictures import GAP, LARGE, SCALE, level_bars, loss_charts, picture
+from ifsq.bench.rates import rate_charts
+from ifsq.bench.render import target_of, write_page
+from ifsq.bench.runs import Reported, read_runs, refuse_unlike
+from ifsq.bench.tables import card_details, figures_table, measured_table
 from ifsq.data.images import height_width, size_text
 from ifsq.experiment import TokenizerExperiment
-from ifsq.metrics.card import ProtocolCard, code_version
-from ifsq.store.files import make_folder, write_text
-from ifsq.store.run import Run
+from ifsq.metrics.card import code_version
 from ifsq.tokenizer.bottleneck import rate_of
-from ifsq.training.distributed import first_process
+
+MOST_FACTS = 4  # runs of whom figures stand at the top
+JUDGED = "FD(judge)"
 
 
-def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
-    """Write the page; returns its path. Raises InputError for a folder that is no run, or one that is not evaluated."""
-    target = out or folders[0] / "report.html"
-    if target.suffix not in (".html", ".htm"):
-        raise InputError(f"{target}: expected a name that ends in .html")
-    opened = [Run.open(folder) for folder in folders]
-    kinds = [run.kind for run in opened]
-    if len(set(kinds)) < len(kinds):
-        raise InputError(f"{len(kinds)} runs of kinds {', '.join(kinds)}: expected at most one of a kind on a page")
-    runs = [read_run(run) for run in opened]
+def write_report(folders: Sequence[Path], out: Path | None = None, form: str | None = None) -> Path:
+    """Write the page of some runs; returns its path.
+
+    form  ``html``, ``md`` or ``csv``; None: by the ending of ``out``, else ``html``
+
+    Raises InputError for a folder that is no run, or one that is not evaluated, and for runs that do not compare.
+    """
+    target, form = target_of(folders[0], out, form)
+    runs = read_runs(folders)
     refuse_unlike(runs)
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("ifsq.bench", "."), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    page = environment.get_template("report.html.j2").render(_content(runs, target))
-    if first_process():
-        make_folder(target.parent)
-        write_text(target, page)
+    write_page(runs_page(runs, f"ifsq: {folder_name(target.parent)}"), target, form)
     return target
 
 
-def _content(runs: Sequence[Reported], target: Path) -> dict[str, Any]:
+def runs_page(runs: Sequence[Reported], title: str) -> Page:
+    """What the page of these runs says; tokenizers come first."""
     tokenizers = [run for run in runs if run.kind == "tokenizer"]
     generators = [run for run in runs if run.kind != "tokenizer"]
-    return {
-        "title": f"ifsq: {target.parent}",
-        "subtitle": _subtitle(tokenizers, generators),
-        "facts": [fact for run in runs for fact in _facts(run)],
-        "reconstructions": _reconstructions(tokenizers[0]) if tokenizers else None,
-        "panels": _panels(generators),
-        "classes": generators[0].shown if generators else [],
-        "samples_text": _samples_text(generators),
-        "row_height": _row_height(generators),
-        "rows": [row for run in runs for row in _rows(run)],
-        "levels": level_bars(tokenizers[0]) if tokenizers else None,
-        "steps": list(filter(None, [*map(tokenizer_over_training, tokenizers), curves_over_training(generators)])),
-        "curves": [loss_curve(run) for run in runs],
-        "commands": _commands(runs),
-        "footer": f"{_machine()}.",
-    }
+    sections = [
+        Section("What the tokenizer keeps", _kept(tokenizers)),
+        Section("Rate and distortion", rate_charts(tokenizers)),
+        Section("What the generators draw", _drawn(generators)),
+        Section("Measured", _measured(tokenizers, generators)),
+        Section("How evenly the levels are used", _levels(tokenizers)),
+        Section("Over the training", _over_training(tokenizers, generators)),
+        Section("How the training went", [_trainings(runs), loss_charts(runs)]),
+        Section("Protocol cards", [card_details(run) for run in runs]),
+        Section("Measure again", [Commands([evaluation_command(run) for run in runs])]),
+        Section("Go further", [Commands(onward(runs))]),
+    ]
+    return Page(
+        title=title,
+        about=_about(tokenizers, generators),
+        question=_question(tokenizers, generators),
+        verdict=_verdict(tokenizers, generators),
+        figures=figures_table(runs),
+        facts=[fact for run in runs for fact in _facts(run)] if len(runs) <= MOST_FACTS else [],
+        sections=[section for section in sections if section.blocks],
+        footer=f"{machine()}.",
+    )
 
 
-def _subtitle(tokenizers: Sequence[Reported], generators: Sequence[Reported]) -> str:
-    parts = [f"{run.name} trained for {run.trained()}" for run in (*tokenizers, *generators)]
+def folder_name(folder: Path) -> str:
+    """As it was given, by its own name where that is the working folder."""
+    return folder.absolute().name if folder == Path() else str(folder)
+
+
+def machine() -> str:
+    """The code and the device that make the page."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
+    return f"ifsq {code_version()}, torch {torch.__version__}, Python {platform.python_version()}, {device}"
+
+
+def _about(tokenizers: Sequence[Reported], generators: Sequence[Reported]) -> str:
+    runs = (*tokenizers, *generators)
+    if len(runs) > MOST_FACTS:
+        parts = [f"{len(tokenizers)} tokenizers"] * bool(tokenizers) + [f"{len(generators)} generators"] * bool(
+            generators
+        )
+    else:
+        parts = [f"{run.label} trained for {run.trained()}" for run in runs]
     same = len(generators) > 1 and len({run.run.data for run in generators}) == 1
-    return "; ".join(parts) + (". Both generators read the same cached digits." if same else ".")
+    all_of_them = "Both" if len(generators) == 2 else "All"
+    return "; ".join(parts) + (f". {all_of_them} generators read the same cached codes." if same else ".")
 
 
-def _facts(run: Reported) -> list[dict[str, str]]:
+def _question(tokenizers: Sequence[Reported], generators: Sequence[Reported]) -> str:
+    if len(generators) > 1:
+        names = " and ".join(dict.fromkeys(run.group for run in generators))
+        return f"Which samples come closer to the training images: {names}?"
+    if generators:
+        return f"How close do the samples of the {generators[0].label} generator come to the training images?"
+    if len(tokenizers) > 1:
+        return "Which tokenizer keeps more of held-out images, at which rate?"
+    return "How much of held-out images does the tokenizer keep?"
+
+
+def _verdict(tokenizers: Sequence[Reported], generators: Sequence[Reported]) -> str:
+    judged = [(run, found) for run in generators if (found := _judged(run)) is not None]
+    if len(judged) > 1:
+        return _verdict_between(judged)
+    if judged:
+        run, (distance, low, high) = judged[0]
+        alone = run.figure(f"{JUDGED}, tokenizer alone", "distance")
+        floor = "" if alone is None else f"; the tokenizer alone leaves {text_of(alone)}"
+        return f"{JUDGED} {text_of(distance)} ({interval_text(low, high)}), lower is better{floor}."
+    kept = [(run, psnr) for run in tokenizers if (psnr := run.figure("PSNR, dB", "mean")) is not None]
+    if not kept:
+        return "Not measured by a figure that answers it; the table has what was measured."
+    if len(kept) == 1:
+        return f"{text_of(kept[0][1], 2)} dB of PSNR on held-out images."
+    (best, most), (worst, least) = max(kept, key=_second), min(kept, key=_second)
+    return (
+        f"PSNR on held-out images reaches from {text_of(least, 2)} dB ({worst.label}) to {text_of(most, 2)} dB"
+        f" ({best.label}). One page tells no spread of retraining where a tokenizer has one seed."
+    )
+
+
+def _second(pair: tuple[Reported, float]) -> float:
+    return pair[1]
+
+
+def _judged(run: Reported) -> tuple[float, float, float] | None:
+    """The distance of its samples by the judge, with the interval of the card."""
+    card = run.card(JUDGED)
+    if card is None or "distance" not in card.values:
+        return None
+    distance = card.values["distance"]
+    return distance, card.values.get("low", distance), card.values.get("high", distance)
+
+
+def _verdict_between(judged: Sequence[tuple[Reported, tuple[float, float, float]]]) -> str:
+    """The two lowest: whether the intervals of their samples overlap. Of retraining one seed each says nothing."""
+    (first, lowest), (second, next_lowest) = sorted(judged, key=lambda one: one[1][0])[:2]
+    apart = lowest[2] < next_lowest[1]
+    told = [
+        f"{run.label} {text_of(distance)} ({interval_text(low, high)})"
+        for run, (distance, low, high) in ((first, lowest), (second, next_lowest))
+    ]
+    answer = f"{first.label} samples are closer" if apart else f"{first.label} and {second.label} are not told apart"
+    others = "" if len(judged) == 2 else f", the two lowest of {len(judged)}"
+    return (
+        f"By {JUDGED} {answer}{others}: {'; '.join(told)}; lower is better. The intervals are of the drawn images"
+        " alone: how far retraining moves a figure, only several seeds of training say."
+    )
+
+
+def _facts(run: Reported) -> list[Fact]:
     facts = []
     for metric, value, form, label in (
-        ("PSNR, dB", "mean", "{:.2f} dB", "held-out PSNR"),
-        ("level entropy / log2 L", "mean", "{:.1%}", "level entropy of the most possible"),
-        ("class agreement", "share", "{:.0%}", f"{run.name}: samples of the class asked for"),
-        ("FD(judge)", "distance", "{:.2f}", f"{run.name}: FD(judge)"),
+        ("PSNR, dB", "mean", "{:.2f} dB", f"{run.label}: held-out PSNR"),
+        ("level entropy / log2 L", "mean", "{:.1%}", f"{run.label}: level entropy of the most possible"),
+        ("class agreement", "share", "{:.0%}", f"{run.label}: samples of the class asked for"),
+        (JUDGED, "distance", "{:.2f}", f"{run.label}: {JUDGED}, lower is better"),
     ):
         number = run.figure(metric, value)
         if number is not None:
-            facts.append({"value": form.format(number), "label": label})
+            facts.append(Fact(form.format(number), label))
     return facts
 
 
-def _reconstructions(run: Reported) -> dict[str, Any] | None:
-    sheet = run.folder / "samples" / "reconstructions.png"
-    if not sheet.is_file():
-        return None
-    experiment = run.run.experiment(TokenizerExperiment)
-    rate = ", ".join(f"{name} {value}" for name, value in rate_of(experiment.tokenizer.quantizer).items())
-    text = f"Images of {experiment.data.source} at {size_text(experiment.data.size)} px; {rate}."
-    mean, deviation = run.figure("PSNR, dB", "mean"), run.figure("PSNR, dB", "std")
-    if mean is not None and deviation is not None:
-        text += f" PSNR {mean:.2f} dB over all held-out images, standard deviation between images {deviation:.2f} dB."
-    return {**picture(sheet), "text": text}
+def _kept(tokenizers: Sequence[Reported]) -> list[Block]:
+    blocks: list[Block] = []
+    for run in tokenizers:
+        sheet = run.folder / "samples" / "reconstructions.png"
+        if not sheet.is_file():
+            continue
+        experiment = run.run.experiment(TokenizerExperiment)
+        rate = ", ".join(f"{name} {value}" for name, value in rate_of(experiment.tokenizer.quantizer).items())
+        text = f"Images of {experiment.data.source} at {size_text(experiment.data.size)} px; {rate}."
+        mean, deviation = run.figure("PSNR, dB", "mean"), run.figure("PSNR, dB", "std")
+        if mean is not None and deviation is not None:
+            text += (
+                f" PSNR {mean:.2f} dB over all held-out images, standard deviation between images {deviation:.2f} dB."
+            )
+        if len(tokenizers) > 1:
+            text = f"{run.label}: {text}"
+        scale = _scale(run)
+        shown = picture(sheet, "", f"{run.label}: held-out originals above their reconstructions", scale)
+        blocks += [
+            Text(text),
+            Pictures([shown], "Held-out originals in the odd rows, their reconstructions below them."),
+        ]
+    return blocks
 
 
-def _panels(generators: Sequence[Reported]) -> list[dict[str, Any]]:
-    pictures = [("real images", generators[0].folder / "samples" / "real.png")] if generators else []
-    pictures += [(run.name, run.folder / "samples" / "classes.png") for run in generators]
-    return [{"title": title, **picture(path)} for title, path in pictures]
+def _scale(run: Reported) -> int:
+    """Screen pixels a pixel of its pictures."""
+    return SCALE if max(height_width(run.evaluation.cards[0].size)) < LARGE else 1
+
+
+def _drawn(generators: Sequence[Reported]) -> list[Block]:
+    """Sheets of real images and of samples, then of samples beside the training images nearest to them."""
+    if not generators:
+        return []
+    first = generators[0]
+    scale = _scale(first)
+    height = scale * (height_width(first.evaluation.cards[0].size)[0] + GAP)
+    pictures = [picture(first.folder / "samples" / "real.png", "real images", "real images, one class a row", scale)]
+    for run in generators:
+        path = run.folder / "samples" / "classes.png"
+        pictures.append(picture(path, run.label, f"samples of {run.label}, one class a row", scale))
+    caption = "One class a row. The samples are the first drawn for each class; none was chosen."
+    blocks: list[Block] = [Pictures(pictures, caption, first.shown, height)]
+    searched = [run for run in generators if run.evaluation.neighbours]
+    if searched:
+        pictures = []
+        for run in searched:
+            path = run.folder / "samples" / "neighbours.png"
+            alt = f"samples of {run.label}, each with the training image nearest to it at its right, one class a row"
+            pictures.append(picture(path, run.label, alt, scale))
+        found = "; ".join(dict.fromkeys(run.evaluation.neighbours for run in searched))
+        caption = f"Pairs: a sample, and at its right the training image nearest to it, by {found}."
+        blocks.append(Pictures(pictures, caption, searched[0].shown, height))
+    return [Text(text), *blocks] if (text := _samples_text(generators)) else blocks
 
 
 def _samples_text(generators: Sequence[Reported]) -> str:
@@ -115,57 +233,62 @@ def _samples_text(generators: Sequence[Reported]) -> str:
         card = run.evaluation.cards[0]
         parts.append(
             f"A classifier of the real images sees the class that was asked for in {agreement:.0%} of {card.n} "
-            f"{run.name} samples (chance {chance:.0%}; guidance {card.guidance}, {card.sampler})."
+            f"{run.label} samples (chance {chance:.0%}; guidance {card.guidance}, {card.sampler})."
         )
     return " ".join(parts)
 
 
-def _row_height(generators: Sequence[Reported]) -> int:
-    if not generators:
-        return 0
-    return SCALE * (height_width(generators[0].evaluation.cards[0].size)[0] + GAP)
+def _measured(tokenizers: Sequence[Reported], generators: Sequence[Reported]) -> list[Block]:
+    text = (
+        "FD(judge) is a Fréchet distance on the features of a small classifier of bundled or own images (the judge): it"
+        " compares runs on this page and nothing else. It is not FID. rFD(judge) is that distance between"
+        " reconstructions and their own originals."
+    )
+    tables = [measured_table(runs) for runs in (tokenizers, generators) if runs]
+    return [Text(text), *tables]
 
 
-def _rows(run: Reported) -> list[dict[str, Any]]:
-    return [
-        {
-            "run": run.name,
-            "metric": card.metric,
-            "value": ", ".join(f"{name} {value:.4g}" for name, value in card.values.items()),
-            "n": card.n,
-            "on": f"{card.reference}{_protocol(card)}",
-        }
-        for card in run.evaluation.cards
-    ]
+def _levels(tokenizers: Sequence[Reported]) -> list[Block]:
+    blocks: list[Block] = []
+    for run in tokenizers:
+        charts = level_bars(run)
+        if charts is None:
+            continue
+        deviations = ", ".join(f"{value:.2f}" for value in run.evaluation.latent.get("std", ()))
+        text = (
+            "The same trained latents through fixed quantizers. The paper's bound makes N(0, 1) even before rounding; "
+            "its rounding gives the two end cells half the width, and nothing makes a trained latent N(0, 1): here the "
+            f"standard deviations of the dimensions are {deviations}."
+        )
+        blocks += [Text(text), charts]
+    return blocks
 
 
-def _protocol(card: ProtocolCard) -> str:
-    parts = []
-    if card.sampler:
-        parts = [f"guidance {card.guidance}", card.sampler, f"{card.function_evaluations} evaluations"]
-        parts += [card.dtype, f"seed {card.seed}"]
-    return "".join(f"; {part}" for part in parts)
+def _over_training(tokenizers: Sequence[Reported], generators: Sequence[Reported]) -> list[Block]:
+    found = [*map(tokenizer_over_training, tokenizers), curves_over_training(generators)]
+    return [charts for charts in found if charts is not None]
 
 
-def _commands(runs: Sequence[Reported]) -> str:
-    lines = []
+def _trainings(runs: Sequence[Reported]) -> Table:
+    rows = []
     for run in runs:
-        folder = shlex.quote(str(run.folder))
-        if run.kind == "tokenizer":
-            lines.append(f"ifsq reconstruct {folder} your-picture.jpg --out reconstructed")
-            lines.append(f"ifsq encode {folder} your-folder codes-of-yours")
-        else:
-            lines.append(f"ifsq sample {folder} --labels 0 1 2 3 --sampling.guidance 2 --seed 1 --out {run.kind}.png")
-    lines.append(
-        "ifsq tokenizer train experiments/demo/tokenizer.toml --data.source your-folder --out runs/yours/tokenizer"
-    )
-    lines.append(
-        "ifsq tokenizer train experiments/demo/tokenizer.toml --tokenizer.quantizer.cells equal --out runs/equal"
-    )
-    lines.append("torchrun --nproc-per-node=8 -m ifsq tokenizer train EXPERIMENT.toml")
-    return "\n".join(lines)
-
-
-def _machine() -> str:
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
-    return f"ifsq {code_version()}, torch {torch.__version__}, Python {platform.python_version()}, {device}"
+        step, seconds = run.last
+        seen, flops = run.evaluation.seen, run.evaluation.flops
+        rows.append(
+            [
+                run.label,
+                str(step),
+                f"{seconds / 60:.1f}",
+                "" if seen is None else str(seen),
+                "" if flops is None else compute_text(flops),
+                str(run.folder),
+                "; ".join(run.differs),
+            ]
+        )
+    columns = ["run", "steps", "minutes", "images seen", "training compute", "folder", "differs in"]
+    if not any(run.differs for run in runs):
+        columns, rows = columns[:-1], [row[:-1] for row in rows]
+    caption = "Compute: forward and backward, a multiplication and an addition counted one each."
+    if not any(run.evaluation.flops is not None for run in runs):
+        caption = ""
+    return Table(caption, columns, rows, (1, 2, 3, 4))

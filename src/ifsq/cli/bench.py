@@ -32,11 +32,16 @@ def add_bench(verbs: Any) -> None:
 
 def add_report(verbs: Any) -> None:
     """``report``."""
-    report = verb(verbs, "report", "one page about a tokenizer and its generators", _report)
+    report = verb(verbs, "report", "one page about tokenizers and generators", _report)
     report.add_argument("folders", type=Path, nargs="+", metavar="RUN")
     report.add_argument(
-        "--out", type=Path, default=None, metavar="PAGE.html", help="default: report.html in the first run's folder"
+        "--out",
+        type=Path,
+        default=None,
+        metavar="PAGE",
+        help="ends in .html, .md or .csv (default: report.html in the first run's folder)",
     )
+    report.add_argument("--format", choices=("html", "md", "csv"), help="default: by the ending of --out, else html")
 
 
 def _demo(options: argparse.Namespace) -> None:
@@ -80,4 +85,4 @@ def _bench(options: argparse.Namespace) -> None:
 def _report(options: argparse.Namespace) -> None:
     from ifsq.bench.report import write_report
 
-    say(f"report: {write_report(options.folders, options.out)}")
+    say(f"report: {write_report(options.folders, options.out, options.format)}")

@@ -26,10 +26,18 @@ from ifsq.evaluation.in_training import features_at_hand
 from ifsq.evaluation.judge import JudgeFeatures, share_judge
 from ifsq.evaluation.labels import BALANCED, LIKE_REFERENCE, labels_balanced, labels_like
 from ifsq.evaluation.likelihood import BOUND, EXACT
+from ifsq.evaluation.nearest import nearest_images
 from ifsq.evaluation.protocol import blank_card, dealt, name_of
 from ifsq.evaluation.record import Evaluation, write_evaluation
 from ifsq.evaluation.reference import Reference, View, views_of
-from ifsq.evaluation.sheets import CLASS_COLUMNS, SHEET_CLASSES, class_sheet, real_sheet
+from ifsq.evaluation.sheets import (
+    CLASS_COLUMNS,
+    PAIR_COLUMNS,
+    SHEET_CLASSES,
+    class_sheet,
+    neighbour_sheet,
+    real_sheet,
+)
 from ifsq.generators import Generator, Sampling
 from ifsq.generators.train import training_flops
 from ifsq.metrics import ProtocolCard
@@ -155,8 +163,8 @@ def measure_generator(
     """Measure a generator, and beside it an untrained one and the tokenizer alone.
 
     generator  the weights of a step of the run
-    suffix     of the names of the pictures ``samples/classes.png`` (one class a row) and ``samples/real.png``; None:
-               none are written
+    suffix     of the names of the pictures ``samples/classes.png`` (one class a row), ``samples/real.png`` and
+               ``samples/neighbours.png``; None: none are written
 
     Whole batches are dealt out to the processes; what each has counted is merged, no process holds all images, and all
     get the result. Raises InputError in every process.
@@ -172,8 +180,7 @@ def measure_generator(
         cards += measure_likelihood(generator, held.cache.read("val"), of, world)
     held.beside = held.beside or _beside(held, world, reporter)
     cards += held.beside
-    if suffix is not None:
-        from_first(world, lambda: _write_sheets(held, suffix, drawn.kept))
+    searched = "" if suffix is None else from_first(world, lambda: _write_sheets(held, suffix, drawn.kept))
     classes = generator.origin.classes
     train = held.run.experiment(TrainConfig, "train")
     taken = None if step is None else step * train.batch
@@ -184,6 +191,7 @@ def measure_generator(
         shown=tuple(classes[label] for label in shown),
         seen=taken,
         flops=None if taken is None else float(taken * held.flops),
+        neighbours=searched,
     )
 
 
@@ -335,15 +343,24 @@ def _beside(held: Held, world: World, reporter: Reporter) -> list[ProtocolCard]:
     return cards + [_renamed(one, "tokenizer alone") for one in sample_cards(held, looks, alone, card, world)]
 
 
-def _write_sheets(held: Held, suffix: str, kept: dict[int, np.ndarray]) -> None:
-    """The samples that were kept, by number, and real images of their classes."""
+def _write_sheets(held: Held, suffix: str, kept: dict[int, np.ndarray]) -> str:
+    """The samples that were kept, by number, real images of their classes, and those nearest to the first samples.
+
+    Returns how these were found, as `Nearest.searched`.
+    """
     folder = held.into.folder / "samples"
     make_folder(folder)
     numbers = sorted(kept)
     images = np.stack([kept[number] for number in numbers])
     counts = {label: int((held.codes.labels == label).sum()) for label in held.shown}
-    write_png(class_sheet(images, held.labels[numbers].numpy(), held.shown), folder / f"classes{suffix}.png")
+    labels = held.labels[numbers].numpy()
+    write_png(class_sheet(images, labels, held.shown), folder / f"classes{suffix}.png")
     write_png(real_sheet(held.real, counts), folder / f"real{suffix}.png")
+    first = np.concatenate([np.flatnonzero(labels == label)[:PAIR_COLUMNS] for label in held.shown])
+    found = nearest_images(images[first], held.real)
+    sheet = neighbour_sheet(images[first], found.images, labels[first], held.shown)
+    write_png(sheet, folder / f"neighbours{suffix}.png")
+    return found.searched
 
 
 def _in_name(value: object) -> str:

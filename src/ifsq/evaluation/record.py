@@ -29,6 +29,7 @@ class Evaluation:
     skipped   a line about each image that could not be read
     classes   names of those that were drawn
     shown     names of those on the sheets; of older files the first classes
+    neighbours  how the nearest training images on their sheet were found; empty: there is no such sheet
     """
 
     cards: tuple[ProtocolCard, ...]
@@ -42,6 +43,7 @@ class Evaluation:
     weights: str = "average"
     seen: int | None = None
     flops: float | None = None
+    neighbours: str = ""
 
     def __post_init__(self) -> None:
         if not self.cards:

@@ -18,6 +18,7 @@ SHEET_COLUMNS, SHEET_ROWS = 16, 4  # originals on the sheet of reconstructions
 SHEET_WIDTH = 2048  # pixels that a row of large images may take
 SHEET_CLASSES = 20  # rows at most
 CLASS_COLUMNS, REAL_COLUMNS = 6, 3  # images a class on the sheets of samples and of real images
+PAIR_COLUMNS = 3  # samples a class beside their nearest training images
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,17 @@ def class_sheet(images: UInt8[np.ndarray, "n H W c"], labels: Int[np.ndarray, "n
     columns = max(map(len, rows))
     blank = np.full((columns, *images.shape[1:]), 255, np.uint8)
     return image_grid(np.concatenate([np.concatenate([row, blank[len(row) :]]) for row in rows]), columns)
+
+
+def neighbour_sheet(
+    images: UInt8[np.ndarray, "n H W c"],
+    nearest: UInt8[np.ndarray, "n H W c"],
+    labels: Int[np.ndarray, "n"],
+    shown: Sequence[int],
+) -> np.ndarray:
+    """Samples, each with the image nearest to it at its right, a class of ``shown`` a row, white where some lack."""
+    pairs = np.stack([images, nearest], axis=1).reshape(-1, *images.shape[1:])
+    return class_sheet(pairs, labels.repeat(2), shown)
 
 
 def real_sheet(images: ImageSource, counts: Mapping[int, int]) -> np.ndarray:
