@@ -139,6 +139,7 @@ def test_any_number_of_generators_is_drawn_each_in_a_look_of_its_own(monkeypatch
     evaluations = [evaluated(10, 3.0, 0.2), evaluated(20, 2.0, 0.3)]
     runs = named([reported("ar", evaluations, folder=f"runs/{number}") for number in range(8)])
     charts = curves_over_training(runs)
+    assert charts.charts[0].svg.count("<path") > 8
     assert [look["label"] for look in drawn[:8]] == [f"autoregressive, {number}" for number in range(8)]
     assert len({(look["color"], str(look["linestyle"])) for look in drawn}) == 8
     assert len({(each.colour, each.dash) for each in charts.legend}) == 8

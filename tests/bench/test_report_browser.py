@@ -4,6 +4,7 @@ import itertools
 import shutil
 
 import pytest
+from measured import write_grid
 
 from browser import browsing, executable
 from ifsq.cli import main
@@ -65,6 +66,27 @@ def page(road, tmp_path_factory):
                 write_evaluation(run, held, step=step)
         assert main(["report", "tok", "ar_s0", "ar_s1", "--out", "page.html"]) == 0
     return root / "page.html"
+
+
+def grid_of(root):
+    """A grid's page."""
+    write_grid(root)
+    assert main(["report", str(root)]) == 0
+    return root / "report.html"
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1280, "light")])
+def test_a_grids_page_is_whole_too(browser, tmp_path_factory, width, scheme):
+    page = tmp_path_factory.getbasetemp() / "grid_page" / "report.html"
+    browser.told.clear()
+    browser.open(page if page.is_file() else grid_of(page.parent), width, scheme)
+    assert browser.ask(WIDE) == [0, []]
+    figures = browser.ask(FIGURES)
+    assert len(figures) == 10
+    assert all(min(wide, high) > 150 and parts > 5 for _, wide, high, parts, _ in figures)
+    ratio, where = browser.ask(CONTRAST)
+    assert ratio >= 4.5, where
+    assert browser.told == []
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(390, "light"), (390, "dark"), (1280, "light"), (1280, "dark")])

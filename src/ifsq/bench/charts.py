@@ -75,7 +75,6 @@ def mark(name: str, number: int) -> Mark:
     return Mark(name, number % SERIES, DASHES[number // SERIES % len(DASHES)])
 
 
-@rc_context(STYLE)
 def line_chart(
     title: str,
     lines: Sequence[Line],
@@ -92,32 +91,23 @@ def line_chart(
     table   give the points as a table too
     ratios  x tells by its ratios: logarithmic where its ends lie far apart
     """
-    figure = Figure(figsize=SIZE, layout="constrained")
-    axis = figure.subplots()
-    for line in lines:
-        look: Any = {"color": colour(line.look), "linewidth": 1.4}
-        dash = DASHES[line.look // SERIES % len(DASHES)]
-        style: Any = (0, tuple(float(part) for part in dash.split())) if dash else "-"
-        if line.low:
-            axis.fill_between(line.x, line.low, line.high, color=look["color"], alpha=0.18, linewidth=0)
-        axis.plot(
-            line.x,
-            line.y,
-            label=line.name,
-            linestyle=style,
-            marker="o" if len(line.x) <= MOST_DOTS else "",
-            markersize=3.5,
-            **look,
-        )
-    _scale(axis, lines, ratios)
-    if limits is not None and limits[0] < limits[1]:
-        axis.set_ylim(*limits)
-    axis.set_xlabel(x_label, fontsize=8.5, parse_math=False)
+
+    @rc_context(STYLE)
+    def draw() -> str:
+        figure = Figure(figsize=SIZE, layout="constrained")
+        axis = figure.subplots()
+        for line in lines:
+            _draw_line(axis, line)
+        _scale(axis, lines, ratios)
+        if limits is not None and limits[0] < limits[1]:
+            axis.set_ylim(*limits)
+        axis.set_xlabel(x_label, fontsize=8.5, parse_math=False)
+        return svg(figure)
+
     data = _points(title, lines, x_label) if table else None
-    return Chart(title, svg(figure), _told(title, lines, x_label), data)
+    return Chart(title, draw, _told(title, lines, x_label), data)
 
 
-@rc_context(STYLE)
 def bar_chart(
     title: str, shares: Sequence[float], number: int, x_label: str, even: float, top: float | None = None
 ) -> Chart:
@@ -125,19 +115,24 @@ def bar_chart(
 
     top  of the axis; None: by these bars
     """
-    figure = Figure(figsize=SIZE, layout="constrained")
-    axis = figure.subplots()
-    count = len(shares)
-    bars = [part.mean() for part in np.array_split(shares, min(count, MOST_BARS))]
-    axis.bar(np.linspace(0, count - 1, len(bars)), bars, color=colour(number), width=0.85 * count / len(bars))
-    if top is not None:
-        axis.set_ylim(0, 1.05 * top)
-    axis.axhline(even, color=SOFT, linewidth=0.9, linestyle="--")
-    axis.set_xlabel(x_label, fontsize=8.5)
-    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axis.grid(visible=False, axis="x")
+
+    @rc_context(STYLE)
+    def draw() -> str:
+        figure = Figure(figsize=SIZE, layout="constrained")
+        axis = figure.subplots()
+        count = len(shares)
+        bars = [part.mean() for part in np.array_split(shares, min(count, MOST_BARS))]
+        axis.bar(np.linspace(0, count - 1, len(bars)), bars, color=colour(number), width=0.85 * count / len(bars))
+        if top is not None:
+            axis.set_ylim(0, 1.05 * top)
+        axis.axhline(even, color=SOFT, linewidth=0.9, linestyle="--")
+        axis.set_xlabel(x_label, fontsize=8.5)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.grid(visible=False, axis="x")
+        return svg(figure)
+
     alt = f"{title}: shares from {text_of(min(shares))} to {text_of(max(shares))}; even use would be {text_of(even)}"
-    return Chart(title, svg(figure), alt)
+    return Chart(title, draw, alt)
 
 
 def svg(figure: Figure) -> str:
@@ -155,12 +150,22 @@ def svg(figure: Figure) -> str:
     return text.replace("<svg ", '<svg aria-hidden="true" ', 1).strip()
 
 
+def _draw_line(axis: Axes, line: Line) -> None:
+    look: Any = {"color": colour(line.look), "linewidth": 1.4, "markersize": 3.5}
+    dash = DASHES[line.look // SERIES % len(DASHES)]
+    style: Any = (0, tuple(float(part) for part in dash.split())) if dash else "-"
+    if line.low:
+        axis.fill_between(line.x, line.low, line.high, color=look["color"], alpha=0.18, linewidth=0)
+    marker = "o" if len(line.x) <= MOST_DOTS else ""
+    axis.plot(line.x, line.y, label=line.name, linestyle=style, marker=marker, **look)
+
+
 def _scale(axis: Axes, lines: Sequence[Line], ratios: bool) -> None:
     at = [x for line in lines for x in line.x]
     if ratios and at and min(at) > 0 and max(at) / min(at) >= LOG_FROM:
         axis.set_xscale("log")
     else:
-        axis.xaxis.set_major_locator(MaxNLocator(6))
+        axis.xaxis.set_major_locator(MaxNLocator(6, integer=all(x == round(x) for x in at)))
         if at and max(map(abs, at)) >= 1000:
             axis.xaxis.set_major_formatter(EngFormatter(sep=""))
 

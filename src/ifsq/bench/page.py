@@ -3,7 +3,7 @@
 `ifsq.bench.render` writes a page as HTML, as Markdown or as CSV.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -45,15 +45,20 @@ class Details:
 class Chart:
     """A figure.
 
-    svg   with the colours of the page, see `ifsq.bench.charts.svg`
+    draw  gives it as SVG with the colours of the page, see `ifsq.bench.charts.svg`; only HTML asks for it
     alt   what is to be seen, for those who do not see it
     data  its points, where they are few
     """
 
     title: str
-    svg: str
+    draw: Callable[[], str]
     alt: str
     data: Table | None = None
+
+    @property
+    def svg(self) -> str:
+        """Drawn."""
+        return self.draw()
 
 
 @dataclass(frozen=True)

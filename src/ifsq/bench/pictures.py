@@ -1,13 +1,14 @@
 """The pictures and figures that a report takes from one run, as parts of a page."""
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ifsq.bench.charts import Line, bar_chart, line_chart, mark
 from ifsq.bench.page import Charts, Picture
 from ifsq.bench.runs import Reported
 from ifsq.data import read_image
+from ifsq.quantizers.usage import LevelUse
 
 SCALE = 2  # screen pixels a pixel of the small pictures
 LARGE = 128  # pixels of an image from which it is shown as it is
@@ -15,9 +16,9 @@ GAP = 2  # white pixels around each, as `ifsq.data.image_grid` draws them
 MOST_QUANTIZERS = 3
 
 
-def level_bars(run: Reported) -> Charts | None:
-    """How quantizers use their levels on the run's latents, a chart each; None for other bottlenecks than FSQ."""
-    used = list(run.evaluation.levels.items())[:MOST_QUANTIZERS]
+def level_bars(levels: Mapping[str, LevelUse], label: str) -> Charts | None:
+    """How quantizers use their levels on the latents of a run, a chart each; None where none was counted."""
+    used = list(levels.items())[:MOST_QUANTIZERS]
     if not used:
         return None
     top = max(max(use.share) for _, use in used)  # of all charts: they are compared
@@ -25,7 +26,7 @@ def level_bars(run: Reported) -> Charts | None:
     for number, (name, use) in enumerate(used):
         title = f"{name}: entropy {use.fraction:.3f} of log2 {use.levels}"
         charts.append(bar_chart(title, use.share, number, "level", 1 / use.levels, top or None))
-    return Charts(charts, f"{run.label}: share of all digits on each level, all dimensions together; dashed: even use.")
+    return Charts(charts, f"{label}: share of all digits on each level, all dimensions together; dashed: even use.")
 
 
 def loss_charts(runs: Sequence[Reported]) -> Charts:

@@ -1,4 +1,4 @@
-"""The report of runs: one page about tokenizers and generators, read from their run folders alone.
+"""The report: one page about tokenizers and generators, read from their run folders alone, or about a grid.
 
 Nothing is computed here but charts: figures come from ``metrics.jsonl`` and ``evaluation.json``.
 """
@@ -12,12 +12,15 @@ import torch
 from ifsq.bench.commands import evaluation_command, onward
 from ifsq.bench.curves import curves_over_training, tokenizer_over_training
 from ifsq.bench.figures import compute_text, interval_text, text_of
+from ifsq.bench.grid_page import grid_page
 from ifsq.bench.page import Block, Commands, Fact, Page, Pictures, Section, Table, Text
 from ifsq.bench.pictures import GAP, LARGE, SCALE, level_bars, loss_charts, picture
 from ifsq.bench.rates import rate_charts
 from ifsq.bench.render import target_of, write_page
 from ifsq.bench.runs import Reported, read_runs, refuse_unlike
+from ifsq.bench.summary import is_grid, summary_of
 from ifsq.bench.tables import card_details, figures_table, measured_table
+from ifsq.config import InputError
 from ifsq.data.images import height_width, size_text
 from ifsq.experiment import TokenizerExperiment
 from ifsq.metrics.card import code_version
@@ -28,16 +31,24 @@ JUDGED = "FD(judge)"
 
 
 def write_report(folders: Sequence[Path], out: Path | None = None, form: str | None = None) -> Path:
-    """Write the page of some runs; returns its path.
+    """Write the page of some runs, or of a grid; returns its path.
 
     form  ``html``, ``md`` or ``csv``; None: by the ending of ``out``, else ``html``
 
     Raises InputError for a folder that is no run, or one that is not evaluated, and for runs that do not compare.
     """
     target, form = target_of(folders[0], out, form)
-    runs = read_runs(folders)
-    refuse_unlike(runs)
-    write_page(runs_page(runs, f"ifsq: {folder_name(target.parent)}"), target, form)
+    title = f"ifsq: {folder_name(target.parent)}"
+    grids = [folder for folder in folders if is_grid(folder)]
+    if grids and len(folders) > 1:
+        raise InputError(f"{grids[0]}: is a grid, which has a page of its own; expected it alone, or runs")
+    if grids:
+        page = grid_page(summary_of(grids[0]), title, machine())
+    else:
+        runs = read_runs(folders)
+        refuse_unlike(runs)
+        page = runs_page(runs, title)
+    write_page(page, target, form)
     return target
 
 
@@ -251,7 +262,7 @@ def _measured(tokenizers: Sequence[Reported], generators: Sequence[Reported]) ->
 def _levels(tokenizers: Sequence[Reported]) -> list[Block]:
     blocks: list[Block] = []
     for run in tokenizers:
-        charts = level_bars(run)
+        charts = level_bars(run.evaluation.levels, run.label)
         if charts is None:
             continue
         deviations = ", ".join(f"{value:.2f}" for value in run.evaluation.latent.get("std", ()))

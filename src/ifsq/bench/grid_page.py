@@ -1,0 +1,404 @@
+"""The page of a grid: its question, the verdicts with their intervals, cells, curves, samples, and what failed."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ifsq.bench.charts import Line, line_chart, mark
+from ifsq.bench.figures import better as side_of
+from ifsq.bench.figures import compute_text, decimals_of, interval_text, text_of, titled
+from ifsq.bench.page import Block, Charts, Commands, Details, Fact, Page, Pictures, Section, Table
+from ifsq.bench.pictures import GAP, SCALE, level_bars, picture
+from ifsq.bench.summary import Family, Figure, Summary, winner_of
+from ifsq.data.images import height_width
+from ifsq.evaluation.record import read_cards
+from ifsq.store.run import EVALUATION
+
+MOST_SHEETS = 8  # cells whose samples are shown
+MOST_LINES = 6  # of a chart, before it is split
+MOST_LEVELS = 4  # tokenizers whose use of levels is shown
+MOST_TOLD = 4  # pairs of values in the sentence at the top
+SPREAD = "mean ± standard deviation over training seeds, each the mean of its sampling seeds"
+
+
+def grid_page(summary: Summary, title: str, machine: str) -> Page:
+    """What the page of a grid says."""
+    sections = [
+        Section("Verdicts", _verdicts(summary)),
+        Section("Cells", [_cells(summary, of) for of in summary.kinds]),
+        Section("Over the axes", _over_axes(summary)),
+        Section("Quality over training compute", _over_training(summary)),
+        Section("Samples", _samples(summary)),
+        Section("How evenly the levels are used", _levels(summary)),
+        Section("What is equal, and what is not", _equal(summary)),
+        Section("What failed", _failed(summary)),
+        Section("By seed", [_by_seed(summary, of) for of in summary.kinds]),
+        Section("Protocol cards", [_cards(of) for of in summary.kinds]),
+        Section("Commands", _commands(summary)),
+    ]
+    cells = {summary.name(one.cell) for one in summary.last}
+    seeds = sorted({len(one.figures) for one in summary.last})
+    counted = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+    fixed = ", ".join(f"{name} {value}" for name, value in summary.constant.items())
+    about = f"{len(cells)} cells, {counted} training seed{'s' if seeds[-1] > 1 else ''} each" + (
+        f"; all: {fixed}" if fixed else ""
+    )
+    if len(summary.code_versions) > 1:
+        about += f"; measured by several versions of the code: {', '.join(summary.code_versions)}"
+    if summary.failures:
+        about += f"; {len(summary.failures)} stage{'s' if len(summary.failures) > 1 else ''} failed"
+    return Page(
+        title=title,
+        about=f"{about}.",
+        question=summary.about.question or "Which cells of the grid are better, and how sure is that?",
+        verdict=_verdict(summary),
+        figures=_all_figures(summary),
+        facts=_best(summary),
+        sections=[section for section in sections if section.blocks],
+        footer=f"{machine}.",
+    )
+
+
+def _headline(summary: Summary) -> Family | None:
+    """The family that the sentence at the top is of: generators where there are any, by their first metric."""
+    metrics = [one.metric for one in (summary.kinds[-1] if summary.kinds else [])]
+    return next((family for metric in metrics for family in summary.families if family.metric == metric), None)
+
+
+def _verdict(summary: Summary) -> str:
+    family = _headline(summary)
+    if summary.protocol is None:
+        return "One training seed a cell: no spread of retraining is known, and nothing is told apart."
+    if family is None:
+        return "No two cells differ on one axis alone: nothing is compared."
+    if len(family.verdicts) == 1:
+        return f"By {family.metric}: {family.verdicts[0].sentence}."
+    more = f"; {len(family.told) - MOST_TOLD} more in the table" if len(family.told) > MOST_TOLD else ""
+    chance = f"The chance that any of these verdicts is false is at most {family.protocol.error:.0%}."
+    return f"By {family.metric}: {'; '.join(family.told[:MOST_TOLD])}{more}. {chance}"
+
+
+def _best(summary: Summary) -> list[Fact]:
+    """The best mean of each kind's first metric with a better side."""
+    facts = []
+    for of in summary.kinds:
+        metric = next((one.metric for one in of if side_of(one.metric)), None)
+        found = [one for one in of if one.metric == metric]
+        if metric and found:
+            end = min if side_of(metric).startswith("lower") else max
+            best = end(found, key=lambda one: one.mean)
+            facts.append(Fact(_mean(best), f"best mean of {titled(metric)}: {summary.name(best.cell)}"))
+    return facts
+
+
+def _mean(one: Figure, decimals: int | None = None) -> str:
+    decimals = decimals_of([one.mean]) if decimals is None else decimals
+    spread = "" if one.deviation is None else f" ± {text_of(one.deviation, decimals)}"
+    return f"{text_of(one.mean, decimals)}{spread}"
+
+
+def _verdicts(summary: Summary) -> list[Block]:
+    headline, blocks = _headline(summary), list[Block]()
+    for family in summary.families:
+        table = _family(family)
+        decided = sum(verdict.decided for verdict in family.verdicts)
+        folded = f"{titled(family.metric)}: {decided} of {len(family.verdicts)} told apart"
+        blocks.append(table) if family is headline else blocks.append(Details(folded, table))
+    return sorted(blocks, key=lambda block: block.kind != "table")
+
+
+def _family(family: Family) -> Table:
+    rows = []
+    for verdict in family.verdicts:
+        asked = verdict.comparison
+        neither = "open: more seeds may decide" if verdict.words == "open" else verdict.words
+        row = [asked.a, asked.b, ("a is better", "b is better", neither)[winner_of(verdict)]]
+        if verdict.gap is None:
+            rows.append([*row, "", "", "", "", ""])
+            continue
+        gap, interval, percent, seen = verdict.gap.value, verdict.interval, verdict.percent, verdict.detectable
+        decimals = decimals_of([gap, *(interval or ())])
+        row += [text_of(gap, decimals), interval_text(*interval, decimals) if interval else "no spread"]
+        row += [f"{text_of(percent[0], 1)} ({interval_text(percent[1], percent[2], 1)})" if percent else ""]
+        row += ["" if seen is None else text_of(seen, decimals), str(verdict.gap.seeds)]
+        rows.append(row)
+    columns = ["a", "b", "verdict", "a - b", "interval", "percent of b", "seen if at least", "seeds"]
+    looks = ", ".join(map(str, family.protocol.looks))
+    caption = (
+        f"{family.metric}, {side_of(family.metric)}. The chance of any false verdict in this table is at most"
+        f" {family.protocol.error:.0%} (looks at {looks} seeds, Holm over both directions); a verdict falls where the"
+        f" interval leaves out 0. Seen if at least: the gap that is told apart {family.protocol.power:.0%} of the time."
+    )
+    return Table(caption, columns, rows, range(3, len(columns)))
+
+
+def _cells(summary: Summary, of: Sequence[Figure]) -> Table:
+    """A cell a row, a metric a column."""
+    axes = _axes(summary, of)
+    metrics = list(dict.fromkeys(one.metric for one in of))
+    decimals = {name: decimals_of([one.mean for one in of if one.metric == name]) for name in metrics}
+    cells: dict[str, dict[str, Figure]] = {}
+    for one in of:
+        cells.setdefault(summary.name(one.cell), {})[one.metric] = one
+    rows = []
+    for found in cells.values():
+        first = next(iter(found.values()))
+        figures = [_mean(found[name], decimals[name]) if name in found else "" for name in metrics]
+        flops = next((one.flops for one in found.values() if one.flops is not None), None)
+        counts = ", ".join(map(str, sorted({len(one.figures) for one in found.values()})))
+        rows.append(
+            [*(str(first.cell.get(axis, "")) for axis in axes), *figures, counts, compute_text(flops) if flops else ""]
+        )
+    columns = [*axes, *map(titled, metrics), "seeds", "training compute"]
+    if not any(row[-1] for row in rows):
+        columns, rows = columns[:-1], [row[:-1] for row in rows]
+    caption = f"{SPREAD[0].upper()}{SPREAD[1:]}, at the last step. ↓ lower is better, ↑ higher is better."
+    return Table(caption, columns, rows, range(len(axes), len(columns)))
+
+
+def _axes(summary: Summary, of: Sequence[Figure]) -> list[str]:
+    axes = [name for name in summary.varying if any(name in one.cell for one in of)]
+    return axes or list(summary.constant)[:1]
+
+
+def _over_axes(summary: Summary) -> list[Block]:
+    """For each axis of numbers: every metric over it, a line for each of the other values."""
+    blocks: list[Block] = []
+    for of in summary.kinds:
+        for axis in _axes(summary, of):
+            members = [one for one in of if isinstance(one.cell.get(axis), (int, float))]
+            if len({one.cell[axis] for one in members}) < 2:
+                continue
+
+            caption = f"At the last step, over {axis}. Band: from the least to the greatest of the training seeds."
+            blocks += _charts(members, axis, partial(_number, axis), partial(_but, summary, axis=axis), caption)
+    return blocks
+
+
+def _number(axis: str, one: Figure) -> float:
+    return float(one.cell[axis])
+
+
+def _over_training(summary: Summary) -> list[Block]:
+    """Every metric that was measured at several steps, over the training compute, else over the steps."""
+    several = {
+        (summary.name(one.cell), one.metric) for one in summary.main if (one.step or 0) and one not in summary.last
+    }
+    of = [one for one in summary.main if (summary.name(one.cell), one.metric) in several]
+    if not of:
+        return []
+    counted = all(one.flops is not None for one in of)
+
+    def place(one: Figure) -> float:
+        return float((one.flops if counted else one.step) or 0)
+
+    caption = "Every step that was measured; line: mean over training seeds, band: from the least to the greatest."
+    axis = "training FLOP" if counted else "step"
+    split = _split(summary, of)
+    if split is None:
+        return _charts(of, axis, place, lambda one: summary.name(one.cell), caption, ratios=counted)
+    return _charts(of, axis, place, partial(_but, summary, axis=split), caption, ratios=counted, split=split)
+
+
+def _split(summary: Summary, of: Sequence[Figure]) -> str | None:
+    """The axis whose values have charts of their own, so that none has too many lines; None of few cells."""
+    cells = {summary.name(one.cell) for one in of}
+    if len(cells) <= MOST_LINES:
+        return None
+    axes = [axis for axis in _axes(summary, of) if axis != "generator"]
+    lines = {axis: len({_but(summary, one, axis) for one in of}) for axis in axes}
+    return min(lines, key=lambda axis: lines[axis], default=None)
+
+
+def _charts(
+    of: Sequence[Figure],
+    axis: str,
+    place: Callable[[Figure], float],
+    name: Callable[[Figure], str],
+    caption: str,
+    *,
+    ratios: bool = False,
+    split: str = "",
+) -> list[Block]:
+    """A chart a metric, and a value of the axis ``split``; a line a name, in a band over its seeds."""
+    names = list(dict.fromkeys(name(one) for one in of))
+    looks = {each: look for look, each in enumerate(names)}
+    charts = []
+    for value in dict.fromkeys(one.cell.get(split) for one in of):
+        members = [one for one in of if one.cell.get(split) == value]
+        said = f", {split} {'-' if value is None else value}" if split else ""
+        for metric in dict.fromkeys(one.metric for one in members if side_of(one.metric)):
+            lines = []
+            for each in names:
+                points = sorted((one for one in members if one.metric == metric and name(one) == each), key=place)
+                if points:
+                    lines.append(_line(each, points, place, looks[each]))
+            charts.append(line_chart(f"{titled(metric)}{said}", lines, axis, ratios=ratios))
+    legend = [mark(each, look) for each, look in looks.items()] if len(names) > 1 else []
+    return [Charts(charts, caption, legend)] if charts else []
+
+
+def _line(name: str, points: Sequence[Figure], place: Callable[[Figure], float], look: int) -> Line:
+    ends = [list(map(end, (one.means.values() for one in points))) for end in (min, max)]
+    low, high = ends if any(len(one.figures) > 1 for one in points) else ([], [])
+    return Line(name, list(map(place, points)), [one.mean for one in points], low, high, look)
+
+
+def _but(summary: Summary, one: Figure, axis: str) -> str:
+    """A cell's name without one axis."""
+    rest = {name: value for name, value in one.cell.items() if name != axis}
+    return summary.name(rest) if any(name in summary.varying for name in rest) else "all cells"
+
+
+def _samples(summary: Summary) -> list[Block]:
+    """Sheets of samples of the first training seed of each cell, as their runs have them."""
+    runs: dict[str, Path] = {}
+    for one in summary.last:
+        if "generator" in one.cell:
+            runs.setdefault(summary.name(one.cell), summary.folder / one.of[0].run)
+    held = [read_cards(run / EVALUATION) for run in runs.values() if (run / EVALUATION).is_file()]
+    rows, height = (held[0].shown, SCALE * (height_width(held[0].cards[0].size)[0] + GAP)) if held else ((), 0)
+    searched = "; ".join(dict.fromkeys(one.neighbours for one in held if one.neighbours)) or "pixels"
+    blocks: list[Block] = []
+    for file, told in (
+        (
+            "classes.png",
+            "One class a row, of the first training seed; the samples are the first drawn, none was chosen.",
+        ),
+        ("neighbours.png", f"Pairs: a sample, and at its right the training image nearest to it, by {searched}."),
+    ):
+        found = [(name, run / "samples" / file) for name, run in runs.items() if (run / "samples" / file).is_file()]
+        sheets = [picture(path, name, f"samples of {name}, one class a row") for name, path in found[:MOST_SHEETS]]
+        more = f" The first {MOST_SHEETS} of {len(found)} cells." if len(found) > MOST_SHEETS else ""
+        if sheets:
+            blocks.append(Pictures(sheets, f"{told}{more}", rows, height))
+    return blocks
+
+
+def _levels(summary: Summary) -> list[Block]:
+    runs: dict[str, Path] = {}
+    for one in summary.last:
+        if "generator" not in one.cell:
+            runs.setdefault(summary.name(one.cell), summary.folder / one.of[0].run / EVALUATION)
+    found = [(name, read_cards(path).levels) for name, path in runs.items() if path.is_file()]
+    charts = [level_bars(levels, name) for name, levels in found if levels][:MOST_LEVELS]
+    return [chart for chart in charts if chart is not None]
+
+
+def _equal(summary: Summary) -> list[Block]:
+    about = summary.about
+    blocks: list[Block] = []
+    if about.differ:
+        rows = [
+            [name, ", ".join(map(str, values)) if isinstance(values, list | tuple) else str(values)]
+            for name, values in about.differ.items()
+        ]
+        blocks.append(
+            Table("Options that generators of the grid have with different values.", ["option", "values"], rows)
+        )
+    if about.unequal:
+        blocks.append(
+            Table("What cannot be equal between kinds of generators.", ["what"], [[line] for line in about.unequal])
+        )
+    if about.equal:
+        rows = [[name, str(value)] for name, value in about.equal.items()]
+        table = Table("", ["option", "value"], rows)
+        blocks.append(Details(f"{len(rows)} options that all generators of the grid share", table))
+    if about.left_out:
+        blocks.append(Table("Cells that the grid leaves out.", ["cells"], [[line] for line in about.left_out]))
+    return blocks
+
+
+def _failed(summary: Summary) -> list[Block]:
+    rows = [[one.stage, ", ".join(one.cells), one.error] for one in summary.failures]
+    text = "What needs a failed stage was not done; the rest of the grid was."
+    return [Table(text, ["stage", "cells", "error"], rows)] if rows else []
+
+
+def _by_seed(summary: Summary, of: Sequence[Figure]) -> Details:
+    rows = []
+    for one in of:
+        decimals = decimals_of(list(one.means.values()))
+        for seed, figures in one.figures.items():
+            drawn = ", ".join(text_of(figure, decimals) for figure in figures) if len(figures) > 1 else ""
+            rows.append(
+                [summary.name(one.cell), titled(one.metric), str(seed), text_of(one.means[seed], decimals), drawn]
+            )
+    columns = ["cell", "metric", "training seed", "figure", "by sampling seed"]
+    kind = "generators" if "generator" in of[0].cell else "tokenizers"
+    return Details(f"{kind}: {len(rows)} figures by training seed", Table("", columns, rows, (2, 3, 4)))
+
+
+def _cards(of: Sequence[Figure]) -> Details:
+    """The card of each metric, of the first cell; others differ in what the grid compares."""
+    cards = {one.metric: one.of[0].card for one in reversed(of)}
+    rows = []
+    for metric, card in reversed(cards.items()):
+        shown: dict[str, Any] = {name: value for name, value in card.items() if value not in ("", 0, 0.0, None)}
+        told = [f"{name} {str(value)[:60]}" for name, value in shown.items() if name not in ("metric", "values")]
+        rows.append([metric, "; ".join(told)])
+    kind = "generators" if "generator" in of[0].cell else "tokenizers"
+    return Details(f"{kind}: {len(rows)} cards, each of the first cell", Table("", ["metric", "protocol"], rows))
+
+
+def _commands(summary: Summary) -> list[Block]:
+    """What makes each cell again, and all of them."""
+    lines: dict[str, str] = {}
+    for one in summary.last:
+        for measured in one.of:
+            lines.setdefault(measured.command, f"{summary.name(one.cell)}, seed {measured.seed}")
+    rows = [[name, command] for command, name in lines.items()]
+    details = Details(f"the command of each of {len(rows)} measurements", Table("", ["measures", "command"], rows))
+    return [Commands([summary.about.command]), details] if summary.about.command else [details]
+
+
+def _all_figures(summary: Summary) -> Table:
+    """Cells and differences as one table."""
+    axes = list(dict.fromkeys(name for one in summary.figures for name in one.cell))
+    rows = []
+    for one in summary.figures:
+        deviation = "" if one.deviation is None else repr(one.deviation)
+        low, high = min(one.means.values()), max(one.means.values())
+        each = " ".join(repr(mean) for mean in one.means.values())
+        known = ["" if value is None else str(value) for value in (one.step, one.flops)]
+        head = ["cell", *(str(one.cell.get(axis, "")) for axis in axes), one.metric, one.value, *known]
+        rows.append(
+            [
+                *head,
+                repr(one.mean),
+                deviation,
+                repr(low),
+                repr(high),
+                str(len(one.figures)),
+                each,
+                "",
+                one.of[0].command,
+            ]
+        )
+    for family in summary.families:
+        for verdict in family.verdicts:
+            asked, interval = verdict.comparison, verdict.interval or ("", "")
+            gap = ("", "") if verdict.gap is None else (repr(verdict.gap.value), str(verdict.gap.seeds))
+            empty = ["" for _ in axes]
+            pair = f"{asked.a} - {asked.b}"
+            ends = [str(end) for end in interval]
+            rows.append(
+                [
+                    "difference",
+                    *empty,
+                    family.metric,
+                    pair,
+                    "",
+                    "",
+                    gap[0],
+                    "",
+                    *ends,
+                    gap[1],
+                    "",
+                    verdict.words,
+                    summary.about.command,
+                ]
+            )
+    columns = ["row", *axes, "metric", "value", "step", "training FLOP", "mean", "standard deviation", "low", "high"]
+    return Table("", [*columns, "seeds", "by seed", "verdict", "command"], rows)

@@ -1,0 +1,331 @@
+"""The numbers of a grid's page, from its measurements alone: cells, spreads over seeds, verdicts, and what failed.
+
+Markdown, CSV and HTML show these; none of them computes a number of its own.
+"""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import combinations
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Literal
+
+from ifsq.bench.figures import LOWER, better, main_value
+from ifsq.bench.measurement import MEASUREMENTS, Measurement, read_measurements
+from ifsq.bench.protocol import Comparison, Protocol, Verdict, judge
+from ifsq.bench.runs import OWN
+from ifsq.config import InputError, build, parse_json, read_json
+from ifsq.metrics.card import ProtocolCard, compare
+from ifsq.metrics.seeds import seed_means, spread
+
+ABOUT = "grid.json"
+FAILURES = "failures.jsonl"
+LEAST_SEEDS = 2  # of training, from which there is a spread
+Value = str | int | float
+
+
+@dataclass(frozen=True)
+class About:
+    """What a grid says of itself, in the ``grid.json`` of its folder.
+
+    question  that it asks
+    command   that runs all of it
+    equal     options that all of its generators share, with their values
+    differ    options that they have with other values, with each value
+    unequal   what cannot be equal, a line each
+    left_out  cells that the grid leaves out, a line each
+    protocol  how its seeds decide; None: as `Summary.protocol`
+    """
+
+    question: str = ""
+    command: str = ""
+    equal: dict[str, Any] = field(default_factory=dict)
+    differ: dict[str, Any] = field(default_factory=dict)
+    unequal: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    protocol: Protocol | None = None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A stage that failed: its name, of which cells it was, and what it said."""
+
+    stage: str
+    cells: tuple[str, ...] = ()
+    error: str = ""
+    traceback: str = ""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A value of a metric of one cell at one step, over its seeds.
+
+    cell     by axis
+    step     of the training; None of what has none
+    figures  of every training seed, one a sampling seed
+    of       its measurements, in the order of the seeds
+    """
+
+    cell: dict[str, Value]
+    metric: str
+    value: str
+    step: int | None
+    figures: dict[int, tuple[float, ...]]
+    of: tuple[Measurement, ...]
+
+    @cached_property
+    def means(self) -> dict[int, float]:
+        """By training seed, over sampling seeds."""
+        return seed_means(self.figures)
+
+    @property
+    def mean(self) -> float:
+        """Over training seeds."""
+        return fmean(self.means.values())
+
+    @property
+    def deviation(self) -> float | None:
+        """Standard deviation over training seeds; None of one."""
+        return spread(self.figures).deviation if len(self.figures) >= LEAST_SEEDS else None
+
+    @property
+    def flops(self) -> float | None:
+        """Of training up to the step, mean over seeds; None where it was not counted."""
+        known = [one.flops for one in self.of if one.flops is not None]
+        return fmean(known) if len(known) == len(self.of) else None
+
+
+@dataclass(frozen=True)
+class Family:
+    """Comparisons by one metric, judged together.
+
+    verdicts  name the cells by `Summary.name`
+    apart     of each, the axis on which its two cells differ, and their values there
+    """
+
+    metric: str
+    verdicts: tuple[Verdict, ...]
+    apart: tuple[tuple[str, Value, Value], ...]
+    protocol: Protocol
+
+    @property
+    def told(self) -> list[str]:
+        """What the verdicts say of each two values of an axis, over all other axes, a line each."""
+        counts: dict[tuple[str, Value, Value], list[int]] = {}
+        for verdict, pair in zip(self.verdicts, self.apart, strict=True):
+            count = counts.setdefault(pair, [0, 0, 0])  # the first better, the second better, neither
+            count[winner_of(verdict)] += 1
+        lines = []
+        for (axis, first, second), (won, lost, neither) in counts.items():
+            a, b = (value if isinstance(value, str) else f"{axis} {value}" for value in (first, second))
+            of = won + lost + neither
+            if not won + lost:
+                lines.append(f"{a} and {b} are not told apart" + (f" in any of {of} pairs" if of > 1 else ""))
+            elif won and lost:
+                lines.append(f"{a} is better than {b} in {won} of {of} pairs, worse in {lost}")
+            else:
+                better_one, worse = (a, b) if won else (b, a)
+                pairs = f" in {won + lost} of {of} pairs" if of > 1 else ""
+                lines.append(f"{better_one} is better than {worse}{pairs}")
+        return lines
+
+
+def winner_of(verdict: Verdict) -> Literal[0, 1, 2]:
+    """Which of the two cells is the better one; 2 where neither is known to be."""
+    if not verdict.decided:
+        return 2
+    return 0 if verdict.words.startswith(f"{verdict.comparison.a} above ") else 1
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A grid in numbers.
+
+    figures   of each cell, step, metric and value, in the order of the measurements
+    failures  stages that failed
+    """
+
+    folder: Path
+    about: About
+    figures: tuple[Figure, ...]
+    failures: tuple[Failure, ...] = ()
+
+    @cached_property
+    def main(self) -> list[Figure]:
+        """The figure that stands for each metric."""
+        return [one for one in self.figures if one.value == main_value(one.of[0].card["values"])]
+
+    @cached_property
+    def last(self) -> list[Figure]:
+        """Of `main` those of each cell's last step."""
+        ends: dict[tuple[Any, ...], int] = {}
+        for one in self.main:
+            key = (*one.cell.items(), one.metric)
+            ends[key] = max(ends.get(key, -1), one.step or 0)
+        return [one for one in self.main if (one.step or 0) == ends[(*one.cell.items(), one.metric)]]
+
+    @cached_property
+    def kinds(self) -> list[list[Figure]]:
+        """`last` apart: tokenizers and generators."""
+        found: dict[bool, list[Figure]] = {}
+        for one in self.last:
+            found.setdefault("generator" in one.cell, []).append(one)
+        return list(found.values())
+
+    @cached_property
+    def varying(self) -> list[str]:
+        """Axes on which cells differ, those that some cells have not included."""
+        names = dict.fromkeys(name for one in self.figures for name in one.cell)
+        return [name for name in names if len({one.cell.get(name) for one in self.figures}) > 1]
+
+    @cached_property
+    def constant(self) -> dict[str, Value]:
+        """Axes with one value."""
+        cell = {name: value for one in self.figures for name, value in one.cell.items()}
+        return {name: value for name, value in cell.items() if name not in self.varying}
+
+    def name(self, cell: dict[str, Value]) -> str:
+        """A cell by its values on `varying` axes; numbers with their axis."""
+        said = [
+            str(cell[name]) if isinstance(cell[name], str) else f"{name} {cell[name]}"
+            for name in cell
+            if name in self.varying
+        ]
+        return " ".join(said) or "the grid's only cell"
+
+    @cached_property
+    def protocol(self) -> Protocol | None:
+        """The grid's own; else one that looks where cells have their seeds. None where no cell has two."""
+        if self.about.protocol is not None:
+            return self.about.protocol
+        counts = sorted({len(one.figures) for one in self.last if len(one.figures) >= LEAST_SEEDS})
+        return Protocol(looks=tuple(counts)) if counts else None
+
+    @cached_property
+    def families(self) -> list[Family]:
+        """A family of comparisons for each metric that has a better side: cells that differ on one axis.
+
+        Values of a numeric axis are compared with the next one. Judged on metrics of several looks at the same runs,
+        the error holds within a family, not over all of them.
+        """
+        if self.protocol is None:
+            return []
+        found = []
+        for metric in dict.fromkeys(one.metric for one in self.last if better(one.metric)):
+            of = [one for one in self.last if one.metric == metric]
+            side: Literal["lower", "higher"] = "lower" if better(metric) == LOWER else "higher"
+            pairs = _pairs(of)
+            asked = [Comparison(self.name(a.cell), self.name(b.cell), side) for a, b, _ in pairs]
+            if asked:
+                cells = {self.name(one.cell): one.figures for one in of}
+                apart = tuple((axis, a.cell[axis], b.cell[axis]) for a, b, axis in pairs)
+                found.append(Family(metric, judge(cells, asked, self.protocol), apart, self.protocol))
+        return found
+
+    @property
+    def code_versions(self) -> list[str]:
+        """By which code the figures were taken, more than one where a grid went on with another."""
+        return list(dict.fromkeys(str(one.card["code_version"]) for each in self.figures for one in each.of))
+
+
+def is_grid(folder: Path) -> bool:
+    """Whether it is the folder of a grid that has measured something."""
+    return (folder / MEASUREMENTS).is_file()
+
+
+def summary_of(folder: Path) -> Summary:
+    """Read a grid's folder. Raises InputError for a damaged file, and where figures of one metric do not compare."""
+    measured = read_measurements(folder / MEASUREMENTS)
+    if not measured:
+        raise InputError(f"{folder / MEASUREMENTS}: holds no measurement yet; run the grid first")
+    _refuse_unlike(folder, measured)
+    return Summary(folder, _about(folder / ABOUT), _figures(measured), _failures(folder / FAILURES))
+
+
+def _about(path: Path) -> About:
+    """What the page shows of a grid's plan; nothing where it has written none."""
+    if not path.is_file():
+        return About()
+    table = read_json(path)
+    grid = table.get("grid", {}) if isinstance(table, dict) else None
+    if not isinstance(grid, dict):
+        raise InputError(f"{path}: expected a JSON object with the grid, as bench writes it")
+    shown = {name: table[name] for name in ("equal", "differ", "unequal") if name in table}
+    shown |= {name: grid[name] for name in ("question", "protocol") if name in grid}
+    if command := table.get("command"):
+        shown["command"] = shlex.join(["ifsq", *map(str, command)])
+    if left_out := grid.get("left_out"):
+        shown["left_out"] = [_left_out(one) for one in left_out]
+    return build(About, shown, str(path))
+
+
+def _left_out(one: Any) -> str:
+    """Which cells, and why, in words."""
+    when = one.get("when", {}) if isinstance(one, dict) else one
+    cells = ", ".join(f"{name} {value}" for name, value in when.items()) if isinstance(when, dict) else str(when)
+    why = one.get("why") if isinstance(one, dict) else ""
+    return f"{cells}: {why}" if why else cells
+
+
+def _pairs(of: Sequence[Figure]) -> list[tuple[Figure, Figure, str]]:
+    """Cells that differ on one axis alone, and that axis; of numbers those that are next to each other."""
+    found = []
+    for a, b in combinations(of, 2):
+        apart = [name for name in dict.fromkeys((*a.cell, *b.cell)) if a.cell.get(name) != b.cell.get(name)]
+        if len(apart) != 1 or a.cell.keys() != b.cell.keys():
+            continue
+        low, high = a.cell[apart[0]], b.cell[apart[0]]
+        if not isinstance(low, str) and not isinstance(high, str):
+            values = sorted({value for one in of if not isinstance(value := one.cell.get(apart[0], ""), str)})
+            if abs(values.index(low) - values.index(high)) != 1:
+                continue
+        found.append((a, b, apart[0]))
+    return found
+
+
+def _figures(measured: Sequence[Measurement]) -> tuple[Figure, ...]:
+    """Figures by cell, step and metric; of a cell that was measured again by another stage the newest line stands."""
+    found: dict[tuple[Any, ...], dict[tuple[int, int | None], Measurement]] = {}
+    for one in measured:
+        key = (tuple(sorted(one.cell.items())), one.step, one.metric, one.value)
+        found.setdefault(key, {})[one.seed, one.sampling_seed] = one
+    figures = []
+    for (_, step, metric, value), members in found.items():
+        seeds: dict[int, list[float]] = {}
+        for (seed, _), one in members.items():
+            seeds.setdefault(seed, []).append(one.figure)
+        of = tuple(members.values())
+        figures.append(
+            Figure(of[0].cell, metric, value, step, {seed: tuple(seeds[seed]) for seed in sorted(seeds)}, of)
+        )
+    return tuple(figures)
+
+
+def _refuse_unlike(folder: Path, measured: Sequence[Measurement]) -> None:
+    """How a generator samples is its own, and a grid may go on with newer code, which the page then says."""
+    first: dict[tuple[str, bool], Measurement] = {}
+    for one in measured:
+        other = first.setdefault((one.metric, "generator" in one.cell), one)
+        try:
+            compare(
+                ProtocolCard.from_dict(other.card),
+                ProtocolCard.from_dict(one.card),
+                allow=(*OWN, "seed", "code_version"),
+            )
+        except ValueError as error:
+            runs = f"{folder / other.run} and {folder / one.run}"
+            raise InputError(f"{runs}: {one.metric}: {error}; measure both again") from error
+
+
+def _failures(path: Path) -> tuple[Failure, ...]:
+    if not path.is_file():
+        return ()
+    found = []
+    for number, line in enumerate(path.read_text(errors="replace").splitlines(), start=1):
+        table = parse_json(line, f"{path}: line {number}")
+        if not isinstance(table, dict):
+            raise InputError(f"{path}: line {number}: expected a JSON object, got {str(table)[:80]}")
+        found.append(build(Failure, table, f"{path}: line {number}"))
+    return tuple(found)

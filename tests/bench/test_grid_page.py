@@ -1,0 +1,83 @@
+"""A grid's page: the same numbers in each form, what failed, and what it refuses."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from measured import write_grid
+
+from ifsq.bench.summary import summary_of
+from ifsq.cli import main
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory):
+    """Its page in all forms."""
+    folder = tmp_path_factory.mktemp("grid") / "out"
+    write_grid(folder)
+    about = {
+        "command": ["bench", "grid.toml", "--out", "my grid"],
+        "grid": {
+            "question": "Is iFSQ better at equal bits?",
+            "left_out": [{"when": {"bits": 9}, "why": "too slow"}],
+        },
+        "equal": {"train.batch": 32},
+        "differ": {"train.optim.lr": [0.1, 0.2]},
+        "unequal": ["the loss"],
+    }
+    (folder / "grid.json").write_text(json.dumps(about))
+    failure = {"stage": "train-4", "cells": ["vq 4"], "error": "out of memory"}
+    (folder / "failures.jsonl").write_text(json.dumps(failure) + "\n")
+    for form in ("html", "md", "csv"):
+        assert main(["report", str(folder), "--format", form]) == 0
+    return folder
+
+
+def test_every_form_has_the_same_numbers(grid):
+    summary = summary_of(grid)
+    rows = list(csv.DictReader((grid / "report.csv").read_text().splitlines()))
+    cells = [row for row in rows if row["row"] == "cell"]
+    assert [float(row["mean"]) for row in cells] == [one.mean for one in summary.figures]
+    assert all(row["command"].startswith("ifsq bench grid.toml --only stages/") for row in cells)
+    assert len(rows) - len(cells) == sum(len(family.verdicts) for family in summary.families)
+    page, text = (grid / "report.html").read_text(), (grid / "report.md").read_text()
+    for one in summary.last:
+        decimals = {"PSNR, dB": 2}.get(one.metric, 3)
+        shown = f"{one.mean:.{decimals}f} ± {one.deviation:.{decimals}f}"
+        assert shown in page
+        assert shown in text
+
+
+def test_it_says_what_was_asked_what_failed_and_what_is_equal(grid):
+    for form in ("html", "md"):
+        said = (grid / f"report.{form}").read_text()
+        for part in (
+            "Is iFSQ better at equal bits?",
+            "By FD(judge): diffusion is better than ar in 6 of 6 pairs",
+            "The chance that any of these verdicts is false is at most 5%.",
+            "train-4", "out of memory", "1 stage failed",
+            "train.optim.lr", "0.1, 0.2", "the loss", "train.batch", "bits 9: too slow",
+            "ifsq bench grid.toml --only stages/photos_ifsq_4_ar_2",
+        ):  # fmt: skip
+            assert part in said, part
+
+
+def test_curves_of_many_cells_are_split(grid):
+    page = (grid / "report.html").read_text()
+    # Tokenizers and generators over bits, two figures each; over training two figures for each of three rates.
+    assert page.count('<figure class="chart"') == 2 + 2 + 2 * 3
+
+
+def test_a_grid_has_a_page_of_its_own(grid, road, tmp_path, capsys):
+    assert main(["report", str(grid), str(road / "ar"), "--out", str(tmp_path / "page.html")]) == 2
+    said = capsys.readouterr().err
+    assert "is a grid, which has a page of its own; expected it alone, or runs" in said
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_a_single_seed_says_that_it_tells_nothing_apart(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_grid(tmp_path / "one", seeds=1)
+    assert main(["report", "one", "--out", "one.md"]) == 0
+    assert "One training seed a cell: no spread of retraining is known" in Path("one.md").read_text()

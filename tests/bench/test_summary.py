@@ -1,0 +1,119 @@
+"""The numbers of a grid's page against others: means and spreads by numpy, verdicts on gaps that are known."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from measured import measurement, write_grid
+
+from ifsq.bench.measurement import MEASUREMENTS, write_measurements
+from ifsq.bench.summary import summary_of, winner_of
+from ifsq.config import InputError
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("grid")
+    return folder, write_grid(folder), summary_of(folder)
+
+
+def test_a_figure_is_of_all_seeds_of_a_cell_and_a_step(grid):
+    _, measured, summary = grid
+    assert sum(len(one.of) for one in summary.figures) == len(measured)
+    for one in summary.figures:
+        of = [each for each in measured if (each.cell, each.step, each.metric) == (one.cell, one.step, one.metric)]
+        by_seed = [np.mean([each.figure for each in of if each.seed == seed]) for seed in (0, 1, 2)]
+        assert one.mean == pytest.approx(np.mean(by_seed))
+        assert one.deviation == pytest.approx(np.std(by_seed, ddof=1))
+        assert list(one.means) == [0, 1, 2]
+    ends = {one.cell["generator"]: one.flops for one in summary.last if "generator" in one.cell}
+    assert ends == {"ar": 4e12, "diffusion": 1e12}
+
+
+def test_axes_and_names(grid):
+    summary = grid[2]
+    assert summary.varying == ["tokenizer", "bits", "generator"]
+    assert summary.constant == {"data": "photos"}
+    assert [len(of) for of in summary.kinds] == [12, 24]
+    assert summary.name(summary.last[0].cell) == "fsq bits 2"
+
+
+def test_verdicts_are_of_cells_that_differ_on_one_axis(grid):
+    summary = grid[2]
+    assert summary.protocol.looks == (3,)
+    families = {family.metric: family for family in summary.families}
+    assert {metric: len(family.verdicts) for metric, family in families.items()} == {
+        "PSNR, dB": 7, "rFD(judge)": 7, "FD(judge)": 20, "class agreement": 20,
+    }  # fmt: skip
+    distance = families["FD(judge)"]
+    kinds = [
+        winner_of(one) for one, pair in zip(distance.verdicts, distance.apart, strict=True) if pair[0] == "generator"
+    ]
+    assert kinds == [1] * 6, "diffusion is two units below"
+    assert "diffusion is better than ar in 6 of 6 pairs" in distance.told
+    assert "fsq and ifsq are not told apart in any of 6 pairs" in distance.told
+    assert all({pair[1], pair[2]} != {2, 4} for pair in distance.apart), "numbers are compared with the next one"
+
+
+def test_a_single_seed_has_no_verdict(tmp_path):
+    write_grid(tmp_path, seeds=1)
+    summary = summary_of(tmp_path)
+    assert (summary.protocol, summary.families) == (None, [])
+    assert summary.figures[0].deviation is None
+
+
+def lines(tmp_path, *found):
+    write_measurements(tmp_path / MEASUREMENTS, found)
+    return summary_of(tmp_path)
+
+
+def test_figures_that_do_not_compare_are_refused(tmp_path):
+    cells = {"tokenizer": "a"}, {"tokenizer": "b"}
+    good = [measurement(cell, 0, "SSIM", "mean", 0.5) for cell in cells]
+    assert len(lines(tmp_path, *good).figures) == 2
+    other = measurement(cells[1], 0, "SSIM", "mean", 0.5, size=32)
+    with pytest.raises(
+        InputError, match=r"a_0 and .*b_0: SSIM: cards do not compare: size 16 against 32.*measure both"
+    ):
+        lines(tmp_path, good[0], other)
+    newer = measurement(cells[1], 0, "SSIM", "mean", 0.5, code_version="2")
+    assert lines(tmp_path, good[0], newer).code_versions == ["1", "2"]
+
+
+def test_what_was_measured_anew_counts_once(tmp_path):
+    old = measurement({"tokenizer": "a"}, 0, "SSIM", "mean", 0.5)
+    new = replace(measurement({"tokenizer": "a"}, 0, "SSIM", "mean", 0.75), stage="newer")
+    (one,) = lines(tmp_path, old, new).figures
+    assert one.figures == {0: (0.75,)}
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        (MEASUREMENTS, "", "measurements.jsonl: holds no measurement yet; run the grid first"),
+        ("failures.jsonl", "[]\n", "failures.jsonl: line 1: expected a JSON object"),
+        ("failures.jsonl", '{"stage": 1}\n', "failures.jsonl: line 1: stage: "),
+        ("grid.json", '{"grid": {"question": [1]}}', "grid.json: question: "),
+        ("grid.json", '{"unequal": 3}', "grid.json: unequal: "),
+        ("grid.json", "[]", "grid.json: expected a JSON object with the grid"),
+        ("grid.json", "{", "grid.json: cannot be read as JSON"),
+    ],
+)
+def test_damaged_files_are_a_line(tmp_path, name, content, told):
+    write_measurements(tmp_path / MEASUREMENTS, [measurement({"tokenizer": "a"}, 0, "SSIM", "mean", 0.5)])
+    (tmp_path / name).write_text(content)
+    with pytest.raises(InputError, match=told):
+        summary_of(tmp_path)
+
+
+def test_the_grid_says_how_its_seeds_decide(tmp_path):
+    write_grid(tmp_path)
+    (tmp_path / "grid.json").write_text(
+        json.dumps({"grid": {"question": "Which?", "protocol": {"looks": [3, 5], "error": 0.1}}})
+    )
+    summary = summary_of(tmp_path)
+    assert (summary.about.question, summary.protocol.looks, summary.protocol.error) == ("Which?", (3, 5), 0.1)
+    words = {verdict.words for family in summary.families for verdict in family.verdicts}
+    assert "open" in words
+    assert "not told apart" not in words, "the cap is not reached"
