@@ -69,6 +69,7 @@ DIGITS = {f"FD({NETWORK})": 0, "FD(judge)": 2}
 LAYERED = {"cknna": "CKNNA", "cknna_cosine": "CKNNA, unit length", "patch_cka": "patch CKA", "probe": "probe"}
 
 Figures = dict[str, Any]
+Teacher = dict[str, str | int]
 
 
 class Lines(Silent):
@@ -117,8 +118,10 @@ def sweep(seed: int) -> Iterator[Cell]:
                 yield Cell("ar", EFFICIENTNET, seed, depth, weight)
 
 
-def sources(folder: Path) -> dict[str, str]:
-    return {EFFICIENTNET: EFFICIENTNET, LEARNED: str(folder / "teacher"), SELF: SELF}
+def teachers(folder: Path) -> dict[str, Teacher]:
+    """Of each arm, as an experiment file says it; of EfficientNet-Lite0 the fourth stage."""
+    efficientnet: Teacher = {"source": EFFICIENTNET, "layer": 4}
+    return {NONE: {}, EFFICIENTNET: efficientnet, LEARNED: {"source": str(folder / "teacher")}, SELF: {"source": SELF}}
 
 
 def shared(folder: Path) -> None:
@@ -133,10 +136,11 @@ def shared(folder: Path) -> None:
     recipe = merge(read_toml(RECIPES / "teacher.toml"), {"out": str(folder / "teacher")})
     pipeline.train_teacher(build(TeacherExperiment, recipe, "teacher"), "cpu", lines)
     for arm in (LEARNED, EFFICIENTNET):
-        pipeline.cache_features(folder / "codes", TeacherConfig(sources(folder)[arm]), device="cpu", reporter=lines)
+        teacher = build(TeacherConfig, teachers(folder)[arm], arm)
+        pipeline.cache_features(folder / "codes", teacher, device="cpu", reporter=lines)
 
 
-def trained(folder: Path, cell: Cell, teacher: dict[str, str | int]) -> Path:
+def trained(folder: Path, cell: Cell, teacher: Teacher) -> Path:
     """Train the generator of a cell, aligned to a teacher (unused without alignment); returns its run, finished."""
     steps, recipe = STEPS[cell.kind], read_toml(RECIPES / f"{cell.kind}.toml") | {"sampling": {"guidance": 2.0}}
     recipe[cell.kind]["depth"] = BLOCKS
@@ -150,10 +154,10 @@ def trained(folder: Path, cell: Cell, teacher: dict[str, str | int]) -> Path:
     return pipeline.train_generator(build(EXPERIMENTS[cell.kind], asked, cell.name), "cpu", Lines())
 
 
-def made(folder: Path, cell: Cell) -> Figures:
-    """Train the generator of a cell and measure it."""
+def made(folder: Path, cell: Cell, teacher: Teacher) -> Figures:
+    """Train the generator of a cell and measure it; a run that is finished is measured as it is."""
     began, lines = time.process_time(), Lines()
-    run = trained(folder, cell, {"source": sources(folder).get(cell.arm, "")})
+    run = trained(folder, cell, teacher)
     of_training = time.process_time() - began
     evaluation = GeneratorEvaluation(samples=SAMPLES, twin=False, features=("pixels", NETWORK))
     (measured,) = pipeline.evaluate_generator(run, evaluation, "cpu", lines).values()
@@ -197,16 +201,21 @@ def work(folder: Path, wanted: Iterable[Cell]) -> None:
     with lock(folder / "shared.lock", lines.say, wait=True):
         shared(folder)
     for cell in wanted:
-        kept = folder / f"{cell.name}.json"
-        try:
-            with lock(folder / f"{cell.name}.lock", lines.say):
-                if not kept.exists():
-                    found = made(folder, cell)
-                    kept.write_text(json.dumps(found))
-                    told = {name: value for name, value in found.items() if name != "layers"}
-                    print(f"{cell.name}: {told}", file=sys.stderr, flush=True)
-        except BusyError:
-            continue
+        measure(folder, cell, teachers(folder)[cell.arm])
+
+
+def measure(folder: Path, cell: Cell, teacher: Teacher) -> None:
+    """Write the figures of a cell beside its run, unless they are there or another process is at it."""
+    kept, lines = folder / f"{cell.name}.json", Lines()
+    try:
+        with lock(folder / f"{cell.name}.lock", lines.say):
+            if not kept.exists():
+                found = made(folder, cell, teacher)
+                kept.write_text(json.dumps(found))
+                told = {name: value for name, value in found.items() if name != "layers"}
+                print(f"{cell.name}: {told}", file=sys.stderr, flush=True)
+    except BusyError:
+        return
 
 
 def spread(numbers: Sequence[float], digits: int) -> str:
@@ -231,8 +240,9 @@ def table(titles: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
     print("\n".join(f"| {' | '.join(line)} |" for line in lines))
 
 
-def read(folder: Path) -> dict[Cell, Figures]:
-    found = {cell: folder / f"{cell.name}.json" for cell in cells()}
+def read(folder: Path, wanted: Iterable[Cell]) -> dict[Cell, Figures]:
+    """Figures of those cells that have any."""
+    found = {cell: folder / f"{cell.name}.json" for cell in wanted}
     figures = {cell: json.loads(path.read_text()) for cell, path in found.items() if path.exists()}
     for one in figures.values():
         one |= {"a third": one["curve"][0], "two thirds": one["curve"][1]}
@@ -245,10 +255,10 @@ def digits_of(metric: str, kind: str) -> int:
     return DIGITS.get(metric, 3)
 
 
-def of_arms(found: dict[Cell, Figures], kind: str) -> dict[str, list[Figures]]:
+def of_arms(found: dict[Cell, Figures], kind: str, arms: Sequence[str] = ARMS) -> dict[str, list[Figures]]:
     """Figures of each arm, of the seeds that all of them have."""
-    seeds = [seed for seed in SEEDS if all(main_cell(kind, arm, seed) in found for arm in ARMS)]
-    return {arm: [found[main_cell(kind, arm, seed)] for seed in seeds] for arm in ARMS}
+    seeds = [seed for seed in SEEDS if all(main_cell(kind, arm, seed) in found for arm in arms)]
+    return {arm: [found[main_cell(kind, arm, seed)] for seed in seeds] for arm in arms}
 
 
 def titles(kind: str) -> list[str]:
@@ -261,17 +271,17 @@ def titles(kind: str) -> list[str]:
     return [f"{NAMED[kind]}{told[metric]}" if metric in told else metric for metric in METRICS]
 
 
-def print_arms(kind: str, arms: dict[str, list[Figures]]) -> None:
-    """What was trained and drawn, the differences from no alignment, and the seeds one by one."""
+def print_arms(kind: str, arms: dict[str, list[Figures]], than: str = NONE) -> None:
+    """What was trained and drawn, the differences from an arm, and the seeds one by one."""
     rows = []
     for arm, seeds in arms.items():
         term = "" if arm == NONE else spread([one["alignment"] for one in seeds], 3)
         rows.append([arm, *(spread([one[m] for one in seeds], digits_of(m, kind)) for m in METRICS), term])
     table([kind, *titles(kind), "alignment"], rows)
     rows = []
-    for arm in ARMS[1:]:
-        less = differences(arms[arm], arms[NONE])
-        rows.append([f"{arm} less none", *(compared(less[m], digits_of(m, kind) + 1) for m in METRICS)])
+    for arm in (arm for arm in arms if arm != than):
+        less = differences(arms[arm], arms[than])
+        rows.append([f"{arm} less {than}", *(compared(less[m], digits_of(m, kind) + 1) for m in METRICS)])
     table([f"{kind}, difference seed by seed", *titles(kind)], rows)
     rows = []
     for arm, seeds in arms.items():
@@ -374,13 +384,13 @@ def constants(folder: Path, teacher: TeacherConfig) -> list[float]:
 def print_constants(folder: Path) -> None:
     rows = []
     for arm in (LEARNED, EFFICIENTNET):
-        found = constants(folder, TeacherConfig(sources(folder)[arm]))
+        found = constants(folder, build(TeacherConfig, teachers(folder)[arm], arm))
         rows.append([arm, *(f"{value:.3f}" for value in found)])
     table(["cosine of the best constant", "one for all", "one a position", "one a position and class"], rows)
 
 
 def print_tables(folder: Path) -> None:
-    found = read(folder)
+    found = read(folder, cells())
     (version,) = {one["version"] for one in found.values()}
     print(f"ifsq {version}; {len(found)} cells; {json.loads((folder / 'shared.json').read_text())}")
     for kind in STEPS:

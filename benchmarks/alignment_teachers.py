@@ -2,6 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/alignment_teachers.py FOLDER            # goes on where it was stopped
     OMP_NUM_THREADS=1 python benchmarks/alignment_teachers.py FOLDER --table    # what is there already
+    OMP_NUM_THREADS=1 python benchmarks/alignment_teachers.py FOLDER --stage 1  # a stage in both kinds, with samples
 
 Recipes, codes and cells of ``alignment.py``, whose folder this may be: what it has trained is not trained again. Six
 blocks, 420 steps, aligned behind block 2 by weight 2; seeds are those of the generator's training; nothing is drawn.
@@ -28,7 +29,6 @@ import statistics
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -38,16 +38,22 @@ from alignment import (
     LEARNED,
     NONE,
     RECIPES,
+    STEPS,
     Cell,
     Lines,
+    Teacher,
     compared,
     constants,
     learned,
     main_cell,
+    measure,
+    of_arms,
+    print_arms,
+    read,
     shared,
-    sources,
     spread,
     table,
+    teachers,
     trained,
 )
 from numpy.typing import NDArray
@@ -55,9 +61,13 @@ from scipy.stats import rankdata
 from torch import nn
 
 from ifsq import pipeline
+from ifsq.codes.cache import CodeCache
+from ifsq.codes.features import FeatureCache
 from ifsq.config import build, merge, read_toml
 from ifsq.data import DataConfig, iterate_once, open_images
 from ifsq.evaluation.teacher import teacher_figures
+from ifsq.generators.repa.encode import features_beside
+from ifsq.metrics.alignment import cka_of_rows
 from ifsq.pretrained.efficientnet_lite import EFFICIENTNET_LITE0, EfficientNetLite0
 from ifsq.pretrained.teachers import ImageTeacher, ModuleTeacher, TeacherConfig, open_teacher, register_teacher
 from ifsq.pretrained.teachers.module import EfficientNetTeacher
@@ -79,23 +89,24 @@ SCORES = {
     "RMSC": "root mean square contrast over the tokens of an image, unit vectors",
     "probe": "class from the mean features",
     "constant": "mean cosine of the best constant a position",
+    "codes": "linear CKA of unit features with the codes of the same tokens; thought of when figures were there",
 }
+LOOKED_AT = 2000
 SAVED = ("a third", "two thirds", "end", "training")
 REACHED = ("cosine", "beyond a constant")
 DRAWS = 10_000
+MOST_SEEDS = 10
 
 Floats = NDArray[np.float64]
 
 
-def teachers(folder: Path) -> dict[str, dict[str, str | int]]:
-    """Each arm's teacher, as in an experiment file."""
-    known = sources(folder)
-    stages = {arm: {"source": EFFICIENTNET, "layer": stage} for stage, arm in STAGES.items() if arm != EFFICIENTNET}
+def all_teachers(folder: Path) -> dict[str, Teacher]:
+    """Each arm's teacher, as an experiment file says it."""
     return {
+        **teachers(folder),
         **{arm: {"source": arm} for arm in (PIXELS, FRESH_EFFICIENTNET, FRESH)},
-        **stages,
+        **{arm: {"source": EFFICIENTNET, "layer": stage} for stage, arm in STAGES.items()},
         f"{LEARNED}-{SHORT}": {"source": str(folder / f"teacher-{SHORT}")},
-        **{arm: {"source": known[arm]} for arm in (EFFICIENTNET, LEARNED)},
     }
 
 
@@ -152,14 +163,41 @@ def scores(teacher: ImageTeacher) -> dict[str, float]:
     return {"LDS": found["lds"], "RMSC": float(torch.cat(contrast).mean()), "probe": found["probe"]}
 
 
+def stage_in_both(folder: Path, stage: int) -> None:
+    """Generators of both kinds that are aligned to a stage, with samples and layers as `alignment` measures them."""
+    arm = STAGES[stage]
+    for seed in SEEDS:
+        for kind in STEPS:
+            measure(folder, main_cell(kind, arm, seed), all_teachers(folder)[arm])
+
+
+def print_stage(folder: Path, stage: int) -> None:
+    arms = (EFFICIENTNET, NONE, STAGES[stage])
+    cells = [main_cell(kind, arm, seed) for kind in STEPS for arm in arms for seed in SEEDS]
+    found = read(folder, cells)
+    for kind in STEPS:
+        by_arm = of_arms(found, kind, arms)
+        if by_arm[NONE]:
+            print_arms(kind, by_arm, EFFICIENTNET)
+            print_arms(kind, {arm: by_arm[arm] for arm in (NONE, STAGES[stage])})
+
+
+def of_codes(folder: Path, teacher: TeacherConfig) -> float:
+    """How much of a teacher's features the codes of the same tokens say linearly, over the first training pictures."""
+    rows = torch.arange(LOOKED_AT)
+    codes = CodeCache.open(folder / "codes").read("train").views(rows)[:, 0].flatten(2).transpose(1, 2)  # b t d
+    features = FeatureCache.open(features_beside(folder / "codes", teacher)).read().taken(rows).float()
+    return cka_of_rows(codes.flatten(0, 1), F.normalize(features, dim=-1).flatten(0, 1))
+
+
 def cell_of(arm: str, seed: int) -> Cell:
     return main_cell("ar", arm, seed)
 
 
-def work(folder: Path, seeds: Sequence[int]) -> None:
+def work(folder: Path, seeds: Sequence[int], arms: Sequence[str]) -> None:
     """What all share, the teachers' features and scores, and the cells that are not done and that nobody is at."""
     folder.mkdir(parents=True, exist_ok=True)
-    lines, said = Lines(), teachers(folder)
+    lines, said = Lines(), all_teachers(folder)
     with lock(folder / "shared.lock", lines.say, wait=True):
         shared(folder)
         pipeline.train_teacher(recipe_of_teacher(folder, SHORT), "cpu", lines)
@@ -171,24 +209,22 @@ def work(folder: Path, seeds: Sequence[int]) -> None:
                 kept.write_text(json.dumps(found))
                 lines.say(f"{arm}: {found}")
     for seed in seeds:
-        for arm in (NONE, *ARMS):
+        for arm in arms:
             cell = cell_of(arm, seed)
             try:
                 with lock(folder / f"{cell.name}.lock", lines.say):
-                    found = learned(trained(folder, cell, said.get(arm, {})), "bits_per_image")
+                    found = learned(trained(folder, cell, said[arm]), "bits_per_image")
                     lines.say(f"{cell.name}: {found}")
             except BusyError:
                 continue
 
 
-def read(folder: Path, seeds: Sequence[int]) -> dict[str, list[dict[str, float]]]:
-    """What training showed, by arm, of the seeds that all arms have: bits saved, the cosine, and how far it goes."""
-    runs: dict[str, list[dict[str, Any]]] = {}
-    done = [s for s in seeds if all(finished(folder / cell_of(arm, s).name) for arm in (NONE, *ARMS))]
-    for arm in (NONE, *ARMS):
-        runs[arm] = [learned(folder / cell_of(arm, seed).name, "bits_per_image") for seed in done]
+def read_runs(folder: Path, seeds: Sequence[int], arms: Sequence[str]) -> dict[str, list[dict[str, float]]]:
+    """What training showed, by arm, of the seeds that all arms have: bits an image, and the cosine that was reached."""
+    done = [s for s in seeds if all(finished(folder / cell_of(arm, s).name) for arm in arms)]
     shown: dict[str, list[dict[str, float]]] = {}
-    for arm, every in runs.items():
+    for arm in arms:
+        every = [learned(folder / cell_of(arm, seed).name, "bits_per_image") for seed in done]
         bits = [dict(zip(SAVED, (*one["curve"], one["training"]), strict=True)) for one in every]
         shown[arm] = [{**one, "cosine": -(said["alignment"] or 0.0)} for one, said in zip(bits, every, strict=True)]
     return shown
@@ -282,37 +318,49 @@ def print_ranks(known: Mapping[str, Mapping[str, float]], shown: Mapping[str, li
     table(["Spearman, by seed", *(f"bits saved, {metric}" for metric in SAVED)], rows)
 
 
-def print_stages(shown: Mapping[str, list[dict[str, float]]]) -> None:
+def print_stages(folder: Path) -> None:
+    """Each stage against the fourth, of the seeds that both have."""
     rows = []
     for stage, arm in STAGES.items():
         if arm != EFFICIENTNET:
-            less = (compared(saved(shown, arm, EFFICIENTNET, m), 2, level=1 - 0.05 / 4) for m in SAVED)
-            rows.append([f"stage {stage}", *less])
-    table(["bits saved: stage 4 less", *SAVED], rows)
+            shown = read_runs(folder, range(MOST_SEEDS), (EFFICIENTNET, arm))
+            less = {metric: saved(shown, arm, EFFICIENTNET, metric) for metric in SAVED}
+            told = (compared(less[m], 2, level=1 - 0.05 / 4) for m in SAVED)
+            rows.append([f"stage {stage}", str(len(shown[arm])), *told])
+            rows.append(["by seed", "", *(", ".join(f"{one:+.1f}" for one in less[m]) for m in SAVED)])
+    table(["bits saved: stage 4 less", "seeds", *SAVED], rows)
 
 
 def print_tables(folder: Path, seeds: Sequence[int]) -> None:
     known = {arm: json.loads((folder / f"scores_{arm}.json").read_text()) for arm in ARMS}
-    shown = read(folder, seeds)
+    for arm in ARMS:
+        known[arm]["codes"] = of_codes(folder, build(TeacherConfig, all_teachers(folder)[arm], arm))
+    shown = read_runs(folder, seeds, (NONE, *ARMS))
     print(f"{len(shown[NONE])} seeds, {len(ARMS)} teachers")
     if shown[NONE]:
         print_teachers(known, shown)
         print_saved(shown)
         print_ranks(known, shown)
-        print_stages(shown)
+        print_stages(folder)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
     parser.add_argument("--table", action="store_true", help="run nothing")
+    parser.add_argument("--stage", type=int, choices=STAGES, help="of EfficientNet-Lite0, measured in both kinds alone")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="of the generator's training")
+    parser.add_argument("--arms", nargs="+", default=(NONE, *ARMS), choices=(NONE, *ARMS))
     options = parser.parse_args()
     for name, load in {PIXELS: pixels, FRESH_EFFICIENTNET: fresh_efficientnet, FRESH: fresh_network}.items():
         register_teacher(name, load)
+    if options.stage:
+        stage_in_both(options.folder, options.stage)
+        print_stage(options.folder, options.stage)
+        return
     if not options.table:
-        work(options.folder, options.seeds)
-    print_tables(options.folder, options.seeds)
+        work(options.folder, options.seeds, options.arms)
+    print_tables(options.folder, SEEDS)
 
 
 if __name__ == "__main__":
