@@ -131,7 +131,7 @@ def features(count: int) -> None:
         pipeline.encode(
             folder / "tokenizer", str(folder / "images"), folder / "codes", 64, device="cpu", splits=("train", "val")
         )
-        teacher = open_teacher(TeacherConfig("efficientnet-lite0"))
+        teacher = open_teacher(TeacherConfig("efficientnet-lite0", layer=4))
         seen = open_images(DataConfig(str(folder / "images"), 64), "train", labels=False)
         pictures = [batch.images for batch in iterate_once(seen, 128)]
         teacher.features(pictures[0], (16, 16))
@@ -143,7 +143,7 @@ def features(count: int) -> None:
             bare = len(seen) / (time.perf_counter() - began)
             began = time.perf_counter()
             pipeline.cache_features(
-                folder / "codes", TeacherConfig("efficientnet-lite0"), folder / f"f{turn}", (16, 16), "cpu"
+                folder / "codes", TeacherConfig("efficientnet-lite0", layer=4), folder / f"f{turn}", (16, 16), "cpu"
             )
             written = len(seen) / (time.perf_counter() - began)
             print(f"| {turn + 1} | {bare:.1f} | {written:.1f} | {written / bare:.2f} |", flush=True)

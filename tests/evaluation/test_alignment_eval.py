@@ -466,3 +466,7 @@ def test_a_damaged_file_is_refused(text, tmp_path):
     with pytest.raises(InputError, match=r"found\.json"):
         analysis("ar", tmp_path)
     assert (tmp_path / "found.json").read_text() == text
+
+
+def test_the_usual_teacher_is_not_the_stage_that_generators_are_aligned_to():
+    assert AlignmentAnalysis().teacher == TeacherConfig("efficientnet-lite0", layer=4)

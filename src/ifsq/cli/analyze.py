@@ -49,7 +49,9 @@ def _add_alignment(analyze: Any) -> None:
     )
     alignment.add_argument("folder", type=Path, metavar="RUN")
     alignment.add_argument(
-        "--teacher", metavar="NAME", help="a name, a folder or a repository of the hub (default efficientnet-lite0)"
+        "--teacher",
+        metavar="NAME",
+        help="a name, a folder or a repository of the hub (default efficientnet-lite0, its fourth stage)",
     )
     alignment.add_argument("--teacher-layer", type=int, default=0, metavar="N", help="of it (default: its own choice)")
     alignment.add_argument("--data", default="", metavar="SOURCE", help="images (default: those of the run)")
@@ -107,14 +109,14 @@ def _forecast(options: argparse.Namespace) -> None:
 def _analyze_alignment(options: argparse.Namespace) -> None:
     from ifsq import pipeline
     from ifsq.config import build
-    from ifsq.evaluation.alignment.record import AlignmentAnalysis
+    from ifsq.evaluation.alignment.record import USUAL, AlignmentAnalysis
     from ifsq.evaluation.alignment.table import figures_table
-    from ifsq.pretrained.efficientnet_lite import NAME as EFFICIENTNET
     from ifsq.pretrained.teachers.config import TeacherConfig
 
-    named = EFFICIENTNET if options.teacher is None else options.teacher
+    named = USUAL.source if options.teacher is None else options.teacher
+    layer = options.teacher_layer or (USUAL.layer if options.teacher is None else 0)
     asked = AlignmentAnalysis(
-        build(TeacherConfig, {"source": named, "layer": options.teacher_layer}, "teacher"),
+        build(TeacherConfig, {"source": named, "layer": layer}, "teacher"),
         options.data,
         options.split,
         options.count,

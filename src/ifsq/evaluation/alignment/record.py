@@ -18,6 +18,9 @@ from ifsq.store.run import Run
 
 MOST_IMAGES = 2000
 """Images that are measured where nobody says how many."""
+USUAL = TeacherConfig(EFFICIENTNET, layer=4)
+"""The teacher of an analysis unless somebody says otherwise: a stage that tells what is on an image. Generators are
+aligned to another by default."""
 LABELS = {"null": "the null class", "class": "their own classes"}
 """What a generator is told of an image's class, and how cards say it."""
 
@@ -39,7 +42,7 @@ class AlignmentAnalysis:
     reading     how images are read
     """
 
-    teacher: TeacherConfig = field(default_factory=lambda: TeacherConfig(EFFICIENTNET))
+    teacher: TeacherConfig = USUAL
     source: str = ""
     split: str = ""
     count: int | None = None
