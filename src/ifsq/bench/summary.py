@@ -168,11 +168,11 @@ class Summary:
 
     @cached_property
     def kinds(self) -> list[list[Figure]]:
-        """`last` apart: tokenizers and generators."""
+        """`last` apart: tokenizers first, then generators."""
         found: dict[bool, list[Figure]] = {}
         for one in self.last:
             found.setdefault("generator" in one.cell, []).append(one)
-        return list(found.values())
+        return [found[of_generators] for of_generators in sorted(found)]
 
     @cached_property
     def varying(self) -> list[str]:
