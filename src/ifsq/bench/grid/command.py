@@ -4,13 +4,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ifsq.bench.demo import experiment_file
+from ifsq.bench.grid.cells import cells, told
 from ifsq.bench.grid.describe import rows_of_stages, summary, write_plan
 from ifsq.bench.grid.engine import check_engine, run_on_engine
 from ifsq.bench.grid.plan import Plan, plan_grid
-from ifsq.bench.grid.results import taken, write_results
+from ifsq.bench.grid.results import measurements, taken, write_results
 from ifsq.bench.grid.runner import FAILURES, check_jobs, own_folder, perform, run_stages
 from ifsq.bench.grid.stages import folder_of
-from ifsq.bench.measurement import append_measurement
+from ifsq.bench.grid.verdicts import comparisons_of, more_seeds, verdicts_of
+from ifsq.bench.measurement import MEASUREMENTS, append_measurement
 from ifsq.config import InputError
 from ifsq.store.files import LOCK, make_folder
 from ifsq.store.lock import lock
@@ -57,19 +59,33 @@ def bench(
     check_jobs(jobs)
     if engine:
         check_engine(engine)
-    plan = plan_grid(file, out, overrides)
     if only:
-        return _alone(plan, only, device, reporter)
+        return _alone(plan_all(file, out, overrides), only, device, reporter)
+    plan = plan_grid(file, out, overrides)
+    comparisons_of(plan.grid)
     make_folder(out)
     with lock(out / LOCK, reporter.say):
-        write_plan(plan)
-        if not engine:
-            return _whole(plan, device, reporter, jobs)
-        try:
-            run_on_engine(plan, engine, device, jobs, options)
-        finally:
-            path = write_results(plan)
-        return path
+        while True:
+            write_plan(plan)
+            if engine:
+                _run_there(plan, engine, device, jobs, options)
+            else:
+                _run_here(plan, device, reporter, jobs)
+            larger = plan_grid(file, out, overrides, more_seeds(plan.grid, measurements(plan)))
+            if larger.stages.keys() <= plan.stages.keys():
+                break
+            plan = larger
+        for verdict in verdicts_of(plan.grid, measurements(plan)):
+            reporter.say(verdict.sentence)
+    return out / MEASUREMENTS
+
+
+def plan_all(file: Path, out: Path, overrides: Sequence[str]) -> Plan:
+    """The plan of a grid with every seed that its protocol may come to. Raises InputError."""
+    plan = plan_grid(file, out, overrides)
+    if plan.grid.protocol is None:
+        return plan
+    return plan_grid(file, out, overrides, {told(cell): plan.grid.protocol.cap for cell in cells(plan.grid)})
 
 
 def several_processes(
@@ -78,11 +94,11 @@ def several_processes(
     """The work of a stage in the processes that torchrun started; who started it marks the stage. Raises InputError."""
     if not only:
         raise InputError("bench: starts torchrun by itself, see [resources]; start it without torchrun")
-    stage = plan_grid(file, out, overrides).only(only).stages[only]
+    stage = plan_all(file, out, overrides).only(only).stages[only]
     stage.work.run(folder_of(out, only), device, reporter)
 
 
-def _whole(plan: Plan, device: str, reporter: Reporter, jobs: int) -> Path:
+def _run_here(plan: Plan, device: str, reporter: Reporter, jobs: int) -> None:
     path = write_results(plan)
 
     def add(name: str) -> None:
@@ -98,7 +114,13 @@ def _whole(plan: Plan, device: str, reporter: Reporter, jobs: int) -> Path:
             f"{len(outcome.failed)} stages failed and {len(outcome.skipped)} that need them were skipped, see"
             f" {plan.out / FAILURES}; the same command tries again"
         )
-    return path
+
+
+def _run_there(plan: Plan, engine: str, device: str, jobs: int, options: Sequence[str]) -> None:
+    try:
+        run_on_engine(plan, engine, device, jobs, options)
+    finally:
+        write_results(plan)
 
 
 def _alone(plan: Plan, name: str, device: str, reporter: Reporter) -> Path:

@@ -4,9 +4,10 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ifsq import config
+from ifsq.bench.protocol import Protocol
 from ifsq.config import InputError
 from ifsq.evaluation import GeneratorEvaluation, TokenizerEvaluation
 from ifsq.generators import Generator
@@ -160,6 +161,23 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class Compared:
+    """Cells that are compared: each pair of values of an axis, everything else being equal.
+
+    axis    whose values
+    metric  by which, and ``value`` of it, as on a card
+    better  which figures are
+    of      whether the metric is of tokenizers or of generators
+    """
+
+    axis: str
+    metric: str
+    value: str
+    better: Literal["lower", "higher"] = "lower"
+    of: Literal["tokenizer", "generator"] = "generator"
+
+
+@dataclass(frozen=True)
 class Resources:
     """What a stage of a kind takes of a machine, for an engine over several; ``processes`` for every runner.
 
@@ -197,6 +215,9 @@ class Grid:
     seeds       see `Seeds`
     evaluation  see `Measured`
     resources   see `Resources`, by kind of stage
+    protocol    how many training seeds there are and when they decide a comparison, in place of ``seeds.training``, see
+                `Protocol`: more seeds of the cells of comparisons that are open, until none is or there are enough
+    compare     the comparisons, one family, see `Compared`
     """
 
     axes: dict[str, tuple[Value, ...]]
@@ -212,8 +233,19 @@ class Grid:
     seeds: Seeds = field(default_factory=Seeds)
     evaluation: Measured = field(default_factory=Measured)
     resources: dict[str, Resources] = field(default_factory=dict)
+    protocol: Protocol | None = None
+    compare: tuple[Compared, ...] = ()
 
     def __post_init__(self) -> None:
+        for asked in self.compare:
+            if asked.axis not in self.values:
+                raise ValueError(f"compare: axis {asked.axis!r}: expected one of {', '.join(self.values)}")
+        if (self.protocol is None) != (not self.compare):
+            raise ValueError("protocol and compare: expected both or neither: seeds decide comparisons")
+        if self.protocol is not None and self.protocol.guidance:
+            raise ValueError(
+                "protocol.guidance: no grid searches it yet; expected generator.sampling.guidance in settings"
+            )
         for name, values in self.values.items():
             if not values or len(set(values)) < len(values):
                 raise ValueError(f"axes.{name}={list(values)}: expected at least one value, each once")

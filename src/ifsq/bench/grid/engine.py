@@ -37,8 +37,9 @@ def run_on_engine(plan: Plan, name: str, device: str, jobs: int, options: Sequen
     check_engine(name)
     workflow = write_workflow(plan, device)
     (plan.out / FAILURES).unlink(missing_ok=True)
-    command = [sys.executable, "-m", "snakemake", "--snakefile", str(workflow), "--directory", os.getcwd()]
-    command += ["--keep-going", "--rerun-incomplete", "--rerun-triggers", "input", "--quiet", "rules"]
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(workflow.absolute()), "--directory", str(plan.out)]
+    # The caller holds the folder, with a lock that ends with it; Snakemake's own would outlive a kill.
+    command += ["--nolock", "--keep-going", "--rerun-incomplete", "--rerun-triggers", "input", "--quiet", "rules"]
     command += [*options] if "--jobs" in options or "-j" in options else ["--jobs", str(jobs), *options]
     code = subprocess.run(command, check=False).returncode
     if code < 0 or code == 130:
@@ -67,7 +68,7 @@ def write_workflow(plan: Plan, device: str) -> Path:
     make_folder(plan.out / LOGS)
     path = plan.out / WORKFLOW
     rules = "\n".join(_rule(plan, stage, device) for stage in plan.stages.values())
-    every = json.dumps([_marker(plan, name) for name in plan.stages], indent=4)
+    every = json.dumps([_marker(name) for name in plan.stages])
     write_text(path, f"# Written by ifsq bench; a stage a rule.\nrule all:\n    input: {every}\n\n{rules}")
     return path
 
@@ -77,14 +78,16 @@ def _rule(plan: Plan, stage: Stage, device: str) -> str:
     takes = plan.grid.resource(stage.kind)
     given = {"mem_mb": takes.memory_mb, "runtime": takes.minutes, "gpu": takes.gpus}
     resources = ", ".join(f"{key}={value}" for key, value in given.items() if value)
-    inputs = ", ".join(f"ancient({_marker(plan, name)!r})" for name in stage.needs)
+    inputs = ", ".join(f"ancient({_marker(name)!r})" for name in stage.needs)
     work = [sys.executable, "-m", "ifsq", *plan.command, "--only", stage.name, "--device", device]
     log = str(plan.out / LOGS / f"{stage.name}.log")
-    command = f"{shlex.join(work)} >> {shlex.quote(log)} 2>&1".replace("{", "{{").replace("}", "}}")
+    command = f"cd {shlex.quote(os.getcwd())} && {shlex.join(work)} >> {shlex.quote(log)} 2>&1".replace(
+        "{", "{{"
+    ).replace("}", "}}")
     lines = [
         f"rule {stage.name.replace('-', '_')}:",
         f"    input: {inputs}" if inputs else "",
-        f"    output: {_marker(plan, stage.name)!r}",
+        f"    output: {_marker(stage.name)!r}",
         f"    threads: {takes.processes}",
         f"    resources: {resources}" if resources else "",
         "    retries: 1",
@@ -94,8 +97,9 @@ def _rule(plan: Plan, stage: Stage, device: str) -> str:
     return "\n".join(line for line in lines if line) + "\n"
 
 
-def _marker(plan: Plan, name: str) -> str:
-    return str(plan.out / STAGES / f"{name}.json")
+def _marker(name: str) -> str:
+    """Seen from the grid's folder, where Snakemake works."""
+    return f"{STAGES}/{name}.json"
 
 
 def _left(plan: Plan) -> tuple[list[str], list[str]]:

@@ -89,17 +89,30 @@ class Plan:
             self.figures.append(figures)
 
 
-def plan_grid(file: Path, out: Path, overrides: Sequence[str] = ()) -> Plan:
-    """Read a grid file and expand it. Raises InputError for whatever is wrong with it or with an experiment of it."""
+def plan_grid(file: Path, out: Path, overrides: Sequence[str] = (), seeds: Mapping[str, int] | None = None) -> Plan:
+    """Read a grid file and expand it. Raises InputError for whatever is wrong with it or with an experiment of it.
+
+    seeds  by a cell's name (`told`): how many of its training seeds where a protocol decides it; others have as many as
+           its first look takes
+    """
     grid = load_grid(file, overrides)
     command = ("bench", str(file), "--out", str(out), *overrides)
     made = _Planner(Plan(grid, out, command, costs=_counted(out / COSTS)), Bases.read(grid, file.parent))
     every = cells(grid)
-    for seed in grid.seeds.training:  # the whole grid once, before any of it again
+    counts = {told(cell): _seeds(grid, (seeds or {}).get(told(cell), 0)) for cell in every}
+    for seed in dict.fromkeys(seed for own in counts.values() for seed in own):  # all cells once, before any again
         for cell in every:
-            made.cell(cell, seed)
+            if seed in counts[told(cell)]:
+                made.cell(cell, seed)
     check_alike(grid, made.plan.compared)
     return made.plan
+
+
+def _seeds(grid: Grid, wanted: int) -> tuple[int, ...]:
+    """The training seeds of a cell."""
+    if grid.protocol is None:
+        return grid.seeds.training
+    return grid.protocol.compared[: max(grid.protocol.looks[0], wanted)]
 
 
 class _Planner:
@@ -119,7 +132,9 @@ class _Planner:
         asked, kept = self.grid.evaluation, self.grid.evaluation.kept
         steps = () if kept > 1 else None
         place = folder_of(self.plan.out, generator.name)
-        for number, sampling in enumerate(self.grid.seeds.sampling):
+        protocol = self.grid.protocol
+        drawn = self.grid.seeds.sampling if protocol is None else tuple(range(protocol.sampling_seeds))
+        for number, sampling in enumerate(drawn):
             options = replace(asked.generator, seed=sampling)
             about = {**identity(options), "seed": sampling, "kept": kept}
             measures = work.MeasureGenerator(place, options, steps, usual=number == 0)

@@ -1,0 +1,105 @@
+"""A grid's comparisons: which cells they are of, what is taken as their figures, and seeds until they are decided."""
+
+import pytest
+
+from ifsq.bench.grid.cells import cells, told
+from ifsq.bench.grid.config import Absent, Compared, Grid, Setting
+from ifsq.bench.grid.plan import _seeds
+from ifsq.bench.grid.verdicts import comparisons_of, figures_of, more_seeds, verdicts_of
+from ifsq.bench.measurement import Measurement
+from ifsq.bench.protocol import Protocol
+from ifsq.config import InputError
+from ifsq.metrics import ProtocolCard
+
+PROTOCOL = Protocol(looks=(3, 5))
+BY_FD = Compared("generator", "FD(judge)", "distance")
+BY_PSNR = Compared("bound", "PSNR, dB", "mean", "higher", "tokenizer")
+GRID = Grid(
+    {"bound": ("tanh", "ifsq"), "generator": ("ar", "diffusion"), "head": ("joint", "chain")},
+    "tokenizer.toml",
+    {"ar": "ar.toml", "diffusion": "diffusion.toml"},
+    settings=(
+        Setting({"bound": "tanh"}, tokenizer={"tokenizer": {"quantizer": {"bound": "tanh"}}}),
+        Setting({"head": "joint"}, generator={"groups": [2]}),
+    ),
+    absent=(Absent("head", {"generator": ("ar", "diffusion")}),),
+    protocol=PROTOCOL,
+    compare=(BY_FD, BY_PSNR),
+)
+
+
+def measured(cell, seed, figure, metric="FD(judge)", value="distance", step=4, sampling=0):
+    card = ProtocolCard(metric, {value: figure}, "photos", "ab", 64, 32, "centre", "lanczos", "float32").to_dict()
+    stage = "".join(map(str, cell.values())) + str(seed)
+    return Measurement(cell, seed, sampling, step, None, metric, value, figure, card, stage, "stages/x", "ifsq bench")
+
+
+def figures(ar, diffusion, seeds, psnr=True):
+    """Of both generators behind either bound, and of the bounds."""
+    found = []
+    for bound in ("tanh", "ifsq"):
+        for seed in range(seeds):
+            for kind, mean in (("ar", ar), ("diffusion", diffusion)):
+                found.append(
+                    measured({"bound": bound, "generator": kind}, seed, mean + 0.01 * (-1) ** seed * (1 + seed))
+                )
+            if psnr:
+                noise = 0.01 * (1 + seed) * (-1) ** seed + (bound == "ifsq")
+                found.append(measured({"bound": bound}, seed, 20 + noise, "PSNR, dB", "mean"))
+    return found
+
+
+def test_cells_that_differ_in_the_axis_alone_are_compared():
+    assert [(one.a, one.b, one.better) for one in comparisons_of(GRID)] == [
+        ("tanh ar by FD(judge), distance", "tanh diffusion by FD(judge), distance", "lower"),
+        ("ifsq ar by FD(judge), distance", "ifsq diffusion by FD(judge), distance", "lower"),
+        ("tanh by PSNR, dB, mean", "ifsq by PSNR, dB, mean", "higher"),
+    ]
+
+
+def test_figures_are_of_the_newest_step_and_every_sampling_seed():
+    cell = {"bound": "tanh", "generator": "ar"}
+    rows = [
+        measured(cell, 0, 9.0, step=2), measured(cell, 0, 3.0), measured(cell, 0, 4.0, sampling=1),
+        measured(cell, 1, 5.0),
+        measured(cell, 0, 7.0, value="low"), measured({"bound": "other", "generator": "ar"}, 0, 1.0),
+    ]  # fmt: skip
+    assert figures_of(GRID, rows) == {"tanh ar by FD(judge), distance": {0: [3.0, 4.0], 1: [5.0]}}
+
+
+def test_seeds_are_added_until_every_comparison_is_decided():
+    names = {told(cell) for cell in cells(GRID)}
+    assert more_seeds(GRID, []) == dict.fromkeys(names, 3)
+    apart = figures(1.0, 5.0, 3)
+    assert more_seeds(GRID, apart) == dict.fromkeys(names, 3)
+    assert {verdict.words.split(" by")[0] for verdict in verdicts_of(GRID, apart)} == {"tanh ar", "ifsq ar", "ifsq"}
+    near = figures(1.0, 1.0, 3)
+    assert more_seeds(GRID, near) == dict.fromkeys(names, 5)
+    assert {one.words for one in verdicts_of(GRID, near)[:2]} == {"open"}
+    capped = figures(1.0, 1.0, 5)
+    assert more_seeds(GRID, capped) == dict.fromkeys(names, 5)
+    assert {one.words for one in verdicts_of(GRID, capped)[:2]} == {"not told apart"}
+
+
+def test_a_cell_has_the_seeds_of_the_first_look_at_least():
+    assert _seeds(GRID, 0) == (0, 1, 2)
+    assert _seeds(GRID, 5) == (0, 1, 2, 3, 4)
+
+
+def test_what_cannot_be_compared_is_refused():
+    with pytest.raises(ValueError, match="compare: axis 'bits': expected one of bound, generator, head"):
+        Grid(
+            GRID.axes,
+            "t",
+            GRID.generators,
+            settings=GRID.settings,
+            protocol=PROTOCOL,
+            compare=(Compared("bits", "a", "b"),),
+        )
+    with pytest.raises(ValueError, match="protocol and compare: expected both or neither"):
+        Grid(GRID.axes, "t", GRID.generators, settings=GRID.settings, compare=(BY_FD,))
+    with pytest.raises(ValueError, match=r"protocol\.guidance: no grid searches it yet"):
+        Grid({}, "t", GRID.generators, protocol=Protocol(guidance=(1.0, 2.0)), compare=(BY_FD,))
+    alone = Grid({}, "t", {"ar": "ar.toml"}, protocol=PROTOCOL, compare=(BY_FD,))
+    with pytest.raises(InputError, match="compare: no two cells of a generator differ in generator alone"):
+        comparisons_of(alone)
