@@ -603,7 +603,7 @@ BAD = {
     "masked: an option of another kind": (["generator", "train", "masked.toml", "--out", "new", "--masked.order", "random"], "masked.order: unknown key"),
     "masked: no rounds": (["generator", "train", "masked.toml", "--out", "new", "--sampling.rounds", "0"], "sampling: rounds=0: expected at least 1"),
     "masked: too many rounds": (["generator", "train", "masked.toml", "--out", "new", "--sampling.rounds", "49"], "rounds=49: expected at most 48, the digits of an image"),
-    "masked: order": (["generator", "train", "masked.toml", "--out", "new", "--sampling.order", "raster"], "order='raster': expected one of confidence, random"),
+    "masked: order": (["generator", "train", "masked.toml", "--out", "new", "--sampling.order", "raster"], "order='raster': expected one of random, confidence"),
     "masked: noise": (["generator", "train", "masked.toml", "--out", "new", "--sampling.confidence_noise", "-1"], "confidence_noise=-1.0: expected a number of at least 0"),
     "masked: temperature": (["generator", "train", "masked.toml", "--out", "new", "--sampling.temperature", "0"], "temperature=0.0: expected a positive number"),
     "masked: several scales": (["generator", "train", "masked.toml", "--out", "new", "--sampling.guidance", "[2, 1]"], "sampling.guidance"),

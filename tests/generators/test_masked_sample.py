@@ -61,7 +61,7 @@ def test_confidence_reveals_the_surest_first():
         return found
 
     model.logits = logits
-    model.sample(torch.tensor([0]), rounds=4, confidence_noise=0.0, temperature=1e-9)
+    model.sample(torch.tensor([0]), rounds=4, order="confidence", confidence_noise=0.0, temperature=1e-9)
     for (hidden, sure), (later, _) in pairwise(seen):
         new = (hidden & ~later).flatten()
         assert int(new.sum()) == 1
@@ -69,7 +69,7 @@ def test_confidence_reveals_the_surest_first():
         assert int(new.nonzero()[0, 0]) == int(hidden.flatten().nonzero()[0, 0])
         assert sure.shape == hidden.shape
     seen.clear()
-    model.sample(torch.tensor([0]), rounds=4, confidence_noise=0.0)
+    model.sample(torch.tensor([0]), rounds=4, order="confidence", confidence_noise=0.0)
     assert [int(hidden.sum()) for hidden, _ in seen] == [4, 3, 2, 1]
 
 
@@ -81,7 +81,9 @@ def test_most_confidence_is_of_what_was_drawn():
     seen = []
     plain = model.logits
     model.logits = lambda digits, hidden, labels: seen.append(hidden) or plain(digits, hidden, labels)
-    model.sample(torch.zeros(50, dtype=torch.int64), rounds=2, schedule="linear", confidence_noise=0.0)
+    model.sample(
+        torch.zeros(50, dtype=torch.int64), rounds=2, schedule="linear", order="confidence", confidence_noise=0.0
+    )
     assert seen[1][:, :, 0].float().mean() < 0.05
     assert seen[1][:, :, 1].float().mean() > 0.95
 
@@ -137,7 +139,7 @@ def test_a_temperature_of_nothing_draws_the_most_likely():
         ({"rounds": 0}, "rounds=0: expected at least 1"),
         ({"rounds": 5}, "rounds=5: expected at most 4, the digits of an image"),
         ({"schedule": "square"}, "schedule='square': expected one of linear, cosine"),
-        ({"order": "raster"}, "order='raster': expected one of confidence, random"),
+        ({"order": "raster"}, "order='raster': expected one of random, confidence"),
         ({"confidence_noise": -1.0}, "confidence_noise=-1.0: expected a number of at least 0"),
         ({"confidence_noise": float("nan")}, "confidence_noise=nan"),
         ({"temperature": 0.0}, "temperature=0.0: expected a positive number"),
@@ -156,7 +158,7 @@ def test_rounds_of_positions_are_counted_in_positions():
 
 
 def test_a_card_says_how_it_was_sampled():
-    assert MaskedSampling().sampler == (
+    assert MaskedSampling(order="confidence").sampler == (
         "rounds 8, schedule cosine, order confidence, confidence_noise 1.0, temperature 1.0"
     )
     assert "confidence_noise" not in MaskedSampling(order="random").sampler

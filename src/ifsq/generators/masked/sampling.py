@@ -19,7 +19,7 @@ from ifsq.generators.masked.network import MaskedNetwork
 from ifsq.generators.masked.schedule import check_schedule, left_after
 from ifsq.generators.streams import uniforms
 
-ORDERS = ("confidence", "random")
+ORDERS = ("random", "confidence")
 SMALLEST = 2.0**-25  # half a step of the numbers of `uniforms`, whose least is 0
 
 
@@ -31,7 +31,7 @@ class MaskedSampling(Sampling):
     rounds              evaluations of the network, guided ones count twice; at most as many as there are digits, or
                         positions where these are hidden as one
     schedule            how many are left hidden over the rounds: ``cosine``, few are revealed at first, or ``linear``
-    order               which of them: those that are drawn with most ``confidence``, or ``random``
+    order               which of them: ``random``, as the bound has it, or those that are drawn with most ``confidence``
     confidence_noise    of ``confidence``: Gumbel noise times this, falling linearly to 0 in the last round, is added to
                         the logarithms of the probabilities; 0: none
     temperature         divides the logits, above 0; one too small for float32 leaves the most likely level alone
@@ -41,7 +41,7 @@ class MaskedSampling(Sampling):
     guidance: float = 1.0
     rounds: int = 8
     schedule: str = "cosine"
-    order: str = "confidence"
+    order: str = "random"
     confidence_noise: float = 1.0
     temperature: float = 1.0
     guidance_interval: int | None = None
@@ -98,14 +98,16 @@ def reveal(
         logits = _guided(network, digits, hidden, labels, scale) if number else _first(network, labels, scale)
         noise = uniforms(seed, first, count, tokens * dim + units, place=number).to(labels.device)
         levels = noise[:, : tokens * dim].view_as(digits)
-        drawn, sure = _drawn(logits, levels, sampling.temperature)
-        finite = finite & sure.isfinite().all()
+        kept = [_kept(one, sampling.temperature) for one in logits]
+        drawn = torch.stack([_drawn(one, levels[..., k]) for k, one in enumerate(kept)], dim=-1)
+        finite = finite & torch.stack([one.amax().isfinite() for one in kept]).all()  # a greatest is 0, or no number
         if sampling.order == "confidence":
+            sure = torch.stack([_sure(one, drawn[..., k]) for k, one in enumerate(kept)], dim=-1)
             gumbel = -(-noise[:, tokens * dim :].clamp_min(SMALLEST).log()).log()  # b n
             order = sure.view(count, units, -1).sum(dim=-1)
             order = order + sampling.confidence_noise * (1 - (number + 1) / sampling.rounds) * gumbel
-        kept = _greatest(order, hidden.view(count, units, -1)[..., 0], _hidden_before(left, number, units) - stay)
-        new = network.of_digits(kept)
+        revealed = _greatest(order, hidden.view(count, units, -1)[..., 0], _hidden_before(left, number, units) - stay)
+        new = network.of_digits(revealed)
         digits, hidden = torch.where(new, drawn, digits), hidden & ~new
     if not bool(finite):
         raise InputError("the logits are not finite numbers: expected finite weights")
@@ -136,18 +138,19 @@ def _guided(
     return [none + min(scale, GUIDANCE_LIMIT) * (told - none) for told, none in halves]
 
 
-def _drawn(
-    logits: list[Float[Tensor, "b t _"]], noise: Float[Tensor, "b t d"], temperature: float
-) -> tuple[Int[Tensor, "b t d"], Float[Tensor, "b t d"]]:
-    """A level of every digit, and the logarithm of its probability."""
-    drawn, sure = [], []
-    for k, one in enumerate(logits):
-        rows = one.flatten(0, 1)  # bt levels
-        kept = tempered(rows - rows.amax(dim=-1, keepdim=True), temperature)
-        level = inverted(kept.softmax(dim=-1), noise[..., k].flatten())
-        drawn.append(level.view(one.shape[:2]))
-        sure.append(kept.log_softmax(dim=-1).gather(1, level[:, None]).view(one.shape[:2]))
-    return torch.stack(drawn, dim=-1), torch.stack(sure, dim=-1)
+def _kept(logits: Float[Tensor, "b t v"], temperature: float) -> Float[Tensor, "b t v"]:
+    """Logits as they are drawn from, the greatest 0."""
+    return tempered(logits - logits.amax(dim=-1, keepdim=True), temperature)
+
+
+def _drawn(logits: Float[Tensor, "b t v"], noise: Float[Tensor, "b t"]) -> Int[Tensor, "b t"]:
+    """A level of every digit."""
+    return inverted(logits.softmax(dim=-1).flatten(0, 1), noise.flatten()).view(noise.shape)
+
+
+def _sure(logits: Float[Tensor, "b t v"], drawn: Int[Tensor, "b t"]) -> Float[Tensor, "b t"]:
+    """The logarithm of the probability of what was drawn."""
+    return logits.log_softmax(dim=-1).gather(-1, drawn[..., None])[..., 0]
 
 
 def _hidden_before(left: list[int], number: int, units: int) -> int:
