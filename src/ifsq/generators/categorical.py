@@ -6,7 +6,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 
-def tempered(logits: Float[Tensor, "b v"], temperature: float) -> Float[Tensor, "b v"]:
+def tempered(logits: Float[Tensor, "*b v"], temperature: float) -> Float[Tensor, "*b v"]:
     """Logits whose greatest is 0, float32, divided by the temperature, in place; one too small leaves the greatest."""
     if temperature == 1:
         return logits
