@@ -28,9 +28,11 @@ SCALAR = {
     "fsq": ("tanh", "paper"),
     "ifsq": ("ifsq", "paper"),
     "adversarial": ("ifsq", "paper"),
+    "nested": ("ifsq", "paper"),
     "equal": ("ifsq", "equal"),
     "calibrated": ("quantile", "equal"),
 }
+GRIDDED = SCALAR.keys() - {"adversarial", "nested"}
 IMAGES = 1281167  # of ImageNet's training set
 # What is left of a run: three steps of a net of 8 channels on 16 px pictures, the discriminator in two of them.
 SHRUNKEN = """
@@ -63,6 +65,7 @@ def test_the_name_says_what_is_inside(path):
     if kind in SCALAR:
         assert set(quantizer.levels) == {2**bits + 1}
         assert (quantizer.kind, quantizer.bound, quantizer.cells) == ("fsq", *SCALAR[kind])
+        assert quantizer.nested_levels == ((5, 9, 17) if kind == "nested" else ())
     elif kind == "vq":
         assert (quantizer.kind, quantizer.codebook_size) == ("vq", 2**bits)
     else:
@@ -90,7 +93,8 @@ def test_the_header_says_the_command_and_the_rate(path):
 def test_the_grid_holds_every_value_of_the_papers_axes():
     found = {(n["kind"], int(n["factor"]), int(n["dim"]), int(n["bits"])) for n in map(named, GRID)}
     shapes = {(16, 4): (2, 3, 4, 5, 6, 8), (16, 8): (2, 4, 8), (8, 4): (2, 4, 8), (8, 8): (4,)}
-    scalar = {(kind, *s, b) for s, bits in shapes.items() for b in bits for kind in SCALAR if kind != "adversarial"}
+    scalar = {(kind, *s, b) for s, bits in shapes.items() for b in bits for kind in GRIDDED}
+    scalar.add(("nested", 16, 4, 4))
     other = {(kind, *s, bits) for s in shapes for kind, bits in (("ae", 16), ("vae", 16), ("vq", 14))}
     assert found == scalar | other
     assert {named(path)["kind"] for path in BUNDLED} == {*SCALAR, *CONTINUOUS, "vq"}

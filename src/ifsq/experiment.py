@@ -63,14 +63,18 @@ class OnlineData(DataConfig):
     """Images whose codes are computed while a generator is trained on them; see `DataConfig`.
 
     online  true: said where it is meant, since each step then pays for the tokenizer too
+    levels  one of the tokenizer's nested levels; 0: those that it was saved with
     """
 
     online: bool = False
+    levels: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.online:
             raise ValueError("data.online=false: expected true, or codes of a cache in place of [data]")
+        if self.levels < 0:
+            raise ValueError(f"data.levels={self.levels}: expected at least 2, or 0 for those of the saved tokenizer")
 
     def images(self) -> DataConfig:
         """The images alone."""

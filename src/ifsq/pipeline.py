@@ -65,7 +65,7 @@ from ifsq.metrics import ProtocolCard
 from ifsq.nn.memory import within_memory
 from ifsq.pretrained.teachers import TeacherConfig, open_teacher
 from ifsq.pretraining import KIND, Student, TeacherExperiment, TeacherTask
-from ifsq.sources import codes_of, data_to_encode, load_pair, open_codes, workers_of
+from ifsq.sources import codes_of, data_to_encode, load_pair, load_tokenizer, open_codes, workers_of
 from ifsq.store.files import check_free
 from ifsq.store.model_card import UNKNOWN, provenance
 from ifsq.store.run import Run
@@ -139,6 +139,7 @@ def encode(
     reading: Reading | None = None,
     crops: Crops | None = None,
     batch: int = 0,
+    levels: int = 0,
 ) -> CodeCache:
     """Write the codes of splits of a data source as a cache; a cache that already says the same is returned.
 
@@ -153,11 +154,12 @@ def encode(
     reading  how the images are read; where the source is the run's own, default as there
     crops    several crops of each training image in place of its middle
     batch    pictures that pass through the tokenizer together; 0: as many as are usual at their size
+    levels   one of the tokenizer's nested levels; 0: those that it was saved with
     """
     reporter, reading = reporter or Silent(), reading or Reading()
     with join(device) as world:
         run = Run.open(folder)
-        tokenizer = Tokenizer.from_run(run).to(world.device)
+        tokenizer = load_tokenizer(run, world.device, levels)
         data = data_to_encode(run, source, size, tokenizer.factor, reading)
         names = dict.fromkeys(split_called(data, name) for name in splits)
         sources = {name: open_images(data, name, channels=tokenizer.channels) for name in names}
@@ -332,6 +334,7 @@ def reconstruct(
     tile: int | None = None,
     alone: bool = False,
     device: str = "auto",
+    levels: int = 0,
 ) -> Iterator[str]:
     """Write every image beside its reconstruction as a PNG below ``out``; yields a line about each.
 
@@ -341,9 +344,10 @@ def reconstruct(
     paths   images, and folders of them, whose layout is kept
     tile    pixels a side of what passes through at once, for large images; see `Tokenizer.encode`
     alone   write the reconstruction without the original
+    levels  one of the tokenizer's nested levels; 0: those that it was saved with
     """
     with join(device) as world:
-        tokenizer = Tokenizer.from_pretrained(folder).to(world.device)
+        tokenizer = load_tokenizer(Run.open(folder), world.device, levels)
         if tile is not None:
             check_tile(tile, tokenizer.factor)
         targets = distinct_targets(paths, out, tokenizer.factor)
@@ -367,7 +371,7 @@ def evaluate_tokenizer(
     reporter, options = reporter or Silent(), options or TokenizerEvaluation()
     with join(device) as world:
         run = Run.open(folder)
-        tokenizer = Tokenizer.from_run(run).to(world.device)
+        tokenizer = load_tokenizer(run, world.device, options.levels)
         on = images_to_measure(run, options, tokenizer)
         networks = load_networks(options, run.folder.absolute().parent, on, tokenizer.channels, world, reporter)
         workers = workers_of(run, options.reading)
@@ -417,7 +421,7 @@ def evaluate_generator(
         pair = load_pair(run, world.device, measured[-1], average)
         options = pair.generator.sampling(sampling)
         suffix = suffix_of(options, pair.generator.sampling(), average)
-        held = hold(run, pair, open_codes(run, pair.generator.origin), asked, options, world, reporter)
+        held = hold(run, pair, open_codes(run, pair.generator), asked, options, world, reporter)
         return measure_steps(replace(held, out=out), measured, average, suffix, world, reporter)
 
 
@@ -445,7 +449,7 @@ def likelihood(
     with join(device) as world:
         run = Run.open(folder)
         pair = load_pair(run, world.device, step, average)
-        cache = in_turn(world, lambda: open_codes(run, pair.generator.origin))
+        cache = in_turn(world, lambda: open_codes(run, pair.generator))
         card = measure_bits(pair, cache, images, options, seed, world)
         of, suffix = run.step if step is None else step, "_likelihood" if average else "_likelihood_raw"
         found = Evaluation((card,), of, weights="average" if average else "raw")

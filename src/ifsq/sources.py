@@ -10,7 +10,7 @@ from ifsq.codes.spec import CodeSpec, LatentSpec
 from ifsq.config import InputError, build, to_dict
 from ifsq.data.images import DataConfig, Reading, Size, height_width, size_text
 from ifsq.experiment import GeneratorExperiment, OnlineData
-from ifsq.generators import Generator, Origin
+from ifsq.generators import Generator
 from ifsq.store.run import CONFIG, Run
 from ifsq.tokenizer.model import Tokenizer
 from ifsq.tokenizer.online import OnlineCache
@@ -73,6 +73,22 @@ def workers_of(run: Run, reading: Reading) -> int:
     return run.experiment(EngineConfig, "train", "engine").workers if run.trained else 0
 
 
+def load_tokenizer(run: Run, device: torch.device, levels: int = 0) -> Tokenizer:
+    """The tokenizer of a run, on a device. Raises InputError.
+
+    levels  one of its nested levels; 0: those that it was saved with
+    """
+    tokenizer = Tokenizer.from_run(run)
+    return (tokenizer.at_levels(levels) if levels else tokenizer).to(device)
+
+
+def _behind(codes: CodeSpec | LatentSpec, tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer that codes are of: at their levels, where these are among its nested ones."""
+    if isinstance(codes, CodeSpec) and codes.levels[0] in tokenizer.config.quantizer.nested_levels:
+        return tokenizer.at_levels(codes.levels[0])
+    return tokenizer
+
+
 @dataclass(frozen=True)
 class Pair:
     """A generator and the tokenizer it was trained behind."""
@@ -92,7 +108,7 @@ def load_pair(run: Run, device: torch.device, step: int | None = None, average: 
             f"{run.name}: names no tokenizer to decode its codes with; expected one of {_codes(generator.spec)}, as"
             " origin.tokenizer (import official has --tokenizer)"
         )
-    tokenizer = _tokenizer_of(run, generator.origin)
+    tokenizer = _tokenizer_of(run, generator)
     try:
         generator.check_codebook(tokenizer.codebook())
     except ValueError as error:
@@ -107,7 +123,8 @@ def _codes(spec: CodeSpec | LatentSpec) -> str:
     return f"{' + '.join(map(str, spec.vocab_sizes))} codes on {spec.grid[0]}x{spec.grid[1]}"
 
 
-def _tokenizer_of(run: Run, origin: Origin) -> Tokenizer:
+def _tokenizer_of(run: Run, generator: Generator) -> Tokenizer:
+    origin = generator.origin
     # A run that was moved, or is used from elsewhere, has its tokenizer beside it; the digest decides.
     place = Path(origin.tokenizer)
     place = place if place.exists() else run.folder.parent / place.name
@@ -116,7 +133,7 @@ def _tokenizer_of(run: Run, origin: Origin) -> Tokenizer:
             f"{run.name}: its tokenizer {origin.tokenizer} ({origin.tokenizer_digest[:12]}) is neither there nor beside"
             f" it; expected it at {place}"
         )
-    tokenizer = Tokenizer.from_pretrained(place)
+    tokenizer = _behind(generator.spec, Tokenizer.from_pretrained(place))
     if tokenizer.digest() != origin.tokenizer_digest:
         raise InputError(
             f"{run.name}: was trained behind other weights than {place} holds now; train in another folder"
@@ -124,14 +141,14 @@ def _tokenizer_of(run: Run, origin: Origin) -> Tokenizer:
     return tokenizer
 
 
-def open_codes(run: Run, origin: Origin) -> CodeCache:
+def open_codes(run: Run, generator: Generator) -> CodeCache:
     """The cache that a generator was trained on, to measure it by; of one trained on images, what takes its place.
 
     Raises InputError where it is gone, holds other codes now, or does not say of which images.
     """
-    codes = run.table().get("codes")
+    codes, origin = run.table().get("codes"), generator.origin
     if run.table().get("data") is not None:
-        online = OnlineCache(_tokenizer_of(run, origin), run.experiment(OnlineData, "data").images())
+        online = OnlineCache(_tokenizer_of(run, generator), run.experiment(OnlineData, "data").images())
         if online.digest != origin.codes_digest:
             raise InputError(
                 f"{online.folder}: has changed since {run.name} was trained on it; train in another folder"
@@ -158,7 +175,10 @@ def codes_of(experiment: GeneratorExperiment, device: torch.device) -> tuple[Cod
         assert experiment.data is not None
         assert tokenizer is not None  # the experiment has checked that
         check_size(experiment.data.size, tokenizer.factor)
+        if experiment.data.levels:
+            tokenizer = tokenizer.at_levels(experiment.data.levels)
         online = OnlineCache(tokenizer, experiment.data.images())
         return online, tokenizer.to(device)
+    tokenizer = None if tokenizer is None else _behind(cache.layout, tokenizer)
     check_cache(cache, tokenizer, experiment.tokenizer)
     return cache, tokenizer

@@ -35,9 +35,21 @@ def add_measured(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--size", type=size, default=0, metavar="PX", help=SIZE_HELP)
     parser.add_argument("--count", type=int, default=0, metavar="N", help="images, drawn over the split (default: all)")
+    add_levels(parser)
     add_reading(parser)
     parser.add_argument("--no-judge", action="store_true", help="leave out rFD(judge) and the training of its judge")
     parser.add_argument("--fid", **_network("rFID, with these Inception weights"))
+
+
+def add_levels(parser: argparse.ArgumentParser) -> None:
+    """Add the argument that says at which of its nested levels a tokenizer is used."""
+    parser.add_argument(
+        "--levels",
+        type=_levels,
+        default=0,
+        metavar="L",
+        help="of every dimension: one of tokenizer.quantizer.nested_levels (default: those it was saved with)",
+    )
 
 
 def measured_of(options: argparse.Namespace, lpips: str = "") -> Any:
@@ -52,6 +64,7 @@ def measured_of(options: argparse.Namespace, lpips: str = "") -> Any:
         judge=not options.no_judge,
         lpips=lpips,
         fid=options.fid,
+        levels=options.levels,
         reading=reading_of(options),
     )
 
@@ -111,6 +124,7 @@ def add_encode(verbs: Any) -> None:
         help="pictures cover R times the size before crops are taken (default: ten 1.1, random up to 1.25)",
     )
     encode.add_argument("--seed", type=int, default=0, metavar="N", help="of random crops (default 0)")
+    add_levels(encode)
     encode.add_argument("--batch", type=_batch, default=0, metavar="N", help="pictures that are encoded together")
     encode.add_argument(
         "--split",
@@ -128,6 +142,7 @@ def add_reconstruct(verbs: Any) -> None:
     reconstruct.add_argument("folder", type=Path, metavar="RUN", help="tokenizer run")
     reconstruct.add_argument("images", type=Path, nargs="+", metavar="PATH", help="images, and folders of them")
     reconstruct.add_argument("--out", type=Path, required=True, metavar="DIR")
+    add_levels(reconstruct)
     reconstruct.add_argument("--tile", type=int, default=None, metavar="PX", help="for large images: this much at once")
     reconstruct.add_argument("--alone", action="store_true", help="without the original beside it")
 
@@ -186,6 +201,7 @@ def _encode(options: argparse.Namespace) -> None:
             reading_of(options),
             _several(options),
             options.batch,
+            options.levels,
         )
     say(f"codes: {cache.folder}, {', '.join(f'{cache.count(split)} of {split}' for split in cache.splits)}")
 
@@ -199,6 +215,10 @@ def _crops(text: str) -> int:
 
 def _batch(text: str) -> int:
     return _positive(text, "expected a number of pictures")
+
+
+def _levels(text: str) -> int:
+    return _positive(text, "expected a number of levels")
 
 
 def _positive(text: str, expected: str) -> int:
@@ -224,6 +244,6 @@ def _reconstruct(options: argparse.Namespace) -> None:
     from ifsq import pipeline
 
     for line in pipeline.reconstruct(
-        options.folder, options.images, options.out, options.tile, options.alone, options.device
+        options.folder, options.images, options.out, options.tile, options.alone, options.device, options.levels
     ):
         say(line, everyone=True)  # each process tells of its own images

@@ -32,7 +32,7 @@ from ifsq.metrics.codebook import CodeCounts
 from ifsq.metrics.distribution import frechet_from_statistics
 from ifsq.metrics.ngram import MOST_POSITIONS, neighbour_entropy
 from ifsq.nn.modes import exact_float32
-from ifsq.sources import check_cache, workers_of
+from ifsq.sources import check_cache, load_tokenizer, workers_of
 from ifsq.store.run import Run
 from ifsq.tokenizer.model import Tokenizer
 from ifsq.training.distributed import World
@@ -56,7 +56,7 @@ def forecast_tokenizer(
 
     Raises InputError, before a judge is trained, and DataError where too few images can be read.
     """
-    tokenizer = Tokenizer.from_run(run).to(world.device)
+    tokenizer = load_tokenizer(run, world.device, options.levels)
     on = images_to_measure(run, options, tokenizer)
     if len(on.indices) > MOST_IMAGES:
         on = replace(on, indices=on.indices[:MOST_IMAGES], name=f"{on.name}, {MOST_IMAGES} drawn")

@@ -28,6 +28,7 @@ class TokenizerEvaluation:
     lpips    LPIPS: ``official`` for the published weights, found on this machine or fetched; the path of VGG16 weights
              for these; empty: not measured
     fid      rFID: ``official`` or the path of Inception weights; empty: not measured
+    levels   one of the tokenizer's nested levels; 0: those that it was saved with
     reading  how the images are read
     """
 
@@ -38,10 +39,11 @@ class TokenizerEvaluation:
     judge: bool = True
     lpips: str = ""
     fid: str = ""
+    levels: int = 0
     reading: Reading = field(default_factory=Reading)
 
     def __post_init__(self) -> None:
-        for name, least in (("size", min(height_width(self.size))), ("count", self.count)):
+        for name, least in (("size", min(height_width(self.size))), ("count", self.count), ("levels", self.levels)):
             if least < 0:
                 raise InputError(f"{name} {least}: expected at least 1")
 
@@ -84,6 +86,8 @@ def images_to_measure(run: Run, options: TokenizerEvaluation, tokenizer: Tokeniz
     name = name_of(data, split)
     if options.count:
         name, suffix = f"{name}, {options.count} drawn", f"{suffix}_{options.count}"
+    if options.levels:
+        suffix = f"{suffix}_levels_{options.levels}"
     return ImagesToMeasure(images, data, name, sample_indices(images, options.count or len(images)), suffix)
 
 

@@ -161,7 +161,7 @@ def asked_for(
         check_seed(seed)
         labels = choices(seed, count, generator.num_classes)
     else:
-        labels = labels_like(open_codes(run, generator.origin).read("train").labels, count)
+        labels = labels_like(open_codes(run, generator).read("train").labels, count)
     return AskedFor(labels, LAWS[classes])
 
 

@@ -111,11 +111,7 @@ class FSQ(Bottleneck):
         original = lattice.cells == "paper" and self.bound.name == "tanh"
         if bound_hard_clamp:
             self.bound = Clamp()
-        if lattice.cells == "paper" and not original and any(L % 2 == 0 for L in lattice.levels):
-            raise ValueError(
-                f"levels={list(lattice.levels)}: paper cells with bound={self.bound.name!r} need odd levels;"
-                " use cells='equal' or 'symmetric'"
-            )
+        _check_odd(lattice, original, self.bound)
         self.round_by(Rounding(lattice, num_codebooks, original))
         self.num_codebooks, self.keep_num_codebooks_dim = num_codebooks, keep
         self.return_indices, self.validate = return_indices, validate
@@ -132,9 +128,23 @@ class FSQ(Bottleneck):
             self.orthogonal_rot = nn.init.orthogonal_(torch.empty(len(self.levels), len(self.levels)))
 
     def round_by(self, rounding: Rounding) -> None:
-        """Use another cell rule from now on, on the same levels: the codes change their meaning."""
+        """Use another cell rule from now on, or one of `rounding_to`: the codes change their meaning.
+
+        Indices of a record that is there already are to be read before.
+        """
         self.rounding = rounding
         self._state(rounding.lattice)
+
+    def rounding_to(self, levels: Sequence[int]) -> Rounding:
+        """What rounds to other level counts behind the same bound, for `round_by`.
+
+        Raises ValueError for another number of them, and for what is refused in ``levels``.
+        """
+        if len(levels) != len(self.levels):
+            raise ValueError(f"levels={list(levels)}: expected {len(self.levels)} of them")
+        lattice = _lattice(levels, self.groups, self.digit_order, self.cells, False)
+        _check_odd(lattice, self.original, self.bound)
+        return Rounding(lattice, self.num_codebooks, self.original)
 
     @property
     def cells(self) -> str:
@@ -377,6 +387,15 @@ def _lattice(
     if preserve_symmetry and cells == "equal":
         raise ValueError("preserve_symmetry=True with cells='equal': expected one of the two")
     return Lattice(tuple(levels), sizes, digit_order, "symmetric" if preserve_symmetry else cells)
+
+
+def _check_odd(lattice: Lattice, original: bool, bound: Bound) -> None:
+    """The paper's cells have even levels with the first FSQ's tanh alone."""
+    if lattice.cells == "paper" and not original and any(L % 2 == 0 for L in lattice.levels):
+        raise ValueError(
+            f"levels={list(lattice.levels)}: paper cells with bound={bound.name!r} need odd levels;"
+            " use cells='equal' or 'symmetric'"
+        )
 
 
 def _check_axis(channel_first: bool, channel_axis: int | None) -> None:

@@ -15,13 +15,15 @@ from ifsq.calibration.calibrate import calibrate
 from ifsq.calibration.measure import can_fit
 from ifsq.calibration.report import Calibration
 from ifsq.config import InputError
+from ifsq.data.draws import Draws
 from ifsq.quantizers import BSQ, FSQ, KL, LFQ, VQ, Identity, ResidualFSQ
 from ifsq.quantizers.bottleneck import Bottleneck
+from ifsq.quantizers.rounding import Rounding
 from ifsq.tokenizer.checks import check_indices
 
 # The class of each kind and its options; the others must keep their defaults, or an experiment says what is not done.
 KINDS: dict[str, tuple[type[Bottleneck], tuple[str, ...]]] = {
-    "fsq": (FSQ, ("levels", "bound", "alpha", "cells", "groups", "digit_order")),
+    "fsq": (FSQ, ("levels", "nested_levels", "bound", "alpha", "cells", "groups", "digit_order")),
     "residual": (ResidualFSQ, ("levels", "stages", "bound", "alpha", "cells", "digit_order")),
     "vq": (
         VQ,
@@ -36,6 +38,8 @@ WITHIN = 0.5
 """Standard deviation of latents before the bound ``clamp``, which keeps -1 to 1."""
 LOGVAR = -4.0
 """Log variance that a variational bottleneck begins with, where its means have variance 1."""
+STREAM = 0x6E6573746564
+"""Of the draws of `NestedLevels`: the order of the images follows from the same seed."""
 ARGUMENTS = {"stages": "num_quantizers", "kl_weight": "weight"}  # options whose quantizer calls them otherwise
 
 
@@ -45,6 +49,8 @@ class QuantizerConfig:
 
     kind               ``fsq``, ``residual`` (FSQ in stages), ``vq``, ``lfq``, ``bsq``, ``kl`` (VAE), ``ae`` (nothing)
     levels             level count of every dimension (of a stage)
+    nested_levels      of ``fsq``: level counts of which training draws one for each step, the same in every dimension.
+                       ``levels`` are of these, and what the tokenizer is validated and loaded with. Empty: ``levels``
     bound              ``ifsq``, ``tanh``, ``gaussian``, ``clamp``, ``standardized``, ``quantile`` or ``learned``
     alpha              slope of the ``ifsq`` bound, and of what the last three start from
     cells              ``paper``, ``symmetric`` or ``equal``; residual: ``equal``
@@ -64,6 +70,7 @@ class QuantizerConfig:
 
     kind: Literal["fsq", "residual", "vq", "lfq", "bsq", "kl", "ae"] = "fsq"
     levels: tuple[int, ...] = (17, 17, 17, 17)
+    nested_levels: tuple[int, ...] = ()
     bound: Literal["ifsq", "tanh", "gaussian", "clamp", "standardized", "quantile", "learned"] = "ifsq"
     alpha: float = 1.6
     cells: Literal["paper", "symmetric", "equal"] = "paper"
@@ -88,9 +95,12 @@ class QuantizerConfig:
                     f"{option.name}={getattr(self, option.name)!r} with kind={self.kind!r}: expected options of this"
                     f" kind, {', '.join(own)}"
                 )
+        if self.nested_levels:
+            self._check_nested()
         try:
             with torch.device("meta"):  # the quantizer knows what it accepts; its size is no matter yet
-                self.make()
+                for levels in {self.levels, *((L,) * len(self.levels) for L in self.nested_levels)}:
+                    self._make(levels)
         except (RuntimeError, TypeError, OverflowError) as error:  # a size that is no int64
             raise ValueError(f"kind={self.kind!r}: {str(error).partition(chr(10))[0]}") from error
 
@@ -101,12 +111,35 @@ class QuantizerConfig:
 
     def make(self) -> Bottleneck:
         """The quantizer."""
+        return self._make(self.levels)
+
+    def at(self, levels: int) -> "QuantizerConfig":
+        """The same bottleneck at another of its level counts. Raises InputError where it is not trained at this one."""
+        everywhere = (levels,) * len(self.levels)
+        if levels not in self.nested_levels and everywhere != self.scalar_levels:
+            trained = ", ".join(map(str, self.nested_levels)) or " x ".join(map(str, self.scalar_levels))
+            raise InputError(f"levels {levels}: expected what the tokenizer was trained at, {trained or self.kind}")
+        return replace(self, levels=everywhere)
+
+    def _make(self, levels: tuple[int, ...]) -> Bottleneck:
         made: Any
         made, own = KINDS[self.kind]
-        given = {ARGUMENTS.get(name, name): getattr(self, name) for name in own}
+        given = {ARGUMENTS.get(name, name): getattr(self, name) for name in own if name != "nested_levels"}
         if "groups" in given:
             given["groups"] = self.groups or None
+        if "levels" in given:
+            given["levels"] = levels
         return made(**given, channel_first=True)
+
+    def _check_nested(self) -> None:
+        """Raise ValueError unless level counts are given once, in order, and ``levels`` are one of them everywhere."""
+        nested = list(self.nested_levels)
+        if nested != sorted(set(nested)):
+            raise ValueError(f"nested_levels={nested}: expected level counts from the least to the most, each once")
+        if len(set(self.levels)) != 1 or self.levels[0] not in nested:
+            raise ValueError(
+                f"levels={list(self.levels)} with nested_levels={nested}: expected one of these in every dimension"
+            )
 
 
 def in_force(config: QuantizerConfig, quantizer: Bottleneck) -> QuantizerConfig:
@@ -114,6 +147,38 @@ def in_force(config: QuantizerConfig, quantizer: Bottleneck) -> QuantizerConfig:
     if not isinstance(quantizer, FSQ):
         return config
     return replace(config, bound=cast(Any, quantizer.bound.name), cells=cast(Any, quantizer.cells))
+
+
+def round_to(quantizer: Bottleneck, config: QuantizerConfig) -> None:
+    """Give a quantizer the levels of a config that is otherwise its own."""
+    if isinstance(quantizer, FSQ) and quantizer.levels != config.levels:
+        quantizer.round_by(quantizer.rounding_to(config.levels))
+
+
+class NestedLevels:
+    """Draws one of the ``nested_levels`` for every step of a training: uniformly, by its seed and the step alone.
+
+    All parts of a step, in all processes, and a run that goes on draw the same.
+    """
+
+    def __init__(self, config: QuantizerConfig, quantizer: Bottleneck, seed: int) -> None:
+        assert isinstance(quantizer, FSQ)  # the config has checked that
+        dim = len(config.levels)
+        self.seed = seed
+        # Made once: each keeps its tables on the accelerator.
+        self._roundings = [quantizer.rounding_to((levels,) * dim) for levels in config.nested_levels]
+
+    def draw(self, step: int) -> int:
+        """The level count of a step."""
+        return self._drawn(step).levels[0]
+
+    def use(self, quantizer: Bottleneck, step: int) -> None:
+        """Let the quantizer round to the levels of a step."""
+        assert isinstance(quantizer, FSQ)
+        quantizer.round_by(self._drawn(step))
+
+    def _drawn(self, step: int) -> Rounding:
+        return self._roundings[Draws(self.seed, step, STREAM).below(len(self._roundings))]
 
 
 def expected_deviation(quantizer: Bottleneck) -> float | None:
@@ -181,6 +246,7 @@ def rate_of(quantizer: QuantizerConfig) -> dict[str, str]:
     bits = stages * sum(map(log2, levels))
     return {
         "levels": " x ".join(map(str, levels)) + (f", {stages} stages" if stages > 1 else ""),
+        **({"trained at levels": ", ".join(map(str, quantizer.nested_levels))} if quantizer.nested_levels else {}),
         "bits a position": f"{bits:.4g}",
         "tokens a position": str(tokens),
         **({"bits a token": f"{bits / tokens:.4g}, on average"} if tokens > 1 else {"bits a token": f"{bits:.4g}"}),

@@ -4,6 +4,7 @@
 its weights is its identity in code caches and protocol cards.
 """
 
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ifsq.codes import CodeSpec, LatentSpec, Sampled
-from ifsq.config import InputError, build, to_dict
+from ifsq.config import InputError, build, digest, to_dict
 from ifsq.quantizers.bottleneck import Bottleneck
 from ifsq.store.hub import push
 from ifsq.store.model import save_model
@@ -22,7 +23,7 @@ from ifsq.store.model_card import UNKNOWN, Provenance, model_card
 from ifsq.store.run import Run
 from ifsq.store.weights import build_with, weights_digest
 from ifsq.tokenizer.blocks import unrounded
-from ifsq.tokenizer.bottleneck import QuantizerConfig, in_force, rate_of, taken_indices
+from ifsq.tokenizer.bottleneck import QuantizerConfig, in_force, rate_of, round_to, taken_indices
 from ifsq.tokenizer.checks import check_codes, check_images
 from ifsq.tokenizer.conv import ConvConfig, Decoded, Decoder, Encoder
 from ifsq.tokenizer.tiling import Tiling, tiled
@@ -152,6 +153,17 @@ class Tokenizer(nn.Module):
             raise ValueError("neither codes nor indices: expected what a generator draws")
         return self.decode_indices(drawn.indices)
 
+    def at_levels(self, levels: int) -> "Tokenizer":
+        """A copy that rounds to so many levels in every dimension: one of those that ``nested_levels`` trained.
+
+        Weights and mode are the same. Raises InputError for any other.
+        """
+        config = replace(self.config, quantizer=self.config.quantizer.at(levels))
+        copied = deepcopy(self)
+        copied.config = config
+        round_to(copied.quantizer, config.quantizer)
+        return copied
+
     def codebook(self) -> Float[Tensor, "v d"] | None:
         """The vectors that a cache's digits number, float32 on the CPU; None of other tokenizers."""
         lattice = self.quantizer.lattice
@@ -232,8 +244,10 @@ class Tokenizer(nn.Module):
         return spec
 
     def digest(self) -> str:
-        """SHA-256 of the weights: the tokenizer's identity."""
-        return weights_digest(self)
+        """SHA-256 of the weights, with nested levels of weights and ``levels``: the tokenizer's identity."""
+        quantizer = self.config.quantizer
+        weights = weights_digest(self)
+        return digest([weights, list(quantizer.levels)]) if quantizer.nested_levels else weights
 
     def describe(self) -> dict[str, Any]:
         """JSON from which `from_description` builds the same architecture."""
@@ -307,7 +321,7 @@ def tokenizer_card(tokenizer: Tokenizer, made: Provenance) -> str:
         "bottleneck": kind,
         "code dimensions": str(tokenizer.quantizer.dim),
         **rate_of(config.quantizer),
-        "SHA-256 of the weights": tokenizer.digest(),
+        f"SHA-256 of the weights{' and the levels' if config.quantizer.nested_levels else ''}": tokenizer.digest(),
     }
     use = (
         "import ifsq",

@@ -11,6 +11,7 @@ from ifsq.config import InputError
 from ifsq.data.images import ImageSource
 from ifsq.data.sampler import ImageBatch, ImageBatches, StepSampler
 from ifsq.tokenizer.adversarial import Adversary
+from ifsq.tokenizer.bottleneck import NestedLevels
 from ifsq.tokenizer.losses import LossConfig, tokenizer_loss
 from ifsq.tokenizer.model import Tokenizer
 from ifsq.training.config import TrainConfig
@@ -40,6 +41,10 @@ class TokenizerTask(Task):
         self.source, self.weights, self.config = source, loss, config
         self.perceptual, self.validation = perceptual, validation
         self._described = model.describe()
+        quantizer = model.config.quantizer
+        self.nested: NestedLevels | None = None  # what each step is quantized to
+        if quantizer.nested_levels:
+            self.nested = NestedLevels(quantizer, model.quantizer, config.seed)
         self._reconstructed: Tensor | None = None  # by the latest `loss`, for the discriminator's half of the step
         self.adversary: Adversary | None = None
         if loss.adversarial is not None:
@@ -75,24 +80,34 @@ class TokenizerTask(Task):
         return step % 2 == 0, step % 2 == 1
 
     def loss(self, model: Tokenizer, batch: ImageBatch, rng: torch.Generator, step: int) -> dict[str, Tensor]:
+        drawn = self._draw_levels(model, step)
         try:
             out = model(batch.images)
         except ValueError as error:  # the quantizer refuses what is not finite
             raise InputError(f"training diverged ({error}); lower train.optim.lr, in a new folder") from error
         # Kept only for a discriminator that has its turn on the same part: a later step would see what no longer is.
         self._reconstructed = out.images.detach() if self.turns(step)[1] else None
-        return tokenizer_loss(
+        losses = tokenizer_loss(
             batch.images, out, self.model.decoder, self.weights, self.perceptual, self.adversary, step
         )
+        return {**losses, **drawn}
 
     def opponent_loss(self, opponent: Adversary, model: Tokenizer, batch: ImageBatch, step: int) -> dict[str, Tensor]:
         reconstructed, self._reconstructed = self._reconstructed, None
         if reconstructed is None:  # the model does not play in this step
             model.eval()
+            self._draw_levels(model, step)
             with torch.no_grad():
                 reconstructed = model(batch.images).images
         losses = opponent(batch.images, reconstructed, step)
         return {"loss": losses.pop("discriminator"), **losses}
+
+    def _draw_levels(self, model: Tokenizer, step: int) -> dict[str, Tensor]:
+        """Let the model round to the levels of a step, and say how many those are, for the log."""
+        if self.nested is None:
+            return {}
+        self.nested.use(model.quantizer, step)
+        return {"levels": torch.full((), float(self.nested.draw(step)), device=next(model.parameters()).device)}
 
     def validate(self, model: Tokenizer, world: World) -> dict[str, float]:
         return self.validation(model, world)

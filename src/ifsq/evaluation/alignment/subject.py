@@ -121,7 +121,7 @@ def _images(run: Run, asked: AlignmentAnalysis, pair: Pair) -> ImagesToMeasure:
     else:
         if not run.trained:
             raise InputError(f"{run.name}: is not a training run and has no images of its own; give --data")
-        cache = open_codes(run, pair.generator.origin)
+        cache = open_codes(run, pair.generator)
         data = replace(build(DataConfig, cache.about["data"], str(cache.folder)), **asked.reading.options())
         split = split_called(data, asked.split) if asked.split else "val" if "val" in cache.splits else "train"
     data = replace(data, flip=False, crop="center")
