@@ -102,6 +102,49 @@ def test_an_address_follows_from_what_decides_the_weights(place):
     assert changed == {"generator-eval"}
 
 
+def test_a_grid_lies_over_another(place):
+    text = """over = "grid.toml"
+    axes.bits = [3]
+    seeds.training = [4]
+    left_out = []
+    budget.generator.images = 8
+    [[settings]]
+    when = { bits = 3 }
+    tokenizer.tokenizer.quantizer.levels = [7, 7]
+    """
+    below, above = load_grid(place / "grid.toml"), load_grid(written(place, "over", text))
+    assert above.axes == {"tokenizer": below.axes["tokenizer"], "bits": (3,)}
+    assert (above.seeds.training, above.seeds.sampling, above.left_out) == ((4,), below.seeds.sampling, ())
+    assert above.settings[:-1] == below.settings
+    bases = Bases.read(above, place)
+    assert bases.of(above, {"tokenizer": "fsq", "bits": 3}, "tokenizer")["tokenizer"]["quantizer"] == {
+        "levels": [7, 7],
+        "bound": "tanh",
+    }
+    assert load_grid(place / "over.toml", ["--seeds.training", "[5]"]).seeds.training == (5,)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("over = 3", "over 3: expected the name of a grid file beside it"),
+        ('over = "none.toml"', "none.toml: no such file"),
+        ('over = "first.toml"', "over 'first.toml', which lies over another itself"),
+        ('over = "grid.toml"\nsettings = 3', "settings"),
+        (
+            'over = "grid.toml"\nbudget.generator.flops = 1e9',
+            "budget.generator: flops and images: expected one of them",
+        ),
+    ],
+)
+def test_what_is_wrong_with_what_lies_below_is_said(place, text, message):
+    written(place, "first", 'over = "grid.toml"')
+    with pytest.raises(InputError) as caught:
+        load_grid(written(place, "second", text))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 def test_other_pictures_are_another_stage(place, tmp_path):
     text = (place / "tok.toml").read_text()
     (tmp_path / "more").symlink_to(place / "pictures")

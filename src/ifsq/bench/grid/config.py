@@ -292,10 +292,13 @@ def values_of(wanted: Value | tuple[Value, ...]) -> tuple[Value, ...]:
 def load_grid(path: Path, overrides: Iterable[str] = ()) -> Grid:
     """Read a grid file. Raises InputError in one line for whatever is wrong with it.
 
+    A file with ``over = "FILE"`` lies over that grid file, which is beside it: it says what is other, its settings come
+    behind those of that file, and any other list takes the place of that file's.
+
     overrides  ``--section.key value``, as ``--seeds.training [0]``; an axis may be given fewer values, and settings of
                the others then say nothing
     """
-    table = config.read_toml(path)
+    table = _with_below(path)
     usual = {"evaluation": {"generator": {"twin": False}}}  # an untrained twin of every cell tells little
     own = config.build(Grid, config.merge(usual, table), str(path))
     given = config.parse_overrides(overrides, Grid)
@@ -309,6 +312,23 @@ def load_grid(path: Path, overrides: Iterable[str] = ()) -> Grid:
                 f"{path}: settings: a generator changes {', '.join(sorted(setting.sets))}; expected itself"
             )
     return grid
+
+
+def _with_below(path: Path) -> dict[str, Any]:
+    """The table of a grid file, laid over the one that it names."""
+    table = config.read_toml(path)
+    if "over" not in table:
+        return table
+    name = table.pop("over")
+    if not isinstance(name, str):
+        raise InputError(f"{path}: over {name!r}: expected the name of a grid file beside it")
+    below = config.read_toml(path.parent / name)
+    if "over" in below:
+        raise InputError(f"{path}: over {name!r}, which lies over another itself; expected one that does not")
+    settings = [below.get("settings", []), table.get("settings", [])]
+    if all(isinstance(one, list) for one in settings):  # what is none is refused by its name below
+        table["settings"] = [*settings[0], *settings[1]]
+    return config.merge(below, table)
 
 
 def _check(when: When, known: Mapping[str, Any], where: str) -> None:
