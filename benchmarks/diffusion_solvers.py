@@ -153,7 +153,7 @@ def _measure(place: Path, folder: str) -> None:
         assert isinstance(model, DiffusionGenerator)
         assert isinstance(model.spec, CodeSpec)
         asked = GeneratorEvaluation(samples=SAMPLES, twin=False, features=())
-        held = hold(run, pair, open_codes(run, model.origin), asked, DiffusionSampling(), world, Silent())
+        held = hold(run, pair, open_codes(run, model), asked, DiffusionSampling(), world, Silent())
         names, fine = list(DRAWN), dict[int, Tensor]()
         for name, seed in [*product(names[:FIRST], SEEDS), *product(names[FIRST:], SEEDS)]:
             if any((row["seed"], row["drawn"]) == (seed, name) for row in _rows(place)):

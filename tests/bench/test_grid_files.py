@@ -1,4 +1,4 @@
-"""The shipped grids: three forms of each, of the same cells, whose headers say how they are run; all of them plan.
+"""The shipped grids: three forms of each, two of `nested`; headers that say how they are run; all of them plan.
 
 That they load is in ``test_surface``.
 """
@@ -18,6 +18,7 @@ from ifsq.bench.grid.plan import plan_grid
 FOLDER = experiment_file("grids")
 LAPTOP = ("bits", "compute", "alignment")
 FORMS = [f"{name}{form}" for name in LAPTOP for form in ("", "_minutes", "_imagenet")]
+FORMS += ["nested", "nested_minutes"]
 MORE = {
     "bits": {("vq", 4, "ar"), ("vq", 4, "diffusion")},
     "compute": set(),
@@ -50,6 +51,11 @@ def test_all_forms_have_the_same_cells(name):
     seeds = {form: load_grid(FOLDER / f"{name}{form}.toml").seeds for form in ("", "_minutes", "_imagenet")}
     assert min(len(seeds[form].training) for form in ("", "_imagenet")) >= 3
     assert set(seeds["_minutes"].training) < set(seeds[""].training)
+
+
+def test_nested_rates_are_asked_in_minutes_too():
+    assert of("nested_minutes") == of("nested")
+    assert len(load_grid(FOLDER / "nested.toml").seeds.training) >= 3
 
 
 @pytest.mark.parametrize("name", FORMS)

@@ -348,3 +348,37 @@ def test_a_grid_is_found_by_name(place):
     lines, rows = show_plan(place / "grid.toml", place / "out", SMALL)
     assert any(line.startswith("equal of all generators: train.batch 4") for line in lines)
     assert len(rows) == len(plan_grid(place / "grid.toml", place / "out", SMALL).stages)
+
+
+NESTED = """
+tokenizer = "tok.toml"
+generators = { diffusion = "diffusion.toml" }
+[axes]
+tokenizer = ["fixed", "nested"]
+bits = [2, 3]
+[[settings]]
+when = { tokenizer = "fixed", bits = 3 }
+tokenizer.tokenizer.quantizer.levels = [9, 9]
+[[settings]]
+when = { tokenizer = "nested" }
+tokenizer.tokenizer.quantizer = { levels = [9, 9], nested_levels = [5, 9] }
+[[settings]]
+when = { tokenizer = "nested", bits = 2 }
+codes.levels = LEVELS
+"""
+
+
+def test_a_tokenizer_of_several_rates_is_trained_once_and_measured_and_encoded_at_each(place):
+    plan = plan_grid(written(place, "nested", NESTED.replace("LEVELS", "5")), place / "out")
+    kinds = [stage.kind for stage in plan.stages.values()]
+    assert {kind: kinds.count(kind) for kind in set(kinds)} == {
+        "tokenizer": 3, "tokenizer-eval": 4, "codes": 4, "diffusion": 4, "generator-eval": 4,
+    }  # fmt: skip
+    (nested,) = (name for name, users in plan.users.items() if users == ["nested 2", "nested 3"])
+    behind = [stage for stage in plan.stages.values() if stage.inputs.get("tokenizer") == nested]
+    levels = {(stage.kind, stage.config.get("levels", 0)) for stage in behind}
+    assert levels >= {("tokenizer-eval", 5), ("tokenizer-eval", 0), ("codes", 5), ("codes", 0)}
+    of = [figures.cell for figures in plan.figures if figures.of == nested]
+    assert of == [{"tokenizer": "nested", "bits": 2}, {"tokenizer": "nested", "bits": 3}]
+    with pytest.raises(InputError, match="levels 7: expected what the tokenizer was trained at, 5, 9"):
+        plan_grid(written(place, "nested", NESTED.replace("LEVELS", "7")), place / "out")

@@ -271,8 +271,13 @@ class Grid:
 
     @property
     def of_tokenizer(self) -> set[str]:
-        """Axes that a tokenizer depends on: those by which some setting changes it, and ``tokenizer``."""
-        changing = {name for setting in self.settings if setting.sets & {"tokenizer"} for name in setting.when}
+        """Axes that a tokenizer depends on: those by which some setting changes it or its levels, and ``tokenizer``."""
+        changing = {
+            name
+            for setting in self.settings
+            if "tokenizer" in setting.sets or "levels" in setting.codes
+            for name in setting.when
+        }
         return (changing | {"tokenizer"}) & self.values.keys()
 
     def resource(self, kind: str) -> Resources:

@@ -158,6 +158,7 @@ class _Planner:
         stage = self._trained(work.TrainTokenizer, experiment, inputs, (), self.plan.costs[key])
         stage, place = self.plan.add(stage, own), folder_of(self.plan.out, stage.name)
         options = self.grid.evaluation.tokenizer
+        options = replace(options, levels=self._encoding(cell).levels or options.levels)
         measures = Stage("tokenizer-eval", identity(options), {}, work.MeasureTokenizer(place, options))
         self._measure(own, seed, None, stage, measures)
         return stage
@@ -170,7 +171,7 @@ class _Planner:
             raise InputError(f"{where}: expected exactly one section of a kind of generator")
         over: dict[str, Any] = {"train": {"seed": seed}, "out": "", "tokenizer": str(folder_of(out, tokenizer.name))}
         needs, inputs = [tokenizer.name], {"tokenizer": tokenizer.name}
-        how = build(work.Encoding, self.bases.of(self.grid, cell, "codes"), f"codes of {told(cell)}")
+        how = self._encoding(cell)
         if "data" not in table:
             codes = self._codes(cell, tokenizer, behind, how)
             over["codes"] = str(folder_of(out, codes.name))
@@ -186,6 +187,9 @@ class _Planner:
         experiment = replace(experiment, train=train)
         needs += [name for name in teachers.values() if name in self.plan.stages]
         return self.plan.add(self._trained(work.TrainGenerator, experiment, inputs, tuple(needs), cost), cell)
+
+    def _encoding(self, cell: Cell) -> work.Encoding:
+        return build(work.Encoding, self.bases.of(self.grid, cell, "codes"), f"codes of {told(cell)}")
 
     def _codes(self, cell: Cell, tokenizer: Stage, behind: TokenizerExperiment, how: work.Encoding) -> Stage:
         place = folder_of(self.plan.out, tokenizer.name)
@@ -284,9 +288,12 @@ class _Planner:
         data = behind.data if experiment.data is None else experiment.data.images()
         if how.size is not None and experiment.data is None:
             data = replace(data, size=how.size)
-        key = digest([identity(replace(experiment, train=TrainConfig())), identity(behind.tokenizer), data.sides])
+        tokenizer, levels = behind.tokenizer, how.levels if experiment.data is None else experiment.data.levels
+        if levels:
+            tokenizer = replace(tokenizer, quantizer=tokenizer.quantizer.at(levels))
+        key = digest([identity(replace(experiment, train=TrainConfig())), identity(tokenizer), data.sides])
         if key not in self.plan.costs:
-            layout, code_dim = layout_of(behind.tokenizer, data.sides)
+            layout, code_dim = layout_of(tokenizer, data.sides)
             classes = self._looked_at(data, behind.tokenizer.conv.in_channels)[1]
             self.plan.costs[key] = generator_flops(experiment, layout, classes, code_dim)
         return self.plan.costs[key]

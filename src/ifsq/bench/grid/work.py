@@ -72,16 +72,18 @@ class TrainGenerator:
 class Encoding:
     """How a grid writes codes: arguments of `ifsq.pipeline.encode`.
 
-    size   pixels a side, or height and width; None: what the tokenizer was trained on
-    flip   the codes of the mirrored images too
-    crops  several of each training image
-    batch  pictures that pass through the tokenizer together; 0: as many as are usual at their size
+    size    pixels a side, or height and width; None: what the tokenizer was trained on
+    flip    the codes of the mirrored images too
+    crops   several of each training image
+    batch   pictures that pass through the tokenizer together; 0: as many as are usual at their size
+    levels  one of the tokenizer's nested levels, at which it is measured too; 0: those of its experiment
     """
 
     size: Size | None = None
     flip: bool = False
     crops: Crops | None = None
     batch: int = 0
+    levels: int = 0
 
 
 @dataclass(frozen=True)
@@ -100,8 +102,9 @@ class Encode:
         """See `Work`."""
         how = self.how
         pipeline.encode(
-            self.tokenizer, self.source, folder, how.size, how.flip, device, reporter, crops=how.crops, batch=how.batch
-        )
+            self.tokenizer, self.source, folder, how.size, how.flip, device, reporter,
+            crops=how.crops, batch=how.batch, levels=how.levels,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
