@@ -19,7 +19,8 @@ from pathlib import Path
 import torch
 
 from ifsq import pipeline
-from ifsq.bench.demo import FEATURES, experiment_file
+from ifsq.bench.demo import FEATURES
+from ifsq.bench.shipped import experiment_file
 from ifsq.evaluation import GeneratorEvaluation
 from ifsq.evaluation.record import read_evaluation
 from ifsq.experiment import load_generator_experiment

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from ifsq import pipeline
-from ifsq.bench.demo import experiment_file
+from ifsq.bench.shipped import experiment_file
 from ifsq.evaluation import GeneratorEvaluation
 from ifsq.experiment import load_generator_experiment
 from ifsq.sources import load_pair

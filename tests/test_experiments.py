@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from ifsq import pipeline
-from ifsq.bench.demo import experiment_file
+from ifsq.bench.shipped import experiment_file
 from ifsq.config import read_toml, to_dict
 from ifsq.evaluation import tokenizer as measuring
 from ifsq.experiment import load_tokenizer_experiment

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ifsq import pipeline
-from ifsq.bench.demo import experiment_file
+from ifsq.bench.shipped import experiment_file
 from ifsq.codes.cache import CodeCache
 from ifsq.experiment import GeneratorExperiment, load_generator_experiment, load_tokenizer_experiment
 from ifsq.generators import Generator

@@ -11,9 +11,9 @@ import torch
 from tests.test_generator_experiments import tokenizer_file
 
 import ifsq
-from ifsq.bench.demo import experiment_file
 from ifsq.bench.grid.cells import Bases, cells
 from ifsq.bench.grid.config import load_grid
+from ifsq.bench.shipped import experiment_file
 from ifsq.experiment import EXPERIMENTS as GENERATORS
 from ifsq.experiment import TokenizerExperiment, load_generator_experiment, load_tokenizer_experiment
 from ifsq.pretrained.teachers.trained import PatchNet

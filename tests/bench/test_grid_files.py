@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ifsq.bench.demo import experiment_file
 from ifsq.bench.grid import plan as planning
 from ifsq.bench.grid.cells import cells
 from ifsq.bench.grid.config import load_grid
 from ifsq.bench.grid.plan import plan_grid
+from ifsq.bench.shipped import experiment_file
 
 FOLDER = experiment_file("grids")
 LAPTOP = ("bits", "compute", "alignment")

@@ -213,15 +213,15 @@ def test_what_is_wrong_with_a_grid_is_said(place, given, message):
 AR_ALONE = '[[settings]]\nwhen = { generator = "ar" }'
 TAUGHT = '[[settings]]\ngenerator.alignment = {depth = 1, weight = 1, teachers = [{source = "grid"}]}\n[budget]'
 UNEQUAL = (
-    "ifsq 2 ar and ifsq 2 diffusion: train.optim.lr 0.5 against 0.001; make it equal by a setting, or say that it is"
-    ' not: differ = ["train.optim.lr"]'
+    "ifsq bits 2 ar and ifsq bits 2 diffusion: train.optim.lr 0.5 against 0.001; make it equal by a setting, or say"
+    ' that it is not: differ = ["train.optim.lr"]'
 )
 
 
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("levels = [9, 9]", "levels = [1, 9]", "of ifsq 3"),
+        ("levels = [9, 9]", "levels = [1, 9]", "of ifsq bits 3"),
         ('drop = ["tokenizer.', 'drop = ["tokenizer.x.', "drop tokenizer.x.tokenizer.quantizer: the experiment below"),
         ("when = { bits = 3 }", 'when = { bits = 3, generator = "ar" }', "a generator changes tokenizer"),
         ('when = { tokenizer = "ae", generator = "ar" }', "when = { }", "left_out: no cell is left"),

@@ -1,5 +1,7 @@
 """A grid's comparisons: which cells they are of, what is taken as their figures, and seeds until they are decided."""
 
+from dataclasses import replace
+
 import pytest
 
 from ifsq.bench.grid.cells import cells, told
@@ -64,7 +66,7 @@ def test_figures_are_of_the_newest_step_and_every_sampling_seed():
         measured(cell, 1, 5.0),
         measured(cell, 0, 7.0, value="low"), measured({"bound": "other", "generator": "ar"}, 0, 1.0),
     ]  # fmt: skip
-    assert figures_of(GRID, rows) == {"tanh ar by FD(judge), distance": {0: [3.0, 4.0], 1: [5.0]}}
+    assert figures_of(GRID, rows) == {"tanh ar by FD(judge), distance": {0: (3.0, 4.0), 1: (5.0,)}}
 
 
 def test_seeds_are_added_until_every_comparison_is_decided():
@@ -98,6 +100,8 @@ def test_what_cannot_be_compared_is_refused():
         )
     with pytest.raises(ValueError, match="protocol and compare: expected both or neither"):
         Grid(GRID.axes, "t", GRID.generators, settings=GRID.settings, compare=(BY_FD,))
+    with pytest.raises(ValueError, match="are compared twice over one axis by one figure"):
+        replace(GRID, compare=(BY_FD, replace(BY_FD, better="higher")))
     with pytest.raises(ValueError, match=r"protocol\.guidance: no grid searches it yet"):
         Grid({}, "t", GRID.generators, protocol=Protocol(guidance=(1.0, 2.0)), compare=(BY_FD,))
     alone = Grid({}, "t", {"ar": "ar.toml"}, protocol=PROTOCOL, compare=(BY_FD,))

@@ -7,9 +7,13 @@ import numpy as np
 import pytest
 from measured import measurement, write_grid
 
+from ifsq.bench.grid.config import Compared, Grid, Setting
+from ifsq.bench.grid.verdicts import verdicts_of
+from ifsq.bench.grid_page import grid_page
 from ifsq.bench.measurement import MEASUREMENTS, write_measurements
+from ifsq.bench.protocol import Protocol
 from ifsq.bench.summary import summary_of, winner_of
-from ifsq.config import InputError
+from ifsq.config import InputError, to_dict
 
 
 @pytest.fixture(scope="module")
@@ -117,3 +121,29 @@ def test_the_grid_says_how_its_seeds_decide(tmp_path):
     words = {verdict.words for family in summary.families for verdict in family.verdicts}
     assert "open" in words
     assert "not told apart" not in words, "the cap is not reached"
+
+
+def test_a_grid_that_names_its_comparisons_is_judged_by_them_alone(tmp_path):
+    measured = write_grid(tmp_path)
+    axes = {"data": ("photos",), "tokenizer": ("fsq", "ifsq"), "bits": (2, 3, 4)}
+    changed = {"tokenizer": {"train": {"steps": 3}}}
+    asked = (
+        Compared("bits", "rFD(judge)", "distance", of="tokenizer"),
+        Compared("generator", "FD(judge)", "distance"),
+    )
+    grid = Grid(
+        axes, "tokenizer.toml", {"ar": "ar.toml", "diffusion": "diffusion.toml"},
+        settings=tuple(Setting({axis: axes[axis]}, **changed) for axis in axes),
+        protocol=Protocol(looks=(3, 5), error=0.1), compare=asked,
+    )  # fmt: skip
+    (tmp_path / "grid.json").write_text(json.dumps({"command": ["bench"], "grid": to_dict(grid)}))
+    summary = summary_of(tmp_path)
+    assert {family.metric: len(family.verdicts) for family in summary.families} == {"rFD(judge)": 6, "FD(judge)": 6}
+    shown = [verdict for family in summary.families for verdict in family.verdicts]
+    own = verdicts_of(grid, measured)
+    assert [(one.gap, one.error, one.decided) for one in shown] == [(one.gap, one.error, one.decided) for one in own]
+    assert shown[-1].words == "ifsq bits 4 diffusion above ifsq bits 4 ar"
+    assert own[-1].words.startswith("photos ifsq bits 4 diffusion by FD(judge), distance above photos ifsq bits 4 ar")
+    page = grid_page(summary, "grid", "here")
+    assert page.verdict.startswith("By FD(judge): diffusion is better than ar in 6 of 6 pairs.")
+    assert "false verdict in all of the grid's comparisons is at most 10%" in page.sections[0].blocks[0].caption

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ifsq import pipeline
-from ifsq.bench.demo import experiment_file
+from ifsq.bench.shipped import experiment_file
 from ifsq.cli import main
 from ifsq.config import InputError
 from ifsq.data import DataConfig, open_images

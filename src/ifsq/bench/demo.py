@@ -5,11 +5,11 @@ Each stage knows what is already done, so the same command continues wherever it
 
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib.resources import files
 from pathlib import Path
 
 from ifsq import pipeline
 from ifsq.bench.report import write_report
+from ifsq.bench.shipped import experiment_file
 from ifsq.config import InputError, parse_overrides
 from ifsq.evaluation import GeneratorEvaluation
 from ifsq.evaluation.record import read_evaluation
@@ -65,12 +65,6 @@ def demo(out: Path, overrides: Sequence[str], device: str, reporter: Reporter) -
             pipeline.evaluate_generator(run, _asked(), device, reporter)
         runs.append(run)
     return write_report([tokenizer, *runs], out / "report.html")
-
-
-def experiment_file(name: str) -> Path:
-    """An experiment that is shipped: inside the installed package, or in the checkout of a development install."""
-    installed = Path(str(files("ifsq"))) / "experiments" / name
-    return installed if installed.is_file() else Path(__file__).resolve().parents[3] / "experiments" / name
 
 
 def _asked() -> GeneratorEvaluation:

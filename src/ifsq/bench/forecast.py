@@ -11,7 +11,7 @@ from statistics import fmean
 
 from scipy.stats import rankdata
 
-from ifsq.bench.measurement import Measurement
+from ifsq.bench.measurement import Measurement, by_seed, newest
 from ifsq.bench.protocol import SEARCH_SEEDS
 from ifsq.config import InputError
 from ifsq.metrics.intervals import NORMAL
@@ -127,18 +127,8 @@ def _words(one: RankCorrelation | None) -> str:
 
 
 def _means(measurements: Iterable[Measurement]) -> dict[tuple[Cell, Named], float]:
-    """Mean over training seeds of every cell's figures, each seed by its newest step."""
-    newest: dict[tuple[Cell, Named], dict[int, tuple[float, list[float]]]] = {}
-    for one in measurements:
-        if one.seed >= SEARCH_SEEDS:
-            continue
-        cell: Cell = tuple(sorted(one.cell.items()))
-        seeds = newest.setdefault((cell, (one.metric, one.value)), {})
-        step = math.inf if one.step is None else one.step
-        at, figures = seeds.get(one.seed, (-math.inf, []))
-        if step >= at:
-            seeds[one.seed] = step, [*(figures if step == at else []), one.figure]
-    return {
-        key: fmean(seed_means({seed: figures for seed, (_, figures) in seeds.items()}).values())
-        for key, seeds in newest.items()
-    }
+    """Mean over training seeds of every cell's figures at its newest step."""
+    found: dict[tuple[Cell, Named], list[Measurement]] = {}
+    for one in newest(one for one in measurements if one.seed < SEARCH_SEEDS):
+        found.setdefault((tuple(sorted(one.cell.items())), (one.metric, one.value)), []).append(one)
+    return {key: fmean(seed_means(by_seed(of)).values()) for key, of in found.items()}

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from ifsq.bench.charts import Line, line_chart, mark
+from ifsq.bench.figures import ARROWS, compute_text, decimals_of, interval_text, text_of, titled
 from ifsq.bench.figures import better as side_of
-from ifsq.bench.figures import compute_text, decimals_of, interval_text, text_of, titled
 from ifsq.bench.page import Block, Charts, Commands, Details, Fact, Page, Pictures, Section, Table
 from ifsq.bench.pictures import GAP, SCALE, level_bars, picture
 from ifsq.bench.summary import Family, Figure, Summary, winner_of
@@ -63,7 +63,8 @@ def grid_page(summary: Summary, title: str, machine: str) -> Page:
 def _headline(summary: Summary) -> Family | None:
     """The family that the sentence at the top is of: generators where there are any, by their first metric."""
     metrics = [one.metric for one in (summary.kinds[-1] if summary.kinds else [])]
-    return next((family for metric in metrics for family in summary.families if family.metric == metric), None)
+    named = (family for metric in metrics for family in summary.families if family.metric == metric)
+    return next(named, next(iter(summary.families), None))
 
 
 def _verdict(summary: Summary) -> str:
@@ -101,14 +102,14 @@ def _mean(one: Figure, decimals: int | None = None) -> str:
 def _verdicts(summary: Summary) -> list[Block]:
     headline, blocks = _headline(summary), list[Block]()
     for family in summary.families:
-        table = _family(family)
+        table = _family(family, alone=summary.about.grid is None)
         decided = sum(verdict.decided for verdict in family.verdicts)
-        folded = f"{titled(family.metric)}: {decided} of {len(family.verdicts)} told apart"
+        folded = f"{family.metric} {ARROWS[family.side]}: {decided} of {len(family.verdicts)} told apart"
         blocks.append(table) if family is headline else blocks.append(Details(folded, table))
     return sorted(blocks, key=lambda block: block.kind != "table")
 
 
-def _family(family: Family) -> Table:
+def _family(family: Family, *, alone: bool) -> Table:
     rows = []
     for verdict in family.verdicts:
         asked = verdict.comparison
@@ -125,8 +126,9 @@ def _family(family: Family) -> Table:
         rows.append(row)
     columns = ["a", "b", "verdict", "a - b", "interval", "percent of b", "seen if at least", "seeds"]
     looks = ", ".join(map(str, family.protocol.looks))
+    of = "in this table" if alone else "in all of the grid's comparisons"
     caption = (
-        f"{family.metric}, {side_of(family.metric)}. The chance of any false verdict in this table is at most"
+        f"{family.metric}, {family.side}. The chance of any false verdict {of} is at most"
         f" {family.protocol.error:.0%} (looks at {looks} seeds, Holm over both directions); a verdict falls where the"
         f" interval leaves out 0. Seen if at least: the gap that is told apart {family.protocol.power:.0%} of the time."
     )

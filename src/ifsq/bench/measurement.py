@@ -61,6 +61,28 @@ class Measurement:
         return cell, self.seed, self.sampling_seed, self.step, self.metric, self.value, self.stage
 
 
+def newest(measurements: Iterable[Measurement]) -> list[Measurement]:
+    """Those at the newest step at which their cell was measured by their metric, all seeds of it at the same step.
+
+    Of what was measured again by another stage the last line stands.
+    """
+    steps: dict[tuple[Any, ...], int] = {}
+    last: dict[tuple[Any, ...], Measurement] = {}
+    for one in measurements:
+        of = (tuple(sorted(one.cell.items())), one.metric, one.value)
+        steps[of] = max(steps.get(of, -1), one.step or 0)
+        last[(*of, one.step or 0, one.seed, one.sampling_seed)] = one
+    return [one for (*of, step, _, _), one in last.items() if step == steps[tuple(of)]]
+
+
+def by_seed(measurements: Iterable[Measurement]) -> dict[int, tuple[float, ...]]:
+    """Figures by training seed, in the order of these; of each seed one a sampling seed."""
+    found: dict[int, list[float]] = {}
+    for one in measurements:
+        found.setdefault(one.seed, []).append(one.figure)
+    return {seed: tuple(found[seed]) for seed in sorted(found)}
+
+
 def append_measurement(path: Path, measurement: Measurement) -> None:
     """Add a line at the end of the file, which need not be there yet. Raises InputError."""
     append_text(path, _line(measurement))

@@ -20,7 +20,7 @@ general form.) An anytime-valid confidence sequence (arXiv 2310.03722) needs no 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from statistics import fmean
 from typing import Literal
@@ -129,6 +129,13 @@ class Verdict:
     def decided(self) -> bool:
         """Whether one cell is above the other."""
         return self.words not in ("open", "not told apart")
+
+    def renamed(self, a: str, b: str) -> "Verdict":
+        """The same of two cells by other names."""
+        asked, words = self.comparison, self.words
+        if self.decided:
+            words = f"{a} above {b}" if words == f"{asked.a} above {asked.b}" else f"{b} above {a}"
+        return replace(self, comparison=Comparison(a, b, asked.better), words=words)
 
     @property
     def interval(self) -> tuple[float, float] | None:

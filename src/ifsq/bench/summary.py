@@ -12,8 +12,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
-from ifsq.bench.figures import LOWER, better, main_value
-from ifsq.bench.measurement import MEASUREMENTS, Measurement, read_measurements
+from ifsq.bench.figures import HIGHER, LOWER, MAIN, better, main_value
+from ifsq.bench.grid.cells import part, told
+from ifsq.bench.grid.config import Grid, Value
+from ifsq.bench.grid.verdicts import pairs_of, verdicts_of
+from ifsq.bench.measurement import MEASUREMENTS, Measurement, by_seed, newest, read_measurements
 from ifsq.bench.protocol import Comparison, Protocol, Verdict, judge
 from ifsq.bench.runs import OWN
 from ifsq.config import InputError, build, parse_json, read_json
@@ -23,7 +26,6 @@ from ifsq.metrics.seeds import seed_means, spread
 ABOUT = "grid.json"
 FAILURES = "failures.jsonl"
 LEAST_SEEDS = 2  # of training, from which there is a spread
-Value = str | int | float
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class About:
     unequal   what cannot be equal, a line each
     left_out  cells that the grid leaves out, a line each
     protocol  how its seeds decide; None: as `Summary.protocol`
+    grid      itself, where it names the comparisons; None: as `Summary.families`
     """
 
     question: str = ""
@@ -46,6 +49,7 @@ class About:
     unequal: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     protocol: Protocol | None = None
+    grid: Grid | None = None
 
 
 @dataclass(frozen=True)
@@ -99,13 +103,16 @@ class Figure:
 
 @dataclass(frozen=True)
 class Family:
-    """Comparisons by one metric, judged together.
+    """Comparisons by one metric, judged together: with those by other metrics where the grid names them.
 
+    metric    with its value where that is not the one that stands for the metric
+    side      of the better figures: `LOWER` or `HIGHER`
     verdicts  name the cells by `Summary.name`
     apart     of each, the axis on which its two cells differ, and their values there
     """
 
     metric: str
+    side: str
     verdicts: tuple[Verdict, ...]
     apart: tuple[tuple[str, Value, Value], ...]
     protocol: Protocol
@@ -160,11 +167,7 @@ class Summary:
     @cached_property
     def last(self) -> list[Figure]:
         """Of `main` those of each cell's last step."""
-        ends: dict[tuple[Any, ...], int] = {}
-        for one in self.main:
-            key = (*one.cell.items(), one.metric)
-            ends[key] = max(ends.get(key, -1), one.step or 0)
-        return [one for one in self.main if (one.step or 0) == ends[(*one.cell.items(), one.metric)]]
+        return list(_figures(newest(measured for one in self.main for measured in one.of)))
 
     @cached_property
     def kinds(self) -> list[list[Figure]]:
@@ -187,13 +190,8 @@ class Summary:
         return {name: value for name, value in cell.items() if name not in self.varying}
 
     def name(self, cell: dict[str, Value]) -> str:
-        """A cell by its values on `varying` axes; numbers with their axis."""
-        said = [
-            str(cell[name]) if isinstance(cell[name], str) else f"{name} {cell[name]}"
-            for name in cell
-            if name in self.varying
-        ]
-        return " ".join(said) or "the grid's only cell"
+        """A cell by its values on `varying` axes, see `told`."""
+        return told(part(cell, set(self.varying)))
 
     @cached_property
     def protocol(self) -> Protocol | None:
@@ -205,11 +203,14 @@ class Summary:
 
     @cached_property
     def families(self) -> list[Family]:
-        """A family of comparisons for each metric that has a better side: cells that differ on one axis.
+        """The comparisons that the grid names, by metric: all of them are one family, of which these are parts.
 
+        Of a grid that names none: a family for each metric that has a better side, of cells that differ on one axis.
         Values of a numeric axis are compared with the next one. Judged on metrics of several looks at the same runs,
         the error holds within a family, not over all of them.
         """
+        if self.about.grid is not None:
+            return self._asked(self.about.grid)
         if self.protocol is None:
             return []
         found = []
@@ -221,8 +222,24 @@ class Summary:
             if asked:
                 cells = {self.name(one.cell): one.figures for one in of}
                 apart = tuple((axis, a.cell[axis], b.cell[axis]) for a, b, axis in pairs)
-                found.append(Family(metric, judge(cells, asked, self.protocol), apart, self.protocol))
+                found.append(Family(metric, better(metric), judge(cells, asked, self.protocol), apart, self.protocol))
         return found
+
+    def _asked(self, grid: Grid) -> list[Family]:
+        measured = [measured for one in self.figures for measured in one.of]
+        found: dict[tuple[str, str], list[tuple[Verdict, tuple[str, Value, Value]]]] = {}
+        for pair, verdict in zip(pairs_of(grid), verdicts_of(grid, measured), strict=True):
+            asked, axis = pair.asked, pair.asked.axis
+            metric = asked.metric if asked.value in MAIN else f"{asked.metric}, {asked.value}"
+            shown = verdict.renamed(self.name(pair.a), self.name(pair.b))
+            members = found.setdefault((metric, LOWER if asked.better == "lower" else HIGHER), [])
+            members.append((shown, (axis, pair.a[axis], pair.b[axis])))
+        assert grid.protocol is not None  # as it has comparisons
+        families = []
+        for (metric, side), members in found.items():
+            verdicts, apart = zip(*members, strict=True)
+            families.append(Family(metric, side, verdicts, apart, grid.protocol))
+        return families
 
     @property
     def code_versions(self) -> list[str]:
@@ -254,6 +271,8 @@ def _about(path: Path) -> About:
         raise InputError(f"{path}: expected a JSON object with the grid, as bench writes it")
     shown = {name: table[name] for name in ("equal", "differ", "unequal") if name in table}
     shown |= {name: grid[name] for name in ("question", "protocol") if name in grid}
+    if grid.get("compare"):
+        shown["grid"] = grid
     if command := table.get("command"):
         shown["command"] = shlex.join(["ifsq", *map(str, command)])
     if left_out := grid.get("left_out"):
@@ -293,13 +312,8 @@ def _figures(measured: Sequence[Measurement]) -> tuple[Figure, ...]:
         found.setdefault(key, {})[one.seed, one.sampling_seed] = one
     figures = []
     for (_, step, metric, value), members in found.items():
-        seeds: dict[int, list[float]] = {}
-        for (seed, _), one in members.items():
-            seeds.setdefault(seed, []).append(one.figure)
         of = tuple(members.values())
-        figures.append(
-            Figure(of[0].cell, metric, value, step, {seed: tuple(seeds[seed]) for seed in sorted(seeds)}, of)
-        )
+        figures.append(Figure(of[0].cell, metric, value, step, by_seed(of), of))
     return tuple(figures)
 
 

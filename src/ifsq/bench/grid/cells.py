@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ifsq.bench.demo import experiment_file
 from ifsq.bench.grid.config import GENERATOR, Grid, Setting, Value, When, values_of
+from ifsq.bench.shipped import experiment_file
 from ifsq.config import InputError, merge, read_toml
 
 Cell = dict[str, Value]
@@ -68,8 +68,9 @@ def part(cell: Cell, axes: set[str]) -> Cell:
 
 
 def told(cell: Cell) -> str:
-    """A cell in words: ``ifsq 4 ar``."""
-    return " ".join(str(value) for value in cell.values()) or "the grid's only cell"
+    """A cell in words, numbers with their axis: ``ifsq bits 4 ar``."""
+    words = (value if isinstance(value, str) else f"{name} {value}" for name, value in cell.items())
+    return " ".join(words) or "the grid's only cell"
 
 
 def _file(beside: Path, name: str) -> Path:

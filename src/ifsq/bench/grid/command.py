@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from ifsq.bench.demo import experiment_file
 from ifsq.bench.grid.cells import cells, told
 from ifsq.bench.grid.describe import rows_of_stages, summary, write_plan
 from ifsq.bench.grid.engine import check_engine, run_on_engine
@@ -13,6 +12,7 @@ from ifsq.bench.grid.runner import FAILURES, check_jobs, own_folder, perform, ru
 from ifsq.bench.grid.stages import folder_of
 from ifsq.bench.grid.verdicts import comparisons_of, more_seeds, verdicts_of
 from ifsq.bench.measurement import MEASUREMENTS, append_measurement
+from ifsq.bench.shipped import experiment_file
 from ifsq.config import InputError
 from ifsq.store.files import LOCK, make_folder
 from ifsq.store.lock import lock

@@ -240,6 +240,9 @@ class Grid:
         for asked in self.compare:
             if asked.axis not in self.values:
                 raise ValueError(f"compare: axis {asked.axis!r}: expected one of {', '.join(self.values)}")
+        said = [(asked.of, asked.axis, asked.metric, asked.value) for asked in self.compare]
+        if len(set(said)) < len(said):
+            raise ValueError("compare: cells are compared twice over one axis by one figure; expected it once")
         if (self.protocol is None) != (not self.compare):
             raise ValueError("protocol and compare: expected both or neither: seeds decide comparisons")
         if self.protocol is not None and self.protocol.guidance:
@@ -255,9 +258,9 @@ class Grid:
         for one in self.absent:
             if one.axis not in self.values or one.axis == GENERATOR:
                 raise ValueError(f"absent: axis {one.axis!r}: expected one of {', '.join(self._named)}")
-        said = {name for setting in self.settings for name in setting.when}
+        meant = {name for setting in self.settings for name in setting.when}
         for name in self._named:
-            if name not in said and len(self.values[name]) > 1:
+            if name not in meant and len(self.values[name]) > 1:
                 raise ValueError(f"axes.{name}: no setting says what its values mean")
         for kind in self.resources:
             if kind not in KINDS:

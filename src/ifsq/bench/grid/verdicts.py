@@ -1,21 +1,37 @@
 """The comparisons of a grid: which cells are compared, by which figures, and how many more seeds they need."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import combinations
 
 from ifsq.bench.grid.cells import Cell, cells, part, told
 from ifsq.bench.grid.config import Compared, Grid
-from ifsq.bench.measurement import Measurement
+from ifsq.bench.measurement import Measurement, by_seed, newest
 from ifsq.bench.protocol import Comparison, Verdict, judge, seeds_wanted
 from ifsq.config import InputError
+from ifsq.metrics.seeds import Figures
 
 
-def comparisons_of(grid: Grid) -> list[Comparison]:
-    """Every comparison that a grid asks for: one family. Raises InputError where there is none of those it names."""
-    found = []
+@dataclass(frozen=True)
+class Pair:
+    """Two cells that a grid compares, by what it asks."""
+
+    a: Cell
+    b: Cell
+    asked: Compared
+
+    @property
+    def comparison(self) -> Comparison:
+        """By the names of `figures_of`."""
+        return Comparison(_name(self.a, self.asked), _name(self.b, self.asked), self.asked.better)
+
+
+def pairs_of(grid: Grid) -> list[Pair]:
+    """Every two cells that a grid compares: one family. Raises InputError where there are none of those it names."""
+    found: list[Pair] = []
     for asked in grid.compare:
         pairs = [
-            Comparison(_name(one, asked), _name(other, asked), asked.better)
+            Pair(one, other, asked)
             for one, other in combinations(_measured(grid, asked), 2)
             if one.keys() == other.keys() and all(one[name] == other[name] for name in one if name != asked.axis)
         ]
@@ -25,19 +41,20 @@ def comparisons_of(grid: Grid) -> list[Comparison]:
     return found
 
 
-def figures_of(grid: Grid, measured: Sequence[Measurement]) -> dict[str, dict[int, list[float]]]:
-    """Figures of the newest steps by training seed, one a sampling seed, by the names of `comparisons_of`."""
-    newest: dict[str, int] = {}
-    for one in measured:
-        newest[one.stage] = max(newest.get(one.stage, 0), one.step or 0)
-    found: dict[str, dict[int, list[float]]] = {}
+def comparisons_of(grid: Grid) -> list[Comparison]:
+    """Those of `pairs_of`."""
+    return [pair.comparison for pair in pairs_of(grid)]
+
+
+def figures_of(grid: Grid, measured: Sequence[Measurement]) -> dict[str, Figures]:
+    """Figures at the newest steps by training seed, one a sampling seed, by the names of `comparisons_of`."""
+    found: dict[str, list[Measurement]] = {}
     for asked in grid.compare:
         names = [_name(cell, asked) for cell in _measured(grid, asked)]
-        for one in measured:
-            of_asked = (one.metric, one.value) == (asked.metric, asked.value)
-            if of_asked and (one.step or 0) == newest[one.stage] and (name := _name(one.cell, asked)) in names:
-                found.setdefault(name, {}).setdefault(one.seed, []).append(one.figure)
-    return found
+        for one in newest(measured):
+            if (one.metric, one.value) == (asked.metric, asked.value) and (name := _name(one.cell, asked)) in names:
+                found.setdefault(name, []).append(one)
+    return {name: by_seed(of) for name, of in found.items()}
 
 
 def verdicts_of(grid: Grid, measured: Sequence[Measurement]) -> tuple[Verdict, ...]:
