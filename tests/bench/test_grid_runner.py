@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,7 @@ from ifsq.bench.grid.runner import FAILURES, own_folder, perform, run_stages
 from ifsq.bench.grid.stages import Stage, is_complete, marker_of
 from ifsq.config import InputError, Interrupted
 from ifsq.training.log import Silent
+from ifsq.training.stopping import stop_requests
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,11 @@ class Count:
                 raise Interrupted(3)
             case "wait":
                 time.sleep(60)
+            case "train":  # which looks at a request to stop between steps
+                with stop_requests() as request:
+                    (folder / "process").write_text(str(os.getpid()))
+                    request.wait(60)
+                    raise Interrupted(3)
             case "die":
                 os.kill(os.getpid(), signal.SIGKILL)
 
@@ -159,6 +166,33 @@ def test_killed_at_any_moment_it_loses_the_stage_in_progress(plan, at):
     outcome = run_stages(plan, "cpu", Silent())
     assert letters(outcome.found + outcome.done) == "abcdef"
     assert runs(plan) == {letter: 1 + (letter == at) for letter in "abcdef"}
+
+
+def test_workers_end_with_who_started_them(plan, monkeypatch):
+    """One that trains saves itself first; nobody would send it another stage."""
+    monkeypatch.setattr(runner, "START", "fork")
+    monkeypatch.setattr(runner, "LOOK_EVERY", 0.05)
+    order(plan, a="train")
+    child = os.fork()
+    if child == 0:
+        run_stages(plan, "cpu", Silent(), 2)
+        os._exit(1)
+    file, until = A.folder(plan.out) / "process", time.monotonic() + 30
+    while not (file.exists() and file.read_text()):
+        time.sleep(0.01)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    worker = int(file.read_text())
+    while _runs(worker) and time.monotonic() < until:
+        time.sleep(0.02)
+    assert not _runs(worker)
+
+
+def _runs(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def test_a_stage_that_is_asked_to_stop_stops_the_grid(plan):

@@ -36,6 +36,8 @@ MOST_JOBS = 64
 START = "spawn"
 """How workers begin: a fork of a process whose threads have computed may never end."""
 LOOK_EVERY = 1.0  # seconds between looks of a worker at who started it
+_WORKING = threading.Lock()
+"""Held by a worker while it does a stage."""
 
 
 @dataclass
@@ -230,7 +232,8 @@ class _Here(_Worker):
 
 
 def _perform_silently(stage: Stage, plan: Plan, device: str) -> bool:
-    return perform(stage, plan, device, Silent())
+    with _WORKING:
+        return perform(stage, plan, device, Silent())
 
 
 def _begin_work(jobs: int, parent: int) -> None:
@@ -243,6 +246,8 @@ def _begin_work(jobs: int, parent: int) -> None:
         while os.getppid() == parent:
             time.sleep(LOOK_EVERY)
         os.kill(os.getpid(), signal.SIGTERM)
+        with _WORKING:  # a training saves itself first, and would then wait for a stage that nobody sends
+            os._exit(128 + signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True).start()
 
