@@ -93,10 +93,11 @@ def test_full_agreement_is_no_certainty():
 
 
 def test_the_table_has_a_predictor_a_row():
-    table = correlation_table(rank_correlations(grid(), TARGET)).splitlines()
-    assert table[0] == "| figure of the tokenizer | ar | dit |"
-    assert table[2].startswith("| iFD(judge), distance | 1.00 [")
-    assert table[2].endswith("(5) |")
+    table = correlation_table(rank_correlations(grid(), TARGET), "how")
+    assert (table.caption, table.columns) == ("how", ["figure of the tokenizer", "ar", "dit"])
+    ((name, ar, dit),) = table.rows
+    assert (name, ar[:6], ar[-3:]) == ("iFD(judge), distance", "1.00 [", "(5)")
+    assert dit.startswith("0.50 [")
 
 
 def test_what_cannot_be_compared_is_refused():

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from measured import write_grid
 
+from ifsq.bench.measurement import MEASUREMENTS, write_measurements
 from ifsq.bench.summary import summary_of
 from ifsq.cli import main
 
@@ -61,6 +62,20 @@ def test_it_says_what_was_asked_what_failed_and_what_is_equal(grid):
             "ifsq bench grid.toml --only stages/photos_ifsq_4_ar_2",
         ):  # fmt: skip
             assert part in said, part
+
+
+def test_what_tokenizers_foretell_is_there_where_both_were_measured(grid, tmp_path):
+    found = summary_of(grid).correlations
+    assert set(found) == {"FD(judge)", "class agreement"}
+    assert {(one.predictor[0], one.generator["generator"], one.cells) for one in found["FD(judge)"]} == {
+        (metric, kind, 6) for metric in ("rFD(judge)", "PSNR, dB") for kind in ("ar", "diffusion")
+    }
+    said = (grid / "report.md").read_text()
+    assert "## What tokenizers foretell" in said
+    assert "| figure of the tokenizer | ar | diffusion |" in said
+    few = [one for one in write_grid(tmp_path / "few") if one.cell["bits"] == 2]
+    write_measurements(tmp_path / "few" / MEASUREMENTS, few)
+    assert summary_of(tmp_path / "few").correlations == {}, "of two tokenizers nothing is known"
 
 
 def test_curves_of_many_cells_are_split(grid):

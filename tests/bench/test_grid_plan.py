@@ -73,6 +73,10 @@ def test_a_stage_of_several_cells_is_there_once(place):
         frozenset({"tokenizer", "bits"}),
         frozenset({"tokenizer"}),
     }
+    few = [*SMALL, "--axes.tokenizer", '["ifsq", "ae"]', "--evaluation.forecast", "true"]
+    foretold = plan_grid(place / "grid.toml", place / "out", few)
+    (forecast,) = [stage for stage in foretold.stages.values() if stage.kind == "forecast"]  # latents have no tokens
+    assert [name.rpartition("-")[0] for name in forecast.needs] == ["tokenizer", "codes"]
     shared = plan_grid(place / "grid.toml", place / "out", ["--seeds.tokenizer", "7"])
     kinds = [stage.kind for stage in shared.stages.values()]
     assert (kinds.count("tokenizer"), kinds.count("codes"), kinds.count("diffusion")) == (5, 5, 10)
@@ -282,15 +286,15 @@ generator.alignment = { depth = 1, weight = 1, teachers = [{ source = "grid" }] 
 def test_the_whole_of_a_grid(place, quick_judge, capsys):
     """Through the command: trained, measured at both kept steps, done once, and one cell alone found as it was."""
     out = place / "whole"
-    line = ["bench", str(place / "grid.toml"), "--out", str(out), "--device", "cpu", *SMALL]
-    assert main([*line, "--plan"]) == 0
-    assert "to do" in capsys.readouterr().out
-    assert not out.exists()
+    given = [*SMALL, "--evaluation.forecast", "true"]
+    line = ["bench", str(place / "grid.toml"), "--out", str(out), "--device", "cpu", *given]
     assert main(line) == 0
     assert str(out / MEASUREMENTS) in capsys.readouterr().out
     found = read_measurements(out / MEASUREMENTS)
-    plan = plan_grid(place / "grid.toml", out, SMALL)
+    plan = plan_grid(place / "grid.toml", out, given)
     assert found == measurements(plan)
+    metrics = {one.metric for one in found if "generator" not in one.cell}
+    assert {"PSNR, dB", "index entropy, bits a position", "digit entropy, bits a position"} <= metrics
     whose = {(tuple(one.cell.values()), one.seed, one.sampling_seed, one.step) for one in found}
     sampled = {(("ifsq", 2, kind), 0, seed, step) for kind in ("ar", "diffusion") for seed in (0, 5) for step in (2, 4)}
     assert whose == {(("ifsq", 2), 0, None, 4), *sampled}
@@ -341,13 +345,17 @@ def test_a_failed_stage_is_told_and_the_rest_is_done(place, monkeypatch, capsys)
     assert {one.seed for one in read_measurements(path)} == {0, 1}
 
 
-def test_a_grid_is_found_by_name(place):
+def test_a_grid_is_found_by_name(place, capsys):
     assert grid_file(place / "grid.toml") == place / "grid.toml"
     with pytest.raises(InputError, match="nowhere: no such file, nor a shipped grid of this name"):
         grid_file(Path("nowhere"))
+    out = place / "planned"
+    assert main(["bench", str(place / "grid.toml"), "--out", str(out), "--plan", *SMALL]) == 0
+    assert "to do" in capsys.readouterr().out
+    assert not out.exists()
     lines, rows = show_plan(place / "grid.toml", place / "out", SMALL)
     assert any(line.startswith("equal of all generators: train.batch 4") for line in lines)
-    assert len(rows) == len(plan_grid(place / "grid.toml", place / "out", SMALL).stages)
+    assert len(rows) == 9
 
 
 NESTED = """

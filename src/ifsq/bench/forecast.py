@@ -12,6 +12,7 @@ from statistics import fmean
 from scipy.stats import rankdata
 
 from ifsq.bench.measurement import Measurement, by_seed, newest
+from ifsq.bench.page import Table
 from ifsq.bench.protocol import SEARCH_SEEDS
 from ifsq.config import InputError
 from ifsq.metrics.intervals import NORMAL
@@ -107,16 +108,16 @@ def spearman(a: Sequence[float], b: Sequence[float]) -> tuple[float, tuple[float
     return rho, (min(low, rho), max(high, rho))
 
 
-def correlation_table(found: Sequence[RankCorrelation]) -> str:
-    """In Markdown, a predictor a row and a generator a column; the cells that are compared in brackets."""
+def correlation_table(found: Sequence[RankCorrelation], caption: str = "") -> Table:
+    """A predictor a row and a generator a column; the cells that are compared in brackets."""
     generators = list(dict.fromkeys(tuple(one.generator.items()) for one in found))
     told = {(one.predictor, tuple(one.generator.items())): one for one in found}
     names = [", ".join(str(value) for _, value in generator) or "all" for generator in generators]
-    lines = [f"| figure of the tokenizer | {' | '.join(names)} |", "|" + "---|" * (len(names) + 1)]
-    for predictor in dict.fromkeys(one.predictor for one in found):
-        cells = [_words(told.get((predictor, generator))) for generator in generators]
-        lines.append(f"| {', '.join(predictor)} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    rows = [
+        [", ".join(predictor), *(_words(told.get((predictor, generator))) for generator in generators)]
+        for predictor in dict.fromkeys(one.predictor for one in found)
+    ]
+    return Table(caption, ["figure of the tokenizer", *names], rows, range(1, len(names) + 1))
 
 
 def _words(one: RankCorrelation | None) -> str:

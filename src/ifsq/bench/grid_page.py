@@ -8,6 +8,7 @@ from typing import Any
 from ifsq.bench.charts import Line, line_chart, mark
 from ifsq.bench.figures import ARROWS, compute_text, decimals_of, interval_text, text_of, titled
 from ifsq.bench.figures import better as side_of
+from ifsq.bench.forecast import correlation_table
 from ifsq.bench.page import Block, Charts, Commands, Details, Fact, Page, Pictures, Section, Table
 from ifsq.bench.pictures import GAP, SCALE, level_bars, picture
 from ifsq.bench.summary import Family, Figure, Summary, winner_of
@@ -29,6 +30,7 @@ def grid_page(summary: Summary, title: str, machine: str) -> Page:
         Section("Cells", [_cells(summary, of) for of in summary.kinds]),
         Section("Over the axes", _over_axes(summary)),
         Section("Quality over training compute", _over_training(summary)),
+        Section("What tokenizers foretell", _foretold(summary)),
         Section("Samples", _samples(summary)),
         Section("How evenly the levels are used", _levels(summary)),
         Section("What is equal, and what is not", _equal(summary)),
@@ -251,6 +253,19 @@ def _but(summary: Summary, one: Figure, axis: str) -> str:
     """A cell's name without one axis."""
     rest = {name: value for name, value in one.cell.items() if name != axis}
     return summary.name(rest) if any(name in summary.varying for name in rest) else "all cells"
+
+
+def _foretold(summary: Summary) -> list[Block]:
+    """Rank correlations of tokenizers' figures with each metric of the generators."""
+    blocks: list[Block] = []
+    for metric, found in summary.correlations.items():
+        caption = (
+            f"Spearman's correlation, over tokenizers, of a figure of theirs with {titled(metric)} of a generator"
+            " behind them, each the mean over seeds; 95 % interval over other tokenizers, and how many there are."
+        )
+        table = correlation_table(found, caption)
+        blocks.append(Details(f"with {titled(metric)}", table) if blocks else table)
+    return blocks
 
 
 def _samples(summary: Summary) -> list[Block]:

@@ -13,8 +13,9 @@ from statistics import fmean
 from typing import Any, Literal
 
 from ifsq.bench.figures import HIGHER, LOWER, MAIN, better, main_value
+from ifsq.bench.forecast import RankCorrelation, rank_correlations
 from ifsq.bench.grid.cells import part, told
-from ifsq.bench.grid.config import Grid, Value
+from ifsq.bench.grid.config import GENERATOR, Grid, Value
 from ifsq.bench.grid.verdicts import pairs_of, verdicts_of
 from ifsq.bench.measurement import MEASUREMENTS, Measurement, by_seed, newest, read_measurements
 from ifsq.bench.protocol import Comparison, Protocol, Verdict, judge
@@ -240,6 +241,17 @@ class Summary:
             verdicts, apart = zip(*members, strict=True)
             families.append(Family(metric, side, verdicts, apart, grid.protocol))
         return families
+
+    @cached_property
+    def correlations(self) -> dict[str, list[RankCorrelation]]:
+        """How figures of tokenizers rank them as each metric of generators does that has a better side, by that metric.
+
+        Of metrics of which no correlation has an interval nothing is here.
+        """
+        measured = [measured for one in self.figures for measured in one.of]
+        aims = {one.metric: one.value for one in self.last if GENERATOR in one.cell and better(one.metric)}
+        found = {metric: rank_correlations(measured, (metric, value)) for metric, value in aims.items()}
+        return {metric: of for metric, of in found.items() if any(one.interval for one in of)}
 
     @property
     def code_versions(self) -> list[str]:

@@ -71,6 +71,8 @@ def bench(
                 _run_there(plan, engine, device, jobs, options)
             else:
                 _run_here(plan, device, reporter, jobs)
+            if plan.grid.protocol is None:
+                break
             larger = plan_grid(file, out, overrides, more_seeds(plan.grid, measurements(plan)))
             if larger.stages.keys() <= plan.stages.keys():
                 break

@@ -24,6 +24,7 @@ KINDS = (
     "codes",
     "features",
     "tokenizer-eval",
+    "forecast",
     "generator-eval",
     "likelihood",
 )
@@ -144,6 +145,7 @@ class Measured:
     generator   see `GeneratorEvaluation`; its seed is ``seeds.sampling``
     kept        checkpoints of each generator, evenly spaced, that are measured, the last included
     likelihood  held-out images whose bits are measured by `ifsq.pipeline.likelihood`; 0: by none
+    forecast    whether `ifsq.pipeline.forecast` is made of each tokenizer and its codes
     metrics     names of those that become measurements; empty: all
     """
 
@@ -151,6 +153,7 @@ class Measured:
     generator: GeneratorEvaluation = field(default_factory=GeneratorEvaluation)
     kept: int = 1
     likelihood: int = 0
+    forecast: bool = False
     metrics: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

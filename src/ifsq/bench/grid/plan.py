@@ -11,9 +11,11 @@ from ifsq.bench.grid.config import GENERATOR, Budget, Grid, load_grid
 from ifsq.bench.grid.control import Compared, check_alike
 from ifsq.bench.grid.cost import generator_flops, lasting, layout_of, steps_for, tokenizer_flops
 from ifsq.bench.grid.stages import Stage, folder_of, identity
+from ifsq.codes import CodeSpec
 from ifsq.config import InputError, build, digest, merge, read_json
 from ifsq.data import open_images
 from ifsq.data.images import DataConfig
+from ifsq.evaluation import TokenizerEvaluation
 from ifsq.experiment import EXPERIMENTS, GUIDANCE, GeneratorExperiment, TokenizerExperiment
 from ifsq.generators.repa.config import AlignmentConfig
 from ifsq.pretrained.teachers import TeacherConfig
@@ -161,7 +163,22 @@ class _Planner:
         options = replace(options, levels=self._encoding(cell).levels or options.levels)
         measures = Stage("tokenizer-eval", identity(options), {}, work.MeasureTokenizer(place, options))
         self._measure(own, seed, None, stage, measures)
+        if self.grid.evaluation.forecast:
+            self._forecast(own, seed, stage, experiment, options)
         return stage
+
+    def _forecast(
+        self, own: Cell, seed: int, tokenizer: Stage, behind: TokenizerExperiment, options: TokenizerEvaluation
+    ) -> None:
+        """Add a tokenizer's, but for one of which nothing would be said: continuous codes, and no network looks."""
+        layout, _ = layout_of(behind.tokenizer, behind.data.sides)
+        if not (options.judge or options.fid or isinstance(layout, CodeSpec)):
+            return
+        codes = self._codes(own, tokenizer, behind, self._encoding(own))
+        place, options = folder_of(self.plan.out, tokenizer.name), replace(options, lpips="")
+        does = work.Forecast(place, folder_of(self.plan.out, codes.name), options)
+        stage = Stage("forecast", identity(options), {"codes": codes.name}, does, (codes.name,))
+        self._measure(own, seed, None, tokenizer, stage)
 
     def _generator(self, cell: Cell, seed: int, tokenizer: Stage, behind: TokenizerExperiment) -> Stage:
         out, where = self.plan.out, f"{self.bases.names[f'{GENERATOR}.{cell[GENERATOR]}']} of {told(cell)}"
@@ -263,7 +280,8 @@ class _Planner:
     def _measure(self, cell: Cell, seed: int, sampling: int | None, of: Stage, stage: Stage) -> None:
         """Add a stage that measures another one, and what it gives."""
         role = "tokenizer" if of.kind == "tokenizer" else GENERATOR
-        stage = self.plan.add(replace(stage, inputs={role: of.name}, needs=(of.name,), seed=sampling), cell)
+        inputs, needs = {role: of.name, **stage.inputs}, (of.name, *stage.needs)
+        stage = self.plan.add(replace(stage, inputs=inputs, needs=needs, seed=sampling), cell)
         self.plan.gives(Figures(cell, seed, sampling, stage.name, of.name))
 
     def _lasting(self, train: TrainConfig, cost: int, budget: Budget, kept: int) -> TrainConfig:

@@ -19,6 +19,9 @@ from ifsq.store.files import make_folder, write_bytes
 from ifsq.store.run import EVALUATION, EVALUATIONS, Run
 from ifsq.training.log import Reporter
 
+EVALUATED = ("rF", "level entropy", "index use")
+"""How metrics begin that a forecast has of other images than an evaluation of the same tokenizer, or of the same."""
+
 
 @runtime_checkable
 class Work(Protocol):
@@ -130,6 +133,21 @@ class MeasureTokenizer:
         """See `Work`."""
         cards = pipeline.evaluate_tokenizer(self.tokenizer, device, reporter, self.options)
         write_cards(folder / EVALUATION, Evaluation(tuple(cards), Run.open(self.tokenizer).step))
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a tokenizer and its codes say beforehand of generation; the stage has what no evaluation of it has."""
+
+    tokenizer: Path
+    codes: Path
+    options: TokenizerEvaluation
+
+    def run(self, folder: Path, device: str, reporter: Reporter) -> None:
+        """See `Work`."""
+        cards = pipeline.forecast(self.tokenizer, self.codes, device, reporter, self.options)
+        own = [card for card in cards if not card.metric.startswith(EVALUATED)]
+        write_cards(folder / EVALUATION, Evaluation(tuple(own), Run.open(self.tokenizer).step))
 
 
 @dataclass(frozen=True)
