@@ -3,6 +3,8 @@
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ifsq.nn.linear import Linear
+
 SIDE = 3  # of the convolution
 
 
@@ -17,9 +19,7 @@ class MLPProjector(nn.Sequential):
     not_hidden = ("0", "2", "4")  # of Muon, which is for the generator's blocks
 
     def __init__(self, width: int, hidden: int, features: int) -> None:
-        super().__init__(
-            nn.Linear(width, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(), nn.Linear(hidden, features)
-        )
+        super().__init__(Linear(width, hidden), nn.SiLU(), Linear(hidden, hidden), nn.SiLU(), Linear(hidden, features))
         _initialize(self)
 
 
