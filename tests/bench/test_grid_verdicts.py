@@ -102,8 +102,8 @@ def test_what_cannot_be_compared_is_refused():
         Grid(GRID.axes, "t", GRID.generators, settings=GRID.settings, compare=(BY_FD,))
     with pytest.raises(ValueError, match="are compared twice over one axis by one figure"):
         replace(GRID, compare=(BY_FD, replace(BY_FD, better="higher")))
-    with pytest.raises(ValueError, match=r"protocol\.guidance: no grid searches it yet"):
-        Grid({}, "t", GRID.generators, protocol=Protocol(guidance=(1.0, 2.0)), compare=(BY_FD,))
+    with pytest.raises(ValueError, match=r"protocol\.guidance: expected a compare of generators"):
+        replace(GRID, protocol=Protocol(guidance=(1.0, 2.0)), compare=(BY_PSNR,))
     alone = Grid({}, "t", {"ar": "ar.toml"}, protocol=PROTOCOL, compare=(BY_FD,))
     with pytest.raises(InputError, match="compare: no two cells of a generator differ in generator alone"):
         comparisons_of(alone)

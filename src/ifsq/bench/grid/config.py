@@ -25,6 +25,7 @@ KINDS = (
     "features",
     "tokenizer-eval",
     "forecast",
+    "guidance",
     "generator-eval",
     "likelihood",
 )
@@ -248,10 +249,8 @@ class Grid:
             raise ValueError("compare: cells are compared twice over one axis by one figure; expected it once")
         if (self.protocol is None) != (not self.compare):
             raise ValueError("protocol and compare: expected both or neither: seeds decide comparisons")
-        if self.protocol is not None and self.protocol.guidance:
-            raise ValueError(
-                "protocol.guidance: no grid searches it yet; expected generator.sampling.guidance in settings"
-            )
+        if self.protocol is not None and self.protocol.guidance and self.best_by is None:
+            raise ValueError("protocol.guidance: expected a compare of generators, by whose first the best is taken")
         for name, values in self.values.items():
             if not values or len(set(values)) < len(values):
                 raise ValueError(f"axes.{name}={list(values)}: expected at least one value, each once")
@@ -285,6 +284,11 @@ class Grid:
             for name in setting.when
         }
         return (changing | {"tokenizer"}) & self.values.keys()
+
+    @property
+    def best_by(self) -> Compared | None:
+        """The figure by which each cell takes its best guidance: that of the first comparison of generators."""
+        return next((asked for asked in self.compare if asked.of == GENERATOR), None)
 
     def resource(self, kind: str) -> Resources:
         """What a stage of this kind takes."""

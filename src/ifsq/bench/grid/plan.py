@@ -127,10 +127,13 @@ class _Planner:
     def cell(self, cell: Cell, seed: int) -> None:
         """Add the stages of a cell that are not there yet."""
         tokenizer = self._tokenizer(cell, seed)
+        self._measure_tokenizer(cell, seed, tokenizer)
         if GENERATOR not in cell:
             return
-        experiment: TokenizerExperiment = tokenizer.work.experiment  # type: ignore[attr-defined]
-        generator = self._generator(cell, seed, tokenizer, experiment)
+        generator = self._generator(cell, seed, tokenizer)
+        chosen = self._guidance(cell)
+        search = None if chosen is None else folder_of(self.plan.out, chosen.name)
+        inputs = {} if chosen is None else {"guidance": chosen.name}
         asked, kept = self.grid.evaluation, self.grid.evaluation.kept
         steps = () if kept > 1 else None
         place = folder_of(self.plan.out, generator.name)
@@ -139,8 +142,9 @@ class _Planner:
         for number, sampling in enumerate(drawn):
             options = replace(asked.generator, seed=sampling)
             about = {**identity(options), "seed": sampling, "kept": kept}
-            measures = work.MeasureGenerator(place, options, steps, usual=number == 0)
-            self._measure(cell, seed, sampling, generator, Stage("generator-eval", about, {}, measures))
+            measures = work.MeasureGenerator(place, options, steps, usual=number == 0, guidance=search)
+            stage = Stage("generator-eval", about, inputs, measures, tuple(inputs.values()))
+            self._measure(cell, seed, sampling, generator, stage)
         if asked.likelihood:
             bits = work.MeasureLikelihood(place, asked.likelihood, steps)
             about = {"images": asked.likelihood, "kept": kept}
@@ -158,19 +162,44 @@ class _Planner:
         experiment = replace(experiment, train=train)
         inputs, _ = self._looked_at(experiment.data, experiment.tokenizer.conv.in_channels)
         stage = self._trained(work.TrainTokenizer, experiment, inputs, (), self.plan.costs[key])
-        stage, place = self.plan.add(stage, own), folder_of(self.plan.out, stage.name)
+        return self.plan.add(stage, own)
+
+    def _guidance(self, cell: Cell) -> Stage | None:
+        """The stage that takes a cell's best guidance, on training and sampling seeds of its own."""
+        protocol, by = self.grid.protocol, self.grid.best_by
+        if protocol is None or by is None or not protocol.guidance:
+            return None
+        inputs: dict[str, str] = {}
+        searched: list[tuple[float, int, Path]] = []
+        for seed, sampling in protocol.searched:
+            generator = self._generator(cell, seed, self._tokenizer(cell, seed))
+            place, options = (
+                folder_of(self.plan.out, generator.name),
+                replace(self.grid.evaluation.generator, seed=sampling),
+            )
+            for scale in protocol.guidance:
+                about = {**identity(options), "seed": sampling, "guidance": scale}
+                does = work.MeasureGenerator(place, options, guidance=scale)
+                stage = Stage("generator-eval", about, {GENERATOR: generator.name}, does, (generator.name,), sampling)
+                inputs[f"search.{len(searched)}"] = self.plan.add(stage, cell).name
+                searched.append((scale, seed, folder_of(self.plan.out, stage.name)))
+        about = {"metric": by.metric, "value": by.value, "better": by.better}
+        does_choose = work.ChooseGuidance(tuple(searched), by.metric, by.value, by.better)
+        return self.plan.add(Stage("guidance", about, inputs, does_choose, tuple(inputs.values())), cell)
+
+    def _measure_tokenizer(self, cell: Cell, seed: int, stage: Stage) -> None:
+        own, place = part(cell, self.grid.of_tokenizer), folder_of(self.plan.out, stage.name)
+        seed = seed if self.grid.seeds.tokenizer is None else self.grid.seeds.tokenizer
         options = self.grid.evaluation.tokenizer
         options = replace(options, levels=self._encoding(cell).levels or options.levels)
         measures = Stage("tokenizer-eval", identity(options), {}, work.MeasureTokenizer(place, options))
         self._measure(own, seed, None, stage, measures)
         if self.grid.evaluation.forecast:
-            self._forecast(own, seed, stage, experiment, options)
-        return stage
+            self._forecast(own, seed, stage, options)
 
-    def _forecast(
-        self, own: Cell, seed: int, tokenizer: Stage, behind: TokenizerExperiment, options: TokenizerEvaluation
-    ) -> None:
+    def _forecast(self, own: Cell, seed: int, tokenizer: Stage, options: TokenizerEvaluation) -> None:
         """Add a tokenizer's, but for one of which nothing would be said: continuous codes, and no network looks."""
+        behind = _experiment(tokenizer)
         layout, _ = layout_of(behind.tokenizer, behind.data.sides)
         if not (options.judge or options.fid or isinstance(layout, CodeSpec)):
             return
@@ -180,7 +209,8 @@ class _Planner:
         stage = Stage("forecast", identity(options), {"codes": codes.name}, does, (codes.name,))
         self._measure(own, seed, None, tokenizer, stage)
 
-    def _generator(self, cell: Cell, seed: int, tokenizer: Stage, behind: TokenizerExperiment) -> Stage:
+    def _generator(self, cell: Cell, seed: int, tokenizer: Stage) -> Stage:
+        behind = _experiment(tokenizer)
         out, where = self.plan.out, f"{self.bases.names[f'{GENERATOR}.{cell[GENERATOR]}']} of {told(cell)}"
         table = merge({"sampling": {"guidance": GUIDANCE}}, self.bases.of(self.grid, cell, GENERATOR))
         kinds = [cls for cls in EXPERIMENTS if cls.kind in table]
@@ -315,6 +345,12 @@ class _Planner:
             classes = self._looked_at(data, behind.tokenizer.conv.in_channels)[1]
             self.plan.costs[key] = generator_flops(experiment, layout, classes, code_dim)
         return self.plan.costs[key]
+
+
+def _experiment(tokenizer: Stage) -> TokenizerExperiment:
+    """That of the stage that trains it."""
+    found: TokenizerExperiment = tokenizer.work.experiment  # type: ignore[attr-defined]
+    return found
 
 
 def _outside(source: str) -> str:

@@ -6,9 +6,8 @@ from pathlib import Path
 
 from ifsq.bench.grid.plan import Figures, Plan
 from ifsq.bench.grid.stages import STAGES, folder_of, is_complete
+from ifsq.bench.grid.work import evaluations_in
 from ifsq.bench.measurement import MEASUREMENTS, Measurement, write_measurements
-from ifsq.evaluation.record import Evaluation, read_cards
-from ifsq.store.run import EVALUATION, EVALUATIONS
 
 
 def measurements(plan: Plan) -> list[Measurement]:
@@ -28,7 +27,7 @@ def taken(plan: Plan, figures: Figures) -> list[Measurement]:
     wanted, stage = plan.grid.evaluation.metrics, plan.stages[figures.of]
     command = shlex.join(["ifsq", *plan.command, "--only", figures.stage])
     found = []
-    for evaluation in _evaluations(folder_of(plan.out, figures.stage)):
+    for evaluation in evaluations_in(folder_of(plan.out, figures.stage)):
         flops = evaluation.flops
         if flops is None and None not in (stage.flops, stage.steps, evaluation.step):
             flops = stage.flops * evaluation.step / stage.steps  # type: ignore[operator]
@@ -45,9 +44,3 @@ def taken(plan: Plan, figures: Figures) -> list[Measurement]:
                         )
                     )  # fmt: skip
     return found
-
-
-def _evaluations(folder: Path) -> list[Evaluation]:
-    """By step, oldest first; of a stage that has one alone, that one."""
-    files = list((folder / EVALUATIONS).glob("step_*.json")) or [folder / EVALUATION]
-    return sorted((read_cards(file) for file in files), key=lambda one: one.step or 0)

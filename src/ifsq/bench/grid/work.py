@@ -3,22 +3,28 @@
 Every one can be run again after an interruption, and goes on or finds that it is done.
 """
 
+import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Protocol, runtime_checkable
 
 from ifsq import pipeline
+from ifsq.bench.protocol import Better, best_setting
+from ifsq.config import InputError, read_json
 from ifsq.data.crops import Crops
 from ifsq.data.images import Size
 from ifsq.evaluation import GeneratorEvaluation, TokenizerEvaluation
-from ifsq.evaluation.record import Evaluation, write_cards
+from ifsq.evaluation.record import Evaluation, read_cards, write_cards
 from ifsq.experiment import GeneratorExperiment, TokenizerExperiment
 from ifsq.pretrained.teachers import TeacherConfig
 from ifsq.pretraining import TeacherExperiment
-from ifsq.store.files import make_folder, write_bytes
+from ifsq.store.files import make_folder, write_bytes, write_text
 from ifsq.store.run import EVALUATION, EVALUATIONS, Run
 from ifsq.training.log import Reporter
 
+GUIDANCE = "guidance.json"
+"""File of the scale that was chosen, and the figures that it was chosen by."""
 EVALUATED = ("rF", "level entropy", "index use")
 """How metrics begin that a forecast has of other images than an evaluation of the same tokenizer, or of the same."""
 
@@ -154,23 +160,74 @@ class Forecast:
 class MeasureGenerator:
     """Measure a generator, by one seed of sampling.
 
-    steps  of checkpoints that are kept; empty: all; None: the newest
-    usual  whether the run gets the files too, as those of `ifsq.pipeline.evaluate_generator`, which a report shows
+    steps     of checkpoints that are kept; empty: all; None: the newest
+    usual     whether the run gets the files too, as those of `ifsq.pipeline.evaluate_generator`, which a report shows
+    guidance  scale at which is sampled, or the folder of the stage that chose it; None: the run's own
     """
 
     generator: Path
     asked: GeneratorEvaluation
     steps: tuple[int, ...] | None = None
     usual: bool = False
+    guidance: float | Path | None = None
 
     def run(self, folder: Path, device: str, reporter: Reporter) -> None:
         """See `Work`."""
-        pipeline.evaluate_generator(self.generator, self.asked, device, reporter, steps=self.steps, out=folder)
+        scale = chosen_guidance(self.guidance) if isinstance(self.guidance, Path) else self.guidance
+        sampling = None if scale is None else {"guidance": scale}
+        pipeline.evaluate_generator(
+            self.generator, self.asked, device, reporter, sampling, steps=self.steps, out=folder
+        )
         for file in sorted(folder.rglob("*.*")) if self.usual else ():
             if file.suffix in (".json", ".png"):
-                place = self.generator / file.relative_to(folder)
-                make_folder(place.parent)
-                write_bytes(place, file.read_bytes())
+                place = (self.generator / file.relative_to(folder)).parent
+                make_folder(place)
+                write_bytes(place / f"{file.stem.partition('_guidance_')[0]}{file.suffix}", file.read_bytes())
+
+
+@dataclass(frozen=True)
+class ChooseGuidance:
+    """Take the scale of guidance with the best figure of a search, see `best_setting`.
+
+    searched  scale, training seed, and the folder of what was measured, by metric and value
+    better    which figures are
+    """
+
+    searched: tuple[tuple[float, int, Path], ...]
+    metric: str
+    value: str
+    better: Better
+
+    def run(self, folder: Path, device: str, reporter: Reporter) -> None:
+        """See `Work`."""
+        figures: dict[float, dict[int, list[float]]] = {}
+        for scale, seed, place in self.searched:
+            values = {card.metric: card.values for card in evaluations_in(place)[-1].cards}.get(self.metric, {})
+            if not math.isfinite(figure := values.get(self.value, math.nan)):
+                raise InputError(f"{place}: has no {self.metric}, {self.value}, by which the best guidance is taken")
+            figures.setdefault(scale, {}).setdefault(seed, []).append(figure)
+        best = best_setting(figures, self.better)
+        reporter.say(f"best guidance by {self.metric}: {best:g} of {', '.join(f'{scale:g}' for scale in figures)}")
+        table = {"guidance": best, "metric": self.metric, "value": self.value, "figures": figures}
+        make_folder(folder)
+        write_text(folder / GUIDANCE, json.dumps(table, indent=1) + "\n")
+
+
+def chosen_guidance(folder: Path) -> float:
+    """What a stage of `ChooseGuidance` chose. Raises InputError."""
+    table = read_json(folder / GUIDANCE)
+    if not isinstance(table, dict) or not isinstance(scale := table.get("guidance"), int | float):
+        raise InputError(f"{folder / GUIDANCE}: is damaged; remove {folder} for the stage to be done again")
+    return float(scale)
+
+
+def evaluations_in(folder: Path) -> list[Evaluation]:
+    """What a stage measured, by step, oldest first; of a stage that has one evaluation alone, that one.
+
+    Raises InputError.
+    """
+    files = list((folder / EVALUATIONS).glob("step_*.json")) or [folder / EVALUATION]
+    return sorted((read_cards(file) for file in files), key=lambda one: one.step or 0)
 
 
 @dataclass(frozen=True)
