@@ -128,7 +128,34 @@ def test_every_round_reveals_something_and_the_last_all(schedule):
             assert (len(left), left[-1]) == (rounds + 1, 0)
             assert all(later < before for before, later in pairwise(left))
     assert left_after("linear", 4, 8) == [6, 4, 2, 0]
+    assert left_after("linear", 10, 100) == [90, 80, 70, 60, 50, 40, 30, 20, 10, 0]
     assert left_after("cosine", 4, 100) == [92, 70, 38, 0]
+
+
+def test_a_step_spreads_the_numbers_of_hidden_digits_evenly_over_its_images():
+    """In a batch of as many images as there are digits each number of them is hidden once."""
+    model, images = make().train(), all_images()
+    four = CodeBatch(TOY, images.content[:4], images.labels[:4])
+    seen, plain = [], model.nats
+    model.nats = lambda digits, hidden, *more: seen.append(hidden) or plain(digits, hidden, *more)
+    for seed in range(5):
+        model.loss(four, torch.Generator().manual_seed(seed))
+    assert [sorted(hidden.sum(dim=(1, 2)).tolist()) for hidden in seen] == [[1, 2, 3, 4]] * 5
+
+
+@pytest.mark.parametrize("options", [{}, {"label_dropout": 0.0}])
+def test_labels_are_dropped_in_training_alone(options):
+    model, images, seen = make(**options), all_images(), []
+    plain = model.nats
+    model.nats = lambda digits, hidden, labels, *more: seen.append(labels) or plain(digits, hidden, labels, *more)
+    many = CodeBatch(TOY, images.content.repeat(10, 1, 1, 1), images.labels.repeat(10))
+    with torch.no_grad():
+        model.train().loss(many, torch.Generator().manual_seed(0))
+        model.eval().loss(many, torch.Generator().manual_seed(0))
+        model.train().bound(many, BoundOptions(2))
+    share = model.config.label_dropout
+    assert float((seen[0] == 2).float().mean()) == pytest.approx(share, abs=0.02)
+    assert all(torch.equal(labels, many.labels) for labels in seen[1:])
 
 
 def test_an_estimate_is_of_the_image_and_its_number_alone():

@@ -7,6 +7,7 @@ import torch
 from oracles import STATES, TOY, exact_conditionals, table
 
 from ifsq.codes import CodeSpec
+from ifsq.config import InputError
 from ifsq.generators import MaskedGenerator
 from ifsq.generators.masked import MaskedConfig, MaskedSampling
 
@@ -162,3 +163,98 @@ def test_a_card_says_how_it_was_sampled():
         "rounds 8, schedule cosine, order confidence, confidence_noise 1.0, temperature 1.0"
     )
     assert "confidence_noise" not in MaskedSampling(order="random").sampler
+
+
+def test_the_noise_of_confidence_falls_to_nothing_and_however_much_of_it_all_is_revealed():
+    """As many digits are revealed as the schedule says; without limit the order is that of the noise alone."""
+    model, seen = make(), []
+    plain = model.logits
+    model.logits = lambda digits, hidden, labels: seen.append(hidden) or plain(digits, hidden, labels)
+    labels = torch.arange(300) % 2
+    for noise in (0.0, 1.0, 1e300):
+        model.sample(labels, rounds=4, order="confidence", confidence_noise=noise)
+    counts = [hidden.sum(dim=(1, 2)).unique().tolist() for hidden in seen]
+    assert counts == [[4], [3], [2], [1]] * 3
+    assert not torch.equal(seen[2], seen[6])
+    assert not torch.equal(seen[6], seen[10])
+    first = (~seen[9]).flatten(1).float().mean(dim=0)
+    assert first.tolist() == pytest.approx([0.25] * 4, abs=0.08)
+
+
+def asked_of(model, rows):
+    """What is hidden and known in each round of a network that gives each digit of a position these logits."""
+    seen = []
+    model.logits = lambda digits, hidden, labels: (
+        seen.append((digits, hidden)) or [row.expand(len(digits), 2, 3) for row in rows]
+    )
+    return seen
+
+
+def test_noise_of_confidence_is_gumbels():
+    """Of weight 1 in the first round: a digit is revealed as often as its probability says (the Gumbel-max trick)."""
+    model = make()
+    seen = asked_of(model, (torch.tensor([0.0, 0.0, 40.0]), torch.zeros(3)))  # probabilities 1 and 1/3
+    labels = torch.zeros(4000, dtype=torch.int64)
+    model.sample(labels, rounds=4, schedule="linear", order="confidence", confidence_noise=4 / 3)
+    assert float((~seen[1][1][:, :, 0]).float().sum(dim=1).mean()) == pytest.approx(0.75, abs=0.02)
+
+
+def test_confidence_is_of_what_was_drawn_not_of_the_most_likely():
+    model = make()
+    seen = asked_of(model, [torch.tensor([3.0, 0.0, 0.0])] * 2)
+    labels = torch.zeros(500, dtype=torch.int64)
+    model.sample(labels, rounds=2, schedule="linear", order="confidence", confidence_noise=0.0)
+    digits, hidden = seen[1]
+    assert float((digits[~hidden] == 0).float().mean()) > 0.97  # of all that are drawn .91
+
+
+def test_what_is_revealed_stays():
+    model = make()
+    seen = asked_of(model, [torch.zeros(3)] * 2)
+    drawn = TOY.indices_to_digits(model.sample(torch.zeros(50, dtype=torch.int64), rounds=4).indices).flatten(1, 2)
+    for digits, hidden in seen[1:]:
+        assert torch.equal(digits[~hidden], drawn[~hidden])
+
+
+def test_guided_logits_are_those_of_the_formula():
+    """Scales below and above 1: what is drawn first is drawn from ``null + scale (class - null)``."""
+    model = make()
+    told, null = torch.tensor([1.0, 0.0, -1.0]), torch.tensor([0.5, 0.5, -1.0])
+    model.logits = lambda digits, hidden, labels: (
+        [torch.where((labels == 2)[:, None, None], null, told).expand(-1, 2, 3)] * 2
+    )
+    labels = torch.ones(3000, dtype=torch.int64)
+    for scale in (0.0, 0.5, 3.0):
+        digits = TOY.indices_to_digits(model.sample(labels, rounds=1, guidance=scale).indices)
+        found = digits.flatten().bincount(minlength=3) / digits.numel()
+        assert found.tolist() == pytest.approx((null + scale * (told - null)).softmax(dim=0).tolist(), abs=0.02)
+
+
+def test_the_first_rounds_of_an_interval_are_guided():
+    model, asked = make(), []
+    plain = model.logits
+    model.logits = lambda digits, hidden, labels: (
+        asked.append((labels == 2).any().item()) or plain(digits, hidden, labels)
+    )
+    model.sample(torch.tensor([0, 1]), rounds=4, guidance=3.0, guidance_interval=2)
+    assert asked == [True, True, False, False]
+
+
+@pytest.mark.parametrize("order", ["random", "confidence"])
+def test_an_image_is_of_its_number_and_label_alone(order):
+    model, labels = make(), torch.tensor([1, 0, 0, 1, 1, 0])
+    whole = model.sample(labels, seed=7, rounds=3, guidance=2.0, order=order).indices
+    parts = [
+        model.sample(labels[rows], seed=7, first=rows[0], rounds=3, guidance=2.0, order=order).indices
+        for rows in ([0], [1, 2, 3], [4, 5])
+    ]
+    assert torch.equal(torch.cat(parts), whole)
+    assert not torch.equal(model.sample(labels, seed=7, first=6, rounds=3, guidance=2.0, order=order).indices, whole)
+
+
+def test_logits_that_are_no_numbers_are_refused():
+    model = make()
+    with torch.no_grad():
+        model.output[1].weight[0, 0] = torch.nan
+    with pytest.raises(InputError, match="the logits are not finite numbers: expected finite weights"):
+        model.sample(torch.tensor([0]), rounds=2)

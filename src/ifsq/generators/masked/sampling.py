@@ -20,6 +20,7 @@ from ifsq.generators.masked.schedule import check_schedule, left_after
 from ifsq.generators.streams import uniforms
 
 ORDERS = ("random", "confidence")
+NOISE_LIMIT = 1e30  # float32 then keeps nothing of the probabilities, and a greater number would overflow
 SMALLEST = 2.0**-25  # half a step of the numbers of `uniforms`, whose least is 0
 
 
@@ -105,7 +106,8 @@ def reveal(
             sure = torch.stack([_sure(one, drawn[..., k]) for k, one in enumerate(kept)], dim=-1)
             gumbel = -(-noise[:, tokens * dim :].clamp_min(SMALLEST).log()).log()  # b n
             order = sure.view(count, units, -1).sum(dim=-1)
-            order = order + sampling.confidence_noise * (1 - (number + 1) / sampling.rounds) * gumbel
+            noisy = min(sampling.confidence_noise, NOISE_LIMIT) * (1 - (number + 1) / sampling.rounds)
+            order = order + noisy * gumbel
         revealed = _greatest(order, hidden.view(count, units, -1)[..., 0], _hidden_before(left, number, units) - stay)
         new = network.of_digits(revealed)
         digits, hidden = torch.where(new, drawn, digits), hidden & ~new

@@ -58,6 +58,8 @@ def left_after(schedule: str, rounds: int, units: int) -> list[int]:
     left, before = [], units
     for number in range(1, rounds + 1):
         wanted = math.floor(units * hidden_share(schedule, number / rounds))
+        if schedule == "linear":  # in whole numbers: 1 - 9 / 10 is rounded to below a tenth
+            wanted = units * (rounds - number) // rounds
         # One for each later round, and one fewer than before.
         before = max(rounds - number, min(before - 1, wanted))
         left.append(before)
