@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -23,6 +24,8 @@ from ifsq.evaluation.samples import draw_images
 from ifsq.evaluation.sheets import class_sheet, real_sheet, shown_pairs
 from ifsq.generators.ar import ARConfig, ARGenerator, ARSampling
 from ifsq.generators.diffusion import DiffusionSampling
+from ifsq.generators.masked import MaskedConfig, MaskedGenerator
+from ifsq.generators.masked.bound import BoundOptions
 from ifsq.metrics import ProtocolCard
 from ifsq.tokenizer.bottleneck import QuantizerConfig
 from ifsq.tokenizer.conv import ConvConfig
@@ -108,6 +111,24 @@ def test_the_likelihood_is_in_the_order_of_the_codes_whoever_measures(pair, monk
         shared = measure_likelihood(model, codes, blank, Together(rank, 2, torch.device("cpu")))
     assert shared == whole
     assert whole[0].n == 18
+
+
+def test_a_bound_says_how_it_was_found_and_how_sure_it_is():
+    """Beside samples of another seed: not theirs is on the card, but the bound's own."""
+    torch.manual_seed(0)
+    model = MaskedGenerator(MaskedConfig(1, 16, 2, mlp_multiple_of=16), SPEC, 2)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    codes = CodeSet(SPEC, torch.randint(5, (6, *SPEC.shape), dtype=torch.uint8), torch.arange(6) % 2)
+    samples = ProtocolCard("", {}, "r", "h", 0, 16, "", "", "", seed=5, sampler="rounds 8", function_evaluations=16)
+    (card,) = measure_likelihood(model, codes, samples, ALONE)
+    found = model.bound(codes.batch(torch.arange(6)), BoundOptions())
+    assert (card.metric, card.seed, card.n) == ("bits per image, upper bound", 0, 6)
+    assert (card.sampler, card.function_evaluations) == ("draws 32", 32)
+    assert card.method == "all orders, one digit a step"
+    assert card.values["mean"] == pytest.approx(float(found.nats.mean()) / math.log(2))
+    error = float(found.error.square().sum().sqrt()) / 6 / math.log(2)
+    assert card.values["error of the draws"] == pytest.approx(error)
 
 
 def test_files_are_named_by_what_is_not_as_usual():

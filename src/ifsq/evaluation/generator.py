@@ -25,9 +25,9 @@ from ifsq.evaluation.image_cards import LEAST, image_cards
 from ifsq.evaluation.in_training import features_at_hand
 from ifsq.evaluation.judge import JudgeFeatures, share_judge
 from ifsq.evaluation.labels import BALANCED, LIKE_REFERENCE, labels_balanced, labels_like
-from ifsq.evaluation.likelihood import BOUND, EXACT
+from ifsq.evaluation.likelihood import bits_card
 from ifsq.evaluation.nearest import nearest_images
-from ifsq.evaluation.protocol import blank_card, dealt, name_of
+from ifsq.evaluation.protocol import blank_card, name_of
 from ifsq.evaluation.record import Evaluation, write_evaluation
 from ifsq.evaluation.reference import Reference, View, views_of
 from ifsq.evaluation.sheets import (
@@ -38,7 +38,8 @@ from ifsq.evaluation.sheets import (
     neighbour_sheet,
     real_sheet,
 )
-from ifsq.generators import Generator, Sampling
+from ifsq.generators import DiffusionGenerator, Generator, MaskedGenerator, Sampling
+from ifsq.generators.masked.bound import BoundOptions
 from ifsq.generators.train import training_flops
 from ifsq.metrics import ProtocolCard
 from ifsq.pretrained.features import load_features
@@ -271,21 +272,12 @@ def measure_steps(
 
 @torch.no_grad()
 def measure_likelihood(generator: Generator, codes: CodeSet, card: ProtocolCard, world: World) -> list[ProtocolCard]:
-    """Bits per image and per token of held-out codes, for a generator with a likelihood; nothing for one without."""
-    device = next(generator.parameters()).device
-    batches = dealt(range(len(codes)), AT_ONCE, world)
-    parts = [generator.nll(codes.batch(torch.tensor(list(rows)), device), rows[0]) for rows in batches]
-    shares = world.gather([None if part is None else part.cpu() for part in parts])
-    # Dealt in turn, so in turn they are in the order of the codes again.
-    nats = [share[turn] for turn in range(len(shares[0])) for share in shares if turn < len(share)]
-    known = [part for part in nats if part is not None]
-    if not known:
+    """Bits per image and per token of held-out codes, or a bound of them with its error; of a diffusion one nothing."""
+    if isinstance(generator, DiffusionGenerator):
         return []
-    bits = torch.cat(known) / np.log(2)
-    mean = float(bits.mean())
-    values = {"mean": mean, "std": float(bits.std(correction=0)), "per token": mean / generator.spec.tokens}
-    card = replace(card, sampler="", guidance=1.0, labels="", dtype=generator.arithmetic())
-    return [replace(card, metric=EXACT if generator.exact else BOUND, values=values, n=len(codes))]
+    asked = BoundOptions() if isinstance(generator, MaskedGenerator) else None
+    card = replace(card, sampler="", guidance=1.0, labels="")
+    return [bits_card(generator, codes, torch.arange(len(codes)), asked, 0, world, card, AT_ONCE)]
 
 
 def _networks(asked: GeneratorEvaluation, real: ImageSource, world: World) -> list[FeatureNetwork]:

@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
-from ifsq.codes import CodeBatch, CodeSpec
+from ifsq.codes import CodeBatch, CodeSet, CodeSpec
 from ifsq.codes.cache import CodeCache
 from ifsq.config import InputError, build
 from ifsq.data import DataConfig, sample_order
@@ -47,27 +48,47 @@ def measure_bits(
     asked = _asked(model, options)
     codes = cache.read("val", tokenizer.codebook())
     rows = torch.tensor(sample_order(0, 0, len(codes))[:images])
+    data = build(DataConfig, cache.about["data"], str(cache.folder))
+    blank = blank_card(data, name_of(data, "val"), cache.about["fingerprints"]["val"], len(rows), tokenizer)
+    evaluations = 1 if asked is None else 0  # of a bound they are counted
+    card = replace(blank, guidance=1.0, generator_hash=weights_digest(model), function_evaluations=evaluations)
+    return bits_card(model, codes, rows, asked, seed, world, card, AT_ONCE)
+
+
+def bits_card(
+    model: Generator,
+    codes: CodeSet,
+    rows: Int[Tensor, "n"],
+    asked: LikelihoodOptions | BoundOptions | None,
+    seed: int,
+    world: World,
+    card: ProtocolCard,
+    at_once: int,
+) -> ProtocolCard:
+    """The bits of these images by their rows among the codes, and of a bound how it was found, on a card.
+
+    asked    None of a generator whose likelihood is exact
+    seed     of a bound's random numbers, which an image has by its place in ``rows``
+    at_once  images that are dealt out to a process together
+    """
     device = next(model.parameters()).device
-    turns = dealt(range(len(rows)), AT_ONCE, world)
+    turns = dealt(range(len(rows)), at_once, world)
     mine = [_bits(model, codes.batch(rows[list(turn)], device), asked, seed, turn[0]) for turn in turns]
     shares = world.gather(mine)
     # Dealt in turn, so in turn they are in the order of the images again.
     parts = [share[turn] for turn in range(len(shares[0])) for share in shares if turn < len(share)]
-    data = build(DataConfig, cache.about["data"], str(cache.folder))
-    blank = blank_card(data, name_of(data, "val"), cache.about["fingerprints"]["val"], len(rows), tokenizer)
-    card = replace(blank, dtype=model.arithmetic(), guidance=1.0, generator_hash=weights_digest(model))
     bits = torch.cat([found.bits for found in parts])
     mean = float(bits.mean())
     values = {"mean": mean, "std": float(bits.std(correction=0)), "per token": mean / model.spec.tokens}
+    card = replace(card, metric=EXACT, values=values, n=len(rows), dtype=model.arithmetic())
     if asked is None:
-        return replace(card, metric=EXACT, values=values, function_evaluations=1)
+        return card
     errors = [found.error for found in parts if found.error is not None]
     if errors:
         values[parts[0].error_of] = float(torch.cat(errors).square().sum().sqrt()) / len(rows)
     return replace(
         card,
         metric=BOUND if isinstance(model.spec, CodeSpec) else DENSITY,
-        values=values,
         seed=seed,
         sampler=asked.sampler,
         method=parts[0].method,

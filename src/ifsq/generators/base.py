@@ -76,8 +76,6 @@ class Generator(nn.Module, ABC):
     """Whether the state at a position has read the positions before it alone, and predicts its own."""
     noisy: ClassVar[bool] = False
     """Whether the network reads codes with noise, at a time of 0 (noise) to 1 (data)."""
-    exact: ClassVar[bool] = True
-    """Whether `nll` is the negative log-likelihood itself; else an upper bound of it."""
     config: Any
     spec: CodeSpec | LatentSpec
     origin: Origin
@@ -204,7 +202,7 @@ class Generator(nn.Module, ABC):
         """What `sample` returns, of labels that are classes and of the kind's own options."""
 
     def nll(self, batch: CodeBatch, first: int = 0) -> Float[Tensor, "b"] | None:
-        """Negative log-likelihood of each image in nats, given its label; None of a kind that has none.
+        """Negative log-likelihood of each image in nats, or a bound, given its label; None of a kind that has none.
 
         first  number of the first image, from which an estimate has its random numbers
         """

@@ -36,7 +36,6 @@ class MaskedGenerator(MaskedNetwork, kind="masked"):
 
     title = "masked"
     noisy = True
-    exact = False
     config_class = MaskedConfig
     sampling_class = MaskedSampling
 
@@ -51,7 +50,7 @@ class MaskedGenerator(MaskedNetwork, kind="masked"):
         taps = Taps(check_depths(depths, len(self.layers)))
         labels, hidden, number = self._hidden(batch, rng)
         nats = self.nats(self._digits(batch), hidden, labels, taps)  # b
-        weights = bound_weights(self.config.schedule, self.units)[number.cpu() - 1]
+        weights = bound_weights(self.config.schedule, self.units).to(number.device)[number - 1]  # b, no wait for a GPU
         loss = (nats * weights.to(nats)).mean() / self.spec.tokens
         bits = loss.detach() / math.log(2)
         losses = {"loss": loss, "bits_per_token": bits, "bits_per_image": bits * self.spec.tokens}
