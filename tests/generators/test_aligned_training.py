@@ -12,9 +12,10 @@ from tests.ports import free_port
 
 from ifsq.codes import CodeSet, CodeSpec
 from ifsq.codes.features import FeatureRows
-from ifsq.generators import ARGenerator, DiffusionGenerator, Generator
+from ifsq.generators import ARGenerator, DiffusionGenerator, Generator, MaskedGenerator
 from ifsq.generators.ar import ARConfig
 from ifsq.generators.diffusion import DiTConfig
+from ifsq.generators.masked import MaskedConfig
 from ifsq.generators.repa import Alignment, AlignmentConfig
 from ifsq.generators.train import GeneratorTask
 from ifsq.pretrained.teachers import TeacherConfig
@@ -28,10 +29,11 @@ from ifsq.training.loop import fit, train
 from ifsq.training.optim import OptimConfig
 
 SPEC = CodeSpec((5, 5, 3), (2, 1), "little", "paper", (2, 4))
-GRIDS = {"ar": (2, 4), "diffusion": (1, 2)}
+GRIDS = {"ar": (2, 4), "diffusion": (1, 2), "masked": (2, 4)}
 MODELS = {
     "ar": lambda **more: ARGenerator(ARConfig(3, 16, 2, mlp_multiple_of=16, dropout=0.1, **more), SPEC, 3),
     "diffusion": lambda **more: DiffusionGenerator(DiTConfig(3, 16, 2, patch=2, **more), SPEC, 3),
+    "masked": lambda **more: MaskedGenerator(MaskedConfig(3, 16, 2, mlp_multiple_of=16, dropout=0.1, **more), SPEC, 3),
 }
 STEPS = 6
 CONFIG = TrainConfig(
@@ -124,12 +126,12 @@ def test_the_gradient_of_alignment_reaches_the_blocks_up_to_its_depth_and_the_pr
         torch.nn.init.normal_(parameter, std=0.1)
     rng = torch.Generator().manual_seed(0)
     made.loss(model, batch, rng, 0)["alignment"].backward()
-    blocks = model.layers if kind == "ar" else model.dit.blocks
+    blocks = model.dit.blocks if kind == "diffusion" else model.layers
     reached = [any(p.grad is not None and bool(p.grad.any()) for p in block.parameters()) for block in blocks]
     assert reached == [True, True, False]
     assert all(bool(p.grad.any()) for p in made.companion.parameters() if p.ndim > 1)
-    out = model.head if kind == "ar" else model.dit.final_layer
-    assert all(p.grad is None or not p.grad.any() for p in out.parameters())
+    out = {"ar": "head", "diffusion": "dit.final_layer", "masked": "output"}[kind]
+    assert all(p.grad is None or not p.grad.any() for p in model.get_submodule(out).parameters())
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -183,6 +185,7 @@ def test_the_steps_that_are_aligned_are_those_with_a_weight(stop, decay, expecte
 RESUMED = {
     "ar": {"teachers": ("one", ("self", 3), "two"), "decay": "linear", "stop": 0.8},
     "diffusion": {"teachers": ("self",), "projector": "conv"},
+    "masked": {"teachers": ("one", "self"), "cleaner": 0.5},
 }
 
 
