@@ -382,7 +382,7 @@ def test_a_tokenizer_of_several_rates_is_trained_once_and_measured_and_encoded_a
     assert {kind: kinds.count(kind) for kind in set(kinds)} == {
         "tokenizer": 3, "tokenizer-eval": 4, "codes": 4, "diffusion": 4, "generator-eval": 4,
     }  # fmt: skip
-    (nested,) = (name for name, users in plan.users.items() if users == ["nested 2", "nested 3"])
+    (nested,) = (name for name, users in plan.users.items() if users == ["nested bits 2", "nested bits 3"])
     behind = [stage for stage in plan.stages.values() if stage.inputs.get("tokenizer") == nested]
     levels = {(stage.kind, stage.config.get("levels", 0)) for stage in behind}
     assert levels >= {("tokenizer-eval", 5), ("tokenizer-eval", 0), ("codes", 5), ("codes", 0)}
