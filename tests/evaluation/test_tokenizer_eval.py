@@ -167,6 +167,7 @@ def test_one_image_is_measured_without_its_distance(capsys):
     assert read(written)["left_out"] == ["rFD(judge): 1 image, needs 2"]
 
 
+@pytest.mark.slow
 def test_two_processes_find_what_one_does(weights_files):
     """150 images in two batches, one smaller, over two processes: one set of files, the same figures."""
     options = [

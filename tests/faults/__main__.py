@@ -45,7 +45,6 @@ SHORT: dict[str, Callable[[Path, Path], Iterator[Found]]] = {
     ),
     "A4": lambda where, place: processes.killed_readers(where, place, 1),
     "A5": lambda where, place: processes.killed_ranks(where, place, 1),
-    "A6": lambda where, place: pairs.two_trainings(where, place, 1),
 }
 SHORT_EVERY = {"B1": 97, "B3": 5, "B3b": 8, "B3c": 13, "B4": 47, "B5": 41}
 """The short form: one scene of a kind, and every n-th attempt of those that damage files."""

@@ -4,10 +4,13 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.distributed as dist
 from tests.ports import free_port
 from torch import nn
 
@@ -187,6 +190,32 @@ def test_processes_that_are_all_stopped_for_a_while_go_on(tmp_path):
             time.sleep(4.5 if number == signal.SIGSTOP else 0)
 
     assert run(tmp_path, act, during=stop_both) == ([0, 0], ["", ""])
+
+
+class Meeting(dist.Work):
+    """One whose waits end as they are told to; over from the second wait on."""
+
+    def __init__(self, *ends):
+        super().__init__()
+        self.ends = list(ends)
+        self.waits = 0
+
+    def is_completed(self):
+        return self.waits > 0
+
+    def wait(self, timeout):
+        self.waits += 1
+        if error := self.ends.pop(0):
+            raise error
+
+
+@pytest.mark.parametrize(("second", "over", "lost"), [(None, True, []), (RuntimeError("closed"), False, [watch.ENDED])])
+def test_a_meeting_that_ends_just_after_it_was_waited_for_counts(second, over, lost):
+    """As where all processes were stopped: the wait is over at once, and a moment later everybody is there."""
+    said = []
+    here = SimpleNamespace(_left=threading.Event(), patience=3.0, _lose=lambda what, wait: said.append(what))
+    assert watch.Watch._is_over(here, Meeting(RuntimeError("timed out"), second)) is over
+    assert said == lost
 
 
 @pytest.mark.parametrize("there", [0, 1])

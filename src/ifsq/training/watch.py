@@ -127,10 +127,11 @@ class Watch:
     def _is_over(self, meeting: dist.Work) -> bool:
         """Wait until everybody has come; False where somebody will not, or this process leaves."""
         for look in itertools.count(1):  # not a clock: it goes on while all processes are stopped together
+            ended = meeting.is_completed()
             try:
                 meeting.wait(timedelta(seconds=EVERY))
             except RuntimeError:  # torch raises no other where it has waited long enough
-                if meeting.is_completed():
+                if ended:  # before it was waited for: since then it may have ended well, right after the wait
                     self._lose(ENDED, TO_UNWIND)
                     return False
             else:
