@@ -10,6 +10,7 @@ from ifsq.bench.grid.cells import Bases, cells
 from ifsq.bench.grid.command import bench, grid_file, show_plan
 from ifsq.bench.grid.config import load_grid
 from ifsq.bench.grid.cost import generator_flops, layout_of, tokenizer_flops
+from ifsq.bench.grid.describe import summary
 from ifsq.bench.grid.plan import plan_grid
 from ifsq.bench.grid.results import measurements
 from ifsq.bench.grid.stages import marker_of
@@ -356,6 +357,8 @@ def test_a_grid_is_found_by_name(place, capsys):
     lines, rows = show_plan(place / "grid.toml", place / "out", SMALL)
     assert any(line.startswith("equal of all generators: train.batch 4") for line in lines)
     assert len(rows) == 9
+    # Tokenizer and codes stand behind both generators, the tokenizer behind its own evaluation too: 2 + 5 + 5.
+    assert "2 stages are shared by several cells; each cell for itself would do 12" in lines
 
 
 NESTED = """
@@ -388,5 +391,7 @@ def test_a_tokenizer_of_several_rates_is_trained_once_and_measured_and_encoded_a
     assert levels >= {("tokenizer-eval", 5), ("tokenizer-eval", 0), ("codes", 5), ("codes", 0)}
     of = [figures.cell for figures in plan.figures if figures.of == nested]
     assert of == [{"tokenizer": "nested", "bits": 2}, {"tokenizer": "nested", "bits": 3}]
+    # Four cells of tokenizers of two stages each, four of generators of four; all of them share their tokenizers alone.
+    assert f"3 stages are shared by several cells; each cell for itself would do {4 * 2 + 4 * 4}" in summary(plan)
     with pytest.raises(InputError, match="levels 7: expected what the tokenizer was trained at, 5, 9"):
         plan_grid(written(place, "nested", NESTED.replace("LEVELS", "7")), place / "out")

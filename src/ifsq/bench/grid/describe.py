@@ -5,6 +5,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from ifsq.bench.grid.cells import told
 from ifsq.bench.grid.control import UNEQUAL, equal_between
 from ifsq.bench.grid.plan import COSTS, Plan
 from ifsq.bench.grid.stages import Stage, is_complete, marker_of
@@ -35,8 +36,9 @@ def summary(plan: Plan) -> list[str]:
     left = [name for name in plan.stages if not is_complete(plan.out, name)]
     counted = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
     lines = [f"{len(plan.stages)} stages ({counted}), {len(left)} to do"]
-    shared = sum(len(users) > 1 for name, users in plan.users.items() if name in plan.stages)
-    alone = _alone(plan)
+    roads = _roads(plan)
+    shared = sum(count > 1 for count in Counter(name for road in roads.values() for name in road).values())
+    alone = sum(map(len, roads.values()))
     lines.append(f"{shared} stages are shared by several cells; each cell for itself would do {alone}")
     lines.append(f"training: {_flops(plan.stages.values()):.3g} FLOP, forward and backward, as torch counts them")
     equal, differ = equal_between(plan.compared)
@@ -81,18 +83,12 @@ def seconds_taken(plan: Plan) -> float:
     return float(sum(read_json(marker_of(plan.out, name))["seconds"] for name in done))
 
 
-def _alone(plan: Plan) -> int:
-    """Stages that would be done if nothing were shared: for each of its figures, what it needs."""
-    count = 0
+def _roads(plan: Plan) -> dict[str, set[str]]:
+    """The stages that each cell needs for its figures, from its images on; a tokenizer is a cell of its own."""
+    found: dict[str, set[str]] = {}
     for figures in plan.figures:
-        if any(
-            other.of == figures.of and other.stage != figures.stage
-            for other in plan.figures[: plan.figures.index(figures)]
-        ):
-            count += 1  # the same trained model, measured in another way
-            continue
-        count += len(plan.only(figures.stage).stages)
-    return count
+        found.setdefault(told(figures.cell), set()).update(plan.only(figures.stage).stages)
+    return found
 
 
 def _flops(stages: Any) -> float:
