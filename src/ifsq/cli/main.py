@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from ifsq.cli import analyze, bench, evaluate, features, generator, interop, teacher, tokenizer
+from ifsq.cli import analyze, bench, doctor, evaluate, features, generator, interop, teacher, tokenizer
 from ifsq.cli.parser import Parser, Version
 from ifsq.cli.terminal import refuse, remarks, stopped
 from ifsq.config import InputError, Interrupted
@@ -75,4 +75,5 @@ def parser() -> argparse.ArgumentParser:
     analyze.add_analyze(verbs)
     interop.add_import(verbs)
     interop.add_export(verbs)
+    doctor.add_doctor(verbs)
     return command

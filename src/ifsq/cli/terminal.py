@@ -135,11 +135,11 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
         console.print()
 
 
-def say(line: str, *, everyone: bool = False) -> None:
-    """A line on standard output, by the first process or by each."""
+def say(line: str, *, everyone: bool = False, indent: int = 0) -> None:
+    """A line on standard output, by the first process or by each, behind so many blanks."""
     if everyone or _first_process():
         with _standard_output():
-            print(_tidy(line))
+            print(" " * indent + _tidy(line))
 
 
 @contextmanager
