@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 
 from ifsq.bench.grid.cells import cells, told
-from ifsq.bench.grid.config import Absent, Compared, Grid, Setting
+from ifsq.bench.grid.config import Absent, Compared, Grid, LeftOut, Setting, load_grid
 from ifsq.bench.grid.plan import _seeds
-from ifsq.bench.grid.verdicts import comparisons_of, figures_of, more_seeds, verdicts_of
+from ifsq.bench.grid.verdicts import comparisons_of, figures_of, more_seeds, pairs_of, verdicts_of
 from ifsq.bench.measurement import Measurement
 from ifsq.bench.protocol import Protocol
 from ifsq.config import InputError
@@ -83,6 +83,81 @@ def test_seeds_are_added_until_every_comparison_is_decided():
     assert {one.words for one in verdicts_of(GRID, capped)[:2]} == {"not told apart"}
 
 
+def test_comparisons_of_some_cells_and_against_one_value():
+    grid = replace(GRID, axes={**GRID.axes, "bound": ("tanh", "ifsq", "quantile")})
+    every = replace(BY_PSNR, axis="bound")
+    assert len(comparisons_of(replace(grid, compare=(every,)))) == 3
+    against = replace(every, against="ifsq")
+    names = [(one.a.split()[0], one.b.split()[0]) for one in comparisons_of(replace(grid, compare=(against,)))]
+    assert names == [("tanh", "ifsq"), ("ifsq", "quantile")]
+    only = replace(BY_FD, when={"bound": ("tanh", "quantile")})
+    names = [one.a.split()[0] for one in comparisons_of(replace(grid, compare=(only,)))]
+    assert names == ["tanh", "quantile"]
+
+
+def test_means_over_an_axis_count_a_training_seed_once_all_of_its_cells_have_it():
+    asked = replace(BY_FD, mean_over=("bound",))
+    grid = replace(GRID, compare=(asked,))
+    (one,) = comparisons_of(grid)
+    assert (one.a, one.b) == (
+        "ar, mean of tanh, ifsq by FD(judge), distance",
+        "diffusion, mean of tanh, ifsq by FD(judge), distance",
+    )
+    rows = figures(1.0, 5.0, 3, psnr=False)[:-1]  # the last seed of diffusion behind ifsq was not measured
+    found = figures_of(grid, rows)
+    assert {name.split(",")[0]: sorted(of) for name, of in found.items()} == {"ar": [0, 1, 2], "diffusion": [0, 1]}
+    assert {seed: [round(f, 6) for f in of] for seed, of in found[one.a].items()} == {
+        0: [1.01, 1.01],
+        1: [0.98, 0.98],
+        2: [1.03, 1.03],
+    }
+    names = {told(cell) for cell in cells(grid)}
+    assert more_seeds(grid, figures(1.0, 1.0, 3)) == dict.fromkeys(names, 5)
+    assert [verdict.decided for verdict in verdicts_of(grid, figures(1.0, 5.0, 3))] == [True]
+    shown = pairs_of(grid)[0].a.shown
+    assert shown == "ar, mean over bound (2)"
+
+
+def test_groups_of_other_values_are_not_compared():
+    grid = replace(
+        GRID, axes={"bound": ("tanh", "ifsq"), "head": ("joint", "chain"), "generator": ("ar",)}, absent=(),
+        left_out=(LeftOut({"bound": "ifsq", "head": "chain"}),),
+    )  # fmt: skip
+    over = Compared("bound", "FD(judge)", "distance", mean_over=("head",))
+    with pytest.raises(InputError, match=r"differ in bound alone \(means over head\)"):
+        comparisons_of(replace(grid, compare=(over,)))
+    assert len(comparisons_of(replace(grid, compare=(replace(over, when={"head": "joint"}),)))) == 1
+
+
+def test_seeds_that_lie_over_a_protocol_take_its_place(tmp_path):
+    (tmp_path / "base.toml").write_text(
+        """tokenizer = "demo/tokenizer.toml"
+axes = { bound = ["tanh", "ifsq"] }
+settings = [{ when = { bound = "tanh" }, tokenizer.tokenizer.quantizer.bound = "tanh" }]
+protocol.looks = [3]
+compare = [{ axis = "bound", metric = "PSNR, dB", value = "mean", better = "higher", of = "tokenizer" }]
+"""
+    )
+    (tmp_path / "over.toml").write_text('over = "base.toml"\nseeds.training = [0]\n')
+    base = load_grid(tmp_path / "base.toml")
+    assert base.protocol is not None
+    assert len(base.compare) == 1
+    for grid in (load_grid(tmp_path / "over.toml"), load_grid(tmp_path / "base.toml", ["--seeds.training", "[0]"])):
+        assert (grid.protocol, grid.compare, grid.seeds.training) == (None, (), (0,))
+    (tmp_path / "both.toml").write_text('over = "base.toml"\nseeds.training = [0]\nprotocol.looks = [3]\n')
+    with pytest.raises(InputError, match=r"both\.toml: seeds and protocol: expected one of them"):
+        load_grid(tmp_path / "both.toml")
+    with pytest.raises(InputError, match="command line: seeds and protocol"):
+        load_grid(tmp_path / "base.toml", ["--seeds.training", "[0]", "--protocol.looks", "[3]"])
+    compared = (tmp_path / "base.toml").read_text()
+    (tmp_path / "typo.toml").write_text(compared.replace('axis = "bound",', 'axis = "bound", against = "thanh",'))
+    with pytest.raises(InputError, match="bound 'thanh': expected one of ifsq, tanh"):
+        load_grid(tmp_path / "typo.toml")
+    (tmp_path / "when.toml").write_text(compared.replace('axis = "bound",', 'axis = "bound", when = { bits = 2 },'))
+    with pytest.raises(InputError, match="when: axis 'bits': expected one of bound"):
+        load_grid(tmp_path / "when.toml")
+
+
 def test_a_cell_has_the_seeds_of_the_first_look_at_least():
     assert _seeds(GRID, 0) == (0, 1, 2)
     assert _seeds(GRID, 5) == (0, 1, 2, 3, 4)
@@ -100,8 +175,15 @@ def test_what_cannot_be_compared_is_refused():
         )
     with pytest.raises(ValueError, match="protocol and compare: expected both or neither"):
         Grid(GRID.axes, "t", GRID.generators, settings=GRID.settings, compare=(BY_FD,))
-    with pytest.raises(ValueError, match="are compared twice over one axis by one figure"):
-        replace(GRID, compare=(BY_FD, replace(BY_FD, better="higher")))
+    with pytest.raises(InputError, match=r"tanh ar by FD\(judge\), distance: compared twice with tanh diffusion"):
+        comparisons_of(replace(GRID, compare=(BY_FD, replace(BY_FD, better="higher"))))
+    with pytest.raises(ValueError, match="compare: axis 'rate': expected one of bound, generator, head"):
+        replace(GRID, compare=(replace(BY_FD, mean_over=("rate",)),))
+    with pytest.raises(ValueError, match="mean_over 'generator': expected other axes than the compared one"):
+        replace(GRID, compare=(replace(BY_FD, mean_over=("generator",)),))
+    none = replace(BY_FD, when={"bound": "tanh"}, against="ar", axis="bound")
+    with pytest.raises(InputError, match=r"no two cells of a generator differ in bound alone .bound tanh; against ar."):
+        comparisons_of(replace(GRID, compare=(none,)))
     with pytest.raises(ValueError, match=r"protocol\.guidance: expected a compare of generators"):
         replace(GRID, protocol=Protocol(guidance=(1.0, 2.0)), compare=(BY_PSNR,))
     alone = Grid({}, "t", {"ar": "ar.toml"}, protocol=PROTOCOL, compare=(BY_FD,))

@@ -5,7 +5,7 @@ Markdown, CSV and HTML show these; none of them computes a number of its own.
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
@@ -16,7 +16,7 @@ from ifsq.bench.figures import HIGHER, LOWER, MAIN, better, main_value
 from ifsq.bench.forecast import RankCorrelation, rank_correlations
 from ifsq.bench.grid.cells import part, told
 from ifsq.bench.grid.config import GENERATOR, Grid, Value
-from ifsq.bench.grid.verdicts import pairs_of, verdicts_of
+from ifsq.bench.grid.verdicts import Group, pairs_of, verdicts_of
 from ifsq.bench.measurement import MEASUREMENTS, Measurement, by_seed, newest, read_measurements
 from ifsq.bench.protocol import Comparison, Protocol, Verdict, judge
 from ifsq.bench.runs import OWN
@@ -232,15 +232,19 @@ class Summary:
         for pair, verdict in zip(pairs_of(grid), verdicts_of(grid, measured), strict=True):
             asked, axis = pair.asked, pair.asked.axis
             metric = asked.metric if asked.value in MAIN else f"{asked.metric}, {asked.value}"
-            shown = verdict.renamed(self.name(pair.a), self.name(pair.b))
+            shown = verdict.renamed(self._shown(pair.a), self._shown(pair.b))
             members = found.setdefault((metric, LOWER if asked.better == "lower" else HIGHER), [])
-            members.append((shown, (axis, pair.a[axis], pair.b[axis])))
+            members.append((shown, (axis, pair.a.cell[axis], pair.b.cell[axis])))
         assert grid.protocol is not None  # as it has comparisons
         families = []
         for (metric, side), members in found.items():
             verdicts, apart = zip(*members, strict=True)
             families.append(Family(metric, side, verdicts, apart, grid.protocol))
         return families
+
+    def _shown(self, group: Group) -> str:
+        """A cell by its values on `varying` axes, and what its figures are means over."""
+        return replace(group, cell=part(group.cell, set(self.varying))).shown
 
     @cached_property
     def correlations(self) -> dict[str, list[RankCorrelation]]:

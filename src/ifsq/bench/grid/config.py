@@ -168,10 +168,14 @@ class Measured:
 class Compared:
     """Cells that are compared: each pair of values of an axis, everything else being equal.
 
-    axis    whose values
-    metric  by which, and ``value`` of it, as on a card
-    better  which figures are
-    of      whether the metric is of tokenizers or of generators
+    axis       whose values
+    metric     by which, and ``value`` of it, as on a card
+    better     which figures are
+    of         whether the metric is of tokenizers or of generators
+    when       of which cells: a value or a list of values by axis; empty: of all
+    against    a value of the axis with which each other one is compared; empty: with all
+    mean_over  axes: cells that differ in these alone count as one, by the mean of their figures at each training seed,
+               and are compared with others of the same values
     """
 
     axis: str
@@ -179,6 +183,9 @@ class Compared:
     value: str
     better: Literal["lower", "higher"] = "lower"
     of: Literal["tokenizer", "generator"] = "generator"
+    when: When = field(default_factory=dict)
+    against: Value = ""
+    mean_over: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -242,11 +249,11 @@ class Grid:
 
     def __post_init__(self) -> None:
         for asked in self.compare:
-            if asked.axis not in self.values:
-                raise ValueError(f"compare: axis {asked.axis!r}: expected one of {', '.join(self.values)}")
-        said = [(asked.of, asked.axis, asked.metric, asked.value) for asked in self.compare]
-        if len(set(said)) < len(said):
-            raise ValueError("compare: cells are compared twice over one axis by one figure; expected it once")
+            for name in (asked.axis, *asked.mean_over):
+                if name not in self.values:
+                    raise ValueError(f"compare: axis {name!r}: expected one of {', '.join(self.values)}")
+            if asked.axis in asked.mean_over:
+                raise ValueError(f"compare: mean_over {asked.axis!r}: expected other axes than the compared one")
         if (self.protocol is None) != (not self.compare):
             raise ValueError("protocol and compare: expected both or neither: seeds decide comparisons")
         if self.protocol is not None and self.protocol.guidance and self.best_by is None:
@@ -317,10 +324,18 @@ def load_grid(path: Path, overrides: Iterable[str] = ()) -> Grid:
     usual = {"evaluation": {"generator": {"twin": False}}}  # an untrained twin of every cell tells little
     own = config.build(Grid, config.merge(usual, table), str(path))
     given = config.parse_overrides(overrides, Grid)
-    grid = config.build(Grid, config.merge(config.merge(usual, table), given), str(path)) if given else own
+    if given:
+        _refuse_both(given, "command line")
+        below = _decided(table, given)
+        grid = config.build(Grid, config.merge(config.merge(usual, below), given), str(path))
+    else:
+        grid = own
     known = {name: {*values, *own.values.get(name, ())} for name, values in grid.values.items()}
-    for when in (one.when for several in (grid.settings, grid.absent, grid.left_out) for one in several):
+    for when in (one.when for several in (grid.settings, grid.absent, grid.left_out, grid.compare) for one in several):
         _check(when, known, str(path))
+    for asked in grid.compare:
+        if asked.against != "":
+            _check({asked.axis: asked.against}, known, f"{path}: compare: against")
     for setting in grid.settings:
         if GENERATOR in setting.when and setting.sets & {"tokenizer", "teacher", "codes"}:
             raise InputError(
@@ -332,18 +347,40 @@ def load_grid(path: Path, overrides: Iterable[str] = ()) -> Grid:
 def _with_below(path: Path) -> dict[str, Any]:
     """The table of a grid file, laid over the one that it names."""
     table = config.read_toml(path)
+    _refuse_both(table, str(path))
     if "over" not in table:
         return table
     name = table.pop("over")
     if not isinstance(name, str):
         raise InputError(f"{path}: over {name!r}: expected the name of a grid file beside it")
     below = config.read_toml(path.parent / name)
+    _refuse_both(below, str(path.parent / name))
     if "over" in below:
         raise InputError(f"{path}: over {name!r}, which lies over another itself; expected one that does not")
     settings = [below.get("settings", []), table.get("settings", [])]
     if all(isinstance(one, list) for one in settings):  # what is none is refused by its name below
         table["settings"] = [*settings[0], *settings[1]]
-    return config.merge(below, table)
+    return config.merge(_decided(below, table), table)
+
+
+def _decided(below: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """A table without its protocol and comparisons where what lies over it says the seeds itself."""
+    if _says_seeds(over):
+        return {name: value for name, value in below.items() if name not in ("protocol", "compare")}
+    return below
+
+
+def _says_seeds(table: Mapping[str, Any]) -> bool:
+    seeds = table.get("seeds")
+    return isinstance(seeds, Mapping) and bool({"training", "sampling"} & seeds.keys())
+
+
+def _refuse_both(table: Mapping[str, Any], where: str) -> None:
+    """Raise InputError for seeds that a protocol, said in the same place, would take the place of."""
+    if "protocol" in table and _says_seeds(table):
+        raise InputError(
+            f"{where}: seeds and protocol: expected one of them; protocol.looks says how many seeds there are"
+        )
 
 
 def _check(when: When, known: Mapping[str, Any], where: str) -> None:

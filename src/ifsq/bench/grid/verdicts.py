@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from ifsq.bench.grid.cells import Cell, cells, part, told
-from ifsq.bench.grid.config import Compared, Grid
+from ifsq.bench.grid.cells import Cell, cells, holds, part, told
+from ifsq.bench.grid.config import Compared, Grid, Value, values_of
 from ifsq.bench.measurement import Measurement, by_seed, newest
 from ifsq.bench.protocol import Comparison, Verdict, judge, seeds_wanted
 from ifsq.config import InputError
@@ -13,32 +13,74 @@ from ifsq.metrics.seeds import Figures
 
 
 @dataclass(frozen=True)
-class Pair:
-    """Two cells that a grid compares, by what it asks."""
+class Group:
+    """Cells of which a figure is the mean: one, or those that differ in the axes of ``mean_over`` alone.
 
-    a: Cell
-    b: Cell
+    cell     what they share
+    over     their values on these axes, each
+    asked    by what the grid compares them
+    """
+
+    cell: Cell
+    over: tuple[tuple[tuple[str, Value], ...], ...]
+    asked: Compared
+
+    @property
+    def cells(self) -> list[Cell]:
+        """They."""
+        return [{**self.cell, **dict(values)} for values in self.over]
+
+    @property
+    def name(self) -> str:
+        """Among the figures: no two groups of a grid with other cells or by another figure have the same."""
+        over = f", mean of {', '.join(told(dict(values)) for values in self.over)}" if self.asked.mean_over else ""
+        return f"{told(self.cell)}{over} by {self.asked.metric}, {self.asked.value}"
+
+    @property
+    def shown(self) -> str:
+        """The cell in fewer words, and what its figures are means over."""
+        over = f", mean over {', '.join(self.asked.mean_over)} ({len(self.over)})" if self.asked.mean_over else ""
+        return f"{told(self.cell)}{over}"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two cells that a grid compares, or groups of cells, by what it asks."""
+
+    a: Group
+    b: Group
     asked: Compared
 
     @property
     def comparison(self) -> Comparison:
         """By the names of `figures_of`."""
-        return Comparison(_name(self.a, self.asked), _name(self.b, self.asked), self.asked.better)
+        return Comparison(self.a.name, self.b.name, self.asked.better)
 
 
 def pairs_of(grid: Grid) -> list[Pair]:
-    """Every two cells that a grid compares: one family. Raises InputError where there are none of those it names."""
-    found: list[Pair] = []
+    """Every two cells that a grid compares: one family.
+
+    Raises InputError where there are none of those it names, and where two are compared twice by one figure.
+    """
+    found: dict[frozenset[str], Pair] = {}
     for asked in grid.compare:
+        axis = asked.axis
         pairs = [
             Pair(one, other, asked)
-            for one, other in combinations(_measured(grid, asked), 2)
-            if one.keys() == other.keys() and all(one[name] == other[name] for name in one if name != asked.axis)
+            for one, other in combinations(_groups(grid, asked), 2)
+            if one.over == other.over
+            and one.cell.keys() == other.cell.keys()
+            and all(one.cell[name] == other.cell[name] for name in one.cell if name != axis)
+            and (asked.against == "" or asked.against in (one.cell[axis], other.cell[axis]))
         ]
         if not pairs:
-            raise InputError(f"compare: no two cells of a {asked.of} differ in {asked.axis} alone")
-        found += pairs
-    return found
+            raise InputError(f"compare: no two cells of a {asked.of} differ in {axis} alone{_among(asked)}")
+        for pair in pairs:
+            names = frozenset((pair.a.name, pair.b.name))
+            if names in found:
+                raise InputError(f"compare: {pair.a.name}: compared twice with {pair.b.shown}; expected it once")
+            found[names] = pair
+    return list(found.values())
 
 
 def comparisons_of(grid: Grid) -> list[Comparison]:
@@ -47,14 +89,22 @@ def comparisons_of(grid: Grid) -> list[Comparison]:
 
 
 def figures_of(grid: Grid, measured: Sequence[Measurement]) -> dict[str, Figures]:
-    """Figures at the newest steps by training seed, one a sampling seed, by the names of `comparisons_of`."""
-    found: dict[str, list[Measurement]] = {}
+    """Figures at the newest steps by training seed, one a sampling seed, by the names of `comparisons_of`.
+
+    Of a group of cells a training seed has those of all cells, one after another, once all have it.
+    """
+    found: dict[tuple[frozenset[tuple[str, Value]], str, str], list[Measurement]] = {}
+    for one in newest(measured):
+        found.setdefault((frozenset(one.cell.items()), one.metric, one.value), []).append(one)
+    figures: dict[str, Figures] = {}
     for asked in grid.compare:
-        names = [_name(cell, asked) for cell in _measured(grid, asked)]
-        for one in newest(measured):
-            if (one.metric, one.value) == (asked.metric, asked.value) and (name := _name(one.cell, asked)) in names:
-                found.setdefault(name, []).append(one)
-    return {name: by_seed(of) for name, of in found.items()}
+        for group in _groups(grid, asked):
+            keys = [(frozenset(cell.items()), asked.metric, asked.value) for cell in group.cells]
+            each = [by_seed(found.get(key, [])) for key in keys]
+            complete = [seed for seed in each[0] if all(seed in other for other in each)]
+            if complete:
+                figures[group.name] = {seed: tuple(f for one in each for f in one[seed]) for seed in complete}
+    return figures
 
 
 def verdicts_of(grid: Grid, measured: Sequence[Measurement]) -> tuple[Verdict, ...]:
@@ -69,22 +119,36 @@ def more_seeds(grid: Grid, measured: Sequence[Measurement]) -> dict[str, int]:
     if grid.protocol is None:
         return {}
     wanted = seeds_wanted(figures_of(grid, measured), comparisons_of(grid), grid.protocol)
-    counts: dict[str, int] = {}
-    for cell in cells(grid):
-        names = [_name(_of(grid, cell, asked), asked) for asked in grid.compare]
-        counts[told(cell)] = max(wanted.get(name, 0) for name in names)
+    counts = {told(cell): 0 for cell in cells(grid)}
+    for asked in grid.compare:
+        for group in _groups(grid, asked):
+            for cell in cells(grid):
+                if _of(grid, cell, asked) in group.cells:
+                    counts[told(cell)] = max(counts[told(cell)], wanted.get(group.name, 0))
     return counts
 
 
-def _measured(grid: Grid, asked: Compared) -> list[Cell]:
-    """The cells whose figures a comparison may be of, each once."""
-    every = [_of(grid, cell, asked) for cell in cells(grid)]
-    return [cell for number, cell in enumerate(every) if asked.axis in cell and cell not in every[:number]]
+def _groups(grid: Grid, asked: Compared) -> list[Group]:
+    """The cells whose figures a comparison may be of, each once, those that count as one together."""
+    found: dict[tuple[tuple[str, Value], ...], list[tuple[tuple[str, Value], ...]]] = {}
+    for each in cells(grid):
+        cell = _of(grid, each, asked)
+        if asked.axis in cell and holds(asked.when, cell) and all(name in cell for name in asked.mean_over):
+            rest = tuple((name, value) for name, value in cell.items() if name not in asked.mean_over)
+            own = tuple((name, cell[name]) for name in asked.mean_over)
+            members = found.setdefault(rest, [])
+            if own not in members:
+                members.append(own)
+    return [Group(dict(rest), tuple(members), asked) for rest, members in found.items()]
 
 
 def _of(grid: Grid, cell: Cell, asked: Compared) -> Cell:
     return part(cell, grid.of_tokenizer) if asked.of == "tokenizer" else cell
 
 
-def _name(cell: Cell, asked: Compared) -> str:
-    return f"{told(cell)} by {asked.metric}, {asked.value}"
+def _among(asked: Compared) -> str:
+    """What else a comparison asks of cells, in words."""
+    said = [f"{name} {', '.join(map(str, values_of(wanted)))}" for name, wanted in asked.when.items()]
+    said += [f"against {asked.against}"] if asked.against != "" else []
+    said += [f"means over {', '.join(asked.mean_over)}"] if asked.mean_over else []
+    return f" ({'; '.join(said)})" if said else ""
