@@ -180,4 +180,6 @@ def test_seeds_of_training_are_one_line_in_a_band():
     assert two[3].differs == ("ar.depth 2", "train.seed 0")
     charts = curves_over_training(two)
     assert [each.name for each in charts.legend] == ["autoregressive, ar1", "autoregressive, ar2"]
-    assert charts.charts[0].data.rows[-1] == ["autoregressive, ar2", "20", "1.500", "1.000 to 2.000"]
+    data = charts.charts[0].data
+    assert data.columns[1:] == ["autoregressive, ar1", "autoregressive, ar2"]
+    assert data.rows[-1] == ["20", "5.000 (4.000 to 6.000)", "1.500 (1.000 to 2.000)"]

@@ -94,5 +94,6 @@ def test_a_grid_has_a_page_of_its_own(grid, road, tmp_path, capsys):
 def test_a_single_seed_says_that_it_tells_nothing_apart(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_grid(tmp_path / "one", seeds=1)
-    assert main(["report", "one", "--out", "one.md"]) == 0
+    assert main(["report", "one", "--out", "one.md", "--title", "One seed"]) == 0
+    assert Path("one.md").read_text().startswith("# One seed\n")
     assert "One training seed a cell: no spread of retraining is known" in Path("one.md").read_text()

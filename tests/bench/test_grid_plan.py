@@ -15,6 +15,7 @@ from ifsq.bench.grid.plan import plan_grid
 from ifsq.bench.grid.results import measurements
 from ifsq.bench.grid.stages import marker_of
 from ifsq.bench.measurement import MEASUREMENTS, read_measurements
+from ifsq.bench.shipped import grid_name
 from ifsq.cli import main
 from ifsq.config import InputError
 from ifsq.experiment import load_generator_experiment, load_tokenizer_experiment
@@ -348,6 +349,8 @@ def test_a_failed_stage_is_told_and_the_rest_is_done(place, monkeypatch, capsys)
 
 def test_a_grid_is_found_by_name(place, capsys):
     assert grid_file(place / "grid.toml") == place / "grid.toml"
+    assert grid_name(grid_file(Path("bits"))) == "bits"
+    assert grid_name(place / "grid.toml") == str(place / "grid.toml")
     with pytest.raises(InputError, match="nowhere: no such file, nor a shipped grid of this name"):
         grid_file(Path("nowhere"))
     out = place / "planned"

@@ -7,7 +7,19 @@ from pathlib import Path
 import pytest
 
 from ifsq.bench.charts import Line, line_chart, mark
-from ifsq.bench.page import Charts, Commands, Details, Fact, Page, Picture, Pictures, Section, Table, Text
+from ifsq.bench.page import (
+    Charts,
+    Commands,
+    Details,
+    Fact,
+    Page,
+    Picture,
+    Pictures,
+    Section,
+    Table,
+    Text,
+    without_pictures,
+)
 from ifsq.bench.render import comma_separated, html, markdown, target_of
 from ifsq.config import InputError
 
@@ -49,6 +61,21 @@ def test_markdown_has_the_tables_and_links_beside_itself():
     assert any("(<my run/a.png>)" in line for line in lines)
     assert "| one | 2 | 4.000 | 3.500 to 4.500 |" in lines
     assert lines.count("````") == 2, "a fence is longer than any in the commands"
+
+
+def test_points_at_the_same_places_are_a_column_a_line():
+    shared = [Line("a", [2.0, 4.0], [0.5, 0.25], [0.25, 0.125], [0.75, 0.5]), Line("b", [4.0], [0.125])]
+    table = line_chart("loss", shared, "bits").data
+    assert (table.caption, table.columns) == ("loss", ["bits", "a", "b"])
+    assert table.rows == [["2", "0.500 (0.250 to 0.750)", ""], ["4", "0.250 (0.125 to 0.500)", "0.125"]]
+    apart = line_chart("loss", [Line("a", [2.0, 4.0], [0.5, 0.25]), Line("b", [3.0], [0.125])], "bits").data
+    assert apart.rows == [["a", "2", "0.500"], ["a", "4", "0.250"], ["b", "3", "0.125"]]
+
+
+def test_a_page_without_its_pictures():
+    sheet = Pictures([Picture("a", "data:,", Path("a.png"), 8, "a")], "samples")
+    page = Page("t", "", "", "", Table("", [], []), sections=[Section("s", [sheet]), Section("b", [Text("c"), sheet])])
+    assert without_pictures(page).sections == [Section("b", [Text("c")])]
 
 
 def test_csv_is_one_table_without_formulas():

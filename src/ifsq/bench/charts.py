@@ -171,6 +171,11 @@ def _scale(axis: Axes, lines: Sequence[Line], ratios: bool) -> None:
 
 
 def _points(title: str, lines: Sequence[Line], x_label: str) -> Table | None:
+    """The points as a table: a column a line where lines have points at the same places, else a row a point."""
+    places = sorted({x for line in lines for x in line.x})
+    if len(lines) > 1 and len(places) <= MOST_POINTS and len(places) == max(len(line.x) for line in lines):
+        rows = [[f"{x:.4g}", *(_at(line, x) for line in lines)] for x in places]
+        return Table(title, [x_label, *(line.name for line in lines)], rows, range(len(lines) + 1))
     if sum(len(line.x) for line in lines) > MOST_POINTS:
         return None
     banded = any(line.low for line in lines)
@@ -181,6 +186,15 @@ def _points(title: str, lines: Sequence[Line], x_label: str) -> Table | None:
             rows.append([line.name, f"{x:.4g}", text_of(y), *band])
     columns = ["", x_label, title, *(["band"] if banded else [])]
     return Table("", columns, rows, range(1, len(columns)))
+
+
+def _at(line: Line, x: float) -> str:
+    """A line's figure at a place, and its band; nothing where it has no point."""
+    if x not in line.x:
+        return ""
+    at = list(line.x).index(x)
+    band = f" ({text_of(line.low[at])} to {text_of(line.high[at])})" if line.low else ""
+    return f"{text_of(line.y[at])}{band}"
 
 
 def _told(title: str, lines: Sequence[Line], x_label: str) -> str:

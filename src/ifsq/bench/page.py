@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -156,3 +156,12 @@ class Page:
     facts: Sequence[Fact] = ()
     sections: Sequence[Section] = field(default_factory=list)
     footer: str = ""
+
+
+def without_pictures(page: Page) -> Page:
+    """The page without its pictures, and without sections that hold nothing else."""
+    kept = [
+        replace(section, blocks=[block for block in section.blocks if not isinstance(block, Pictures)])
+        for section in page.sections
+    ]
+    return replace(page, sections=[section for section in kept if section.blocks])

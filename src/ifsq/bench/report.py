@@ -13,7 +13,7 @@ from ifsq.bench.commands import evaluation_command, onward
 from ifsq.bench.curves import curves_over_training, tokenizer_over_training
 from ifsq.bench.figures import compute_text, interval_text, text_of
 from ifsq.bench.grid_page import grid_page
-from ifsq.bench.page import Block, Commands, Fact, Page, Pictures, Section, Table, Text
+from ifsq.bench.page import Block, Commands, Fact, Page, Pictures, Section, Table, Text, without_pictures
 from ifsq.bench.pictures import GAP, LARGE, SCALE, level_bars, loss_charts, picture
 from ifsq.bench.rates import rate_charts
 from ifsq.bench.render import target_of, write_page
@@ -30,15 +30,19 @@ MOST_FACTS = 4  # runs of whom figures stand at the top
 JUDGED = "FD(judge)"
 
 
-def write_report(folders: Sequence[Path], out: Path | None = None, form: str | None = None) -> Path:
+def write_report(
+    folders: Sequence[Path], out: Path | None = None, form: str | None = None, *, title: str = "", pictures: bool = True
+) -> Path:
     """Write the page of some runs, or of a grid; returns its path.
 
-    form  ``html``, ``md`` or ``csv``; None: by the ending of ``out``, else ``html``
+    form      ``html``, ``md`` or ``csv``; None: by the ending of ``out``, else ``html``
+    title     empty: the name of its folder
+    pictures  whether samples are shown, to which Markdown links
 
     Raises InputError for a folder that is no run, or one that is not evaluated, and for runs that do not compare.
     """
     target, form = target_of(folders[0], out, form)
-    title = f"ifsq: {folder_name(target.parent)}"
+    title = title or f"ifsq: {folder_name(target.parent)}"
     grids = [folder for folder in folders if is_grid(folder)]
     if grids and len(folders) > 1:
         raise InputError(f"{grids[0]}: is a grid, which has a page of its own; expected it alone, or runs")
@@ -48,7 +52,7 @@ def write_report(folders: Sequence[Path], out: Path | None = None, form: str | N
         runs = read_runs(folders)
         refuse_unlike(runs)
         page = runs_page(runs, title)
-    write_page(page, target, form)
+    write_page(page if pictures else without_pictures(page), target, form)
     return target
 
 

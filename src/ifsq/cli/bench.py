@@ -42,6 +42,10 @@ def add_report(verbs: Any) -> None:
         help="ends in .html, .md or .csv (default: report.html in the first run's folder)",
     )
     report.add_argument("--format", choices=("html", "md", "csv"), help="default: by the ending of --out, else html")
+    report.add_argument("--title", default="", metavar="TEXT", help="of the page (default: its folder)")
+    report.add_argument(
+        "--no-pictures", action="store_true", help="without samples: Markdown links to those in the folders of the runs"
+    )
 
 
 def _demo(options: argparse.Namespace) -> None:
@@ -85,4 +89,6 @@ def _bench(options: argparse.Namespace) -> None:
 def _report(options: argparse.Namespace) -> None:
     from ifsq.bench.report import write_report
 
-    say(f"report: {write_report(options.folders, options.out, options.format)}")
+    pictures = not options.no_pictures
+    target = write_report(options.folders, options.out, options.format, title=options.title, pictures=pictures)
+    say(f"report: {target}")
