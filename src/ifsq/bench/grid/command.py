@@ -10,7 +10,7 @@ from ifsq.bench.grid.plan import Plan, plan_grid
 from ifsq.bench.grid.results import measurements, taken, write_results
 from ifsq.bench.grid.runner import FAILURES, check_jobs, own_folder, perform, run_stages
 from ifsq.bench.grid.stages import folder_of
-from ifsq.bench.grid.verdicts import comparisons_of, more_seeds, verdicts_of
+from ifsq.bench.grid.verdicts import comparisons_of, more_seeds, pairs_of, verdicts_of
 from ifsq.bench.measurement import MEASUREMENTS, append_measurement
 from ifsq.bench.shipped import experiment_file
 from ifsq.config import InputError
@@ -77,8 +77,8 @@ def bench(
             if larger.stages.keys() <= plan.stages.keys():
                 break
             plan = larger
-        for verdict in verdicts_of(plan.grid, measurements(plan)):
-            reporter.say(verdict.sentence)
+        for pair, verdict in zip(pairs_of(plan.grid), verdicts_of(plan.grid, measurements(plan)), strict=True):
+            reporter.say(f"{pair.asked.metric}: {verdict.renamed(pair.a.shown, pair.b.shown).sentence}")
     return out / MEASUREMENTS
 
 
