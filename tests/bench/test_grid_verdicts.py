@@ -7,7 +7,7 @@ import pytest
 from ifsq.bench.grid.cells import cells, told
 from ifsq.bench.grid.config import Absent, Compared, Grid, LeftOut, Setting, load_grid
 from ifsq.bench.grid.plan import _seeds
-from ifsq.bench.grid.verdicts import comparisons_of, figures_of, more_seeds, pairs_of, verdicts_of
+from ifsq.bench.grid.verdicts import comparisons_of, figures_of, more_seeds, pairs_of, still_compared, verdicts_of
 from ifsq.bench.measurement import Measurement
 from ifsq.bench.protocol import Protocol
 from ifsq.config import InputError
@@ -156,6 +156,14 @@ compare = [{ axis = "bound", metric = "PSNR, dB", value = "mean", better = "high
     (tmp_path / "when.toml").write_text(compared.replace('axis = "bound",', 'axis = "bound", when = { bits = 2 },'))
     with pytest.raises(InputError, match="when: axis 'bits': expected one of bound"):
         load_grid(tmp_path / "when.toml")
+
+
+def test_fewer_values_of_an_axis_leave_fewer_comparisons():
+    narrow = still_compared(replace(GRID, axes={**GRID.axes, "bound": ("tanh",)}))
+    assert (narrow.compare, narrow.protocol) == ((BY_FD,), PROTOCOL)
+    none = still_compared(replace(GRID, axes={**GRID.axes, "bound": ("tanh",), "generator": ("ar",)}))
+    assert (none.compare, none.protocol, none.seeds.training) == ((), None, (0, 1, 2))
+    assert still_compared(GRID) == GRID
 
 
 def test_a_cell_has_the_seeds_of_the_first_look_at_least():

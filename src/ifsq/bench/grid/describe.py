@@ -9,6 +9,7 @@ from ifsq.bench.grid.cells import told
 from ifsq.bench.grid.control import UNEQUAL, equal_between
 from ifsq.bench.grid.plan import COSTS, Plan
 from ifsq.bench.grid.stages import Stage, is_complete, marker_of
+from ifsq.bench.grid.verdicts import pairs_of
 from ifsq.config import read_json, to_dict
 from ifsq.store.files import make_folder, write_text
 
@@ -41,6 +42,9 @@ def summary(plan: Plan) -> list[str]:
     alone = sum(map(len, roads.values()))
     lines.append(f"{shared} stages are shared by several cells; each cell for itself would do {alone}")
     lines.append(f"training: {_flops(plan.stages.values()):.3g} FLOP, forward and backward, as torch counts them")
+    if plan.grid.protocol is not None:
+        looks = ", ".join(map(str, plan.grid.protocol.looks))
+        lines.append(f"compared: {len(pairs_of(plan.grid))} pairs of cells, one family, looked at with {looks} seeds")
     equal, differ = equal_between(plan.compared)
     if equal:
         lines.append(f"equal of all generators: {', '.join(f'{name} {value}' for name, value in equal.items())}")

@@ -11,6 +11,7 @@ from ifsq.bench.grid.config import GENERATOR, Budget, Grid, load_grid
 from ifsq.bench.grid.control import Compared, check_alike
 from ifsq.bench.grid.cost import generator_flops, lasting, layout_of, steps_for, tokenizer_flops
 from ifsq.bench.grid.stages import Stage, folder_of, identity
+from ifsq.bench.grid.verdicts import still_compared
 from ifsq.bench.shipped import grid_name
 from ifsq.codes import CodeSpec
 from ifsq.config import InputError, build, digest, merge, read_json
@@ -99,6 +100,8 @@ def plan_grid(file: Path, out: Path, overrides: Sequence[str] = (), seeds: Mappi
            its first look takes
     """
     grid = load_grid(file, overrides)
+    if any(one.startswith("--axes") for one in overrides):
+        grid = still_compared(grid)
     command = ("bench", grid_name(file), "--out", str(out), *overrides)
     made = _Planner(Plan(grid, out, command, costs=_counted(out / COSTS)), Bases.read(grid, file.parent))
     every = cells(grid)

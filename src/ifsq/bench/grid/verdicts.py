@@ -1,7 +1,7 @@
 """The comparisons of a grid: which cells are compared, by which figures, and how many more seeds they need."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 from ifsq.bench.grid.cells import Cell, cells, holds, part, told
@@ -64,23 +64,30 @@ def pairs_of(grid: Grid) -> list[Pair]:
     """
     found: dict[frozenset[str], Pair] = {}
     for asked in grid.compare:
-        axis = asked.axis
-        pairs = [
-            Pair(one, other, asked)
-            for one, other in combinations(_groups(grid, asked), 2)
-            if one.over == other.over
-            and one.cell.keys() == other.cell.keys()
-            and all(one.cell[name] == other.cell[name] for name in one.cell if name != axis)
-            and (asked.against == "" or asked.against in (one.cell[axis], other.cell[axis]))
-        ]
+        pairs = _pairs(grid, asked)
         if not pairs:
-            raise InputError(f"compare: no two cells of a {asked.of} differ in {axis} alone{_among(asked)}")
+            raise InputError(f"compare: no two cells of a {asked.of} differ in {asked.axis} alone{_among(asked)}")
         for pair in pairs:
             names = frozenset((pair.a.name, pair.b.name))
             if names in found:
                 raise InputError(f"compare: {pair.a.name}: compared twice with {pair.b.shown}; expected it once")
             found[names] = pair
     return list(found.values())
+
+
+def still_compared(grid: Grid) -> Grid:
+    """A grid whose axes were given fewer values, without the comparisons of which no two cells are left.
+
+    Where none is left its protocol says the seeds alone: those of the first look.
+    """
+    left = tuple(asked for asked in grid.compare if _pairs(grid, asked))
+    if left or grid.protocol is None:
+        return replace(grid, compare=left)
+    protocol = grid.protocol
+    seeds = replace(
+        grid.seeds, training=protocol.compared[: protocol.looks[0]], sampling=tuple(range(protocol.sampling_seeds))
+    )
+    return replace(grid, compare=(), protocol=None, seeds=seeds)
 
 
 def comparisons_of(grid: Grid) -> list[Comparison]:
@@ -126,6 +133,18 @@ def more_seeds(grid: Grid, measured: Sequence[Measurement]) -> dict[str, int]:
                 if _of(grid, cell, asked) in group.cells:
                     counts[told(cell)] = max(counts[told(cell)], wanted.get(group.name, 0))
     return counts
+
+
+def _pairs(grid: Grid, asked: Compared) -> list[Pair]:
+    axis = asked.axis
+    return [
+        Pair(one, other, asked)
+        for one, other in combinations(_groups(grid, asked), 2)
+        if one.over == other.over
+        and one.cell.keys() == other.cell.keys()
+        and all(one.cell[name] == other.cell[name] for name in one.cell if name != axis)
+        and (asked.against == "" or asked.against in (one.cell[axis], other.cell[axis]))
+    ]
 
 
 def _groups(grid: Grid, asked: Compared) -> list[Group]:
