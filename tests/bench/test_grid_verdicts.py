@@ -87,6 +87,7 @@ def test_comparisons_of_some_cells_and_against_one_value():
     grid = replace(GRID, axes={**GRID.axes, "bound": ("tanh", "ifsq", "quantile")})
     every = replace(BY_PSNR, axis="bound")
     assert len(comparisons_of(replace(grid, compare=(every,)))) == 3
+    assert {one.paired for one in comparisons_of(replace(grid, compare=(replace(every, paired=True),)))} == {True}
     against = replace(every, against="ifsq")
     names = [(one.a.split()[0], one.b.split()[0]) for one in comparisons_of(replace(grid, compare=(against,)))]
     assert names == [("tanh", "ifsq"), ("ifsq", "quantile")]

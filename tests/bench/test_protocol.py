@@ -71,6 +71,17 @@ def test_known_gaps_are_found_and_stop_early():
     assert np.mean(inside) > 0.9
 
 
+def test_a_comparison_may_be_of_pairs_in_a_protocol_that_is_not():
+    """Cells whose figures move together with the seed: their differences have no other spread than the rest."""
+    cells = {"a": {0: (1.0,), 1: (5.0,), 2: (9.0,)}, "b": {0: (2.01,), 1: (6.0,), 2: (9.99,)}}
+    (alone,) = judge(cells, [Comparison("a", "b")], Protocol(looks=(3,)))
+    (pairs,) = judge(cells, [Comparison("a", "b", paired=True)], Protocol(looks=(3,)))
+    assert (alone.words, pairs.words) == ("not told apart", "a above b")
+    assert judge(cells, [Comparison("a", "b")], Protocol(looks=(3,), paired=True))[0].gap == pairs.gap
+    (back,) = judge(cells, [Comparison("a", "b", paired=False)], Protocol(looks=(3,), paired=True))
+    assert back.gap == alone.gap
+
+
 def test_verdict_falls_where_the_interval_leaves_out_zero():
     rng = np.random.default_rng(5)
     asked = [Comparison(*pair) for pair in combinations("abcd", 2)]

@@ -124,7 +124,10 @@ def _family(family: Family, *, alone: bool) -> Table:
         decimals = decimals_of([gap, *(interval or ())])
         row += [text_of(gap, decimals), interval_text(*interval, decimals) if interval else "no spread"]
         row += [f"{text_of(percent[0], 1)} ({interval_text(percent[1], percent[2], 1)})" if percent else ""]
-        row += ["" if seen is None else text_of(seen, decimals), str(verdict.gap.seeds)]
+        row += [
+            "" if seen is None else text_of(seen, decimals),
+            f"{verdict.gap.seeds}{' pairs' if verdict.gap.paired else ''}",
+        ]
         rows.append(row)
     columns = ["a", "b", "verdict", "a - b", "interval", "percent of b", "seen if at least", "seeds"]
     looks = ", ".join(map(str, family.protocol.looks))

@@ -100,11 +100,16 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two cells, by their names among the figures, and which figure is the better one."""
+    """Two cells, by their names among the figures.
+
+    better  which figure is the better one
+    paired  whether they are compared seed by seed; None: as the protocol says
+    """
 
     a: str
     b: str
     better: Better = "lower"
+    paired: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -135,7 +140,7 @@ class Verdict:
         asked, words = self.comparison, self.words
         if self.decided:
             words = f"{a} above {b}" if words == f"{asked.a} above {asked.b}" else f"{b} above {a}"
-        return replace(self, comparison=Comparison(a, b, asked.better), words=words)
+        return replace(self, comparison=replace(asked, a=a, b=b), words=words)
 
     @property
     def interval(self) -> tuple[float, float] | None:
@@ -195,9 +200,9 @@ def judge(cells: Mapping[str, Figures], comparisons: Sequence[Comparison], proto
     latest: dict[int, Verdict] = {}
     for seeds, share in zip(protocol.looks, protocol.shares, strict=True):
         gaps = {
-            number: gap(cells[one.a], cells[one.b], seeds, protocol.paired)
+            number: gap(cells[one.a], cells[one.b], seeds, _paired(one, protocol))
             for number, one in enumerate(comparisons)
-            if number not in found and _seeds(cells, one, protocol.paired) >= seeds
+            if number not in found and _seeds(cells, one, _paired(one, protocol)) >= seeds
         }
         while True:
             level = 2 * share * protocol.error / (family - len(found))  # of both sides
@@ -242,6 +247,10 @@ def best_setting(figures: Mapping[float, Figures], better: Better = "lower") -> 
         raise ValueError(f"settings {sorted(figures)}: expected each to be measured on the same seeds")
     sign = 1 if better == "lower" else -1
     return min(sorted(figures), key=lambda setting: sign * fmean(seed_means(figures[setting]).values()))
+
+
+def _paired(one: Comparison, protocol: Protocol) -> bool:
+    return protocol.paired if one.paired is None else one.paired
 
 
 def _seeds(cells: Mapping[str, Figures], one: Comparison, paired: bool) -> int:

@@ -176,6 +176,7 @@ class Compared:
     against    a value of the axis with which each other one is compared; empty: with all
     mean_over  axes: cells that differ in these alone count as one, by the mean of their figures at each training seed,
                and are compared with others of the same values
+    paired     whether seed by seed; left out: as the protocol says
     """
 
     axis: str
@@ -186,6 +187,7 @@ class Compared:
     when: When = field(default_factory=dict)
     against: Value = ""
     mean_over: tuple[str, ...] = ()
+    paired: bool | None = None
 
 
 @dataclass(frozen=True)

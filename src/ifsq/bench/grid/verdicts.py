@@ -54,7 +54,7 @@ class Pair:
     @property
     def comparison(self) -> Comparison:
         """By the names of `figures_of`."""
-        return Comparison(self.a.name, self.b.name, self.asked.better)
+        return Comparison(self.a.name, self.b.name, self.asked.better, self.asked.paired)
 
 
 def pairs_of(grid: Grid) -> list[Pair]:
