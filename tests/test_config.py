@@ -7,7 +7,18 @@ from typing import Literal
 
 import pytest
 
-from ifsq.config import InputError, build, differences, digest, merge, parse_overrides, read_json, read_toml, to_dict
+from ifsq.config import (
+    LARGEST,
+    InputError,
+    build,
+    differences,
+    digest,
+    merge,
+    parse_overrides,
+    read_json,
+    read_toml,
+    to_dict,
+)
 
 
 @dataclass(frozen=True)
@@ -160,6 +171,24 @@ def test_json_that_cannot_be_read_is_one_line(case, tmp_path):
     with pytest.raises(InputError, match=rf"x\.json: cannot be read as JSON: .*{message}") as caught:
         read_json(tmp_path / "x.json")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\x1b[31mb", "a\x00b", "a\u2028b", "a\ud800b", "a" * 10**6])
+def test_a_message_is_one_short_line_whatever_stands_in_it(name):
+    with pytest.raises(InputError, match=r"^arguments: a.*b?: unknown key; known: ") as caught:
+        build(Outer, {name: 1}, "arguments")
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) <= 600
+
+
+@pytest.mark.parametrize("read", [read_json, read_toml])
+def test_a_file_beyond_every_use_is_not_read(read, tmp_path):
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(LARGEST + 1)  # no room is taken
+    with pytest.raises(
+        InputError, match=rf"large: has {LARGEST + 1} bytes; expected (JSON|TOML) of at most {LARGEST}$"
+    ):
+        read(tmp_path / "large")
 
 
 def test_json_and_toml_are_read_from_regular_files_alone(tmp_path):

@@ -19,12 +19,27 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 DEEPEST = 64
 """Tables and lists inside each other that a file may have."""
+LARGEST = 2**28
+"""Bytes of a file: hundreds of times what the largest that is written takes."""
 LONGEST = 200
 """Characters of a value that a message shows."""
+LONGEST_LINE = 600
+"""Characters of a message; its middle is left out where names and values in it make it longer."""
 
 
 class InputError(ValueError):
-    """What a person gave cannot be used. The message is one line; the command prints it and exits with 2."""
+    """What a person gave cannot be used. The message is one line; the command prints it and exits with 2.
+
+    Whatever names and values stand in it: an end of a line is a space, and what moves a cursor is written as Python
+    escapes it.
+    """
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        if not text.isprintable():
+            text = "".join(c if c.isprintable() else " " if c.isspace() else ascii(c)[1:-1] for c in text)
+        half = (LONGEST_LINE - len(" ... ")) // 2
+        return text if len(text) <= LONGEST_LINE else f"{text[:half]} ... {text[-half:]}"
 
 
 class Interrupted(Exception):  # noqa: N818 - nothing went wrong
@@ -40,12 +55,12 @@ class Remark(UserWarning):
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The file's table. Raises InputError when it is missing, no TOML or no regular file."""
+    """The file's table. Raises InputError when it is missing, no TOML, no regular file or larger than `LARGEST`."""
     return _parse(tomllib.loads, _read_text(path, "TOML"), str(path), "TOML")
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds. Raises InputError when it is missing, damaged or no regular file."""
+    """What a JSON file holds. Raises InputError when it is missing, damaged, no regular file or above `LARGEST`."""
     return parse_json(_read_text(path, "JSON"), str(path))
 
 
@@ -145,13 +160,16 @@ def _read_text(path: Path, form: str) -> str:
     try:
         if not path.is_file() and path.exists():  # a pipe would wait, a device might never end
             raise InputError(f"{path}: is no regular file; expected {form}")
+        if (size := path.stat().st_size) > LARGEST:
+            raise InputError(f"{path}: has {size} bytes; expected {form} of at most {LARGEST}")
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except InputError:
         raise
     except (OSError, ValueError) as error:  # no UTF-8, or a name that no file can have
-        raise InputError(f"{path}: cannot be read as {form}: {error}") from error
+        why = error.strerror if isinstance(error, OSError) else error  # which would name the path again
+        raise InputError(f"{path}: cannot be read as {form}: {why}") from error
 
 
 def _parse(parse: Callable[[str], Any], text: str, where: str, form: str) -> Any:

@@ -53,6 +53,8 @@ def test_a_line_that_a_kill_cut_short_is_left_out(tmp_path):
         ({"metric": "PSNR"}, "card: FD(judge), distance 2.5; expected PSNR, 2.5"),
         ({"value": "high"}, "card: FD(judge), high None"),
         ({"card": {"metric": "FD(judge)"}}, "protocol card: field 'code_version' is missing"),
+        ({"card": ONE.card | {"values": 2.5}}, "card.values: expected numbers by name"),
+        ({"card": ONE.card | {"values": {"distance": [2.5]}}}, "card.values: expected numbers by name"),
     ],
 )
 def test_what_is_no_measurement_is_refused(tmp_path, change, message):

@@ -100,6 +100,8 @@ def test_what_was_measured_anew_counts_once(tmp_path):
         ("failures.jsonl", '{"stage": 1}\n', "failures.jsonl: line 1: stage: "),
         ("grid.json", '{"grid": {"question": [1]}}', "grid.json: question: "),
         ("grid.json", '{"unequal": 3}', "grid.json: unequal: "),
+        ("grid.json", '{"command": 3}', "grid.json: command: expected a list"),
+        ("grid.json", '{"grid": {"left_out": 3}}', "grid.json: grid.left_out: expected a list"),
         ("grid.json", "[]", "grid.json: expected a JSON object with the grid"),
         ("grid.json", "{", "grid.json: cannot be read as JSON"),
     ],

@@ -92,6 +92,9 @@ def test_what_is_no_plain_array_is_refused(tmp_path):
         npz_of(path, "arr_0.npy", content)
         with pytest.raises(DataError, match="arr_0: is no array that is read"):
             Npz(path)
+    npz_of(path, "arr_0.npy", header(f"{{'descr': '|u1', 'fortran_order': False, 'shape': (1, {2**64}, 4)}}") + b"ab")
+    with pytest.raises(DataError, match=r"arr_0: has .* bytes, 7378\d* by its header"):
+        Npz(path)
     npz_of(path, "arr_0.npy", header("{'descr': '|u1', 'fortran_order': False, 'shape': (-1, -2)}") + b"ab")
     with pytest.raises(DataError, match=r"arr_0: is of shape \(-1, -2\); expected no length below 0"):
         Npz(path)

@@ -50,6 +50,9 @@ class Measurement:
         if not math.isfinite(self.figure):
             raise ValueError(f"figure={self.figure}: expected a finite number")
         ProtocolCard.check_fields(self.card)
+        values = self.card["values"]
+        if not isinstance(values, dict) or not all(type(value) in (int, float) for value in values.values()):
+            raise ValueError("card.values: expected numbers by name")
         held = (self.card["metric"], self.card["values"].get(self.value))
         if held != (self.metric, self.figure):
             raise ValueError(f"card: {held[0]}, {self.value} {held[1]}; expected {self.metric}, {self.figure}")

@@ -289,6 +289,9 @@ def _about(path: Path) -> About:
     shown |= {name: grid[name] for name in ("question", "protocol") if name in grid}
     if grid.get("compare"):
         shown["grid"] = grid
+    for name, held in (("command", table.get("command")), ("grid.left_out", grid.get("left_out"))):
+        if held and not isinstance(held, list):
+            raise InputError(f"{path}: {name}: expected a list, as bench writes it, got {str(held)[:80]!r}")
     if command := table.get("command"):
         shown["command"] = shlex.join(["ifsq", *map(str, command)])
     if left_out := grid.get("left_out"):

@@ -6,6 +6,7 @@ front on.
 
 import hashlib
 import io
+import math
 import os
 import struct
 import tokenize
@@ -47,7 +48,7 @@ class Member:
     @property
     def row_bytes(self) -> int:
         """Bytes of one entry along the first axis."""
-        return int(np.prod(self.shape[1:], dtype=np.int64)) * self.dtype.itemsize
+        return math.prod(self.shape[1:]) * self.dtype.itemsize  # of any lengths, as a damaged header may say them
 
 
 class Npz:

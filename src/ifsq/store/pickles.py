@@ -1,5 +1,6 @@
 """What ``torch.save`` wrote, read without code that a pickle may hold, and with the checksums that torch ignores."""
 
+import re
 import zipfile
 import zlib
 from argparse import Namespace
@@ -9,7 +10,10 @@ from typing import Any
 import torch
 
 from ifsq.config import InputError
-from ifsq.store.files import reason
+from ifsq.store.files import first_line, reason
+
+FOUND = (re.compile(r"WeightsUnpickler error:\s*(\S.*)"), re.compile(r"trusted source\.\s*(\S.*)"))
+"""Where torch says what it found, behind advice to load the file all the same."""
 
 
 def read_pickle(path: Path) -> Any:
@@ -32,7 +36,8 @@ def read_pickle(path: Path) -> Any:
     except OSError as error:  # of the disk, or of zipfile where an archive says that it begins before the file
         raise InputError(f"{path}: cannot be read: {reason(error)}; expected a file of torch.save") from error
     except Exception as error:  # a damaged or foreign pickle raises whatever it likes
-        told = str(error).strip().partition("\n")[0][:120] or type(error).__name__
+        found = next((match[1] for pattern in FOUND if (match := pattern.search(str(error)))), first_line(error))
+        told = "".join(c for c in found[:120] if c.isprintable())
         raise InputError(
             f"{path}: cannot be read with weights_only=True ({told}); expected tensors and plain values"
         ) from error

@@ -245,6 +245,11 @@ DAMAGED_INDEXES: dict[str, Callable[[Any], Any]] = {
     "labels of another form": lambda index: index | {"samples": [[*sample[:3], 7] for sample in index["samples"]]},
     "places beyond the file": lambda index: index | {"samples": [["x.png", 10**9, 10, {}]]},
     "places before it": lambda index: index | {"samples": [["x.png", -5, 10, {}]]},
+    "a place without end": lambda index: index | {"samples": [["x.png", float("inf"), 10, {}]]},
+    "another size": lambda index: (
+        index | {"samples": [[name, at, n - 1, told] for name, at, n, told in index["samples"]]}
+    ),
+    "another label": lambda index: index | {"samples": [[*sample[:3], {".cls": "7"}] for sample in index["samples"]]},
     "null": lambda _: None,
 }
 

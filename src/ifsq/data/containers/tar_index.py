@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ifsq.config import InputError, parse_json
+from ifsq.config import InputError, digest, parse_json, read_json
 from ifsq.data.formats import is_image, is_unread
 from ifsq.data.images import DataError
 from ifsq.data.labels import FOLDER, LABEL_COLUMNS, LONGEST_LABEL, NO_COLUMN, could_be_label, label_text
@@ -22,7 +22,7 @@ from ifsq.data.paths import file_state, is_plain, shown
 from ifsq.store import files
 from ifsq.store.files import CACHE, WriteError, reason, write_text
 
-FORMAT = 2
+FORMAT = 3  # 2: without a digest of itself
 LARGEST_LABEL, LARGEST_JSON = 4 * LONGEST_LABEL, 2**20
 """Bytes of a file that holds a label, and of a ``.json`` file beside an image."""
 KEYS = ("label", "cls", "class")
@@ -76,7 +76,8 @@ def index_shard(path: Path, label_column: str = "") -> Index:
     known = _read_index(kept, stamp)
     if known is None:
         known = _scan(path, state.st_size, label_column)
-        _write_index(kept, {"stamp": stamp, "samples": known.samples, "unread": known.unread})
+        index = {"stamp": stamp, "samples": known.samples, "unread": known.unread}
+        _write_index(kept, {**index, "digest": digest(index)})
     return known
 
 
@@ -86,22 +87,16 @@ def cache_folder() -> Path:
 
 
 def _read_index(path: Path, stamp: dict[str, Any]) -> Index | None:
-    """The index that is kept; None where there is none of this stamp, or it is damaged."""
+    """The index that is kept; None where there is none of this stamp, or it is not as it was written."""
     if not path.is_file():
         return None
     try:
-        table = json.loads(path.read_bytes())
-        if table["stamp"] != stamp:
-            return None
-        samples = [
-            Sample(str(name), int(at), int(size), {str(k): str(v) for k, v in labels.items()})
-            for name, at, size, labels in table["samples"]
-        ]
-        unread = [str(name) for name in table["unread"]]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        table = read_json(path)
+    except InputError:  # it is made anew
         return None
-    inside = all(0 <= sample.offset <= sample.offset + sample.size <= stamp["bytes"] for sample in samples)
-    return Index(samples, unread) if inside else None
+    if not isinstance(table, dict) or table.pop("digest", None) != digest(table) or table.get("stamp") != stamp:
+        return None
+    return Index([Sample(*sample) for sample in table["samples"]], table["unread"])
 
 
 def _write_index(path: Path, index: dict[str, Any]) -> None:
