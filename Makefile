@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help setup demo test slow faults gpu check static format clean
+.PHONY: help setup demo test slow faults fuzz gpu check static format clean
 
 help:            ## this list
 	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/  /' | column -t -s'  ' -l2
@@ -28,6 +28,9 @@ slow: $(READY)   ## runs killed at random moments, two hosts (as root), all that
 
 faults: $(READY) ## every fault tried again: kills, full disks, damaged files; half an hour, as root
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults
+
+fuzz: $(READY)   ## damaged files by the million for every parser; hours, goes on where it was cut short
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --state fuzz.json --out fuzz.md
 
 gpu: $(READY)    ## tests that need a CUDA device
 	$(BIN)/python -m pytest -q -m gpu
