@@ -1,7 +1,7 @@
 """The table of faults, made again: ``python -m tests.faults [ROW ...] [--short]``. ``make faults`` runs all of it.
 
-Rows: A2 A2b A3 A4 A4b A4c A5 A6 A7 A8 A9 A10 B1 B3 B3b B3c B4 B5. Exit code 1 where an attempt ended in a traceback, a
-hang, too much memory or a crash, said more than a line, or was silently wrong.
+Rows: A2 A2b A3 A4 A4b A4c A5 A6 A7 A8 A9 A10 A11 B1 B2 B3 B3b B3c B4 B5 C1 C2 C3 C4 C5 C6. Exit code 1 where an
+attempt ended in a traceback, a hang, too much memory or a crash, said more than a line, or was silently wrong.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 
-from tests.faults import checkpoints, damage, features, grids, manifests, pairs, processes, surroundings, world
+from tests.faults import checkpoints, damage, features, grids, inputs, manifests, pairs, processes, surroundings, world
 from tests.faults.cases import Case, Found
 
 COLUMNS = ("accepted", "refused", "stopped", "traceback", "untidy", "hang", "memory", "crash")
@@ -35,6 +35,7 @@ SCENES: dict[str, tuple[Callable[[Path, Path], Iterator[Found]], ...]] = {
     "A8": (processes.killed_samplings,),
     "A9": (features.killed_writers,),
     "A10": (grids.killed_grids,),
+    "A11": (surroundings.places,),
 }
 """What needs a moment, and so runs one after another."""
 SHORT: dict[str, Callable[[Path, Path], Iterator[Found]]] = {
@@ -46,9 +47,23 @@ SHORT: dict[str, Callable[[Path, Path], Iterator[Found]]] = {
     "A4": lambda where, place: processes.killed_readers(where, place, 1),
     "A5": lambda where, place: processes.killed_ranks(where, place, 1),
 }
-SHORT_EVERY = {"B1": 97, "B3": 5, "B3b": 8, "B3c": 13, "B4": 47, "B5": 41}
+SHORT_EVERY = {
+    "B1": 97,
+    "B3": 5,
+    "B3b": 8,
+    "B3c": 13,
+    "B4": 47,
+    "B5": 41,
+    "B2": 997,
+    "C1": 37,
+    "C2": 19,
+    "C3": 37,
+    "C4": 61,
+    "C5": 29,
+    "C6": 99,
+}
 """The short form: one scene of a kind, and every n-th attempt of those that damage files."""
-DAMAGED = ("B1", "B3", "B3b", "B3c", "B4", "B5")
+DAMAGED = ("B1", "B3", "B3b", "B3c", "B4", "B5", *inputs.ROWS)
 
 
 def cases(row: str, where: Path, made: dict[str, str]) -> Iterable[Case]:
@@ -61,6 +76,8 @@ def cases(row: str, where: Path, made: dict[str, str]) -> Iterable[Case]:
         return checkpoints.states(where, made)
     if row == "B3c":
         return checkpoints.weights(where)
+    if row in inputs.ROWS:
+        return inputs.ROWS[row](where)
     if row == "B5":
         return features.cases(where, made)
     return (*manifests.manifests(where, made), *manifests.shards(where, made), *manifests.hidden(where))

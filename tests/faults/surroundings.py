@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -156,6 +156,29 @@ def without_permission(
         ended = forked(line.split(), folder, before=as_others)
         _free(folder)
         yield must_refuse("A3", f"{file} unreadable", ended)
+
+
+def places(world: Path, place: Path) -> Iterator[Found]:
+    """Row A11: results into a new volume, a link, a dangling link and the working folder, of which none is replaced."""
+    made = {"encode tok images": "manifest.json", "export pretrained tok --out": "config.json"}
+    made |= {"import official official.ckpt --config official.json --out": "config.json"}
+    for line in possible(world, tuple(made)):
+        for what in ("volume", "link", "dangling link", "working folder"):
+            folder = copy(world, place)
+            out = folder / "out"
+            if what == "link":
+                (folder / "elsewhere").mkdir()
+            if "link" in what:
+                out.symlink_to("elsewhere")
+            if what == "working folder":
+                out.mkdir()
+            words = [str(folder / word) if (folder / word).exists() else word for word in line.split()]
+            with disk(out, "16m") if what == "volume" else nullcontext():
+                where = out if what == "working folder" else folder
+                ended = forked([*words, "." if where == out else "out"], where)
+                whole = (out / made[line]).is_file() and out.is_symlink() == ("link" in what)
+            yield found("A11", f"{line}, {what}", ended, "" if whole else f"{ended.kind}, expected a result in it")
+            shutil.rmtree(folder)
 
 
 def possible(world: Path, lines: tuple[str, ...]) -> list[str]:
