@@ -303,6 +303,7 @@ def fit_times(
     images: int = 16,
     iterations: int = 40,
     out: Path | None = None,
+    reporter: Reporter | None = None,
 ) -> FittedTimes:
     """Times of a diffusion generator's steps at which they end nearest to a fine solution, for ``sampling.times``.
 
@@ -319,7 +320,7 @@ def fit_times(
         run = Run.open(folder)
         model = Generator.from_run(run, step, average).to(world.device)
         options = model.sampling(sampling)
-        found = fit_generator_times(model, options, images, iterations)
+        found = fit_generator_times(model, options, images, iterations, reporter)
         if out is not None:
             taken = run.weights(step, average).step
             made = provenance(run, taken) if run.trained and taken is not None else UNKNOWN
@@ -434,6 +435,7 @@ def likelihood(
     seed: int = 0,
     step: int | None = None,
     average: bool = True,
+    reporter: Reporter | None = None,
 ) -> ProtocolCard:
     """Bits that held-out images take by a generator run: exact of an autoregressive one, else a bound.
 
@@ -450,7 +452,7 @@ def likelihood(
         run = Run.open(folder)
         pair = load_pair(run, world.device, step, average)
         cache = in_turn(world, lambda: open_codes(run, pair.generator))
-        card = measure_bits(pair, cache, images, options, seed, world)
+        card = measure_bits(pair, cache, images, options, seed, world, reporter)
         of, suffix = run.step if step is None else step, "_likelihood" if average else "_likelihood_raw"
         found = Evaluation((card,), of, weights="average" if average else "raw")
         from_first(world, lambda: write_evaluation(run, found, suffix, of))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ifsq.config import InputError
+from ifsq.config import InputError, Remark
 from ifsq.pretrained import inception, lpips
 from ifsq.pretrained.weights import WeightsFile, find_weights, read_weights
 
@@ -36,7 +36,8 @@ def refused(call, *arguments):
 
 
 def test_download_once(cache, published, tmp_path):
-    assert find_weights(published) == cache / "w.pth"
+    with pytest.warns(Remark, match=r"w.pth: fetching it, 0.0 MB, from file:.* into "):
+        assert find_weights(published) == cache / "w.pth"
     assert (cache / "w.pth").read_bytes() == BYTES
     assert os.listdir(cache) == ["w.pth"]
     (tmp_path / "server" / "w.pth").unlink()
@@ -45,7 +46,8 @@ def test_download_once(cache, published, tmp_path):
 
 def test_order(cache, published, tmp_path, monkeypatch):
     """An explicit path before the folder before the cache."""
-    find_weights(published)
+    with pytest.warns(Remark):
+        find_weights(published)
     own = tmp_path / "own"
     own.mkdir()
     monkeypatch.setenv("IFSQ_WEIGHTS", str(own))
@@ -59,7 +61,8 @@ def test_order(cache, published, tmp_path, monkeypatch):
 
 def test_wrong_checksum_of_a_download_leaves_nothing(cache, published, tmp_path):
     (tmp_path / "server" / "w.pth").write_bytes(b"a login page")
-    assert "nothing was kept" in refused(find_weights, published)
+    with pytest.warns(Remark):
+        assert "nothing was kept" in refused(find_weights, published)
     assert os.listdir(cache) == []
 
 

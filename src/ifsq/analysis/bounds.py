@@ -16,6 +16,7 @@ from ifsq.analysis.table import Table
 from ifsq.config import InputError
 from ifsq.quantizers.cells import CELLS
 from ifsq.store.files import make_folder, write_bytes, write_text
+from ifsq.training.log import Reporter
 
 LEVELS = tuple(range(2, 66))
 SHOWN = 17  # the paper's 4 bits, where it is among the levels
@@ -32,7 +33,13 @@ class BoundsReport:
     picture: Path
 
 
-def analyze_bounds(out: Path, levels: Iterable[int] = LEVELS, samples: int = 100_000, seed: int = 0) -> BoundsReport:
+def analyze_bounds(
+    out: Path,
+    levels: Iterable[int] = LEVELS,
+    samples: int = 100_000,
+    seed: int = 0,
+    reporter: Reporter | None = None,
+) -> BoundsReport:
     """Analyse all bounds, write ``bounds.csv`` and ``bounds.png`` into the folder ``out``.
 
     Raises InputError where the folder is a file, or for levels, samples or a seed that cannot be used.
@@ -44,7 +51,7 @@ def analyze_bounds(out: Path, levels: Iterable[int] = LEVELS, samples: int = 100
     try:
         # More levels than samples can tell apart would compare the entropy's bias.
         checked = [L for L in (shown, *counts[:1], *counts[-1:]) if shown == L or samples >= 20 * L]
-        analysis = analyze(counts, samples, seed, checked)
+        analysis = analyze(counts, samples, seed, checked, reporter=reporter)
     except ValueError as error:
         raise InputError(str(error)) from error
     table, picture = out / "bounds.csv", out / "bounds.png"

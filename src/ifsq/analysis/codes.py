@@ -5,17 +5,21 @@ from pathlib import Path
 from ifsq.analysis.table import Table
 from ifsq.codes import CodeCache
 from ifsq.metrics import CodeCounts
+from ifsq.training.log import Reporter, Silent
 
 COUNTED_AT_ONCE = 8192  # images: counting takes int64 digits, eight times the bytes of the cache
 
 
-def analyze_codes(folder: Path, split: str) -> tuple[Table, Table]:
+def analyze_codes(folder: Path, split: str, reporter: Reporter | None = None) -> tuple[Table, Table]:
     """Use of every dimension's levels and of every group's indices, over all images of a split. Raises InputError."""
     cache = CodeCache.open(folder)
     counts = CodeCounts(cache.spec.levels, cache.spec.groups)
-    content = cache.read(split).content
+    content, reporter = cache.read(split).content, reporter or Silent()
+    reporter.start("codes", 0, len(content))
     for start in range(0, len(content), COUNTED_AT_ONCE):
         counts.add(content[start : start + COUNTED_AT_ONCE])
+        reporter.advance(min(start + COUNTED_AT_ONCE, len(content)), {})
+    reporter.finish({})
     use = counts.statistics()
     dimensions = tuple(
         (str(d), str(L), f"{use.level_bits[d]:.3f}", f"{use.level_fraction[d]:.4f}", str(use.dead_levels[d]))

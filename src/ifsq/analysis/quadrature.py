@@ -19,6 +19,7 @@ from ifsq.quantizers import FSQ
 from ifsq.quantizers.bounds import FITTED, IFSQ_ALPHA, KNOTS, Bound, make_bound
 from ifsq.quantizers.cells import CELLS, digits_to_codes
 from ifsq.quantizers.usage import LevelUse, entropy_bits
+from ifsq.training.log import Reporter, Silent
 
 LEAST_LEVELS, MOST_LEVELS, LEAST_SAMPLES = 2, 257, 1000  # 1 to the paper's 8 bits
 GRADIENT_AT = (1.0, 2.0, 3.0)  # |z|
@@ -138,7 +139,12 @@ class Analysis:
 
 
 def analyze(
-    levels: Iterable[int], samples: int, seed: int, checked: Sequence[int] = (), cases: Sequence[Case] = CASES
+    levels: Iterable[int],
+    samples: int,
+    seed: int,
+    checked: Sequence[int] = (),
+    cases: Sequence[Case] = CASES,
+    reporter: Reporter | None = None,
 ) -> Analysis:
     """Measure every bound on every distribution of `DISTRIBUTIONS`, with every cell rule and level count.
 
@@ -156,6 +162,8 @@ def analyze(
     bounds: list[BoundUse] = []
     optimum: dict[tuple[str, int], float] = {}
     checks: list[Check] = []
+    reporter = reporter or Silent()
+    reporter.start("bounds", 0, len(DISTRIBUTIONS) * len(cases))
     for distribution in DISTRIBUTIONS:
         latents = distribution.sample(samples, torch.Generator().manual_seed(seed)).sort().values.unsqueeze(1)
         compared: list[tuple[float, ...]] = []
@@ -165,6 +173,7 @@ def analyze(
                 bound.fit(latents)
             measured = measure(bound, distribution, [(L, cells) for cells in CELLS for L in counts], case.label)
             bounds.append(measured)
+            reporter.advance(len(bounds), {})
             ks, rmse = _uniformity(bound.unit(latents))
             before = abs(ks - measured.ks), abs(rmse - measured.rmse)
             for use in measured.uses:
@@ -175,6 +184,7 @@ def analyze(
             checks.append(Check(distribution.name, len(compared), *map(max, zip(*compared, strict=True))))
         least = least_distortion(distribution, counts)
         optimum |= {(distribution.name, L): value for L, value in zip(counts, least, strict=True)}
+    reporter.finish({})
     return Analysis(tuple(counts), samples, seed, tuple(bounds), optimum, tuple(checks))
 
 

@@ -84,7 +84,8 @@ def _add_alignment(analyze: Any) -> None:
 def _analyze_bounds(options: argparse.Namespace) -> None:
     from ifsq.analysis.bounds import LEVELS, analyze_bounds
 
-    report = analyze_bounds(options.out, options.levels or LEVELS, options.samples, options.seed)
+    with Terminal() as terminal:
+        report = analyze_bounds(options.out, options.levels or LEVELS, options.samples, options.seed, terminal)
     for table in report.tables:
         print_table(table.title, table.columns, table.rows)
     for line in (report.check, f"table: {report.table}", f"picture: {report.picture}"):
@@ -94,7 +95,9 @@ def _analyze_bounds(options: argparse.Namespace) -> None:
 def _analyze_codes(options: argparse.Namespace) -> None:
     from ifsq.analysis.codes import analyze_codes
 
-    for table in analyze_codes(options.folder, options.split):
+    with Terminal() as terminal:
+        found = analyze_codes(options.folder, options.split, terminal)
+    for table in found:
         print_table(table.title, table.columns, table.rows)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from ifsq.config import InputError, Remark
 
 LONGEST = 500  # characters of a line about what went wrong
+EVERY = 10.0  # seconds between plain lines about work that has no figures to tell
 
 
 class Terminal:
@@ -26,23 +27,32 @@ class Terminal:
         self.console = Console(stderr=True, quiet=not _first_process(), highlight=False, markup=False, emoji=False)
         self._bar: Any = None
         self._task: Any = None
-        self._what, self._total, self._started = "", 0, 0.0
+        self._has_facts = False
+        self._what, self._first, self._total = "", 0, 0
+        self._started = self._told = 0.0
 
     def start(self, what: str, done: int, total: int) -> None:
-        self._what, self._total, self._started = what, total, time.perf_counter()
+        self._what, self._first, self._total = what, done, total
+        self._started = self._told = time.perf_counter()
         if done:
             self.say(f"{what}: continues at {done} of {total}")
         if self.console.is_terminal:
             self._bar = _progress(self.console)
+            self._has_facts = False
             self._task = self._bar.add_task(what, completed=done, total=total, facts="")
             self._bar.start()
 
     def advance(self, done: int, facts: dict[str, float]) -> None:
-        text = _facts(facts)
+        text, now = _facts(facts), time.perf_counter()
+        rate = (done - self._first) / max(now - self._started, 1e-6)
         if self._bar is not None:
-            self._bar.update(self._task, completed=done, **({"facts": text} if text else {}))
-        elif text:
-            self.say(f"{self._what} {done}/{self._total}  {text}")
+            self._has_facts |= bool(text)
+            shown = text or ("" if self._has_facts else f"{rate:.3g}/s")
+            self._bar.update(self._task, completed=done, **({"facts": shown} if shown else {}))
+        elif text or now - self._told >= EVERY:
+            self._told = now
+            left = f"  {_duration((self._total - done) / rate)} left" if rate > 0 and done < self._total else ""
+            self.say(f"{self._what} {done}/{self._total}  {text or f'{rate:.3g}/s'}{left}")
 
     def finish(self, facts: dict[str, float]) -> None:
         if self._bar is not None:
@@ -76,6 +86,16 @@ def _progress(console: Any) -> Any:
         TextColumn("{task.fields[facts]}"),
         console=console,
     )
+
+
+def _duration(seconds: float) -> str:
+    """In the two largest units, or in seconds: ``40 s``, ``3 min``, ``2 h 5 min``, ``3 d 4 h``."""
+    minutes, hours = int(seconds / 60), int(seconds / 3600)
+    if minutes < 2:
+        return f"{seconds:.0f} s"
+    if hours < 1:
+        return f"{minutes} min"
+    return f"{hours} h {minutes % 60} min" if hours < 24 else f"{hours // 24} d {hours % 24} h"
 
 
 def _facts(facts: dict[str, float]) -> str:

@@ -21,6 +21,7 @@ from ifsq.metrics import ProtocolCard
 from ifsq.sources import Pair
 from ifsq.store.weights import weights_digest
 from ifsq.training.distributed import World
+from ifsq.training.log import Reporter, Silent
 
 EXACT = "bits per image"
 BOUND = "bits per image, upper bound"
@@ -28,7 +29,13 @@ DENSITY = "bits per image, density of latents"
 
 
 def measure_bits(
-    pair: Pair, cache: CodeCache, images: int, options: Mapping[str, Any] | None, seed: int, world: World
+    pair: Pair,
+    cache: CodeCache,
+    images: int,
+    options: Mapping[str, Any] | None,
+    seed: int,
+    world: World,
+    reporter: Reporter | None = None,
 ) -> ProtocolCard:
     """The card of at most so many held-out images, drawn over them and always the same; all processes share them.
 
@@ -52,7 +59,7 @@ def measure_bits(
     blank = blank_card(data, name_of(data, "val"), cache.about["fingerprints"]["val"], len(rows), tokenizer)
     evaluations = 1 if asked is None else 0  # of a bound they are counted
     card = replace(blank, guidance=1.0, generator_hash=weights_digest(model), function_evaluations=evaluations)
-    return bits_card(model, codes, rows, asked, seed, world, card, AT_ONCE)
+    return bits_card(model, codes, rows, asked, seed, world, card, AT_ONCE, reporter)
 
 
 def bits_card(
@@ -64,6 +71,7 @@ def bits_card(
     world: World,
     card: ProtocolCard,
     at_once: int,
+    reporter: Reporter | None = None,
 ) -> ProtocolCard:
     """The bits of these images by their rows among the codes, and of a bound how it was found, on a card.
 
@@ -71,9 +79,14 @@ def bits_card(
     seed     of a bound's random numbers, which an image has by its place in ``rows``
     at_once  images that are dealt out to a process together
     """
-    device = next(model.parameters()).device
-    turns = dealt(range(len(rows)), at_once, world)
-    mine = [_bits(model, codes.batch(rows[list(turn)], device), asked, seed, turn[0]) for turn in turns]
+    device, reporter = next(model.parameters()).device, reporter or Silent()
+    mine, counted = [], 0
+    reporter.start("bits", 0, len(rows))
+    for turn in dealt(range(len(rows)), at_once, world):
+        mine.append(_bits(model, codes.batch(rows[list(turn)], device), asked, seed, turn[0]))
+        counted += len(turn) * world.size
+        reporter.advance(min(counted, len(rows)), {})
+    reporter.finish({})
     shares = world.gather(mine)
     # Dealt in turn, so in turn they are in the order of the images again.
     parts = [share[turn] for turn in range(len(shares[0])) for share in shares if turn < len(share)]

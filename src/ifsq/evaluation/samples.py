@@ -5,7 +5,6 @@ shows at most in how a sum was rounded.
 """
 
 import hashlib
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -39,7 +38,6 @@ from ifsq.training.log import Reporter, Silent
 
 MOST_SAMPLES = 10**7
 MOST_PICTURED = 1000
-TOLD_EVERY = 10.0  # seconds between lines about the rate
 Classes = Literal["balanced", "random", "training"]
 LAWS = {
     "balanced": "every class alike",
@@ -344,7 +342,7 @@ def _draw_missing(
     size = batch or at_once(pair.generator, pair.tokenizer)
     starts = [at for at in range(0, len(labels), size) if missing[at : at + size].any()]
     done = int(len(labels) - missing.sum())
-    progress = _Progress(reporter, done, len(labels))
+    reporter.start("samples", done, len(labels))
     passes: list[int | None] = []
 
     def draw(turn: int) -> int:
@@ -365,22 +363,6 @@ def _draw_missing(
 
     for turn in range(0, len(starts), world.size):
         done += sum(gather_or_refuse(world, partial(draw, turn + world.rank)))
-        progress.advance(done)
+        reporter.advance(done, {})
     reporter.finish({})
     return [count for share in world.gather(passes) for count in share]
-
-
-class _Progress:
-    """Tells how far it is: every batch to a bar, the rate and the time that is left now and then."""
-
-    def __init__(self, reporter: Reporter, done: int, total: int) -> None:
-        self.reporter, self.before, self.total = reporter, done, total
-        self.began = self.told = time.perf_counter()
-        reporter.start("samples", done, total)
-
-    def advance(self, done: int) -> None:
-        now, facts = time.perf_counter(), {}
-        if now - self.told >= TOLD_EVERY:
-            rate = (done - self.before) / (now - self.began)
-            facts, self.told = {"images/s": rate, "minutes left": (self.total - done) / rate / 60}, now
-        self.reporter.advance(done, facts)

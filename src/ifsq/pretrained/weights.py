@@ -7,6 +7,7 @@ import http.client
 import importlib.util
 import os
 import urllib.request
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ifsq.config import InputError
+from ifsq.config import InputError, Remark
 from ifsq.store.files import WriteError, first_line, reason, sha256, whole_file
 from ifsq.store.pickles import read_pickle
 from ifsq.store.weights import load_weights, read_tensors
@@ -138,6 +139,9 @@ def _download(file: WeightsFile, folder: Path) -> Path:
 def _fetch(file: WeightsFile, folder: Path) -> Iterator[bytes]:
     try:
         with urllib.request.urlopen(file.url, timeout=TIMEOUT) as answer:
+            size = answer.headers.get("Content-Length", "")
+            told = f", {int(size) / 1e6:.1f} MB," if size.isdecimal() else ""
+            warnings.warn(Remark(f"{file.name}: fetching it{told} from {file.url} into {folder}"), stacklevel=2)
             while block := answer.read(1 << 20):
                 yield block
     except (OSError, http.client.HTTPException) as error:

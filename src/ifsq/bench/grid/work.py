@@ -247,5 +247,5 @@ class MeasureLikelihood:
         steps = (run.step,) if self.steps is None else self.steps or run.kept
         for step in steps:
             reporter.say(f"bits of {self.images} held-out images, step {step}")
-            card = pipeline.likelihood(self.generator, self.images, device, step=step)
+            card = pipeline.likelihood(self.generator, self.images, device, step=step, reporter=reporter)
             write_cards(folder / EVALUATIONS / f"step_{step}.json", Evaluation((card,), step))

@@ -23,6 +23,7 @@ from ifsq.generators.streams import normals
 from ifsq.nn.modes import evaluating, without_gradients
 from ifsq.store.model import new_folder
 from ifsq.store.model_card import Provenance
+from ifsq.training.log import Reporter, Silent
 
 Solve = Callable[[Velocity, Tensor, Tensor], Tensor]  # velocity, x, times -> x at the last of them
 SHIFTS = (0.0, 0.3, 0.5, 2.0, 3.0)  # from the best of which the fit begins
@@ -56,6 +57,7 @@ def fit_times(
     iterations: int = 40,
     span: tuple[float, float] = (0.0, 1.0),
     starts: Sequence[float] = SHIFTS,
+    reporter: Reporter | None = None,
 ) -> FittedTimes:
     """The times at which ``steps`` of a solver lead the noise nearest to ``target``.
 
@@ -67,6 +69,7 @@ def fit_times(
     span        the first and the last time of ``velocity``, to which 0 and 1 are mapped
     starts      shifts of `time_grid`; the fit begins with the best
     """
+    reporter = reporter or Silent()
     low, high = span
     kept: Velocity = lambda x, t: checkpoint(velocity, x, t, use_reentrant=False)  # noqa: E731
 
@@ -79,7 +82,9 @@ def fit_times(
     even_error, (best_error, best) = errors[0], min(zip(errors, grids, strict=True), key=lambda pair: pair[0])
     lengths = best.diff().log().requires_grad_()
     optimizer = torch.optim.Adam([lengths], RATE, betas=(0.8, 0.95))
-    for iteration in range(iterations if steps > 1 else 0):
+    count = iterations if steps > 1 else 0
+    reporter.start("times", 0, count)
+    for iteration in range(count):
         optimizer.param_groups[0]["lr"] = RATE * (1 - (1 - FINISH) * iteration / iterations)
         times = _times(lengths)
         found = error(times, kept)
@@ -89,11 +94,17 @@ def fit_times(
         (gradient,) = torch.autograd.grad(found.log(), lengths)
         lengths.grad = gradient
         optimizer.step()
+        reporter.advance(iteration + 1, {})
+    reporter.finish({})
     return FittedTimes(tuple(best.tolist()), best_error**0.5, even_error**0.5)
 
 
 def fit_generator_times(
-    generator: Generator, sampling: Sampling, images: int = 16, iterations: int = 40
+    generator: Generator,
+    sampling: Sampling,
+    images: int = 16,
+    iterations: int = 40,
+    reporter: Reporter | None = None,
 ) -> FittedTimes:
     """The times for a trained generator and the steps, the solver and the guidance of ``sampling``.
 
@@ -136,6 +147,7 @@ def fit_generator_times(
                 iterations,
                 (low, 1.0),  # as `DiffusionSampling.grid` has them
                 (sampling.timestep_shift, *SHIFTS),
+                reporter,
             )
 
 
