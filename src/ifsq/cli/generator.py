@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ifsq.cli.parser import LIKELIHOOD, SAMPLING, sampling_of, verb
+from ifsq.cli.parser import LIKELIHOOD, SAMPLING, experiment_named, sampling_of, verb
 from ifsq.cli.terminal import Terminal, print_cards, print_table, say
 from ifsq.config import parse_overrides
 
@@ -135,7 +135,7 @@ def _generator_train(options: argparse.Namespace) -> None:
     from ifsq import pipeline
     from ifsq.experiment import load_generator_experiment
 
-    experiment = load_generator_experiment(options.experiment, options.extra)
+    experiment = load_generator_experiment(experiment_named(options.experiment), options.extra)
     with Terminal() as terminal:
         say(f"run: {pipeline.train_generator(experiment, options.device, terminal)}")
 
@@ -173,31 +173,35 @@ def _generator_eval(options: argparse.Namespace) -> None:
 def _generator_likelihood(options: argparse.Namespace) -> None:
     from ifsq import pipeline
 
-    card = pipeline.likelihood(
-        options.folder,
-        options.images,
-        options.device,
-        parse_overrides(options.extra).get("likelihood"),
-        seed=options.seed,
-        step=options.step,
-        average=options.weights == "average",
-    )
+    with Terminal() as terminal:
+        card = pipeline.likelihood(
+            options.folder,
+            options.images,
+            options.device,
+            parse_overrides(options.extra).get("likelihood"),
+            seed=options.seed,
+            step=options.step,
+            average=options.weights == "average",
+            reporter=terminal,
+        )
     print_cards([card])
 
 
 def _generator_times(options: argparse.Namespace) -> None:
     from ifsq import pipeline
 
-    found = pipeline.fit_times(
-        options.folder,
-        options.device,
-        sampling_of(options),
-        step=options.step,
-        average=options.weights == "average",
-        images=options.images,
-        iterations=options.iterations,
-        out=options.out,
-    )
+    with Terminal() as terminal:
+        found = pipeline.fit_times(
+            options.folder,
+            options.device,
+            sampling_of(options),
+            step=options.step,
+            average=options.weights == "average",
+            images=options.images,
+            iterations=options.iterations,
+            out=options.out,
+            reporter=terminal,
+        )
     say(f"error of even times: {found.even_error:.4g}; of these: {found.error:.4g}")
     say(f"times = [{', '.join(f'{t:.6g}' for t in found.times)}]")
     if options.out is not None:

@@ -1,11 +1,13 @@
 """The parser of the command line, and the arguments that several verbs have."""
 
 import argparse
+import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from ifsq.cli.terminal import refuse
-from ifsq.config import parse_overrides
+from ifsq.config import Remark, parse_overrides
 
 SAMPLING = "--sampling."
 LIKELIHOOD = "--likelihood."
@@ -56,6 +58,19 @@ def verb(
 def sampling_of(options: argparse.Namespace) -> Any:
     """The options of sampling that follow a verb, as a table."""
     return parse_overrides(options.extra).get("sampling", {})
+
+
+def experiment_named(path: Path) -> Path:
+    """The experiment file that is there; or that is shipped, of a name as ``experiments/demo/tokenizer.toml``."""
+    if path.exists() or path.is_absolute():
+        return path
+    from ifsq.bench.shipped import experiment_file
+
+    shipped = experiment_file(str(path.relative_to("experiments") if path.is_relative_to("experiments") else path))
+    if not shipped.is_file():
+        return path
+    warnings.warn(Remark(f"{path}: taken from those that are shipped with ifsq, {shipped}"), stacklevel=2)
+    return shipped
 
 
 def size(text: str) -> int | tuple[int, int]:

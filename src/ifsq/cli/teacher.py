@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ifsq.cli.features import add_options
-from ifsq.cli.parser import add_reading, named, reading_of, size, verb
+from ifsq.cli.parser import add_reading, experiment_named, named, reading_of, size, verb
 from ifsq.cli.terminal import Terminal, print_table, say
 
 
@@ -40,7 +40,7 @@ def _teacher_train(options: argparse.Namespace) -> None:
     from ifsq import pipeline
     from ifsq.pretraining.config import load_teacher_experiment
 
-    experiment = load_teacher_experiment(options.experiment, options.extra)
+    experiment = load_teacher_experiment(experiment_named(options.experiment), options.extra)
     with Terminal() as terminal:
         say(f"run: {pipeline.train_teacher(experiment, options.device, terminal)}")
 

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ifsq.cli.parser import SIZE_HELP, add_reading, named, reading_of, size, verb
+from ifsq.cli.parser import SIZE_HELP, add_reading, experiment_named, named, reading_of, size, verb
 from ifsq.cli.terminal import Terminal, print_cards, say
 
 
@@ -151,7 +151,7 @@ def _tokenizer_train(options: argparse.Namespace) -> None:
     from ifsq import pipeline
     from ifsq.experiment import load_tokenizer_experiment
 
-    experiment = load_tokenizer_experiment(options.experiment, options.extra)
+    experiment = load_tokenizer_experiment(experiment_named(options.experiment), options.extra)
     with Terminal() as terminal:
         say(f"run: {pipeline.train_tokenizer(experiment, options.device, terminal)}")
 
