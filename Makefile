@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help setup demo test slow faults fuzz gpu check static format clean
+.PHONY: help setup demo test slow faults fuzz gpu check static docs format clean
 
 help:            ## this list
 	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/  /' | column -t -s'  ' -l2
@@ -42,6 +42,13 @@ static: $(READY) ## format, lint, types, import contract
 	$(BIN)/lint-imports
 
 check: static test  ## all that a change must pass
+
+$(VENV)/.docs: $(READY)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
+	@touch $(VENV)/.docs
+
+docs: $(VENV)/.docs  ## the site, build/site/index.html; a warning is an error
+	$(BIN)/python -m sphinx -W --keep-going -q -c docs . build/site
 
 format: $(READY) ## format and mend what can be mended
 	$(BIN)/ruff format .

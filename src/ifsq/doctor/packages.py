@@ -24,6 +24,7 @@ EXTRAS = {
     "export": "torch.onnx.export of quantizers and tokenizers",
     "ode": "sampling.solver = 'dopri5'",
     "log": "train.engine.loggers: tensorboard, wandb, trackio",
+    "docs": "the site of the documentation, make docs",
     "engine": "ifsq bench --engine snakemake, a grid over many machines",
 }
 """Extras of pyproject.toml, but for that of developers, and what they are for."""
