@@ -347,6 +347,41 @@ def test_a_failed_stage_is_told_and_the_rest_is_done(place, monkeypatch, capsys)
     assert {one.seed for one in read_measurements(path)} == {0, 1}
 
 
+def test_seeds_apart_are_a_tokenizers_own_and_those_of_all_that_stands_on_it(place):
+    file = written(place, "nested", NESTED.replace("LEVELS", "5"))
+    plan = plan_grid(file, place / "out", ["--seeds.apart", "true", "--seeds.training", "[0, 1]"])
+    trained = [stage for stage in plan.stages.values() if stage.kind in ("tokenizer", "diffusion")]
+    tokenizers = {stage.name: stage.seed for stage in trained if stage.kind == "tokenizer"}
+    assert len(set(tokenizers.values())) == len(tokenizers) == 6
+    assert {seed % 1000 for seed in tokenizers.values()} == {0, 1}
+    for stage in trained:
+        if stage.kind == "diffusion":
+            assert stage.seed == tokenizers[stage.inputs["tokenizer"]]
+    assert {figures.seed for figures in plan.figures} == {0, 1}
+    with pytest.raises(InputError, match="apart with tokenizer=3: expected one of them"):
+        plan_grid(file, place / "out", ["--seeds.apart", "true", "--seeds.tokenizer", "3"])
+
+
+INDEPENDENT = """
+[seeds]
+apart = true
+[protocol]
+looks = [2]
+[[compare]]
+axis = "tokenizer"
+metric = "FD(judge)"
+value = "distance"
+mean_over = ["bits"]
+independent = true
+"""
+
+
+def test_cells_of_one_tokenizer_are_not_independent(place):
+    file = written(place, "dependent", NESTED.replace("LEVELS", "5") + INDEPENDENT)
+    with pytest.raises(InputError, match="independent: nested diffusion bits 2 and nested diffusion bits 3 have a tok"):
+        plan_grid(file, place / "out")
+
+
 def test_a_grid_is_found_by_name(place, capsys):
     assert grid_file(place / "grid.toml") == place / "grid.toml"
     assert grid_name(grid_file(Path("bits"))) == "bits"

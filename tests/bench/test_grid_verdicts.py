@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from ifsq.bench.grid.cells import cells, told
-from ifsq.bench.grid.config import Absent, Compared, Grid, LeftOut, Setting, load_grid
+from ifsq.bench.grid.config import Absent, Compared, Grid, LeftOut, Seeds, Setting, load_grid
 from ifsq.bench.grid.plan import _seeds
 from ifsq.bench.grid.verdicts import comparisons_of, figures_of, more_seeds, pairs_of, still_compared, verdicts_of
 from ifsq.bench.measurement import Measurement
@@ -119,6 +119,21 @@ def test_means_over_an_axis_count_a_training_seed_once_all_of_its_cells_have_it(
     assert shown == "ar, mean over bound (2)"
 
 
+def test_independent_cells_are_pairs_of_their_own():
+    asked = replace(BY_FD, mean_over=("bound",), independent=True)
+    grid = replace(GRID, compare=(asked,), seeds=Seeds(apart=True))
+    (one,) = comparisons_of(grid)
+    assert (one.paired, one.each) == (True, 2)
+    rows = figures(1.0, 5.0, 3, psnr=False)
+    found = figures_of(grid, rows)
+    assert [round(f, 6) for (f,) in found[one.a].values()] == [1.01, 1.01, 0.98, 0.98, 1.03, 1.03]
+    assert list(found[one.a]) == list(range(6))
+    assert len(figures_of(grid, rows[:-1])[one.b]) == 4  # both cells of two seeds
+    names = {told(cell) for cell in cells(grid)}
+    assert more_seeds(grid, []) == dict.fromkeys(names, 3)
+    assert more_seeds(grid, figures(1.0, 1.0, 3)) == dict.fromkeys(names, 5)
+
+
 def test_groups_of_other_values_are_not_compared():
     grid = replace(
         GRID, axes={"bound": ("tanh", "ifsq"), "head": ("joint", "chain"), "generator": ("ar",)}, absent=(),
@@ -189,7 +204,11 @@ def test_what_cannot_be_compared_is_refused():
     with pytest.raises(ValueError, match="compare: axis 'rate': expected one of bound, generator, head"):
         replace(GRID, compare=(replace(BY_FD, mean_over=("rate",)),))
     with pytest.raises(ValueError, match="mean_over 'generator': expected other axes than the compared one"):
-        replace(GRID, compare=(replace(BY_FD, mean_over=("generator",)),))
+        replace(BY_FD, mean_over=("generator",))
+    with pytest.raises(ValueError, match="independent: cells of means are; expected mean_over"):
+        replace(BY_FD, independent=True)
+    with pytest.raises(ValueError, match=r"independent: cells have seeds in common; expected seeds\.apart"):
+        replace(GRID, compare=(replace(BY_FD, mean_over=("bound",), independent=True),))
     none = replace(BY_FD, when={"bound": "tanh"}, against="ar", axis="bound")
     with pytest.raises(InputError, match=r"no two cells of a generator differ in bound alone .bound tanh; against ar."):
         comparisons_of(replace(GRID, compare=(none,)))

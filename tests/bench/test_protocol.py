@@ -4,7 +4,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from scipy.stats import binom
+from scipy.stats import binom, ttest_1samp
 
 from ifsq.bench.protocol import SEARCH_SEEDS, Comparison, Protocol, best_setting, judge, seeds_wanted
 from ifsq.config import InputError, build, to_dict
@@ -80,6 +80,36 @@ def test_a_comparison_may_be_of_pairs_in_a_protocol_that_is_not():
     assert judge(cells, [Comparison("a", "b")], Protocol(looks=(3,), paired=True))[0].gap == pairs.gap
     (back,) = judge(cells, [Comparison("a", "b", paired=False)], Protocol(looks=(3,), paired=True))
     assert back.gap == alone.gap
+
+
+def test_independent_pairs_of_any_spreads_are_false_at_most_as_often_as_stated():
+    """Eight cells at three seeds each, one of ten times the others' spread; and by the definition of Student's test."""
+    rng, times, spreads = np.random.default_rng(7), 400, np.array([10.0, *[1.0] * 7])
+    asked, protocol = [Comparison("a", "b", paired=True, each=8)], Protocol(looks=(3,))
+    false = 0
+    for _ in range(times):
+        a, b = (
+            {number: (figure,) for number, figure in enumerate((rng.standard_normal((3, 8)) * spreads).ravel())}
+            for _ in "ab"
+        )
+        (verdict,) = judge({"a": a, "b": b}, asked, protocol)
+        false += verdict.decided
+    assert false <= 0.05 * times
+    assert (verdict.gap.seeds, verdict.gap.freedom) == (24, 23)
+    differences = [a[number][0] - b[number][0] for number in range(24)]
+    low, high = ttest_1samp(differences, 0).confidence_interval(0.95)
+    assert verdict.interval == pytest.approx((low, high))
+
+
+def test_seeds_of_independent_pairs_are_counted_by_the_seed():
+    even = {number: (float(number % 2),) for number in range(6)}
+    asked = [Comparison("a", "b", paired=True, each=2)]
+    odd = {number: (float((number + 1) % 2),) for number in range(6)}
+    protocol = Protocol(looks=(3, 5))
+    assert judge({"a": even, "b": odd}, asked, protocol)[0].words == "open"
+    assert seeds_wanted({"a": even, "b": odd}, asked, protocol) == {"a": 5, "b": 5}
+    four = {number: even[number] for number in range(4)}
+    assert seeds_wanted({"a": four, "b": four}, asked, protocol) == {"a": 3, "b": 3}
 
 
 def test_verdict_falls_where_the_interval_leaves_out_zero():

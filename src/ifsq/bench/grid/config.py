@@ -125,17 +125,23 @@ class Seeds:
     training   of the whole road: the tokenizer and the generator behind it have the same
     sampling   of the images drawn from each trained generator
     tokenizer  of all tokenizers in place of the training's, which share them then
+    apart      whether each tokenizer of the grid, and what stands on it, is trained from seeds of its own: what its
+               cells' figures at a seed have by chance is then independent of that of other tokenizers' cells. Cells of
+               one tokenizer have the same seeds, and so the same order of data
     """
 
     training: tuple[int, ...] = (0,)
     sampling: tuple[int, ...] = (0,)
     tokenizer: int | None = None
+    apart: bool = False
 
     def __post_init__(self) -> None:
         for name in ("training", "sampling"):
             given = getattr(self, name)
             if not given or len(set(given)) < len(given) or min(given) < 0:
                 raise ValueError(f"{name}={list(given)}: expected at least one seed, none negative, each once")
+        if self.apart and self.tokenizer is not None:
+            raise ValueError(f"apart with tokenizer={self.tokenizer}: expected one of them")
 
 
 @dataclass(frozen=True)
@@ -177,6 +183,9 @@ class Compared:
     mean_over  axes: cells that differ in these alone count as one, by the mean of their figures at each training seed,
                and are compared with others of the same values
     paired     whether seed by seed; left out: as the protocol says
+    independent
+               whether each of the cells that count as one makes a pair of its own at each seed: with ``seeds.apart``,
+               and where each of them has another tokenizer. The mean is over as many pairs as there are cells and seeds
     """
 
     axis: str
@@ -188,6 +197,13 @@ class Compared:
     against: Value = ""
     mean_over: tuple[str, ...] = ()
     paired: bool | None = None
+    independent: bool = False
+
+    def __post_init__(self) -> None:
+        if self.axis in self.mean_over:
+            raise ValueError(f"mean_over {self.axis!r}: expected other axes than the compared one")
+        if self.independent and (not self.mean_over or self.paired is False):
+            raise ValueError("independent: cells of means are; expected mean_over, and nothing or true for paired")
 
 
 @dataclass(frozen=True)
@@ -254,8 +270,8 @@ class Grid:
             for name in (asked.axis, *asked.mean_over):
                 if name not in self.values:
                     raise ValueError(f"compare: axis {name!r}: expected one of {', '.join(self.values)}")
-            if asked.axis in asked.mean_over:
-                raise ValueError(f"compare: mean_over {asked.axis!r}: expected other axes than the compared one")
+            if asked.independent and not self.seeds.apart:
+                raise ValueError("compare: independent: cells have seeds in common; expected seeds.apart = true")
         if (self.protocol is None) != (not self.compare):
             raise ValueError("protocol and compare: expected both or neither: seeds decide comparisons")
         if self.protocol is not None and self.protocol.guidance and self.best_by is None:

@@ -11,7 +11,7 @@ from ifsq.bench.grid.config import GENERATOR, Budget, Grid, load_grid
 from ifsq.bench.grid.control import Compared, check_alike
 from ifsq.bench.grid.cost import generator_flops, lasting, layout_of, steps_for, tokenizer_flops
 from ifsq.bench.grid.stages import Stage, folder_of, identity
-from ifsq.bench.grid.verdicts import still_compared
+from ifsq.bench.grid.verdicts import pairs_of, still_compared
 from ifsq.bench.shipped import grid_name
 from ifsq.codes import CodeSpec
 from ifsq.config import InputError, build, digest, merge, read_json
@@ -27,6 +27,8 @@ from ifsq.training.config import TrainConfig
 
 COSTS = "costs.json"
 """File of the FLOPs that were counted, in the folder of a grid: a worker of an engine need not count them again."""
+APART = 1000
+"""Between seeds of tokenizers that have their own."""
 OWN_TEACHER = "grid"
 """Source of a teacher that the grid trains."""
 
@@ -111,6 +113,7 @@ def plan_grid(file: Path, out: Path, overrides: Sequence[str] = (), seeds: Mappi
             if seed in counts[told(cell)]:
                 made.cell(cell, seed)
     check_alike(grid, made.plan.compared)
+    _check_independent(made.plan)
     return made.plan
 
 
@@ -159,6 +162,8 @@ class _Planner:
         seed = seed if self.grid.seeds.tokenizer is None else self.grid.seeds.tokenizer
         table = merge(self.bases.of(self.grid, cell, "tokenizer"), {"train": {"seed": seed}, "out": ""})
         experiment = build(TokenizerExperiment, table, f"{self.bases.names['tokenizer']} of {told(own)}")
+        if self.grid.seeds.apart:
+            experiment = replace(experiment, train=replace(experiment.train, seed=_own_seed(experiment)))
         key = digest(identity(replace(experiment, train=TrainConfig())))
         if key not in self.plan.costs:
             self.plan.costs[key] = tokenizer_flops(experiment.tokenizer, experiment.data.sides)
@@ -220,6 +225,7 @@ class _Planner:
         kinds = [cls for cls in EXPERIMENTS if cls.kind in table]
         if len(kinds) != 1:
             raise InputError(f"{where}: expected exactly one section of a kind of generator")
+        seed = behind.train.seed if self.grid.seeds.apart else seed
         over: dict[str, Any] = {"train": {"seed": seed}, "out": "", "tokenizer": str(folder_of(out, tokenizer.name))}
         needs, inputs = [tokenizer.name], {"tokenizer": tokenizer.name}
         how = self._encoding(cell)
@@ -349,6 +355,29 @@ class _Planner:
             classes = self._looked_at(data, behind.tokenizer.conv.in_channels)[1]
             self.plan.costs[key] = generator_flops(experiment, layout, classes, code_dim)
         return self.plan.costs[key]
+
+
+def _check_independent(plan: Plan) -> None:
+    """Raise InputError where cells that a comparison takes as independent stand on one tokenizer."""
+    asked = [pair for pair in pairs_of(plan.grid) if pair.asked.independent]
+    behind: dict[tuple[int, frozenset[Any]], str] = {}
+    for one in plan.figures if asked else ():
+        stage = plan.stages[one.of]
+        behind[one.seed, frozenset(one.cell.items())] = stage.inputs.get("tokenizer", stage.name)
+    for group in (group for pair in asked for group in (pair.a, pair.b)):
+        first: dict[str, Cell] = {}
+        for cell in group.cells:
+            for (seed, key), name in behind.items():
+                if key == frozenset(cell.items()) and first.setdefault(f"{name} {seed}", cell) != cell:
+                    other = told(first[f"{name} {seed}"])
+                    raise InputError(f"compare: independent: {other} and {told(cell)} have a tokenizer in common")
+
+
+def _own_seed(experiment: TokenizerExperiment) -> int:
+    """One that no other tokenizer of a grid has, but by a chance of one in a million, for its seed of the grid."""
+    seed = experiment.train.seed
+    unseeded = replace(experiment, train=replace(experiment.train, seed=0))
+    return APART * int(digest(identity(unseeded))[:5], 16) + seed
 
 
 def _experiment(tokenizer: Stage) -> TokenizerExperiment:

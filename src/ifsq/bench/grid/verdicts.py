@@ -54,7 +54,10 @@ class Pair:
     @property
     def comparison(self) -> Comparison:
         """By the names of `figures_of`."""
-        return Comparison(self.a.name, self.b.name, self.asked.better, self.asked.paired)
+        asked = self.asked
+        if asked.independent:
+            return Comparison(self.a.name, self.b.name, asked.better, paired=True, each=len(self.a.over))
+        return Comparison(self.a.name, self.b.name, asked.better, asked.paired)
 
 
 def pairs_of(grid: Grid) -> list[Pair]:
@@ -98,7 +101,8 @@ def comparisons_of(grid: Grid) -> list[Comparison]:
 def figures_of(grid: Grid, measured: Sequence[Measurement]) -> dict[str, Figures]:
     """Figures at the newest steps by training seed, one a sampling seed, by the names of `comparisons_of`.
 
-    Of a group of cells a training seed has those of all cells, one after another, once all have it.
+    Of a group of cells a training seed has those of all cells, one after another, once all have it; of independent
+    ones each cell has a number of its own at each seed, see `Comparison.each`.
     """
     found: dict[tuple[frozenset[tuple[str, Value]], str, str], list[Measurement]] = {}
     for one in newest(measured):
@@ -109,7 +113,12 @@ def figures_of(grid: Grid, measured: Sequence[Measurement]) -> dict[str, Figures
             keys = [(frozenset(cell.items()), asked.metric, asked.value) for cell in group.cells]
             each = [by_seed(found.get(key, [])) for key in keys]
             complete = [seed for seed in each[0] if all(seed in other for other in each)]
-            if complete:
+            if not complete:
+                continue
+            if asked.independent:
+                drawn = [one[seed] for seed in complete for one in each]
+                figures[group.name] = dict(enumerate(drawn))
+            else:
                 figures[group.name] = {seed: tuple(f for one in each for f in one[seed]) for seed in complete}
     return figures
 
