@@ -210,6 +210,49 @@ def sequence_rows(times: int) -> list[str]:
     return rows
 
 
+def mean_rows(times: int) -> list[str]:
+    """Means over eight cells at three seeds: each cell a pair of its own, against one figure a seed, their mean.
+
+    Spreads of cells differ; ``shared`` of the variance of a difference is common to the cells of a seed, which
+    `seeds.apart` of a grid rules out.
+    """
+    each, seeds = 8, 3
+    protocol, pairs = Protocol(looks=(seeds,)), Comparison("a", "b", paired=True, each=each)
+    laws: list[tuple[str, list[float], float, Law]] = [
+        ("normal, equal spreads", [1.0] * each, 0.0, normal),
+        ("normal, one cell of ten times the spread", [10.0, *[1.0] * 7], 0.0, normal),
+        ("normal, spreads 1 to 8", [float(at) for at in range(1, each + 1)], 0.0, normal),
+        ("Student's t, 3 degrees of freedom", [1.0] * each, 0.0, student3),
+        ("both skewed, lognormal of sigma 1", [1.0] * each, 0.0, lognormal(1.0)),
+        ("normal, a tenth of the variance common to a seed", [1.0] * each, 0.1, normal),
+        ("normal, half of the variance common to a seed", [1.0] * each, 0.5, normal),
+    ]
+    rows = [
+        "| cells | pairs of their own, no gap | gap of one spread seen | the same by means a seed |",
+        "|---|---|---|---|",
+    ]
+    for number, (what, spreads, shared, law) in enumerate(laws):
+        rng = np.random.default_rng(500 + number)
+        counts = [0, 0, 0]
+        for _ in range(times):
+            noise = [law(rng, (seeds, each)) * spreads for _ in "ab"]
+            common = [rng.standard_normal((seeds, 1)) for _ in "ab"]
+            a, b = (shared**0.5 * c + (1 - shared) ** 0.5 * n for c, n in zip(common, noise, strict=True))
+            gap_of_one = float(np.sqrt(np.mean(np.square(spreads))))
+            for at, shift, one in ((0, 0.0, pairs), (1, gap_of_one, pairs), (2, gap_of_one, Comparison("a", "b"))):
+                made = {"a": a - shift, "b": b}
+                cells = (
+                    {name: dict(enumerate(f.reshape(-1, 1).tolist())) for name, f in made.items()}
+                    if one.each > 1
+                    else {name: dict(enumerate(f.tolist())) for name, f in made.items()}
+                )
+                counts[at] += judge(cells, [one], protocol)[0].decided
+        rows.append(
+            f"| {what} | {share(counts[0], times)} | {100 * counts[1] / times:.0f} | {100 * counts[2] / times:.0f} |"
+        )
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--times", type=int, default=10_000, help="simulated grids a row; a fifth of them for power")
@@ -235,6 +278,8 @@ def main() -> None:
         print(f"| {name} | {mean:.3f} | {error:.3f} | {share(wins, fewer)} |", flush=True)
     print("\n## Power: right verdicts, %, and training seeds a cell on the way\n")
     print("\n".join(power_rows(fewer)))
+    print("\n## Means over eight cells at three seeds: verdicts, %\n")
+    print("\n".join(mean_rows(times)))
     print("\n## Beside a confidence sequence: verdicts of one paired comparison, %\n")
     print("\n".join(sequence_rows(times)))
 
