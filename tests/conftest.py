@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from jaxtyping import install_import_hook
 from PIL import Image
 from safetensors import safe_open
@@ -30,6 +31,8 @@ install_import_hook(
     ),
     "beartype.beartype",
 )
+settings.register_profile("ifsq", deadline=None)  # a machine that has more to do is no defect
+settings.load_profile("ifsq")
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"  # of the commands that tests start: sums are the same bits then
 

@@ -19,8 +19,8 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 DEEPEST = 64
 """Tables and lists inside each other that a file may have."""
-LARGEST = 2**28
-"""Bytes of a file: hundreds of times what the largest that is written takes."""
+LARGEST = 2**27
+"""Bytes of a file: many times what a manifest of a billion images takes. Read, each becomes up to twenty."""
 LONGEST = 200
 """Characters of a value that a message shows."""
 LONGEST_LINE = 600

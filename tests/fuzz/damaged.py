@@ -198,7 +198,7 @@ def _retype(_: Any, holder: Any, number: int, value: int) -> None:
     """The value of a place as another type."""
     old = _get(holder, number)
     casts: tuple[Callable[[Any], Any], ...] = (
-        *(str, lambda one: [one], lambda one: Table([["x", one]]), bool, lambda one: None),
+        *(str, lambda one: [one], lambda one: Table([["x", one]]), lambda one: one is not None, lambda one: None),
         *(lambda one: float(len(str(one))), lambda one: [one] * 3, lambda one: json.dumps(str(one))),
     )
     _put(holder, number, casts[value % len(casts)](old))

@@ -36,6 +36,7 @@ from ifsq.experiment import TokenizerExperiment, load_tokenizer_experiment
 from ifsq.generators import Generator
 from ifsq.generators.ar import ARConfig, ARGenerator
 from ifsq.generators.diffusion import DiffusionGenerator, DiTConfig
+from ifsq.generators.masked import MaskedConfig, MaskedGenerator
 from ifsq.interop.diffusers_kl import read_diffusers
 from ifsq.interop.files import read_checkpoint
 from ifsq.interop.official.checkpoint import choose_weights, kind_of
@@ -276,9 +277,13 @@ def _header(content: bytes) -> dict[str, Any]:
 
 
 def _tokenizer() -> Tokenizer:
+    return _of(QuantizerConfig(levels=(5, 5)))
+
+
+def _of(quantizer: QuantizerConfig) -> Tokenizer:
     torch.manual_seed(0)
     conv = ConvConfig(width=8, multipliers=(1,), blocks=1, patch=4, groups=4)
-    return Tokenizer(TokenizerConfig(conv, QuantizerConfig(levels=(5, 5)))).eval()
+    return Tokenizer(TokenizerConfig(conv, quantizer)).eval()
 
 
 def _official() -> Tokenizer:
@@ -311,6 +316,10 @@ def _saved(folder: Path) -> dict[str, Any]:
     models = {
         "tokenizer": tokenizer,
         "ar": ARGenerator(ar, spec, 3),
+        "masked": MaskedGenerator(MaskedConfig(depth=1, width=16, heads=2, mlp_multiple_of=16), spec, 3),
+        "residual": _of(QuantizerConfig("residual", levels=(5, 5), cells="equal")),
+        "vq": _of(QuantizerConfig("vq", dim=2, codebook_size=8)),
+        "kl": _of(QuantizerConfig("kl", dim=2)),
         "diffusion": DiffusionGenerator(DiTConfig(depth=1, width=16, heads=2, patch=1), spec, 3),
     }
     for name, model in models.items():

@@ -20,7 +20,7 @@ PARSERS = (
     Parser("images", MILLION, archives.images),
     Parser("metrics.jsonl, skipped.txt", MILLION, text_files.logs),
     Parser("report inputs", 10_000, models.reports),
-    Parser("measurements and grid.json", MILLION, text_files.measurements),
+    Parser("measurements and grid.json", 20_000, text_files.measurements),
     Parser("npz of images", MILLION, archives.npz),
 )
 """The fourteen of the table of faults, and two kinds of file that came later."""

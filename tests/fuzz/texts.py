@@ -172,7 +172,32 @@ def measurement(seed: int) -> dict[str, Any]:
 
 def image(form: str) -> bytes:
     """A small picture in one of Pillow's formats."""
-    made = io.BytesIO()
+    return _saved(Image.frombytes("RGB", (6, 5), bytes(range(90))), form)
+
+
+def images() -> dict[str, bytes]:
+    """A small picture in every format that is read, and in what else a format may hold."""
     picture = Image.frombytes("RGB", (6, 5), bytes(range(90)))
-    picture.save(made, form)
+    plain = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "AVIF", "JPEG2000")
+    palette, grey = picture.quantize(8), picture.convert("L")
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    return {form: _saved(picture, form) for form in plain} | {
+        "PNG with a palette": _saved(palette, "PNG", transparency=1),
+        "PNG of 16 bits": _saved(Image.frombytes("I;16", (6, 5), bytes(range(60))), "PNG"),
+        "PNG with transparency": _saved(picture.convert("RGBA"), "PNG"),
+        "GIF of two frames": _saved(palette, "GIF", save_all=True, append_images=[palette.rotate(90)]),
+        "JPEG of four channels": _saved(picture.convert("CMYK"), "JPEG", progressive=True),
+        "JPEG that is turned": _saved(picture, "JPEG", exif=turned),
+        "TIFF of one bit": _saved(grey.convert("1"), "TIFF", compression="group4"),
+        "TIFF of floats": _saved(grey.convert("F"), "TIFF"),
+        "TIFF that is packed": _saved(picture, "TIFF", compression="tiff_lzw"),
+        "BMP with a palette": _saved(palette, "BMP"),
+        "PGM of 16 bits": _saved(Image.frombytes("I;16", (6, 5), bytes(range(60))), "PPM"),
+    }
+
+
+def _saved(picture: Image.Image, form: str, **options: Any) -> bytes:
+    made = io.BytesIO()
+    picture.save(made, form, **options)
     return made.getvalue()

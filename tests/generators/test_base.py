@@ -51,6 +51,12 @@ def test_a_description_gives_the_same_generator(make, tmp_path):
         other.from_pretrained(tmp_path / "saved")
 
 
+@pytest.mark.parametrize("kind", [None, 3, ["ar"], {"ar": 1}, "judge"], ids=str)
+def test_a_description_of_no_kind_is_one_line(kind):
+    with pytest.raises(InputError, match=r"here: holds a .* model; expected a generator"):
+        Generator.from_description(ar().describe() | {"kind": kind}, "here")
+
+
 def test_a_description_from_before_heads_had_options_of_their_own():
     config = ARConfig(1, 16, 2, mlp_multiple_of=8, head=HeadConfig("transformer", 1, None))
     described = ARGenerator(config, SPEC, 3).describe()

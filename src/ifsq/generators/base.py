@@ -333,7 +333,7 @@ class Generator(nn.Module, ABC):
         """How the described generator is made. Raises InputError."""
         kinds = {kind: known for kind, known in Generator.kinds.items() if issubclass(known, cls)}
         kind = described.get("kind")
-        if kind not in kinds:
+        if not isinstance(kind, str) or kind not in kinds:
             what = "a generator" if cls is Generator else f"a model of kind {cls.kind}"
             raise InputError(f"{where}: holds a {kind} model; expected {what}")
         for name in ("config", "spec", "origin"):
