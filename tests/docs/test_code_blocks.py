@@ -263,7 +263,8 @@ TINY_TOKENIZER = """
 TINY_GENERATOR = "--{kind}.depth 2 --{kind}.width 16 --{kind}.heads 2"
 SHRUNKEN = {
     "generator eval": "--samples 8 --features",
-    "evaluate": "--count 8 --pairs 4",
+    "evaluate": "--count 8",
+    "analyze alignment": "--split train --neighbours 3",
     "demo": "--train.steps 2 --train.batch 4 --train.optim.warmup 1",
     "adapt": "--steps 2 --size 16 --train.batch 4 --train.log_every 1 --train.engine.workers 0",
     "analyze bounds": "--levels 3 --samples 1000",
