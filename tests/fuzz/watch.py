@@ -137,9 +137,10 @@ def _child(parser: Parser, first: int, cases: int, shared: mmap.mmap, told: Path
         nonlocal stop
         stop = True
 
-    code = 1
+    code, said = 1, os.dup(2)
     try:
         signal.signal(signal.SIGUSR1, ask)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libtiff writes there whatever it finds
         warnings.simplefilter("ignore")
         place = told / "files"
         place.mkdir()
@@ -159,6 +160,7 @@ def _child(parser: Parser, first: int, cases: int, shared: mmap.mmap, told: Path
             _STATE.pack_into(shared, 0, number, 0.0, 0.0, number + 1 - first, *counts.values())
         code = 0
     except BaseException:  # noqa: BLE001 - of the harness itself
+        os.dup2(said, 2)
         traceback.print_exc()
     finally:
         os._exit(code)
