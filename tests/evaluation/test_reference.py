@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save
 
 from ifsq.config import InputError
 from ifsq.data import DataError
@@ -105,7 +106,11 @@ def test_what_is_damaged_is_made_anew_and_said(path):
     whole = view_of(path)
     (kept,) = cache_folder("references").iterdir()
     content = kept.read_bytes()
-    for damaged in (content[:-9], b"", content[:-1] + bytes([content[-1] ^ 1])):
+    number = content.replace(b'\\"n\\": 40', b'\\"n\\": 70')
+    assert number != content
+    table = load_file(kept)
+    deep, listed = (save(table, {"about": text}) for text in ("[" * 100_000, "[]"))
+    for damaged in (content[:-9], b"", content[:-1] + bytes([content[-1] ^ 1]), number, deep, listed):
         kept.write_bytes(damaged)
         says = Says()
         again = view_of(path, reporter=says)

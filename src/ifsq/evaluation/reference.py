@@ -17,7 +17,7 @@ from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ifsq.config import InputError
+from ifsq.config import InputError, digest, parse_json
 from ifsq.data import DataError
 from ifsq.data.images import Reading, Size
 from ifsq.data.npz import Npz
@@ -249,15 +249,16 @@ def _read(about: Mapping[str, Any], look: Look, say: Callable[[str], None]) -> V
         if not path.is_file():
             return None
         with safe_open(path, "pt") as file:
-            told = json.loads((file.metadata() or {}).get("about", "{}"))
+            told = parse_json((file.metadata() or {}).get("about", "{}"), "about")
             table = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-        if told != {**about, "n": told.get("n"), "digest": tensors_digest(table)}:
+        summed = told.pop("sum", None)  # those of before have none
+        if told != {**about, "n": told.get("n"), "digest": tensors_digest(table)} or summed not in (None, digest(told)):
             raise ValueError("its content is not what it says")
         n = int(told["n"])
         pooled = Moments(table["mean"], table["covariance"])
         spatial = Moments(table["spatial_mean"], table["spatial_covariance"]) if about["spatial"] else None
         return View(n, pooled, spatial, table["rows"] if look.pairs else None)
-    except (OSError, SafetensorError, ValueError, KeyError, AttributeError, TypeError) as error:
+    except (OSError, SafetensorError, ValueError, KeyError, AttributeError, TypeError, OverflowError) as error:
         say(f"{path}: kept statistics are damaged ({first_line(error)}); made anew")
         return None
 
@@ -272,6 +273,7 @@ def _write(about: Mapping[str, Any], view: View, say: Callable[[str], None]) -> 
     table = {name: value.contiguous() for name, value in table.items()}
     path = _file(about)
     told = {**about, "n": view.n, "digest": tensors_digest(table)}
+    told["sum"] = digest(told)
     try:
         make_folder(path.parent)
         write_tensors(path, table, {"about": json.dumps(told)})
