@@ -4,12 +4,13 @@ import json
 import os
 import signal
 import time
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
-from ifsq.bench.grid import runner
+from ifsq.bench.grid import command, runner
 from ifsq.bench.grid.config import Grid
 from ifsq.bench.grid.plan import Plan
 from ifsq.bench.grid.runner import FAILURES, own_folder, perform, run_stages
@@ -149,6 +150,60 @@ def test_a_worker_that_is_killed_costs_its_stage(plan, start, monkeypatch):
     order(plan)
     assert sorted(letters(run_stages(plan, "cpu", Silent(), 2).done)) == ["c", "e"]
     assert runs(plan) == {"a": 1, "b": 1, "c": 2, "d": 1, "e": 1, "f": 1}
+
+
+def test_a_worker_that_dies_between_two_stages_costs_none(plan, quick):
+    worker = runner._Worker(2)
+    assert worker.submit(A, plan, "cpu").result()
+    os.kill(worker.process.result(), signal.SIGKILL)
+    while not _is_lost(worker):
+        time.sleep(0.01)
+    assert worker.submit(F, plan, "cpu").result()
+    worker.close()
+    assert (runs(plan)["a"], runs(plan)["f"]) == (1, 1)
+
+
+def _is_lost(worker):
+    try:
+        worker.pool.submit(os.getpid)
+    except BrokenProcessPool:
+        return True
+    return False
+
+
+def test_a_worker_that_only_begins_is_asked_to_stop_by_its_own_number(plan, quick, monkeypatch):
+    """Process 0 would be the whole group: the shell's script too."""
+    begin, asked = runner._begin_work, []
+
+    def slowly(*arguments):
+        time.sleep(0.2)
+        begin(*arguments)
+
+    monkeypatch.setattr(runner, "_begin_work", slowly)
+    worker = runner._Worker(2)
+    doing = worker.submit(A, plan, "cpu")
+    with monkeypatch.context() as patch:
+        patch.setattr(runner.os, "kill", lambda process, number: asked.append(process))
+        worker.stop()
+    assert doing.result()
+    assert asked == [worker.process.result()]
+    assert asked[0] not in (0, os.getpid())
+    worker.close()
+
+
+def test_a_folder_left_before_its_first_stage_is_a_grids(plan, tmp_path, monkeypatch):
+    """The workers take seconds to begin."""
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    new = replace(plan, out=tmp_path / "new")
+    monkeypatch.setattr(command, "plan_grid", lambda *_: new)
+    monkeypatch.setattr(command, "run_stages", killed)
+    with pytest.raises(KeyboardInterrupt):
+        command.bench(Path("grid.toml"), new.out, (), "cpu", Silent(), jobs=2)
+    assert (new.out / "grid.json").is_file()
+    own_folder(new.out)
 
 
 @pytest.mark.parametrize("at", ["a", "c", "f"])

@@ -9,7 +9,7 @@ from ifsq.bench.grid.engine import check_engine, run_on_engine
 from ifsq.bench.grid.plan import Plan, plan_grid
 from ifsq.bench.grid.results import measurements, taken, write_results
 from ifsq.bench.grid.runner import FAILURES, check_jobs, own_folder, perform, run_stages
-from ifsq.bench.grid.stages import folder_of
+from ifsq.bench.grid.stages import STAGES, folder_of
 from ifsq.bench.grid.verdicts import comparisons_of, more_seeds, pairs_of, verdicts_of
 from ifsq.bench.measurement import MEASUREMENTS, append_measurement
 from ifsq.bench.shipped import experiment_file
@@ -63,7 +63,7 @@ def bench(
         return _alone(plan_all(file, out, overrides), only, device, reporter)
     plan = plan_grid(file, out, overrides)
     comparisons_of(plan.grid)
-    make_folder(out)
+    make_folder(out / STAGES)  # first: by it a folder that is left at any moment is a grid's
     with lock(out / LOCK, reporter.say):
         while True:
             write_plan(plan)

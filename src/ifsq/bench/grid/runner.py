@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
@@ -27,7 +28,7 @@ from ifsq.bench.grid.plan import Plan
 from ifsq.bench.grid.stages import STAGES, Stage, is_complete, marker_of
 from ifsq.config import InputError, Interrupted, Remark
 from ifsq.metrics.card import code_version
-from ifsq.store.files import append_text, first_line, make_folder, write_text
+from ifsq.store.files import append_text, first_line, is_free, make_folder, write_text
 from ifsq.store.lock import lock
 from ifsq.training.log import Reporter, Silent
 
@@ -190,13 +191,24 @@ class _Worker:
     def __init__(self, jobs: int) -> None:
         self.jobs = jobs
         self.pool: Executor | None = None
-        self.process = 0
+        self.process: Future[int] = Future()
 
     def submit(self, stage: Stage, plan: Plan, device: str) -> "Future[bool]":
+        try:
+            return self._begun().submit(_perform_silently, stage, plan, device)
+        except BrokenProcessPool:  # it died between two stages, which costs none
+            self.renew()
+            return self._begun().submit(_perform_silently, stage, plan, device)
+
+    def _begun(self) -> Executor:
         if self.pool is None:
-            self.pool = ProcessPoolExecutor(1, get_context(START), _begin_work, (self.jobs, os.getpid()))
-            self.process = self.pool.submit(os.getpid).result()
-        return self.pool.submit(_perform_silently, stage, plan, device)
+            pool = ProcessPoolExecutor(1, get_context(START), _begin_work, (self.jobs, os.getpid()))
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # also of the process that begins
+            try:
+                self.pool, self.process = pool, pool.submit(os.getpid)
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        return self.pool
 
     def renew(self) -> None:
         """After its process has died."""
@@ -204,9 +216,10 @@ class _Worker:
         self.pool = None
 
     def stop(self) -> None:
-        """Ask for an end: training saves itself first."""
+        """Ask for an end: training saves itself first. One that has only begun is waited for, one that died is not."""
         if self.pool is not None:
-            os.kill(self.process, signal.SIGTERM)
+            with suppress(BrokenProcessPool, ProcessLookupError):
+                os.kill(self.process.result(), signal.SIGTERM)
 
     def close(self) -> None:
         if self.pool is not None:
@@ -241,6 +254,7 @@ def _begin_work(jobs: int, parent: int) -> None:
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
     warnings.simplefilter("ignore", Remark)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal tells all: the first process then tells this one
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # as what it starts itself should be told
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -273,7 +287,7 @@ def check_jobs(jobs: int) -> None:
 
 def own_folder(out: Path) -> None:
     """Raise InputError unless a folder is free or one of a grid."""
-    if out.is_file():
+    if out.exists() and not out.is_dir():
         raise InputError(f"{out}: is a file; expected a folder for the grid")
-    if out.is_dir() and not (out / STAGES).is_dir() and any(e.name != ".lock" for e in out.iterdir()):
+    if not (out / STAGES).is_dir() and not is_free(out):
         raise InputError(f"{out}: is not empty and holds no grid; choose another folder")
