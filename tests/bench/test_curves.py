@@ -91,6 +91,14 @@ def test_what_was_looked_at_lies_where_an_evaluation_counted_the_cost():
     assert [point.flops for point in counted.points["autoregressive"]] == [2e6, 4e6]
 
 
+def test_the_training_of_a_large_generator_is_drawn_and_what_is_no_step_is_not():
+    large = [replace(evaluated(step, 8.0, 0.2), flops=step * 1e20) for step in (10, 20)]
+    panel = panels_of([reported("ar", [*large, evaluated(2**70, 8.0, 0.2)])])[0]
+    assert [point.flops for point in panel.points["autoregressive"]] == [1e21, 2e21]
+    curves = curves_over_training([reported("ar", large)])
+    assert "from 8.000 at 1e+21" in curves.charts[2].alt
+
+
 def test_a_single_step_is_no_curve():
     assert curves_over_training([reported("ar", [evaluated(10, 8.0, 0.2)])]) is None
     assert curves_over_training([]) is None

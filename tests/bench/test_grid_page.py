@@ -2,14 +2,20 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from measured import write_grid
+from measured import measurement, write_grid
 
+from ifsq.bench.grid_page import grid_page
 from ifsq.bench.measurement import MEASUREMENTS, write_measurements
+from ifsq.bench.render import html
 from ifsq.bench.summary import summary_of
 from ifsq.cli import main
+from ifsq.evaluation.record import Evaluation, write_cards
+from ifsq.metrics import ProtocolCard
+from ifsq.quantizers.usage import LevelUse
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +88,34 @@ def test_curves_of_many_cells_are_split(grid):
     page = (grid / "report.html").read_text()
     # Tokenizers and generators over bits, two figures each; over training two figures for each of three rates.
     assert page.count('<figure class="chart"') == 2 + 2 + 2 * 3
+
+
+def test_each_cell_of_a_nested_tokenizer_has_its_own_levels(tmp_path):
+    """One run, whose usual evaluation is of one of them."""
+    found = []
+    for levels, most in ((3, 0.9), (5, 0.7)):
+        place, rest = tmp_path / f"stages/eval-{levels}", (1 - most) / (levels - 1)
+        share = {"quantizer": LevelUse((most, *[rest] * (levels - 1)), 0.5)}
+        one = measurement({"tokenizer": "nested", "levels": levels}, 0, "SSIM", "mean", 0.5)
+        found.append(replace(one, run="stages/nested", evaluation=f"stages/eval-{levels}"))
+        for folder in (place, tmp_path / "stages/nested"):
+            write_cards(folder / "evaluation.json", Evaluation((ProtocolCard.from_dict(one.card),), levels=share))
+    write_measurements(tmp_path / MEASUREMENTS, found)
+    page = grid_page(summary_of(tmp_path), "grid", "here")
+    (section,) = (section for section in page.sections if section.title == "How evenly the levels are used")
+    assert [block.charts[0].alt.partition("shares from ")[2][:14] for block in section.blocks] == [
+        "0.050 to 0.900",
+        "0.075 to 0.700",
+    ]
+
+
+def test_a_number_of_an_axis_that_no_chart_takes_is_left_out_of_charts(tmp_path):
+    found = [measurement({"bits": bits}, 0, "SSIM", "mean", 0.5) for bits in (2, 3, 10**400)]
+    write_measurements(tmp_path / MEASUREMENTS, found)
+    page = grid_page(summary_of(tmp_path), "grid", "here")
+    (section,) = (section for section in page.sections if section.title == "Over the axes")
+    assert "at 2 to 0.500 at 3" in section.blocks[0].charts[0].alt
+    assert html(page)
 
 
 def test_a_grid_has_a_page_of_its_own(grid, road, tmp_path, capsys):

@@ -52,6 +52,7 @@ def test_a_line_that_a_kill_cut_short_is_left_out(tmp_path):
         ({"figure": 3.0}, "card: FD(judge), distance 2.5; expected FD(judge), 3.0"),
         ({"metric": "PSNR"}, "card: FD(judge), distance 2.5; expected PSNR, 2.5"),
         ({"value": "high"}, "card: FD(judge), high None"),
+        ({"figure": 1e300}, "figure=1e+300: expected a finite number"),
         ({"card": {"metric": "FD(judge)"}}, "protocol card: field 'code_version' is missing"),
         ({"card": ONE.card | {"values": 2.5}}, "card.values: expected numbers by name"),
         ({"card": ONE.card | {"values": {"distance": [2.5]}}}, "card.values: expected numbers by name"),

@@ -38,7 +38,7 @@ def page():
         Pictures([picture], ODD, [ODD], 4),
         Commands([f"ifsq {ODD}"]),
     ]
-    figures = Table("", ["run", "figure"], [["=cmd()", "-1.5"], [ODD, "2.5"]])
+    figures = Table("", ["=run", "figure"], [["=cmd()", "-1.5"], [ODD, "2.5"]])
     return Page(ODD, ODD, ODD, ODD, figures, [Fact(ODD, ODD)], [Section(ODD, blocks)], ODD)
 
 
@@ -80,7 +80,7 @@ def test_a_page_without_its_pictures():
 
 def test_csv_is_one_table_without_formulas():
     rows = list(csv.reader(io.StringIO(comma_separated(page()))))
-    assert rows == [["run", "figure"], ["'=cmd()", "-1.5"], [ODD, "2.5"]]
+    assert rows == [["'=run", "figure"], ["'=cmd()", "-1.5"], [ODD, "2.5"]]
 
 
 @pytest.mark.parametrize(

@@ -113,6 +113,20 @@ def test_damaged_files_are_a_line(tmp_path, name, content, told):
         summary_of(tmp_path)
 
 
+def test_a_failure_that_a_kill_cut_short_is_left_out(tmp_path):
+    write_measurements(tmp_path / MEASUREMENTS, [measurement({"tokenizer": "a"}, 0, "SSIM", "mean", 0.5)])
+    (tmp_path / "failures.jsonl").write_text('{"stage": "a"}\n{"stage": "b", "cel')
+    assert [one.stage for one in summary_of(tmp_path).failures] == ["a"]
+
+
+def test_figures_of_which_none_stands_for_its_metric_are_refused(tmp_path):
+    held = {"mean": 1.0, "std": 0.5}
+    one = measurement({"tokenizer": "a"}, 0, "SSIM", "std", 0.5, values=held)
+    write_measurements(tmp_path / MEASUREMENTS, [one])
+    with pytest.raises(InputError, match=r"measurements.jsonl: holds no figure that stands for its metric"):
+        summary_of(tmp_path)
+
+
 def test_the_grid_says_how_its_seeds_decide(tmp_path):
     write_grid(tmp_path)
     (tmp_path / "grid.json").write_text(

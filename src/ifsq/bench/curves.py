@@ -10,7 +10,7 @@ from statistics import mean
 from typing import Any
 
 from ifsq.bench.charts import Line, line_chart, mark
-from ifsq.bench.figures import titled
+from ifsq.bench.figures import LARGEST, titled
 from ifsq.bench.page import Chart, Charts
 from ifsq.bench.runs import MOST, OWN, Reported
 from ifsq.metrics.card import COMPARED
@@ -112,7 +112,7 @@ def _evaluated(run: Reported) -> Iterable[tuple[str, dict[str, str], Point]]:
             protocol = {name: str(held) for name, held in vars(card).items() if name not in (*COMPARED, *OWN)}
             weights = "" if evaluation.weights == "average" else f", {evaluation.weights} weights"
             point = Point(step, value, evaluation.seen, evaluation.flops)
-            if all(abs(number) < MOST for number in vars(point).values() if number is not None):  # that can be drawn
+            if abs(point.value) < LARGEST and max(step, point.seen or 0) < MOST and (point.flops or 0) < LARGEST:
                 yield f"{card.metric}, {card.n} samples{weights}", protocol, point
 
 

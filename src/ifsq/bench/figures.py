@@ -3,6 +3,8 @@
 import math
 from collections.abc import Mapping, Sequence
 
+LARGEST = 1e60
+"""Of figures, below which they are counted and drawn: squares of their variances are finite."""
 LOWER, HIGHER = "lower is better", "higher is better"
 ARROWS = {LOWER: "↓", HIGHER: "↑", "": ""}
 _LOWER = (

@@ -1,19 +1,21 @@
 """The page of a grid: its question, the verdicts with their intervals, cells, curves, samples, and what failed."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ifsq.bench.charts import Line, line_chart, mark
-from ifsq.bench.figures import ARROWS, compute_text, decimals_of, interval_text, text_of, titled
+from ifsq.bench.figures import ARROWS, LARGEST, compute_text, decimals_of, interval_text, text_of, titled
 from ifsq.bench.figures import better as side_of
 from ifsq.bench.forecast import correlation_table
+from ifsq.bench.grid.config import Value
 from ifsq.bench.page import Block, Charts, Commands, Details, Fact, Page, Pictures, Section, Table
 from ifsq.bench.pictures import GAP, SCALE, level_bars, picture
 from ifsq.bench.summary import Family, Figure, Summary, winner_of
 from ifsq.data.images import height_width
 from ifsq.evaluation.record import read_cards
+from ifsq.quantizers.usage import LevelUse
 from ifsq.store.run import EVALUATION
 
 MOST_SHEETS = 8  # cells whose samples are shown
@@ -174,13 +176,18 @@ def _over_axes(summary: Summary) -> list[Block]:
     blocks: list[Block] = []
     for of in summary.kinds:
         for axis in _axes(summary, of):
-            members = [one for one in of if isinstance(one.cell.get(axis), (int, float))]
+            members = [one for one in of if _is_number(one.cell.get(axis))]
             if len({one.cell[axis] for one in members}) < 2:
                 continue
 
             caption = f"At the last step, over {axis}. Band: from the least to the greatest of the training seeds."
             blocks += _charts(members, axis, partial(_number, axis), partial(_but, summary, axis=axis), caption)
     return blocks
+
+
+def _is_number(value: Value | None) -> bool:
+    """Whether it is one that can be drawn."""
+    return isinstance(value, (int, float)) and abs(value) < LARGEST
 
 
 def _number(axis: str, one: Figure) -> float:
@@ -229,6 +236,7 @@ def _charts(
     split: str = "",
 ) -> list[Block]:
     """A chart a metric, and a value of the axis ``split``; a line a name, in a band over its seeds."""
+    of = [one for one in of if all(abs(value) < LARGEST for value in one.means.values())]
     names = list(dict.fromkeys(name(one) for one in of))
     looks = {each: look for look, each in enumerate(names)}
     charts = []
@@ -297,12 +305,13 @@ def _samples(summary: Summary) -> list[Block]:
 
 
 def _levels(summary: Summary) -> list[Block]:
-    runs: dict[str, Path] = {}
+    runs: dict[str, Mapping[str, LevelUse]] = {}
     for one in summary.last:
-        if "generator" not in one.cell:
-            runs.setdefault(summary.name(one.cell), summary.folder / one.of[0].run / EVALUATION)
-    found = [(name, read_cards(path).levels) for name, path in runs.items() if path.is_file()]
-    charts = [level_bars(levels, name) for name, levels in found if levels][:MOST_LEVELS]
+        # A run of nested levels has an evaluation of each, and its usual one may be of another cell.
+        file = summary.folder / (one.of[0].evaluation or one.of[0].run) / EVALUATION
+        if "generator" not in one.cell and file.is_file() and (levels := read_cards(file).levels):
+            runs.setdefault(summary.name(one.cell), levels)
+    charts = [level_bars(levels, name) for name, levels in list(runs.items())[:MOST_LEVELS]]
     return [chart for chart in charts if chart is not None]
 
 

@@ -1,12 +1,12 @@
 """One figure that a grid measured, as a JSON line of ``measurements.jsonl``: what the report and the verdicts read."""
 
 import json
-import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ifsq.bench.figures import LARGEST
 from ifsq.config import InputError, build, parse_json
 from ifsq.metrics.card import ProtocolCard
 from ifsq.store.files import append_text, write_text
@@ -31,6 +31,7 @@ class Measurement:
     stage          content address of the stage that was measured
     run            its folder, relative to the grid's
     command        what measures this alone
+    evaluation     folder of the stage that measured it, relative to the grid's; empty in older files
     """
 
     cell: dict[str, str | int | float]
@@ -45,9 +46,10 @@ class Measurement:
     stage: str
     run: str
     command: str
+    evaluation: str = ""
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.figure):
+        if not abs(self.figure) < LARGEST:
             raise ValueError(f"figure={self.figure}: expected a finite number")
         ProtocolCard.check_fields(self.card)
         values = self.card["values"]

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from statistics import mean
 
 from ifsq.bench.charts import Line, line_chart, mark
-from ifsq.bench.figures import main_value, titled
+from ifsq.bench.figures import LARGEST, main_value, titled
 from ifsq.bench.page import Block, Charts
-from ifsq.bench.runs import MOST, Reported
+from ifsq.bench.runs import Reported
 from ifsq.experiment import TokenizerExperiment
 from ifsq.tokenizer.bottleneck import QuantizerConfig
 
@@ -36,7 +36,7 @@ def rate_charts(tokenizers: Sequence[Reported]) -> list[Block]:
                 card = run.card(metric)
                 if card is not None and run.label in rates and kinds[run.label] == kind:
                     value = card.values[main_value(card.values)]
-                    if abs(value) < MOST:
+                    if abs(value) < LARGEST:
                         points.setdefault((rates[run.label], run.group), []).append(value)
             if points:
                 x, found = [rate for rate, _ in sorted(points)], [points[at] for at in sorted(points)]

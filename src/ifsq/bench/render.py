@@ -59,8 +59,7 @@ def comma_separated(page: Page) -> str:
     """The figures alone, a row each under one line of names."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(page.figures.columns)
-    writer.writerows([_harmless(cell) for cell in row] for row in page.figures.rows)
+    writer.writerows([_harmless(cell) for cell in row] for row in (page.figures.columns, *page.figures.rows))
     return out.getvalue()
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ifsq.bench.figures import LARGEST
 from ifsq.config import InputError
 from ifsq.evaluation.record import Evaluation, read_evaluation, read_evaluations
 from ifsq.evaluation.sheets import SHEET_CLASSES
@@ -15,7 +16,7 @@ from ifsq.store.run import EVALUATION, Run
 from ifsq.training.config import TrainConfig
 from ifsq.training.log import read_metrics
 
-MOST = 2.0**63  # steps and figures that matplotlib can draw
+MOST = 2.0**63  # steps and images that are taken for such
 OWN = ("guidance", "sampler", "function_evaluations", "dtype")
 """Fields of a card in which the generators of a page may differ: how each is sampled."""
 MOST_DIFFERENCES = 4  # of a run from others of its kind, that the page tells
@@ -78,7 +79,7 @@ class Reported:
     def logged(self, name: str) -> list[tuple[int, float]]:
         """A figure of ``metrics.jsonl`` with its steps, where it was a number that can be drawn."""
         known = [(row["step"], row[name]) for row in self.metrics if row.get(name) is not None]
-        return [(step, float(value)) for step, value in known if abs(value) < MOST and abs(step) < MOST]
+        return [(step, float(value)) for step, value in known if abs(value) < LARGEST and abs(step) < MOST]
 
     @property
     def batch(self) -> int:

@@ -274,7 +274,10 @@ def summary_of(folder: Path) -> Summary:
     if not measured:
         raise InputError(f"{folder / MEASUREMENTS}: holds no measurement yet; run the grid first")
     _refuse_unlike(folder, measured)
-    return Summary(folder, _about(folder / ABOUT), _figures(measured), _failures(folder / FAILURES))
+    summary = Summary(folder, _about(folder / ABOUT), _figures(measured), _failures(folder / FAILURES))
+    if not summary.last:
+        raise InputError(f"{folder / MEASUREMENTS}: holds no figure that stands for its metric; measure again")
+    return summary
 
 
 def _about(path: Path) -> About:
@@ -356,7 +359,8 @@ def _failures(path: Path) -> tuple[Failure, ...]:
     if not path.is_file():
         return ()
     found = []
-    for number, line in enumerate(path.read_text(errors="replace").splitlines(), start=1):
+    # A last line that a kill cut short is left out, as one of the measurements.
+    for number, line in enumerate(path.read_text(errors="replace").split("\n")[:-1], start=1):
         table = parse_json(line, f"{path}: line {number}")
         if not isinstance(table, dict):
             raise InputError(f"{path}: line {number}: expected a JSON object, got {str(table)[:80]}")
