@@ -51,7 +51,7 @@ from ifsq.evaluation.alignment.record import AlignmentAnalysis, LayerAlignment
 from ifsq.evaluation.forecast import forecast_tokenizer
 from ifsq.evaluation.reconstruct import check_tile, distinct_targets, reconstruct_image
 from ifsq.evaluation.record import Evaluation
-from ifsq.evaluation.samples import MOST_SAMPLES, Classes, image_shape, samples_card
+from ifsq.evaluation.samples import Classes, image_shape, samples_card
 from ifsq.evaluation.score import Scored, TeacherScoring, measure_teachers
 from ifsq.evaluation.teacher import network_figures
 from ifsq.experiment import Adaptation, GeneratorExperiment, TokenizerExperiment, adapted_experiment
@@ -410,9 +410,6 @@ def evaluate_generator(
     not there yet. All processes share the images.
     """
     asked, reporter = asked or GeneratorEvaluation(), reporter or Silent()
-    check_seed(asked.seed)
-    if not 2 <= asked.samples <= MOST_SAMPLES:
-        raise InputError(f"samples {asked.samples}: expected 2 to {MOST_SAMPLES}")
     with join(device) as world:
         run = Run.open(folder)
         # The first process says which: another may be saved meanwhile, and one of None is refused.

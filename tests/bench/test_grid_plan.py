@@ -1,6 +1,7 @@
 """The grid file and its expansion: what is shared, what an address follows from, what is refused; one run of it all."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from toy_grid import SMALL, write_toy_grid
 from ifsq.bench.grid.cells import Bases, cells
 from ifsq.bench.grid.command import bench, grid_file, show_plan
 from ifsq.bench.grid.config import load_grid
+from ifsq.bench.grid.control import differing
 from ifsq.bench.grid.cost import generator_flops, layout_of, tokenizer_flops
 from ifsq.bench.grid.describe import summary
 from ifsq.bench.grid.plan import plan_grid
@@ -18,7 +20,7 @@ from ifsq.bench.measurement import MEASUREMENTS, read_measurements
 from ifsq.bench.shipped import grid_name
 from ifsq.cli import main
 from ifsq.config import InputError
-from ifsq.experiment import load_generator_experiment, load_tokenizer_experiment
+from ifsq.experiment import OnlineData, load_generator_experiment, load_tokenizer_experiment
 from ifsq.generators import Generator
 from ifsq.generators.train import training_flops
 from ifsq.store.run import Run
@@ -45,6 +47,19 @@ def test_cells_are_those_that_make_sense(place):
     assert of[:4] == [("ifsq", 2, "ar"), ("ifsq", 2, "diffusion"), ("ifsq", 3, "ar"), ("ifsq", 3, "diffusion")]
     assert [cell for cell in found if cell["tokenizer"] == "ae"] == [{"tokenizer": "ae", "generator": "diffusion"}]
     assert len(found) == 9
+
+
+def test_two_cells_of_one_name_are_refused(place):
+    """By its name a cell's seeds are counted, and its figures told."""
+    text = """
+    tokenizer = "tok.toml"
+    axes = { kind = ["x", "x y"], of = ["y z", "z"] }
+    [[settings]]
+    when = { kind = "x", of = "z" }
+    tokenizer.train.steps = 3
+    """
+    with pytest.raises(InputError, match=r"axes: .* are both called 'x y z'; expected other values"):
+        cells(load_grid(written(place, "names", text)))
 
 
 def test_settings_lie_over_the_base_in_their_order(place):
@@ -180,6 +195,9 @@ def test_budgets_are_steps(place):
             assert stage.steps % 2 == 0  # two are kept, evenly
             assert abs(stage.flops - 3e7) <= 2 * 4 * cost
             assert stage.work.experiment.train.keep_every == stage.steps // 2
+        elif stage.kind == "generator-eval":  # of these alone: an interruption saves another step
+            trained = plan.stages[stage.needs[0]].steps
+            assert stage.work.steps == (trained // 2, trained)
         elif stage.kind == "tokenizer":
             assert stage.steps == 16 // 4
             assert stage.flops == tokenizer_flops(behind.tokenizer, (16, 16)) * 16
@@ -197,6 +215,14 @@ def test_budgets_are_steps(place):
         (["--budget.generator.flops", "1e9"], "budget.generator: flops and images: expected one of them"),
         (["--budget.tokenizer.images", "0"], "images=0: expected a number above 0"),
         (["--evaluation.kept", "0"], "kept=0, likelihood=0: expected at least 1"),
+        ([*SMALL, "--evaluation.kept", "5"], "evaluation.kept=5: expected at most the 4 steps of a training"),
+        (["--evaluation.generator.samples", "1"], "evaluation.generator: samples 1: expected 2 to 10000000"),
+        (["--evaluation.generator.features", '["x"]'], "features 'x': expected one of "),
+        ([*SMALL, "--seeds.sampling", f"[{2**63}]"], f"seed {2**63}: expected 0 to 2**63 - 1"),
+        (
+            [*SMALL, "--evaluation.forecast", "true", "--resources.forecast.processes", "2"],
+            "resources.forecast.processes=2: expected 1, in which a forecast is made",
+        ),
         (["--evaluation.generator.seed", "3"], "generator.seed=3: expected it in seeds.sampling"),
         (["--evaluation.sample", "3"], "evaluation.sample: unknown key"),
         (["--resources.gpu.gpus", "1"], "resources.gpu: expected one of tokenizer"),
@@ -242,6 +268,14 @@ def test_what_is_wrong_with_its_experiments_is_said(place, old, new, message):
     with pytest.raises(InputError) as caught:
         plan_grid(file, place / "out")
     assert message in str(caught.value)
+
+
+def test_what_generators_read_is_compared(place):
+    of_codes = load_generator_experiment(place / "ar.toml")
+    plain = replace(of_codes, codes="", data=OnlineData("pictures", 16, online=True))
+    flipped = replace(plain, data=replace(plain.data, flip=True))
+    assert differing(of_codes, plain) == {"reads": ("codes of a cache", "images")}
+    assert differing(plain, flipped) == {"data.flip": (False, True)}
 
 
 def test_a_difference_that_is_said_is_allowed(place):
@@ -431,5 +465,9 @@ def test_a_tokenizer_of_several_rates_is_trained_once_and_measured_and_encoded_a
     assert of == [{"tokenizer": "nested", "bits": 2}, {"tokenizer": "nested", "bits": 3}]
     # Four cells of tokenizers of two stages each, four of generators of four; all of them share their tokenizers alone.
     assert f"3 stages are shared by several cells; each cell for itself would do {4 * 2 + 4 * 4}" in summary(plan)
+    images = f'{{ source = "{place / "pictures"}", size = 16, online = true }}'
+    online = f"{NESTED.replace('LEVELS', '5')}drop = ['generator.codes']\ngenerator.data = {images}\n"
+    with pytest.raises(InputError, match=r"data\.levels=0 and codes.levels=5, at which the tokenizer is measured"):
+        plan_grid(written(place, "nested", online), place / "out")
     with pytest.raises(InputError, match="levels 7: expected what the tokenizer was trained at, 5, 9"):
         plan_grid(written(place, "nested", NESTED.replace("LEVELS", "7")), place / "out")

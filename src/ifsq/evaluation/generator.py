@@ -16,7 +16,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ifsq.codes.cache import CodeCache, CodeSet
-from ifsq.config import InputError, build
+from ifsq.config import InputError, build, check_seed
 from ifsq.data import DataConfig, DataError, ImageSource, open_images, write_png
 from ifsq.data.sampler import AT_ONCE
 from ifsq.evaluation.collect import Collected, Look, Seen, collect
@@ -30,6 +30,7 @@ from ifsq.evaluation.nearest import nearest_images
 from ifsq.evaluation.protocol import blank_card, name_of
 from ifsq.evaluation.record import Evaluation, write_evaluation
 from ifsq.evaluation.reference import Reference, View, views_of
+from ifsq.evaluation.samples import MOST_SAMPLES
 from ifsq.evaluation.sheets import (
     CLASS_COLUMNS,
     PAIR_COLUMNS,
@@ -69,6 +70,8 @@ class GeneratorEvaluation:
     features  networks beside the judge, see `load_features`; None: EfficientNet-Lite0 where it is installed
               These compare images pair by pair too, as many of each side as there are samples, at most `MOST_PAIRS`
     cache     keep the statistics of the training images, see `views_of`
+
+    Raises InputError for numbers of samples and seeds that there are not.
     """
 
     samples: int = 1000
@@ -77,6 +80,11 @@ class GeneratorEvaluation:
     twin: bool = True
     features: tuple[str, ...] | None = None
     cache: bool = True
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
+        if not 2 <= self.samples <= MOST_SAMPLES:
+            raise InputError(f"samples {self.samples}: expected 2 to {MOST_SAMPLES}")
 
 
 @dataclass

@@ -43,13 +43,20 @@ def load_features(name: str, path: str | Path | None = None) -> FeatureNetwork:
 
     Raises InputError for an unknown name and for weights that are missing or do not fit.
     """
+    base, at, size = check_features(name)
+    loader = _LOADERS.get(base) or _from_entry_points(base)
+    assert loader is not None  # as the name is known
+    return loader(path, int(size) if at else None)
+
+
+def check_features(name: str) -> tuple[str, str, str]:
+    """A name of `load_features` in parts: what is registered, ``@``, and pixels a side. Raises InputError."""
     base, at, size = name.partition("@")
     if at and not (size.isascii() and size.isdigit()):
         raise InputError(f"features {name!r}: expected pixels a side behind the @, as {EFFICIENTNET}@128")
-    loader = _LOADERS.get(base) or _from_entry_points(base)
-    if loader is None:
+    if base not in feature_names():
         raise InputError(f"features {name!r}: expected one of {', '.join(feature_names())}")
-    return loader(path, int(size) if at else None)
+    return base, at, size
 
 
 def register_features(name: str, load: Loader) -> None:

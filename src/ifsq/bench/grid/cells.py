@@ -54,6 +54,8 @@ def cells(grid: Grid) -> list[Cell]:
             found.append(cell)
     if not found:
         raise InputError("left_out: no cell is left")
+    for of in (found, [part(cell, grid.of_tokenizer) for cell in found]):
+        _refuse_one_name(of)
     return found
 
 
@@ -71,6 +73,16 @@ def told(cell: Cell) -> str:
     """A cell in words, numbers with their axis: ``ifsq bits 4 ar``."""
     words = (value if isinstance(value, str) else f"{name} {value}" for name, value in cell.items())
     return " ".join(words) or "the grid's only cell"
+
+
+def _refuse_one_name(found: Sequence[Cell]) -> None:
+    """Raise InputError where two cells have one name, by which their seeds are counted and their figures told."""
+    named: dict[str, Cell] = {}
+    for cell in found:
+        if named.setdefault(told(cell), cell) != cell:
+            raise InputError(
+                f"axes: {named[told(cell)]} and {cell} are both called {told(cell)!r}; expected other values"
+            )
 
 
 def _file(beside: Path, name: str) -> Path:

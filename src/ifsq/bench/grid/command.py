@@ -7,7 +7,7 @@ from ifsq.bench.grid.cells import cells, told
 from ifsq.bench.grid.describe import rows_of_stages, summary, write_plan
 from ifsq.bench.grid.engine import check_engine, run_on_engine
 from ifsq.bench.grid.plan import Plan, plan_grid
-from ifsq.bench.grid.results import measurements, taken, write_results
+from ifsq.bench.grid.results import check_measured, measurements, taken, write_results
 from ifsq.bench.grid.runner import FAILURES, check_jobs, own_folder, perform, run_stages
 from ifsq.bench.grid.stages import STAGES, folder_of
 from ifsq.bench.grid.verdicts import comparisons_of, more_seeds, pairs_of, verdicts_of
@@ -71,6 +71,7 @@ def bench(
                 _run_there(plan, engine, device, jobs, options)
             else:
                 _run_here(plan, device, reporter, jobs)
+            check_measured(plan)
             if plan.grid.protocol is None:
                 break
             larger = plan_grid(file, out, overrides, more_seeds(plan.grid, measurements(plan)))

@@ -75,10 +75,13 @@ def _pairs(members: Sequence[tuple[Cell, GeneratorExperiment]]) -> list[Any]:
 
 
 def _common(experiment: GeneratorExperiment) -> dict[str, Any]:
-    """What any two kinds could have in common, flat: training, alignment, and the network by its options."""
+    """What any two kinds could have in common, flat: training, network, what is read, and alignment."""
     table = to_dict(experiment)
     train = {name: value for name, value in table["train"].items() if name not in ALONE}
-    shown = {"train": train, "network": table[experiment.kind]}
+    read = "codes of a cache" if experiment.data is None else "images"
+    shown = {"train": train, "network": table[experiment.kind], "reads": read}
+    if table.get("data"):
+        shown["data"] = table["data"]
     if table.get("alignment"):
         shown["alignment"] = {name: value for name, value in table["alignment"].items() if name != "features"}
     return dict(_flat(shown, ""))

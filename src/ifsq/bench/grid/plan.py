@@ -20,6 +20,7 @@ from ifsq.data.images import DataConfig
 from ifsq.evaluation import TokenizerEvaluation
 from ifsq.experiment import EXPERIMENTS, GUIDANCE, GeneratorExperiment, TokenizerExperiment
 from ifsq.generators.repa.config import AlignmentConfig
+from ifsq.pretrained.features import check_features
 from ifsq.pretrained.teachers import TeacherConfig
 from ifsq.pretraining import TeacherExperiment
 from ifsq.store.run import Run
@@ -102,6 +103,8 @@ def plan_grid(file: Path, out: Path, overrides: Sequence[str] = (), seeds: Mappi
            its first look takes
     """
     grid = load_grid(file, overrides)
+    for name in grid.evaluation.generator.features or ():
+        check_features(name)
     if any(one.startswith("--axes") for one in overrides):
         grid = still_compared(grid)
     command = ("bench", grid_name(file), "--out", str(out), *overrides)
@@ -142,7 +145,7 @@ class _Planner:
         search = None if chosen is None else folder_of(self.plan.out, chosen.name)
         inputs = {} if chosen is None else {"guidance": chosen.name}
         asked, kept = self.grid.evaluation, self.grid.evaluation.kept
-        steps = () if kept > 1 else None
+        steps = _measured_steps(generator, kept)
         place = folder_of(self.plan.out, generator.name)
         protocol = self.grid.protocol
         drawn = self.grid.seeds.sampling if protocol is None else tuple(range(protocol.sampling_seeds))
@@ -212,6 +215,8 @@ class _Planner:
         layout, _ = layout_of(behind.tokenizer, behind.data.sides)
         if not (options.judge or options.fid or isinstance(layout, CodeSpec)):
             return
+        if (processes := self.grid.resource("forecast").processes) > 1:
+            raise InputError(f"resources.forecast.processes={processes}: expected 1, in which a forecast is made")
         codes = self._codes(own, tokenizer, behind, self._encoding(own))
         place, options = folder_of(self.plan.out, tokenizer.name), replace(options, lpips="")
         does = work.Forecast(place, folder_of(self.plan.out, codes.name), options)
@@ -236,6 +241,11 @@ class _Planner:
         experiment = build(kinds[0], merge(table, over), where)
         self.plan.compared.setdefault(tokenizer.name, []).append((cell, experiment))
         if experiment.data is not None:
+            if experiment.data.levels != how.levels:
+                raise InputError(
+                    f"{where}: data.levels={experiment.data.levels} and codes.levels={how.levels}, at which the"
+                    " tokenizer is measured; expected the same"
+                )
             inputs |= self._looked_at(experiment.data.images(), behind.tokenizer.conv.in_channels)[0]
         taught, teachers = self._taught(cell, experiment, over.get("codes"))
         experiment, inputs = replace(experiment, alignment=taught), inputs | teachers
@@ -331,6 +341,8 @@ class _Planner:
             steps = steps_for(budget.images, train.batch)
         elif budget.flops is not None:
             steps = steps_for(budget.flops, cost * train.batch)
+        if kept > steps:
+            raise InputError(f"evaluation.kept={kept}: expected at most the {steps} steps of a training")
         return lasting(train, steps, kept)
 
     def _looked_at(self, data: DataConfig, channels: int) -> tuple[dict[str, str], int]:
@@ -386,6 +398,12 @@ def _experiment(tokenizer: Stage) -> TokenizerExperiment:
     return found
 
 
+def _measured_steps(generator: Stage, kept: int) -> tuple[int, ...] | None:
+    """Those that are kept; not what an interruption saved in between. None: the last alone."""
+    train = generator.work.experiment.train  # type: ignore[attr-defined]
+    return None if kept == 1 else tuple(range(train.keep_every, train.steps + 1, train.keep_every))
+
+
 def _outside(source: str) -> str:
     """What tells a run or a saved model from any other. Raises InputError."""
     run = Run.open(source)
@@ -395,6 +413,6 @@ def _outside(source: str) -> str:
 def _counted(file: Path) -> dict[str, int]:
     """The costs that were written; none where there are none. Raises InputError."""
     found = read_json(file) if file.is_file() else {}
-    if not isinstance(found, dict) or not all(isinstance(value, int) for value in found.values()):
+    if not isinstance(found, dict) or not all(isinstance(value, int) and value > 0 for value in found.values()):
         raise InputError(f"{file}: is damaged; remove it")
     return found

@@ -1,13 +1,18 @@
 """What the stages of a grid measured, as its measurements; always from their own evaluations."""
 
-import math
 import shlex
 from pathlib import Path
 
+from ifsq.bench.figures import LARGEST
 from ifsq.bench.grid.plan import Figures, Plan
 from ifsq.bench.grid.stages import STAGES, folder_of, is_complete
 from ifsq.bench.grid.work import evaluations_in
 from ifsq.bench.measurement import MEASUREMENTS, Measurement, write_measurements
+from ifsq.config import InputError
+from ifsq.evaluation.likelihood import BOUND, DENSITY, EXACT
+
+BITS = (EXACT, BOUND, DENSITY)
+"""Metrics of held-out images that the evaluation of a generator has too."""
 
 
 def measurements(plan: Plan) -> list[Measurement]:
@@ -22,8 +27,28 @@ def write_results(plan: Plan) -> Path:
     return path
 
 
+def check_measured(plan: Plan) -> None:
+    """Raise InputError where the grid names a figure that none of its complete stages has measured."""
+    wanted = plan.grid.evaluation.metrics
+    said = [("evaluation.metrics", metric, "") for metric in wanted]
+    said += [("compare", asked.metric, asked.value) for asked in plan.grid.compare]
+    places = [folder_of(plan.out, one.stage) for one in plan.figures if said and is_complete(plan.out, one.stage)]
+    cards = [card for place in places for evaluation in evaluations_in(place) for card in evaluation.cards]
+    values: dict[str, set[str]] = {}
+    for card in cards:
+        values.setdefault(card.metric, set()).update(card.values)
+    for where, metric, value in said if cards else ():
+        if metric not in values:
+            raise InputError(f"{where}: {metric!r} was not measured; expected one of {', '.join(sorted(values))}")
+        if value and value not in values[metric]:
+            choices = ", ".join(sorted(values[metric]))
+            raise InputError(f"{where}: {metric} has no value {value!r}; expected one of {choices}")
+        if where == "compare" and wanted and metric not in wanted:
+            raise InputError(f"compare: {metric!r} is none of evaluation.metrics, {', '.join(wanted)}")
+
+
 def taken(plan: Plan, figures: Figures) -> list[Measurement]:
-    """What a complete stage measured, as far as the grid asks for it; a number that is none is left out."""
+    """What a complete stage measured, as far as the grid asks for it; numbers that are none are left out."""
     wanted, stage = plan.grid.evaluation.metrics, plan.stages[figures.of]
     command = shlex.join(["ifsq", *plan.command, "--only", figures.stage])
     found = []
@@ -34,13 +59,15 @@ def taken(plan: Plan, figures: Figures) -> list[Measurement]:
         for card in evaluation.cards:
             if wanted and card.metric not in wanted:
                 continue
+            if plan.grid.evaluation.likelihood and figures.sampling_seed is not None and card.metric in BITS:
+                continue  # of other images, or again, what the stage of the likelihood measures
             for value, figure in card.values.items():
-                if math.isfinite(figure):
+                if abs(figure) < LARGEST:
                     found.append(
                         Measurement(
                             figures.cell, figures.seed, figures.sampling_seed, evaluation.step, flops, card.metric,
                             value, figure, card.to_dict(), figures.of.rpartition("-")[2], f"{STAGES}/{figures.of}",
-                            command,
+                            command, f"{STAGES}/{figures.stage}",
                         )
                     )  # fmt: skip
     return found

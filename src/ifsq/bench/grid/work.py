@@ -227,7 +227,10 @@ def evaluations_in(folder: Path) -> list[Evaluation]:
     Raises InputError.
     """
     files = list((folder / EVALUATIONS).glob("step_*.json")) or [folder / EVALUATION]
-    return sorted((read_cards(file) for file in files), key=lambda one: one.step or 0)
+    try:
+        return sorted((read_cards(file) for file in files), key=lambda one: one.step or 0)
+    except InputError as error:
+        raise InputError(f"{error}; remove {folder} for the stage to be done again") from error
 
 
 @dataclass(frozen=True)
