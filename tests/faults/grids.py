@@ -1,4 +1,4 @@
-"""Row A10: a grid that is killed at random moments, and goes on."""
+"""Row A10: a grid that is killed at random moments, and goes on: tokenizers of one rate, and nested ones at both."""
 
 import json
 import random
@@ -15,12 +15,18 @@ from tests.faults.world import copy
 GRID = """
 tokenizer = "tok.toml"
 [axes]
+tokenizer = ["fixed", "nested"]
 bits = [2, 3]
+[[left_out]]
+when = { tokenizer = "fixed", bits = 3 }
 [seeds]
 training = [0, 1]
 [[settings]]
-when = { bits = 3 }
-tokenizer.tokenizer.quantizer.levels = [9, 9]
+when = { tokenizer = "nested" }
+tokenizer.tokenizer.quantizer = { levels = [9, 9], nested_levels = [5, 9] }
+[[settings]]
+when = { tokenizer = "nested", bits = 2 }
+codes.levels = 5
 [evaluation.tokenizer]
 judge = false
 """
