@@ -126,12 +126,12 @@ def test_a_failure_costs_what_needs_it(plan, jobs, quick):
     outcome = run_stages(plan, "cpu", Silent(), jobs)
     assert sorted(letters(outcome.done)) == ["a", "f"]
     assert {LETTER[name]: told for name, told in outcome.failed.items()} == {
-        "b": "b: no such thing",
+        "b": "b: no such thing and more",
         "c": "division by zero",
     }
     assert {LETTER[name]: letters(needs) for name, needs in outcome.skipped.items()} == {"d": "b", "e": "c"}
     told = {LETTER[row["stage"]]: row for row in failures(plan)}
-    assert told["b"] == {"stage": B.name, "cells": ["b"], "error": "b: no such thing"}
+    assert told["b"] == {"stage": B.name, "cells": ["b"], "error": "b: no such thing and more"}
     assert "ZeroDivisionError" in told["c"]["traceback"]
     order(plan)
     again = run_stages(plan, "cpu", Silent(), jobs)
