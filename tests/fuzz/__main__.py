@@ -20,7 +20,7 @@ from tests.fuzz.parsers import PARSERS
 from tests.fuzz.watch import Tally, buffer_of, fuzz
 
 COLUMNS = ("accepted", "refused", "untidy", "traceback", "hang", "memory", "crash")
-SHORT = 25
+SHORT = 15
 """Cases of each parser in the short form."""
 
 
