@@ -7,6 +7,7 @@ import time
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -105,6 +106,17 @@ def test_each_stage_is_done_once(plan):
     assert (letters(again.found), again.done) == ("abcdef", [])
     assert set(runs(plan).values()) == {1}
     assert not (plan.out / FAILURES).exists()
+
+
+def test_it_says_how_long_the_rest_takes(plan, monkeypatch):
+    """By the stages of a kind that are done: six of ten minutes each, one after another."""
+    said, clock = [], iter(range(0, 10**6, 600))
+    watcher = Silent()
+    watcher.say = said.append
+    monkeypatch.setattr(runner, "time", SimpleNamespace(**vars(time) | {"monotonic": lambda: next(clock)}))
+    run_stages(plan, "cpu", watcher)
+    left = [line.partition("  about ")[2] for line in said if " of 6 " in line]
+    assert left == ["", *(f"{minutes} min left" for minutes in (50, 40, 30, 20, 10))]
 
 
 def test_a_stage_whose_folder_is_gone_is_done_again(plan):

@@ -7,6 +7,7 @@ own failure: what needs it is skipped and named, the rest goes on.
 import json
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import threading
@@ -118,6 +119,8 @@ class _Schedule:
     def __init__(self, plan: Plan, device: str, reporter: Reporter, then: Callable[[str], None]) -> None:
         self.plan, self.device, self.reporter, self.then = plan, device, reporter, then
         self.outcome, self.started = Outcome(), 0
+        self.began: dict[str, float] = {}  # of the stages that run, on the clock
+        self.took: dict[str, list[float]] = {}  # seconds of those that are done, by kind
         self.waiting = []
         for name in plan.stages:
             if is_complete(plan.out, name):
@@ -133,7 +136,7 @@ class _Schedule:
                 for worker in workers:
                     name = self._next()
                     if name is not None and all(worker is not busy for busy, _ in running.values()):
-                        running[self._begin(worker, name)] = worker, name
+                        running[self._begin(worker, name, len(workers))] = worker, name
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     worker, name = running.pop(future)
                     self._end(worker, name, future.exception())
@@ -158,18 +161,30 @@ class _Schedule:
                 return name
         return None
 
-    def _begin(self, worker: "_Worker", name: str) -> "Future[bool]":
+    def _begin(self, worker: "_Worker", name: str, workers: int) -> "Future[bool]":
         self.waiting.remove(name)
+        self.began[name] = time.monotonic()
         self.started += 1
         whose = self.plan.users.get(name, [])
         cells = whose[0] if len(whose) == 1 else f"{len(whose)} cells" if whose else ""
-        self.reporter.say(f"{self.started} of {self.total}  {name}  {cells}")
+        self.reporter.say(f"{self.started} of {self.total}  {name}  {cells}{self._left(workers)}")
         return worker.submit(self.plan.stages[name], self.plan, self.device)
 
+    def _left(self, workers: int) -> str:
+        """How long what runs and waits will take, if it takes as long as what is done of its kind, or of any kind."""
+        done = [seconds for of_kind in self.took.values() for seconds in of_kind]
+        if not done:
+            return ""
+        kinds = [self.plan.stages[name].kind for name in (*self.began, *self.waiting)]
+        expected = sum(statistics.mean(self.took.get(kind, done)) for kind in kinds)
+        return f"  about {max(1, round(expected / workers / 60))} min left"
+
     def _end(self, worker: "_Worker", name: str, error: BaseException | None) -> None:
+        seconds = time.monotonic() - self.began.pop(name)
         if isinstance(error, (Interrupted, KeyboardInterrupt)):
             raise error
         if error is None:
+            self.took.setdefault(self.plan.stages[name].kind, []).append(seconds)
             self.outcome.done.append(name)
             self.then(name)
             return
