@@ -2,6 +2,7 @@
 
     train_tokenizer, adapt -> encode -> (train_teacher, cache_features) -> train_generator -> (fit_times) -> sample
     evaluate_tokenizer, evaluate_generator (with a judge), likelihood, evaluate (anybody's images), reconstruct,
+    export (as graphs that run without this package),
     analyze_alignment, score_teachers, forecast
 
 Every stage joins the processes that torchrun started (or stands alone), opens the run it is of once, checks what it is
@@ -61,6 +62,7 @@ from ifsq.generators.repa.encode import features_beside, named, write_features
 from ifsq.generators.repa.kept import begin_with_projectors
 from ifsq.generators.repa.teaching import taught
 from ifsq.generators.train import GeneratorTask
+from ifsq.interop.graphs.write import export_graphs
 from ifsq.metrics import ProtocolCard
 from ifsq.nn.memory import within_memory
 from ifsq.pretrained.teachers import TeacherConfig, open_teacher
@@ -355,6 +357,25 @@ def reconstruct(
         world.barrier()  # every process has seen the targets free
         for path, target in list(targets.items())[world.rank :: world.size]:
             yield reconstruct_image(tokenizer, path, target, tile, alone)
+
+
+def export(folder: Path, out: Path, format: str = "onnx", *, levels: int = 0, half: bool = False) -> list[str]:
+    """Write a tokenizer as graphs that run without this package; returns lines about them. One process alone.
+
+    They are compared with it before the folder gets its name, see `export_graphs`.
+
+    folder  of a tokenizer
+    out     a new folder
+    format  ``onnx``, or ``torch`` for programs of `torch.export`
+    levels  one of the tokenizer's nested levels; 0: those that it was saved with
+    half    weights in float16, computed in float32
+    """
+    with join("cpu") as world:
+        if world.size > 1:
+            raise InputError(f"{world.size} processes: graphs are written by one; start it without torchrun")
+        run = Run.open(folder)
+        tokenizer = load_tokenizer(run, world.device, levels)
+        return export_graphs(tokenizer, out, format, {"steps": run.step}, half)
 
 
 def evaluate_tokenizer(

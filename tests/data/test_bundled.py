@@ -80,7 +80,7 @@ def test_a_photograph_is_stretched_in_no_rectangle() -> None:
         source = open_images(DataConfig(source="bundled:photos", size=size), "val")
         assert isinstance(source, bundled.Photos)
         for photo, levels in zip(bundled.PHOTOS, source.pyramids, strict=True):
-            part, _ = bundled.photo_part(bundled._read_photo(photo), photo, "val")
+            part, _ = bundled.photo_part(bundled.read_photo(photo), photo, "val")
             for level in levels:
                 assert level.shape[0] / level.shape[1] == pytest.approx(part.shape[0] / part.shape[1], rel=0.02)
 
@@ -133,7 +133,7 @@ def test_crops_come_from_their_part_alone(monkeypatch: pytest.MonkeyPatch) -> No
         bundled.photo_part(image, photo, "val")[0][:] = 255
         return image
 
-    monkeypatch.setattr(bundled, "_read_photo", painted)
+    monkeypatch.setattr(bundled, "read_photo", painted)
     for split, value in (("train", 0), ("val", 255)):
         source = opened("bundled:photos", split)
         assert all(np.all(source.load(index, 1)[0] == value) for index in range(400))

@@ -36,6 +36,7 @@ WRITERS = (
     "reconstruct tok images/b --out again",
     "report tok",
     "export pretrained tok --out new",
+    "export torch tok --out new",
     "export official imported --out new.ckpt",
     "import official official.ckpt --config official.json --out new",
     "export official imported_ar --out new.pt",

@@ -1,4 +1,4 @@
-"""``ifsq import``, ``ifsq export``: models and latents of other projects."""
+"""``ifsq import``, ``ifsq export``: models and latents of other projects, and graphs that run without this one."""
 
 import argparse
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Any
 
 from ifsq.cli.parser import named, size, verb
 from ifsq.cli.terminal import say
+from ifsq.cli.tokenizer import add_levels
 
 TRAINERS = ("official", "sit", "dit")  # of a plain DiT
 
@@ -60,7 +61,7 @@ def add_import(verbs: Any) -> None:
 
 
 def add_export(verbs: Any) -> None:
-    """``export official`` and ``pretrained``."""
+    """``export official``, ``pretrained``, ``onnx`` and ``torch``."""
     other = verbs.add_parser("export", help="write a checkpoint for another project").add_subparsers(
         metavar="FORMAT", required=True
     )
@@ -81,6 +82,13 @@ def add_export(verbs: Any) -> None:
     saved.add_argument("folder", type=Path, metavar="RUN", help="tokenizer or generator run")
     saved.add_argument("--out", type=Path, required=True, metavar="DIR")
     saved.add_argument("--license", default="unknown", metavar="ID", help="of the weights, by the hub's identifiers")
+    onnx = verb(other, "onnx", "a tokenizer as ONNX files, for servers, phones and browsers", _export_onnx, alone=True)
+    onnx.add_argument("--half", action="store_true", help="weights in float16, computed in float32: half the size")
+    program = verb(other, "torch", "a tokenizer as programs of torch.export", _export_torch, alone=True)
+    for parser in (onnx, program):
+        parser.add_argument("folder", type=Path, metavar="RUN", help="tokenizer run")
+        parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+        add_levels(parser)
 
 
 def _import_official(options: argparse.Namespace) -> None:
@@ -122,3 +130,17 @@ def _export_pretrained(options: argparse.Namespace) -> None:
 
     export_pretrained(options.folder, options.out, options.license)
     say(f"model: {options.out}")
+
+
+def _export_onnx(options: argparse.Namespace) -> None:
+    from ifsq import pipeline
+
+    for line in pipeline.export(options.folder, options.out, "onnx", levels=options.levels, half=options.half):
+        say(line)
+
+
+def _export_torch(options: argparse.Namespace) -> None:
+    from ifsq import pipeline
+
+    for line in pipeline.export(options.folder, options.out, "torch", levels=options.levels):
+        say(line)

@@ -78,7 +78,7 @@ class Photos(Bundled):
     def __init__(self, config: DataConfig, split: str, channels: int = 3) -> None:
         super().__init__(config, split, channels)
         self.classes = tuple(photo.name for photo in PHOTOS)
-        parts = [photo_part(_read_photo(photo), photo, split) for photo in PHOTOS]
+        parts = [photo_part(read_photo(photo), photo, split) for photo in PHOTOS]
         self.pyramids = [_pyramid(part, short, config.sides) for part, short in parts]
         self.fingerprint = fingerprint(
             self.config,
@@ -107,6 +107,12 @@ def photo_part(image: UInt8[np.ndarray, "H W 3"], photo: Photo, split: str) -> t
     first, second = np.split(frame, [width // 3 if photo.val_side == "left" else width - width // 3], axis=1)
     part = first if (photo.val_side == "left") == (split == "val") else second
     return part, min(frame.shape[:2])
+
+
+def read_photo(photo: Photo) -> UInt8[np.ndarray, "H W 3"]:
+    """The pixels of a photograph. Raises DataError where its package is not installed."""
+    folder = {"scikit-image": "data", "scikit-learn": "datasets/images"}[photo.package]
+    return read_image(_packaged(photo.package, f"{folder}/{photo.file}"))
 
 
 class Digits(Bundled):
@@ -215,11 +221,6 @@ def _packaged(package: str, path: str) -> Path:
     if not file.is_file():
         raise DataError(f"bundled images need {path}, which {package} {version(package)} does not carry")
     return file
-
-
-def _read_photo(photo: Photo) -> np.ndarray:
-    folder = {"scikit-image": "data", "scikit-learn": "datasets/images"}[photo.package]
-    return read_image(_packaged(photo.package, f"{folder}/{photo.file}"))
 
 
 def _pyramid(part: np.ndarray, short: int, sides: tuple[int, int]) -> list[np.ndarray]:

@@ -44,6 +44,10 @@ class Bottleneck(nn.Module):
         """Indices as `forward` gives them -> its codes."""
         raise NotImplementedError
 
+    def codes_to_indices(self, codes: Tensor) -> Tensor:
+        """Codes as `forward` gives them -> its indices."""
+        raise NotImplementedError
+
     def axis_of(self, ndim: int) -> int:
         """The axis of the channels in latents of so many axes."""
         if self.channel_axis is not None:

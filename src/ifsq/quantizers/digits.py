@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from ifsq.quantizers.compilers import is_exporting
+
 ORDERS = ("little", "big")
 MAX_CODEBOOK = 2**63  # an index is an int64
 BLOCK = 2**17  # numbers at a time for each thread: with what is computed of them in its cache of the second level
@@ -144,8 +146,11 @@ def _divide(x: Tensor, base: int, small: bool) -> Tensor:
     """``x // base`` of int64 from 0 on, ``small`` where x is below 2**31.
 
     Processors divide one integer at a time but multiply many: x // base = (x * ceil(2**s / base)) >> s, exact for x
-    below 2**31 and s = 31 + ceil(log2 base) (Granlund and Montgomery 1994). Compilers know that themselves.
+    below 2**31 and s = 31 + ceil(log2 base) (Granlund and Montgomery 1994). Compilers know that themselves. ONNX has no
+    shift of signed integers, and a ``torch.div`` that rounds is written there as a division of float32 (``findings/``).
     """
+    if is_exporting():
+        return torch.floor_divide(x, base)
     if not small or torch.compiler.is_compiling():
         return torch.div(x, base, rounding_mode="trunc")
     shift = 31 + (base - 1).bit_length()
