@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from toy_grid import SMALL, write_toy_grid
+from toy_grid import SEEDS, SMALL, write_toy_grid
 
 from ifsq.bench.grid.command import bench
 from ifsq.bench.grid.plan import plan_grid
@@ -25,6 +25,7 @@ axis = "generator"
 metric = "FD(judge)"
 value = "distance"
 """
+ONE = SMALL[:-2]  # the protocol says which seeds
 CARD = ProtocolCard("FD(judge)", {"distance": 1.0}, "photos", "ab", 64, 32, "centre", "lanczos", "float32")
 
 
@@ -32,13 +33,13 @@ CARD = ProtocolCard("FD(judge)", {"distance": 1.0}, "photos", "ab", 64, 32, "cen
 def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("guidance")
     write_toy_grid(folder)
-    text = (folder / "grid.toml").read_text().replace("kept = 2", "kept = 1")
+    text = (folder / "grid.toml").read_text().replace("kept = 2", "kept = 1").replace(SEEDS, "")
     (folder / "grid.toml").write_text(text + SEARCH)
     return folder
 
 
 def test_a_search_has_seeds_of_its_own(place):
-    plan = plan_grid(place / "grid.toml", place / "out", SMALL)
+    plan = plan_grid(place / "grid.toml", place / "out", ONE)
     kinds = [stage.kind for stage in plan.stages.values()]
     assert {kind: kinds.count(kind) for kind in set(kinds)} == {
         "tokenizer": 3, "tokenizer-eval": 2, "codes": 3, "ar": 3, "diffusion": 3, "generator-eval": 8, "guidance": 2,
@@ -46,7 +47,7 @@ def test_a_search_has_seeds_of_its_own(place):
     seeds = [stage.work.experiment.train.seed for stage in plan.stages.values() if stage.kind == "ar"]
     assert sorted(seeds) == [0, 1, SEARCH_SEEDS]
     assert {figures.seed for figures in plan.figures} == {0, 1}
-    other = plan_grid(place / "grid.toml", place / "out", [*SMALL, "--protocol.guidance", "[1.5, 3.0]"])
+    other = plan_grid(place / "grid.toml", place / "out", [*ONE, "--protocol.guidance", "[1.5, 3.0]"])
     changed = {name.rpartition("-")[0] for name in plan.stages.keys() - other.stages.keys()}
     assert changed == {"generator-eval", "guidance"}
     done = set()
@@ -57,9 +58,9 @@ def test_a_search_has_seeds_of_its_own(place):
 
 def test_the_best_scale_is_what_a_cell_is_measured_at(place, quick_judge):
     out = place / "out"
-    plan = plan_grid(place / "grid.toml", out, SMALL)
+    plan = plan_grid(place / "grid.toml", out, ONE)
     figures = next(one for one in plan.figures if one.cell.get("generator") == "ar")
-    bench(place / "grid.toml", out, SMALL, "cpu", Silent(), only=figures.stage)
+    bench(place / "grid.toml", out, ONE, "cpu", Silent(), only=figures.stage)
     choice = next(plan.stages[name] for name in plan.stages[figures.stage].needs if name.startswith("guidance"))
     kept = json.loads((choice.folder(out) / "guidance.json").read_text())
     by_scale = {float(scale): seeds[str(SEARCH_SEEDS)][0] for scale, seeds in kept["figures"].items()}

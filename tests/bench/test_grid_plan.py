@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from toy_grid import SMALL, write_toy_grid
+from toy_grid import SEEDS, SMALL, write_toy_grid
 
 from ifsq.bench.grid.cells import Bases, cells
 from ifsq.bench.grid.command import bench, grid_file, show_plan
@@ -232,6 +232,18 @@ def test_budgets_are_steps(place):
         (["--left_out", "[{when = {bits = 5}}]"], "when: bits 5: expected one of 2, 3"),
         (["--absent", '[{axis = "bit", when = {bits = 2}}]'], "absent: axis 'bit': expected one of tokenizer, bits"),
         (["--settings", '[{drop = ["codes"]}]'], "drop: 'codes': expected a name below tokenizer, teacher, generator"),
+        (["--protocol", "{guidance = [1.5, -1.0]}"], "guidance=-1.0: expected a number of at least 0"),
+        (["--evaluation.generator.samples", "1"], "samples 1: expected 2 to 10000000"),
+        (["--evaluation.generator.features", '["pixel"]'], "features 'pixel': expected one of inception"),
+        (["--evaluation.generator.features", '["pixels", "pixels"]'], "features pixels, pixels: expected each once"),
+        (["--evaluation.kept", "5"], "evaluation.kept=5: expected at most the 4 steps of a training"),
+        (["--evaluation.tokenizer.count", "24"], "evaluation of ifsq bits 2: count 24: expected 1 to"),
+        (["--evaluation.tokenizer.size", "18"], "evaluation of ifsq bits 2: size 18: expected a multiple"),
+        (["--evaluation.tokenizer.split", "test"], "evaluation of ifsq bits 2: "),
+        (["--evaluation.tokenizer.levels", "7"], "levels 7: expected what the tokenizer was trained at, 5 x 5"),
+        (["--resources.ar.processes", "3"], "ar: train.batch=4: expected a multiple of the 3 processes"),
+        (["--resources.guidance.processes", "2"], "resources.guidance.processes=2: expected 1"),
+        (["--seeds.sampling", f"[{2**63}]"], f"seed {2**63}: expected 0 to"),
         (["--tokenizer", "none.toml"], "none.toml: no such file, nor a shipped experiment of this name"),
     ],
 )
@@ -244,6 +256,26 @@ def test_what_is_wrong_with_a_grid_is_said(place, given, message):
 
 AR_ALONE = '[[settings]]\nwhen = { generator = "ar" }'
 TAUGHT = '[[settings]]\ngenerator.alignment = {depth = 1, weight = 1, teachers = [{source = "grid"}]}\n[budget]'
+CODEBOOK = """
+[[settings]]
+when = { tokenizer = "ae" }
+drop = ["tokenizer.tokenizer.quantizer"]
+tokenizer.tokenizer.quantizer = { kind = "vq", dim = 2, codebook_size = 9 }
+"""
+COMPARED = """
+[protocol]
+looks = [2]
+guidance = [1.5, 2.5]
+[[compare]]
+axis = "generator"
+metric = "FD(judge)"
+value = "distance"
+"""
+TOLD = f"""{COMPARED}
+[[settings]]
+when = {{ generator = "diffusion" }}
+generator.diffusion = {{ objective = "mean_flow", trained_guidance = 2.0 }}
+"""
 UNEQUAL = (
     "ifsq bits 2 ar and ifsq bits 2 diffusion: train.optim.lr 0.5 against 0.001; make it equal by a setting, or say"
     ' that it is not: differ = ["train.optim.lr"]'
@@ -258,6 +290,22 @@ UNEQUAL = (
         ("when = { bits = 3 }", 'when = { bits = 3, generator = "ar" }', "a generator changes tokenizer"),
         ('when = { tokenizer = "ae", generator = "ar" }', "when = { }", "left_out: no cell is left"),
         ("[budget]", f"{AR_ALONE}\ngenerator.train.optim.lr = 0.5\n[budget]", UNEQUAL),
+        (
+            "[budget]",
+            "[[settings]]\ncodes.size = 18\n[budget]",
+            "codes: size 18: expected a multiple of the tokenizer's",
+        ),
+        ("[budget]", TAUGHT.replace("grid", "dino"), "teacher 'dino': no such folder; expected one, a repository"),
+        (
+            "[evaluation]",
+            f"{CODEBOOK}[evaluation]\nlikelihood = 4",
+            "likelihood of ae diffusion: codes of a codebook have",
+        ),
+        (
+            SEEDS,
+            TOLD,
+            "protocol.guidance of ifsq bits 2 diffusion: guidance=2.5: expected 1 to 2.0",
+        ),
         ("[budget]", TAUGHT, "source 'grid' without teacher; expected its experiment"),
     ],
 )
@@ -276,6 +324,12 @@ def test_what_generators_read_is_compared(place):
     flipped = replace(plain, data=replace(plain.data, flip=True))
     assert differing(of_codes, plain) == {"reads": ("codes of a cache", "images")}
     assert differing(plain, flipped) == {"data.flip": (False, True)}
+
+
+def test_what_is_compared_is_measured(place):
+    file = written(place, "compared", (place / "grid.toml").read_text().replace(SEEDS, COMPARED))
+    with pytest.raises(InputError, match=r"compare: metric 'FD\(judge\)': is not measured; expected one of eval"):
+        plan_grid(file, place / "out", ["--evaluation.metrics", '["PSNR, dB"]'])
 
 
 def test_a_difference_that_is_said_is_allowed(place):

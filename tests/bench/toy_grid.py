@@ -80,6 +80,8 @@ kept = 2
 tokenizer = { judge = false }
 generator = { samples = 4, features = [] }
 """
+SEEDS = "[seeds]\ntraining = [0, 1]\nsampling = [0, 5]\n"
+"""Of the grid: what a protocol takes the place of."""
 SMALL = ["--axes.tokenizer", '["ifsq"]', "--axes.bits", "[2]", "--seeds.training", "[0]"]
 """Arguments by which one tokenizer is left, from one seed, with a generator of each kind."""
 

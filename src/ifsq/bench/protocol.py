@@ -25,6 +25,7 @@ from functools import cached_property
 from statistics import fmean
 from typing import Literal
 
+from ifsq.generators.conditioning import check_guidance
 from ifsq.metrics.seeds import Figures, Gap, gap, seed_means, shared_seeds
 
 SEARCH_SEEDS = 1_000_000
@@ -73,6 +74,8 @@ class Protocol:
             raise ValueError(f"spending={self.spending}: expected more than 0, at most 10")
         if len(set(self.guidance)) < len(self.guidance):
             raise ValueError(f"guidance={list(self.guidance)}: expected scales that differ")
+        for scale in self.guidance:
+            check_guidance(scale)
 
     @property
     def cap(self) -> int:

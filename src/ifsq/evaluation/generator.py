@@ -85,6 +85,8 @@ class GeneratorEvaluation:
         check_seed(self.seed)
         if not 2 <= self.samples <= MOST_SAMPLES:
             raise InputError(f"samples {self.samples}: expected 2 to {MOST_SAMPLES}")
+        if self.features and len(set(self.features)) < len(self.features):
+            raise InputError(f"features {', '.join(self.features)}: expected each once")
 
 
 @dataclass

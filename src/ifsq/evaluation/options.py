@@ -77,11 +77,11 @@ class ImagesToMeasure:
 
 def images_to_measure(run: Run, options: TokenizerEvaluation, tokenizer: Tokenizer) -> ImagesToMeasure:
     """What the options ask for; by default the held-out images of the run. Raises InputError."""
-    data = data_to_measure(run, options, tokenizer.factor)
-    split = _split_to_measure(run, options, data)
-    images = open_images(data, split, labels=False, channels=tokenizer.channels)
-    options.check(data.size, len(images))
-    usual = run.trained and split == "val" and data == data_to_measure(run, TokenizerEvaluation(), 1)
+    own = run.experiment(DataConfig, "data") if run.trained else None
+    if own is None and not (options.source and options.size):
+        raise InputError(f"{run.name}: is not a training run and has no images of its own; give --data and --size")
+    data, split, images = chosen_images(own, options, tokenizer.factor, tokenizer.channels)
+    usual = own is not None and split == "val" and data == _data_to_measure(own, TokenizerEvaluation(), 1)
     suffix = "" if usual and not options.count else f"_{split}_{images.fingerprint[:8]}"
     name = name_of(data, split)
     if options.count:
@@ -91,31 +91,38 @@ def images_to_measure(run: Run, options: TokenizerEvaluation, tokenizer: Tokeniz
     return ImagesToMeasure(images, data, name, sample_indices(images, options.count or len(images)), suffix)
 
 
-def data_to_measure(run: Run, options: TokenizerEvaluation, factor: int) -> DataConfig:
-    """The images that are asked for, by default the run's own; nothing about them is left to chance.
+def chosen_images(
+    own: DataConfig | None, options: TokenizerEvaluation, factor: int, channels: int
+) -> tuple[DataConfig, str, ImageSource]:
+    """How the images are made that are asked for, their split, and themselves.
 
-    factor  of the tokenizer
+    own               images that the tokenizer was trained on; None: not known, and the options say all
+    factor, channels  of the tokenizer
 
-    Raises InputError.
+    Raises InputError for what is not there, and for what these images do not allow.
     """
-    if run.trained:
-        own = run.experiment(DataConfig, "data")
-    elif options.source and options.size:
-        own = DataConfig(options.source, options.size)
-    else:
-        raise InputError(f"{run.name}: is not a training run and has no images of its own; give --data and --size")
-    size = options.size or own.size
+    data = _data_to_measure(own, options, factor)
+    split = _split_to_measure(own, options, data)
+    images = open_images(data, split, labels=False, channels=channels)
+    options.check(data.size, len(images))
+    return data, split, images
+
+
+def _data_to_measure(own: DataConfig | None, options: TokenizerEvaluation, factor: int) -> DataConfig:
+    """The images that are asked for, by default the tokenizer's own; nothing about them is left to chance."""
+    base = DataConfig(options.source, options.size) if own is None else own
+    size = options.size or base.size
     check_size(size, factor)
-    if options.source and options.source != own.source:
-        own = DataConfig(options.source, size, broken=own.broken, max_pixels=own.max_pixels)
-    return replace(own, size=size, flip=False, crop="center", **options.reading.options())
+    if options.source and options.source != base.source:
+        base = DataConfig(options.source, size, broken=base.broken, max_pixels=base.max_pixels)
+    return replace(base, size=size, flip=False, crop="center", **options.reading.options())
 
 
-def _split_to_measure(run: Run, options: TokenizerEvaluation, data: DataConfig) -> str:
+def _split_to_measure(own: DataConfig | None, options: TokenizerEvaluation, data: DataConfig) -> str:
     """The split that is asked for; by default what is held out, or all of a source that somebody names as a whole."""
     if options.split:
         return split_called(data, options.split)
-    if not options.source or (run.trained and options.source == run.experiment(DataConfig, "data").source):
+    if not options.source or (own is not None and options.source == own.source):
         return "val"
     return held_out_of(data)
 

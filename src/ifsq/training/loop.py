@@ -165,9 +165,14 @@ def check_batch(config: TrainConfig, world: World) -> None:
     check_sinks(config.engine.loggers)
     if config.optim.kind == "muon" and len(set(world.gather(computes_bfloat16(world.device.type)))) > 1:
         raise InputError("optim.kind='muon': only some of the processors compute in bfloat16; expected all, or none")
+    check_shares(config, world.size)
+
+
+def check_shares(config: TrainConfig, processes: int) -> None:
+    """Raise InputError when so many processes cannot share a batch equally."""
     parts = config.engine.accumulate
-    if config.batch % (world.size * parts):
-        whom = f"the {world.size} processes" + (f" times accumulate={parts}" if parts > 1 else "")
+    if config.batch % (processes * parts):
+        whom = f"the {processes} processes" + (f" times accumulate={parts}" if parts > 1 else "")
         raise InputError(f"train.batch={config.batch}: expected a multiple of {whom}")
 
 

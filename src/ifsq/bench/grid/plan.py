@@ -9,14 +9,14 @@ from ifsq.bench.grid import work
 from ifsq.bench.grid.cells import Bases, Cell, cells, part, told
 from ifsq.bench.grid.config import GENERATOR, Budget, Grid, load_grid
 from ifsq.bench.grid.control import Compared, check_alike
-from ifsq.bench.grid.cost import generator_flops, lasting, layout_of, steps_for, tokenizer_flops
+from ifsq.bench.grid.cost import lasting, steps_for
+from ifsq.bench.grid.foreseen import check_measures, check_teachers, check_training
+from ifsq.bench.grid.lookups import Coded, Lookups
 from ifsq.bench.grid.stages import Stage, folder_of, identity
 from ifsq.bench.grid.verdicts import pairs_of, still_compared
 from ifsq.bench.shipped import grid_name
 from ifsq.codes import CodeSpec
 from ifsq.config import InputError, build, digest, merge, read_json
-from ifsq.data import open_images
-from ifsq.data.images import DataConfig
 from ifsq.evaluation import TokenizerEvaluation
 from ifsq.experiment import EXPERIMENTS, GUIDANCE, GeneratorExperiment, TokenizerExperiment
 from ifsq.generators.repa.config import AlignmentConfig
@@ -107,6 +107,7 @@ def plan_grid(file: Path, out: Path, overrides: Sequence[str] = (), seeds: Mappi
         check_features(name)
     if any(one.startswith("--axes") for one in overrides):
         grid = still_compared(grid)
+    check_measures(grid)
     command = ("bench", grid_name(file), "--out", str(out), *overrides)
     made = _Planner(Plan(grid, out, command, costs=_counted(out / COSTS)), Bases.read(grid, file.parent))
     every = cells(grid)
@@ -132,7 +133,7 @@ class _Planner:
 
     def __init__(self, plan: Plan, bases: Bases) -> None:
         self.plan, self.grid, self.bases = plan, plan.grid, bases
-        self._images: dict[str, tuple[dict[str, str], int]] = {}
+        self.known = Lookups(plan.costs)
 
     def cell(self, cell: Cell, seed: int) -> None:
         """Add the stages of a cell that are not there yet."""
@@ -167,13 +168,10 @@ class _Planner:
         experiment = build(TokenizerExperiment, table, f"{self.bases.names['tokenizer']} of {told(own)}")
         if self.grid.seeds.apart:
             experiment = replace(experiment, train=replace(experiment.train, seed=_own_seed(experiment)))
-        key = digest(identity(replace(experiment, train=TrainConfig())))
-        if key not in self.plan.costs:
-            self.plan.costs[key] = tokenizer_flops(experiment.tokenizer, experiment.data.sides)
-        train = self._lasting(experiment.train, self.plan.costs[key], self.grid.budget.tokenizer, 1)
-        experiment = replace(experiment, train=train)
-        inputs, _ = self._looked_at(experiment.data, experiment.tokenizer.conv.in_channels)
-        stage = self._trained(work.TrainTokenizer, experiment, inputs, (), self.plan.costs[key])
+        cost = self.known.tokenizer_cost(experiment)
+        experiment = replace(experiment, train=self._lasting(experiment.train, cost, self.grid.budget.tokenizer, 1))
+        inputs, _ = self.known.images(experiment.data, experiment.tokenizer.conv.in_channels)
+        stage = self._trained(work.TrainTokenizer, experiment, inputs, (), cost)
         return self.plan.add(stage, own)
 
     def _guidance(self, cell: Cell) -> Stage | None:
@@ -206,13 +204,14 @@ class _Planner:
         options = replace(options, levels=self._encoding(cell).levels or options.levels)
         measures = Stage("tokenizer-eval", identity(options), {}, work.MeasureTokenizer(place, options))
         self._measure(own, seed, None, stage, measures)
+        self.known.check_looks(_experiment(stage), options, told(own))
         if self.grid.evaluation.forecast:
             self._forecast(own, seed, stage, options)
 
     def _forecast(self, own: Cell, seed: int, tokenizer: Stage, options: TokenizerEvaluation) -> None:
         """Add a tokenizer's, but for one of which nothing would be said: continuous codes, and no network looks."""
         behind = _experiment(tokenizer)
-        layout, _ = layout_of(behind.tokenizer, behind.data.sides)
+        layout, _ = self.known.layout(Coded(behind.data, behind.tokenizer))
         if not (options.judge or options.fid or isinstance(layout, CodeSpec)):
             return
         if (processes := self.grid.resource("forecast").processes) > 1:
@@ -246,10 +245,13 @@ class _Planner:
                     f"{where}: data.levels={experiment.data.levels} and codes.levels={how.levels}, at which the"
                     " tokenizer is measured; expected the same"
                 )
-            inputs |= self._looked_at(experiment.data.images(), behind.tokenizer.conv.in_channels)[0]
+            inputs |= self.known.images(experiment.data.images(), behind.tokenizer.conv.in_channels)[0]
         taught, teachers = self._taught(cell, experiment, over.get("codes"))
         experiment, inputs = replace(experiment, alignment=taught), inputs | teachers
-        cost = self._cost(experiment, behind, how)
+        coded = Coded.of(experiment, behind, how)
+        cost = self.known.generator_cost(experiment, coded)
+        scales = () if self.grid.protocol is None else self.grid.protocol.guidance
+        self.known.check_sampled(experiment, coded, scales, self.grid.evaluation.likelihood, told(cell))
         train = self._lasting(experiment.train, cost, self.grid.budget.generator, self.grid.evaluation.kept)
         experiment = replace(experiment, train=train)
         needs += [name for name in teachers.values() if name in self.plan.stages]
@@ -260,6 +262,7 @@ class _Planner:
 
     def _codes(self, cell: Cell, tokenizer: Stage, behind: TokenizerExperiment, how: work.Encoding) -> Stage:
         place = folder_of(self.plan.out, tokenizer.name)
+        self.known.check_encoding(behind, how)
         does = work.Encode(place, behind.data.source, how)
         stage = Stage("codes", identity(replace(how, batch=0)), {"tokenizer": tokenizer.name}, does, (tokenizer.name,))
         return self.plan.add(stage, part(cell, self.grid.of_tokenizer))
@@ -271,6 +274,7 @@ class _Planner:
         asked = experiment.alignment
         if asked is None or not asked.weight:
             return asked, {}
+        check_teachers(asked, OWN_TEACHER)
         inputs: dict[str, str] = {}
         teachers = []
         for number, one in enumerate(asked.teachers):
@@ -306,7 +310,7 @@ class _Planner:
         if self.grid.budget.teacher.flops is not None:
             raise InputError("budget.teacher.flops: are not counted of a teacher; expected images")
         experiment = replace(experiment, train=self._lasting(experiment.train, 0, self.grid.budget.teacher, 1))
-        inputs, _ = self._looked_at(experiment.data, 3)
+        inputs, _ = self.known.images(experiment.data, 3)
         return self.plan.add(self._trained(work.TrainTeacher, experiment, inputs, (), None), cell)
 
     def _trained(
@@ -324,6 +328,7 @@ class _Planner:
             ]
         flops = None if cost is None else float(cost) * train.batch * train.steps
         made = does(experiment)
+        check_training(experiment, made.kind, self.grid.resource(made.kind).processes)
         stage = Stage(made.kind, said, dict(inputs), made, needs, train.seed, flops, train.steps)
         return replace(stage, work=does(replace(experiment, out=str(folder_of(self.plan.out, stage.name)))))
 
@@ -344,29 +349,6 @@ class _Planner:
         if kept > steps:
             raise InputError(f"evaluation.kept={kept}: expected at most the {steps} steps of a training")
         return lasting(train, steps, kept)
-
-    def _looked_at(self, data: DataConfig, channels: int) -> tuple[dict[str, str], int]:
-        """Fingerprints of the images of both splits, and the number of their classes."""
-        key = digest([identity(data), channels])
-        if key not in self._images:
-            seen = {split: open_images(data, split, labels=False, channels=channels) for split in ("train", "val")}
-            classes = len(open_images(data, "train", channels=channels).classes)
-            self._images[key] = {f"images.{split}": images.fingerprint for split, images in seen.items()}, classes
-        return self._images[key]
-
-    def _cost(self, experiment: GeneratorExperiment, behind: TokenizerExperiment, how: work.Encoding) -> int:
-        data = behind.data if experiment.data is None else experiment.data.images()
-        if how.size is not None and experiment.data is None:
-            data = replace(data, size=how.size)
-        tokenizer, levels = behind.tokenizer, how.levels if experiment.data is None else experiment.data.levels
-        if levels:
-            tokenizer = replace(tokenizer, quantizer=tokenizer.quantizer.at(levels))
-        key = digest([identity(replace(experiment, train=TrainConfig())), identity(tokenizer), data.sides])
-        if key not in self.plan.costs:
-            layout, code_dim = layout_of(tokenizer, data.sides)
-            classes = self._looked_at(data, behind.tokenizer.conv.in_channels)[1]
-            self.plan.costs[key] = generator_flops(experiment, layout, classes, code_dim)
-        return self.plan.costs[key]
 
 
 def _check_independent(plan: Plan) -> None:

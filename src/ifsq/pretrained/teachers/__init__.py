@@ -7,7 +7,7 @@ know the published transformers, ``trained`` one that was trained here, ``module
 from ifsq.pretrained.teachers.config import TeacherConfig
 from ifsq.pretrained.teachers.face import ImageTeacher, SelfTeacher, Teacher
 from ifsq.pretrained.teachers.module import ModuleTeacher
-from ifsq.pretrained.teachers.opening import open_teacher, register_teacher, teacher_names
+from ifsq.pretrained.teachers.opening import check_teacher, open_teacher, register_teacher, teacher_names
 
 __all__ = [
     "ImageTeacher",
@@ -15,6 +15,7 @@ __all__ = [
     "SelfTeacher",
     "Teacher",
     "TeacherConfig",
+    "check_teacher",
     "open_teacher",
     "register_teacher",
     "teacher_names",

@@ -50,6 +50,16 @@ def open_teacher(config: TeacherConfig) -> ImageTeacher:
     return open_vision(folder, config)
 
 
+def check_teacher(source: str) -> None:
+    """Raise InputError for a source that is no name, no folder and no repository's name, before anything is loaded."""
+    if source in teacher_names() or Path(source).exists() or REPOSITORY.fullmatch(source):
+        return
+    raise InputError(
+        f"teacher {source!r}: no such folder; expected one, a repository owner/name, or one of"
+        f" {', '.join(teacher_names())}"
+    )
+
+
 def register_teacher(name: str, load: Loader) -> None:
     """Let `open_teacher` know ``name``. Raises ValueError for one that is taken or empty."""
     if not name or name in _LOADERS or name in SHORT_NAMES:
@@ -64,14 +74,10 @@ def teacher_names() -> list[str]:
 
 def _folder(source: str) -> Path:
     """Where the files of a source lie on this machine, fetched from the hub where they do not."""
+    check_teacher(source)
     repository = SHORT_NAMES.get(source, source)
     if Path(source).exists():
         return Path(source)
-    if not REPOSITORY.fullmatch(repository):
-        raise InputError(
-            f"teacher {source!r}: no such folder; expected one, a repository owner/name, or one of"
-            f" {', '.join(teacher_names())}"
-        )
     name = repository.split("/")[1]
     if os.environ.get(FOLDER) and (kept := Path(os.environ[FOLDER]) / name).is_dir():
         return kept
