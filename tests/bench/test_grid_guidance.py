@@ -7,9 +7,10 @@ import pytest
 from toy_grid import SEEDS, SMALL, write_toy_grid
 
 from ifsq.bench.grid.command import bench
+from ifsq.bench.grid.guidance import Search
 from ifsq.bench.grid.plan import plan_grid
 from ifsq.bench.grid.results import taken
-from ifsq.bench.grid.work import ChooseGuidance, chosen_guidance
+from ifsq.bench.grid.work import ChooseGuidance
 from ifsq.bench.protocol import SEARCH_SEEDS
 from ifsq.config import InputError
 from ifsq.evaluation.record import Evaluation, read_cards, write_cards
@@ -81,9 +82,11 @@ def test_the_choice_is_of_means_over_the_seeds_of_the_search(tmp_path):
             rows.append((scale, seed, where))
     for better, best in (("lower", 2.0), ("higher", 1.0)):  # of equal ones the smallest
         ChooseGuidance(tuple(rows), "FD(judge)", "distance", better).run(tmp_path / better, "cpu", Silent())
-        assert chosen_guidance(tmp_path / better) == best
+        found = Search.read(tmp_path / better)
+        assert found.guidance == best
+        assert found.means == {1.0: 5.0, 2.0: 4.5, 3.0: 5.0}
     with pytest.raises(InputError, match=r"1\.0_0: has no FID, distance, by which the best guidance is taken"):
         ChooseGuidance(tuple(rows), "FID", "distance", "lower").run(tmp_path / "none", "cpu", Silent())
     (tmp_path / "lower" / "guidance.json").write_text("{}")
     with pytest.raises(InputError, match=r"guidance\.json: is damaged; remove"):
-        chosen_guidance(tmp_path / "lower")
+        Search.read(tmp_path / "lower")

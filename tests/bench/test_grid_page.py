@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from measured import measurement, write_grid
 
+from ifsq.bench.grid.guidance import Search
+from ifsq.bench.grid.stages import folder_of, marker_of
 from ifsq.bench.grid_page import grid_page
 from ifsq.bench.measurement import MEASUREMENTS, write_measurements
 from ifsq.bench.render import html
@@ -32,7 +34,11 @@ def grid(tmp_path_factory):
         "equal": {"train.batch": 32},
         "differ": {"train.optim.lr": [0.1, 0.2]},
         "unequal": ["the loss"],
+        "stages": {"guidance-1": {"kind": "guidance", "cells": ["photos ifsq bits 2 ar"]}, "ar-1": {"kind": "ar"}},
     }
+    figures = {1.5: {1_000_000: (3.0,)}, 2.0: {1_000_000: (4.0, 5.0)}}
+    Search(1.5, "FD(judge)", "distance", figures).write(folder_of(folder, "guidance-1"))
+    marker_of(folder, "guidance-1").write_text("{}")
     (folder / "grid.json").write_text(json.dumps(about))
     failure = {"stage": "train-4", "cells": ["vq 4"], "error": "out of memory"}
     (folder / "failures.jsonl").write_text(json.dumps(failure) + "\n")
@@ -47,6 +53,7 @@ def test_every_form_has_the_same_numbers(grid):
     cells = [row for row in rows if row["row"] == "cell"]
     assert [float(row["mean"]) for row in cells] == [one.mean for one in summary.figures]
     assert all(row["command"].startswith("ifsq bench grid.toml --only stages/") for row in cells)
+    assert {len(set(row["command"].split(" && "))) for row in cells} == {3}, "one a training seed"
     assert len(rows) - len(cells) == sum(len(family.verdicts) for family in summary.families)
     page, text = (grid / "report.html").read_text(), (grid / "report.md").read_text()
     for one in summary.last:
@@ -68,6 +75,23 @@ def test_it_says_what_was_asked_what_failed_and_what_is_equal(grid):
             "ifsq bench grid.toml --only stages/photos_ifsq_4_ar_2",
         ):  # fmt: skip
             assert part in said, part
+
+
+def test_the_scale_that_a_cell_chose_and_the_search_of_it_are_there(grid):
+    rows = [[cell.strip() for cell in line.split("|")] for line in (grid / "report.md").read_text().splitlines()]
+    columns = next(row for row in rows if "guidance chosen" in row)
+    cells = {tuple(row[1:4]): row for row in rows[rows.index(columns) + 2 :] if len(row) == len(columns)}
+    chosen = {cell: row[columns.index("guidance chosen")] for cell, row in cells.items()}
+    assert {cell for cell, scale in chosen.items() if scale} == {("ifsq", "2", "ar")}
+    assert chosen["ifsq", "2", "ar"] == "1.5"
+    assert ["", "ifsq bits 2 ar", "FD(judge)", "3.000 (chosen)", "4.500", ""] in rows
+    assert "the search of the guidance scale" in (grid / "report.html").read_text()
+
+
+def test_every_row_can_be_made_anew(grid):
+    said = (grid / "report.md").read_text()
+    command = "ifsq bench grid.toml --only stages/photos_ifsq_4_ar_2"
+    assert f"| ifsq bits 4 ar, seed 2, sampling seed 0 | FD(judge), class agreement | {command} |" in said
 
 
 def test_what_tokenizers_foretell_is_there_where_both_were_measured(grid, tmp_path):

@@ -9,10 +9,12 @@ from ifsq.bench.charts import Line, line_chart, mark
 from ifsq.bench.figures import ARROWS, LARGEST, compute_text, decimals_of, interval_text, text_of, titled
 from ifsq.bench.figures import better as side_of
 from ifsq.bench.forecast import correlation_table
+from ifsq.bench.grid.cells import told
 from ifsq.bench.grid.config import Value
 from ifsq.bench.page import Block, Charts, Commands, Details, Fact, Page, Pictures, Section, Table
 from ifsq.bench.pictures import GAP, SCALE, level_bars, picture
 from ifsq.bench.summary import Family, Figure, Summary, winner_of
+from ifsq.bench.tables import search_table
 from ifsq.data.images import height_width
 from ifsq.evaluation.record import read_cards
 from ifsq.quantizers.usage import LevelUse
@@ -29,7 +31,7 @@ def grid_page(summary: Summary, title: str, machine: str) -> Page:
     """What the page of a grid says."""
     sections = [
         Section("Verdicts", _verdicts(summary)),
-        Section("Cells", [_cells(summary, of) for of in summary.kinds]),
+        Section("Cells", [*(_cells(summary, of) for of in summary.kinds), *_searches(summary)]),
         Section("Over the axes", _over_axes(summary)),
         Section("Quality over training compute", _over_training(summary)),
         Section("What tokenizers foretell", _foretold(summary)),
@@ -156,14 +158,21 @@ def _cells(summary: Summary, of: Sequence[Figure]) -> Table:
         figures = [_mean(found[name], decimals[name]) if name in found else "" for name in metrics]
         flops = next((one.flops for one in found.values() if one.flops is not None), None)
         counts = ", ".join(map(str, sorted({len(one.figures) for one in found.values()})))
-        rows.append(
-            [*(str(first.cell.get(axis, "")) for axis in axes), *figures, counts, compute_text(flops) if flops else ""]
-        )
-    columns = [*axes, *map(titled, metrics), "seeds", "training compute"]
-    if not any(row[-1] for row in rows):
-        columns, rows = columns[:-1], [row[:-1] for row in rows]
+        search = summary.searches.get(told(first.cell))
+        more = [f"{search.guidance:g}" if search else "", counts, compute_text(flops) if flops else ""]
+        rows.append([*(str(first.cell.get(axis, "")) for axis in axes), *figures, *more])
+    columns = [*axes, *map(titled, metrics), "guidance chosen", "seeds", "training compute"]
+    kept = [at for at, name in enumerate(columns) if name not in columns[-3:] or any(row[at] for row in rows)]
+    columns, rows = [columns[at] for at in kept], [[row[at] for at in kept] for row in rows]
     caption = f"{SPREAD[0].upper()}{SPREAD[1:]}, at the last step. ↓ lower is better, ↑ higher is better."
     return Table(caption, columns, rows, range(len(axes), len(columns)))
+
+
+def _searches(summary: Summary) -> list[Block]:
+    """What the search of each cell's guidance scale found, where there was one."""
+    names = {summary.name(one.cell): told(one.cell) for one in summary.last}
+    found = {name: summary.searches[cell] for name, cell in names.items() if cell in summary.searches}
+    return [Details(f"the search of the guidance scale, {len(found)} cells", search_table(found))] if found else []
 
 
 def _axes(summary: Summary, of: Sequence[Figure]) -> list[str]:
@@ -289,7 +298,7 @@ def _samples(summary: Summary) -> list[Block]:
     rows, height = (held[0].shown, SCALE * (height_width(held[0].cards[0].size)[0] + GAP)) if held else ((), 0)
     searched = "; ".join(dict.fromkeys(one.neighbours for one in held if one.neighbours)) or "pixels"
     blocks: list[Block] = []
-    for file, told in (
+    for file, caption in (
         (
             "classes.png",
             "One class a row, of the first training seed; the samples are the first drawn, none was chosen.",
@@ -300,7 +309,7 @@ def _samples(summary: Summary) -> list[Block]:
         sheets = [picture(path, name, f"samples of {name}, one class a row") for name, path in found[:MOST_SHEETS]]
         more = f" The first {MOST_SHEETS} of {len(found)} cells." if len(found) > MOST_SHEETS else ""
         if sheets:
-            blocks.append(Pictures(sheets, f"{told}{more}", rows, height))
+            blocks.append(Pictures(sheets, f"{caption}{more}", rows, height))
     return blocks
 
 
@@ -373,12 +382,22 @@ def _cards(of: Sequence[Figure]) -> Details:
 
 def _commands(summary: Summary) -> list[Block]:
     """What makes each cell again, and all of them."""
-    lines: dict[str, str] = {}
+    lines: dict[str, tuple[str, list[str]]] = {}
     for one in summary.last:
         for measured in one.of:
-            lines.setdefault(measured.command, f"{summary.name(one.cell)}, seed {measured.seed}")
-    rows = [[name, command] for command, name in lines.items()]
-    details = Details(f"the command of each of {len(rows)} measurements", Table("", ["measures", "command"], rows))
+            drawn = "" if measured.sampling_seed is None else f", sampling seed {measured.sampling_seed}"
+            whose = f"{summary.name(one.cell)}, seed {measured.seed}{drawn}"
+            metrics = lines.setdefault(measured.command, (whose, []))[1]
+            metrics += [] if one.metric in metrics else [one.metric]
+    rows = [[whose, ", ".join(metrics), command] for command, (whose, metrics) in lines.items()]
+    caption = (
+        "Each does one stage and all that it needs, from the images on, as far as that is not done: a row of the table"
+        " of cells anew takes all of its commands, with another --out. What each measured is in the evaluation of its"
+        " stage; the command of the whole grid gathers these."
+    )
+    details = Details(
+        f"the command of each of {len(rows)} measurements", Table(caption, ["of", "measures", "command"], rows)
+    )
     return [Commands([summary.about.command]), details] if summary.about.command else [details]
 
 
@@ -402,7 +421,7 @@ def _all_figures(summary: Summary) -> Table:
                 str(len(one.figures)),
                 each,
                 "",
-                one.of[0].command,
+                " && ".join(dict.fromkeys(measured.command for measured in one.of)),
             ]
         )
     for family in summary.families:

@@ -4,7 +4,7 @@ Markdown, CSV and HTML show these; none of them computes a number of its own.
 """
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import combinations
@@ -16,6 +16,8 @@ from ifsq.bench.figures import HIGHER, LOWER, MAIN, better, main_value
 from ifsq.bench.forecast import RankCorrelation, rank_correlations
 from ifsq.bench.grid.cells import part, told
 from ifsq.bench.grid.config import GENERATOR, Grid, Value
+from ifsq.bench.grid.guidance import Search
+from ifsq.bench.grid.stages import folder_of, is_complete
 from ifsq.bench.grid.verdicts import Group, pairs_of, verdicts_of
 from ifsq.bench.measurement import MEASUREMENTS, Measurement, by_seed, newest, read_measurements
 from ifsq.bench.protocol import Comparison, Protocol, Verdict, judge
@@ -41,6 +43,7 @@ class About:
     left_out  cells that the grid leaves out, a line each
     protocol  how its seeds decide; None: as `Summary.protocol`
     grid      itself, where it names the comparisons; None: as `Summary.families`
+    searches  stages that take a cell's best guidance, and the cells' names
     """
 
     question: str = ""
@@ -51,6 +54,7 @@ class About:
     left_out: tuple[str, ...] = ()
     protocol: Protocol | None = None
     grid: Grid | None = None
+    searches: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -153,12 +157,14 @@ class Summary:
 
     figures   of each cell, step, metric and value, in the order of the measurements
     failures  stages that failed
+    searches  of the guidance scale, by the name of the cell that took it (`told`)
     """
 
     folder: Path
     about: About
     figures: tuple[Figure, ...]
     failures: tuple[Failure, ...] = ()
+    searches: Mapping[str, Search] = field(default_factory=dict)
 
     @cached_property
     def main(self) -> list[Figure]:
@@ -274,7 +280,9 @@ def summary_of(folder: Path) -> Summary:
     if not measured:
         raise InputError(f"{folder / MEASUREMENTS}: holds no measurement yet; run the grid first")
     _refuse_unlike(folder, measured)
-    summary = Summary(folder, _about(folder / ABOUT), _figures(measured), _failures(folder / FAILURES))
+    about = _about(folder / ABOUT)
+    failures, searches = _failures(folder / FAILURES), _searches(folder, about)
+    summary = Summary(folder, about, _figures(measured), failures, searches)
     if not summary.last:
         raise InputError(f"{folder / MEASUREMENTS}: holds no figure that stands for its metric; measure again")
     return summary
@@ -295,11 +303,22 @@ def _about(path: Path) -> About:
     for name, held in (("command", table.get("command")), ("grid.left_out", grid.get("left_out"))):
         if held and not isinstance(held, list):
             raise InputError(f"{path}: {name}: expected a list, as bench writes it, got {str(held)[:80]!r}")
+    if isinstance(stages := table.get("stages"), dict):
+        searches = {
+            name: one for name, one in stages.items() if isinstance(one, dict) and one.get("kind") == "guidance"
+        }
+        shown["searches"] = {name: one.get("cells", []) for name, one in searches.items()}
     if command := table.get("command"):
         shown["command"] = shlex.join(["ifsq", *map(str, command)])
     if left_out := grid.get("left_out"):
         shown["left_out"] = [_left_out(one) for one in left_out]
     return build(About, shown, str(path))
+
+
+def _searches(folder: Path, about: About) -> dict[str, Search]:
+    """Those that are done."""
+    done = {name: cells for name, cells in about.searches.items() if is_complete(folder, name)}
+    return {cell: Search.read(folder_of(folder, name)) for name, cells in done.items() for cell in cells}
 
 
 def _left_out(one: Any) -> str:

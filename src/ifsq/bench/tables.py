@@ -1,9 +1,10 @@
 """Tables of a report of runs: what was measured, a run a column; each card whole; every figure a row."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ifsq.bench.commands import evaluation_command
 from ifsq.bench.figures import decimals_of, interval_text, main_value, text_of, titled
+from ifsq.bench.grid.guidance import Search
 from ifsq.bench.page import Details, Table
 from ifsq.bench.runs import Reported
 from ifsq.metrics.card import ProtocolCard
@@ -124,3 +125,20 @@ def _protocol(card: ProtocolCard) -> list[str]:
         ", ".join(weights),
         card.code_version,
     ]
+
+
+def search_table(searches: Mapping[str, Search]) -> Table:
+    """What searches of the guidance scale found, by the names of their cells: a cell a row, a scale a column."""
+    scales = sorted({scale for search in searches.values() for scale in search.figures})
+    rows = []
+    for name, search in searches.items():
+        decimals = decimals_of(list(search.means.values()))
+        shown = {scale: text_of(mean, decimals) for scale, mean in search.means.items()}
+        shown[search.guidance] += " (chosen)"
+        rows.append([name, search.metric, *(shown.get(scale, "") for scale in scales)])
+    caption = (
+        "Mean over the training and sampling seeds of the search, none of which is compared, at each scale. The best of"
+        " several looks better here than it is; the figures above are of other seeds."
+    )
+    columns = ["cell", "by", *(f"scale {scale:g}" for scale in scales)]
+    return Table(caption, columns, rows, range(2, len(columns)))

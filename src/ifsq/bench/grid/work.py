@@ -3,15 +3,15 @@
 Every one can be run again after an interruption, and goes on or finds that it is done.
 """
 
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Protocol, runtime_checkable
 
 from ifsq import pipeline
-from ifsq.bench.protocol import Better, best_setting
-from ifsq.config import InputError, read_json
+from ifsq.bench.grid.guidance import Search
+from ifsq.bench.protocol import Better
+from ifsq.config import InputError
 from ifsq.data.crops import Crops
 from ifsq.data.images import Size
 from ifsq.evaluation import GeneratorEvaluation, TokenizerEvaluation
@@ -19,12 +19,10 @@ from ifsq.evaluation.record import Evaluation, read_cards, write_cards
 from ifsq.experiment import GeneratorExperiment, TokenizerExperiment
 from ifsq.pretrained.teachers import TeacherConfig
 from ifsq.pretraining import TeacherExperiment
-from ifsq.store.files import make_folder, write_bytes, write_text
+from ifsq.store.files import make_folder, write_bytes
 from ifsq.store.run import EVALUATION, EVALUATIONS, Run
 from ifsq.training.log import Reporter
 
-GUIDANCE = "guidance.json"
-"""File of the scale that was chosen, and the figures that it was chosen by."""
 EVALUATED = ("rF", "level entropy", "index use")
 """How metrics begin that a forecast has of other images than an evaluation of the same tokenizer, or of the same."""
 
@@ -173,7 +171,7 @@ class MeasureGenerator:
 
     def run(self, folder: Path, device: str, reporter: Reporter) -> None:
         """See `Work`."""
-        scale = chosen_guidance(self.guidance) if isinstance(self.guidance, Path) else self.guidance
+        scale = Search.read(self.guidance).guidance if isinstance(self.guidance, Path) else self.guidance
         sampling = None if scale is None else {"guidance": scale}
         pipeline.evaluate_generator(
             self.generator, self.asked, device, reporter, sampling, steps=self.steps, out=folder
@@ -187,7 +185,7 @@ class MeasureGenerator:
 
 @dataclass(frozen=True)
 class ChooseGuidance:
-    """Take the scale of guidance with the best figure of a search, see `best_setting`.
+    """Take the scale of guidance with the best figure of a search, see `Search`.
 
     searched  scale, training seed, and the folder of what was measured, by metric and value
     better    which figures are
@@ -206,19 +204,10 @@ class ChooseGuidance:
             if not math.isfinite(figure := values.get(self.value, math.nan)):
                 raise InputError(f"{place}: has no {self.metric}, {self.value}, by which the best guidance is taken")
             figures.setdefault(scale, {}).setdefault(seed, []).append(figure)
-        best = best_setting(figures, self.better)
-        reporter.say(f"best guidance by {self.metric}: {best:g} of {', '.join(f'{scale:g}' for scale in figures)}")
-        table = {"guidance": best, "metric": self.metric, "value": self.value, "figures": figures}
-        make_folder(folder)
-        write_text(folder / GUIDANCE, json.dumps(table, indent=1) + "\n")
-
-
-def chosen_guidance(folder: Path) -> float:
-    """What a stage of `ChooseGuidance` chose. Raises InputError."""
-    table = read_json(folder / GUIDANCE)
-    if not isinstance(table, dict) or not isinstance(scale := table.get("guidance"), int | float):
-        raise InputError(f"{folder / GUIDANCE}: is damaged; remove {folder} for the stage to be done again")
-    return float(scale)
+        found = Search.best(figures, self.metric, self.value, self.better)
+        scales = ", ".join(f"{scale:g}" for scale in figures)
+        reporter.say(f"best guidance by {self.metric}: {found.guidance:g} of {scales}")
+        found.write(folder)
 
 
 def evaluations_in(folder: Path) -> list[Evaluation]:
