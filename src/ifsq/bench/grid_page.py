@@ -391,13 +391,11 @@ def _commands(summary: Summary) -> list[Block]:
             metrics += [] if one.metric in metrics else [one.metric]
     rows = [[whose, ", ".join(metrics), command] for command, (whose, metrics) in lines.items()]
     caption = (
-        "Each does one stage and all that it needs, from the images on, as far as that is not done: a row of the table"
-        " of cells anew takes all of its commands, with another --out. What each measured is in the evaluation of its"
-        " stage; the command of the whole grid gathers these."
+        "Each does one stage and what it needs, as far as that is not done: a row of the table of cells anew takes all"
+        " of its commands, with another --out; the command of the whole grid then gathers what they measured."
     )
-    details = Details(
-        f"the command of each of {len(rows)} measurements", Table(caption, ["of", "measures", "command"], rows)
-    )
+    table = Table(caption, ["of", "measures", "command"], rows)
+    details = Details(f"the command of each of {len(rows)} measurements", table)
     return [Commands([summary.about.command]), details] if summary.about.command else [details]
 
 

@@ -10,6 +10,7 @@ from ifsq.bench.grid.plan import Plan, plan_grid
 from ifsq.bench.grid.results import check_measured, measurements, taken, write_results
 from ifsq.bench.grid.runner import FAILURES, check_jobs, own_folder, perform, run_stages
 from ifsq.bench.grid.stages import STAGES, folder_of
+from ifsq.bench.grid.timing import TIMES, time_trainings
 from ifsq.bench.grid.verdicts import comparisons_of, more_seeds, pairs_of, verdicts_of
 from ifsq.bench.measurement import MEASUREMENTS, append_measurement
 from ifsq.bench.shipped import experiment_file
@@ -65,6 +66,9 @@ def bench(
     comparisons_of(plan.grid)
     make_folder(out / STAGES)  # first: by it a folder that is left at any moment is a grid's
     with lock(out / LOCK, reporter.say):
+        if plan.untimed:
+            time_trainings(plan.untimed, out, device, reporter, jobs)
+            plan = plan_grid(file, out, overrides)
         while True:
             write_plan(plan)
             if engine:
@@ -86,6 +90,11 @@ def bench(
 def plan_all(file: Path, out: Path, overrides: Sequence[str]) -> Plan:
     """The plan of a grid with every seed that its protocol may come to. Raises InputError."""
     plan = plan_grid(file, out, overrides)
+    if plan.untimed:
+        raise InputError(
+            f"{out}: has no {TIMES} for the budgets in minutes, from which steps and names of stages follow; run the"
+            " whole grid there first, or copy that of another folder"
+        )
     if plan.grid.protocol is None:
         return plan
     return plan_grid(file, out, overrides, {told(cell): plan.grid.protocol.cap for cell in cells(plan.grid)})

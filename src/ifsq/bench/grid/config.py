@@ -93,12 +93,14 @@ class LeftOut:
 class Budget:
     """How long each training of a kind is, in place of ``train.steps``; at most one of them.
 
-    flops   floating-point operations, forward and backward, see `ifsq.bench.grid.cost`
-    images  taken, those that are taken again counted again
+    flops    floating-point operations, forward and backward, see `ifsq.bench.grid.cost`
+    images   taken, those that are taken again counted again
+    minutes  of wall time that its steps take on the machine that begins the grid, see `ifsq.bench.grid.timing`
     """
 
     flops: float | None = None
     images: int | None = None
+    minutes: float | None = None
 
     def __post_init__(self) -> None:
         given = {name: value for name, value in vars(self).items() if value is not None}

@@ -48,7 +48,7 @@ def generator_flops(
         return training_flops(experiment.make(layout, classes, code_dim))
 
 
-def steps_for(amount: int | float, a_step: int) -> int:
+def steps_for(amount: int | float, a_step: int | float) -> int:
     """Steps that an amount allows: the nearest number, at least one."""
     return max(1, round(amount / a_step))
 

@@ -9,6 +9,7 @@ from ifsq.bench.grid.cells import told
 from ifsq.bench.grid.control import UNEQUAL, equal_between
 from ifsq.bench.grid.plan import COSTS, Plan
 from ifsq.bench.grid.stages import Stage, is_complete, marker_of
+from ifsq.bench.grid.timing import TIMES
 from ifsq.bench.grid.verdicts import pairs_of
 from ifsq.config import read_json, to_dict
 from ifsq.store.files import make_folder, write_text
@@ -18,7 +19,9 @@ GRID = "grid.json"
 
 
 def rows_of_stages(plan: Plan) -> list[list[str]]:
-    """Name, state, steps, FLOPs of training and cells of each stage."""
+    """Name, state, steps, FLOPs of training and cells of each stage; of a plan that is not timed, kinds for names."""
+    if plan.untimed:
+        return [[stage.kind, "to do", "", "", _whose(plan, name)] for name, stage in plan.stages.items()]
     return [
         [
             name,
@@ -41,7 +44,14 @@ def summary(plan: Plan) -> list[str]:
     shared = sum(count > 1 for count in Counter(name for road in roads.values() for name in road).values())
     alone = sum(map(len, roads.values()))
     lines.append(f"{shared} stages are shared by several cells; each cell for itself would do {alone}")
-    lines.append(f"training: {_flops(plan.stages.values()):.3g} FLOP, forward and backward, as torch counts them")
+    if plan.untimed:
+        lines.append(
+            f"{len(plan.untimed)} trainings with a budget in minutes are not timed yet, which ifsq bench does first:"
+            " steps, FLOPs and the names of stages follow from it"
+        )
+    else:
+        lines += _timed(plan)
+        lines.append(f"training: {_flops(plan.stages.values()):.3g} FLOP, forward and backward, as torch counts them")
     if plan.grid.protocol is not None:
         looks = ", ".join(map(str, plan.grid.protocol.looks))
         lines.append(f"compared: {len(pairs_of(plan.grid))} pairs of cells, one family, looked at with {looks} seeds")
@@ -93,6 +103,14 @@ def _roads(plan: Plan) -> dict[str, set[str]]:
     for figures in plan.figures:
         found.setdefault(told(figures.cell), set()).update(plan.only(figures.stage).stages)
     return found
+
+
+def _timed(plan: Plan) -> list[str]:
+    """Where the steps of budgets in minutes come from, where there are any."""
+    if all(budget.minutes is None for budget in vars(plan.grid.budget).values()):
+        return []
+    where = dict.fromkeys(f"{one.device} with {one.threads} threads" for one in plan.times.values())
+    return [f"budgets in minutes: steps by {plan.out / TIMES}, timed on {', '.join(where)}"]
 
 
 def _flops(stages: Any) -> float:

@@ -42,6 +42,21 @@ def check_training(
         raise InputError(f"{kind}: {error}") from error
 
 
+def check_timed(
+    experiment: TokenizerExperiment | TeacherExperiment | GeneratorExperiment, kind: str, processes: int
+) -> None:
+    """Raise InputError for a training whose steps are not timed, which a budget in minutes takes."""
+    why = ""
+    if processes > 1:
+        why = f"steps are timed in one process, and resources.{kind} has {processes}"
+    elif isinstance(experiment, GeneratorExperiment) and experiment.data is not None:
+        why = "a generator that encodes its images in training is not timed, nothing being encoded yet"
+    elif isinstance(experiment, GeneratorExperiment) and experiment.alignment and experiment.alignment.weight:
+        why = "a generator that is aligned is not timed, its teacher's features not being there yet"
+    if why:
+        raise InputError(f"budget in minutes of {kind}: {why}; expected flops or images")
+
+
 def check_looks(behind: TokenizerExperiment, options: TokenizerEvaluation, where: str) -> None:
     """Raise InputError where a tokenizer cannot be measured so: levels, and images that are not there or do not fit."""
     try:

@@ -67,6 +67,11 @@ class Lookups:
             self._layouts[key] = layout_of(coded.tokenizer, coded.data.sides)
         return self._layouts[key]
 
+    def codes(self, coded: Coded) -> tuple[CodeSpec | LatentSpec, int, int | None]:
+        """Their layout, the classes of the images, and the channels of a codebook's vectors."""
+        layout, code_dim = self.layout(coded)
+        return layout, self.classes(coded), code_dim
+
     def classes(self, coded: Coded) -> int:
         """How many the images have."""
         return self.images(coded.data, coded.tokenizer.conv.in_channels)[1]
@@ -83,8 +88,7 @@ class Lookups:
         untrained = replace(experiment, train=TrainConfig())
         key = digest([identity(untrained), identity(coded.tokenizer), coded.data.sides])
         if key not in self.costs:
-            layout, code_dim = self.layout(coded)
-            self.costs[key] = generator_flops(experiment, layout, self.classes(coded), code_dim)
+            self.costs[key] = generator_flops(experiment, *self.codes(coded))
         return self.costs[key]
 
     def check_encoding(self, behind: TokenizerExperiment, how: work.Encoding) -> None:
@@ -111,9 +115,9 @@ class Lookups:
         if bits and experiment.kind == "diffusion":
             check_bits(self.layout(coded)[0], where)
         if scales and self._first("scales", identity(replace(experiment, train=TrainConfig()))):
-            layout, code_dim = self.layout(coded)
+            codes = self.codes(coded)
             with torch.device("meta"):
-                model = experiment.make(layout, self.classes(coded), code_dim)
+                model = experiment.make(*codes)
             check_scales(experiment, model, scales, where)
 
     def _first(self, *of: object) -> bool:

@@ -10,9 +10,10 @@ from ifsq.bench.grid.cells import Bases, Cell, cells, part, told
 from ifsq.bench.grid.config import GENERATOR, Budget, Grid, load_grid
 from ifsq.bench.grid.control import Compared, check_alike
 from ifsq.bench.grid.cost import lasting, steps_for
-from ifsq.bench.grid.foreseen import check_measures, check_teachers, check_training
+from ifsq.bench.grid.foreseen import check_measures, check_teachers, check_timed, check_training
 from ifsq.bench.grid.lookups import Coded, Lookups
 from ifsq.bench.grid.stages import Stage, folder_of, identity
+from ifsq.bench.grid.timing import Timed, Training, read_times
 from ifsq.bench.grid.verdicts import pairs_of, still_compared
 from ifsq.bench.shipped import grid_name
 from ifsq.codes import CodeSpec
@@ -62,6 +63,9 @@ class Plan:
     users    which cells need a stage, by its name
     compared the generators behind each tokenizer, see `ifsq.bench.grid.control`
     costs    FLOPs of training on an image, by what was counted
+    times    what steps took, by `Training.key`
+    untimed  trainings with a budget in minutes whose steps were not timed yet: until then steps, FLOPs and addresses of
+             these, and the addresses of what stands on them, are not known
     command  what follows ``ifsq``
     """
 
@@ -73,6 +77,8 @@ class Plan:
     users: dict[str, list[str]] = field(default_factory=dict)
     compared: Compared = field(default_factory=dict)
     costs: dict[str, int] = field(default_factory=dict)
+    times: dict[str, Timed] = field(default_factory=dict)
+    untimed: dict[str, Training] = field(default_factory=dict)
 
     def only(self, name: str) -> "Plan":
         """The stage of this name and what it needs. Raises InputError where there is none."""
@@ -109,7 +115,8 @@ def plan_grid(file: Path, out: Path, overrides: Sequence[str] = (), seeds: Mappi
         grid = still_compared(grid)
     check_measures(grid)
     command = ("bench", grid_name(file), "--out", str(out), *overrides)
-    made = _Planner(Plan(grid, out, command, costs=_counted(out / COSTS)), Bases.read(grid, file.parent))
+    plan = Plan(grid, out, command, costs=_counted(out / COSTS), times=read_times(out))
+    made = _Planner(plan, Bases.read(grid, file.parent))
     every = cells(grid)
     counts = {told(cell): _seeds(grid, (seeds or {}).get(told(cell), 0)) for cell in every}
     for seed in dict.fromkeys(seed for own in counts.values() for seed in own):  # all cells once, before any again
@@ -169,7 +176,8 @@ class _Planner:
         if self.grid.seeds.apart:
             experiment = replace(experiment, train=replace(experiment.train, seed=_own_seed(experiment)))
         cost = self.known.tokenizer_cost(experiment)
-        experiment = replace(experiment, train=self._lasting(experiment.train, cost, self.grid.budget.tokenizer, 1))
+        train = self._lasting(Training(f"tokenizer {told(own)}", experiment), cost, self.grid.budget.tokenizer, 1)
+        experiment = replace(experiment, train=train)
         inputs, _ = self.known.images(experiment.data, experiment.tokenizer.conv.in_channels)
         stage = self._trained(work.TrainTokenizer, experiment, inputs, (), cost)
         return self.plan.add(stage, own)
@@ -252,7 +260,9 @@ class _Planner:
         cost = self.known.generator_cost(experiment, coded)
         scales = () if self.grid.protocol is None else self.grid.protocol.guidance
         self.known.check_sampled(experiment, coded, scales, self.grid.evaluation.likelihood, told(cell))
-        train = self._lasting(experiment.train, cost, self.grid.budget.generator, self.grid.evaluation.kept)
+        budget = self.grid.budget.generator
+        training = Training(told(cell), experiment, None if budget.minutes is None else self.known.codes(coded))
+        train = self._lasting(training, cost, budget, self.grid.evaluation.kept)
         experiment = replace(experiment, train=train)
         needs += [name for name in teachers.values() if name in self.plan.stages]
         return self.plan.add(self._trained(work.TrainGenerator, experiment, inputs, tuple(needs), cost), cell)
@@ -308,8 +318,9 @@ class _Planner:
         table = merge(self.bases.of(self.grid, cell, "teacher"), {"out": ""})
         experiment = build(TeacherExperiment, table, f"{self.grid.teacher} of {told(cell)}")
         if self.grid.budget.teacher.flops is not None:
-            raise InputError("budget.teacher.flops: are not counted of a teacher; expected images")
-        experiment = replace(experiment, train=self._lasting(experiment.train, 0, self.grid.budget.teacher, 1))
+            raise InputError("budget.teacher.flops: are not counted of a teacher; expected images or minutes")
+        training = Training(f"teacher {told(cell)}", experiment)
+        experiment = replace(experiment, train=self._lasting(training, 0, self.grid.budget.teacher, 1))
         inputs, _ = self.known.images(experiment.data, 3)
         return self.plan.add(self._trained(work.TrainTeacher, experiment, inputs, (), None), cell)
 
@@ -339,13 +350,20 @@ class _Planner:
         stage = self.plan.add(replace(stage, inputs=inputs, needs=needs, seed=sampling), cell)
         self.plan.gives(Figures(cell, seed, sampling, stage.name, of.name))
 
-    def _lasting(self, train: TrainConfig, cost: int, budget: Budget, kept: int) -> TrainConfig:
-        """A training as long as its budget says, or as its experiment."""
+    def _lasting(self, training: Training, cost: int, budget: Budget, kept: int) -> TrainConfig:
+        """A training as long as its budget says, or as its experiment; one still to be timed of any length."""
+        train, kind = training.experiment.train, training.kind
         steps = train.steps
         if budget.images is not None:
             steps = steps_for(budget.images, train.batch)
         elif budget.flops is not None:
             steps = steps_for(budget.flops, cost * train.batch)
+        elif budget.minutes is not None:
+            check_timed(training.experiment, kind, self.grid.resource(kind).processes)
+            if (timed := self.plan.times.get(training.key)) is None:
+                self.plan.untimed[training.key] = training
+                return lasting(train, kept, kept)
+            steps = steps_for(60 * budget.minutes, timed.seconds)
         if kept > steps:
             raise InputError(f"evaluation.kept={kept}: expected at most the {steps} steps of a training")
         return lasting(train, steps, kept)

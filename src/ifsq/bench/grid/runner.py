@@ -27,6 +27,7 @@ import torch
 
 from ifsq.bench.grid.plan import Plan
 from ifsq.bench.grid.stages import STAGES, Stage, is_complete, marker_of
+from ifsq.bench.grid.timing import cores_of
 from ifsq.config import InputError, Interrupted, Remark
 from ifsq.metrics.card import code_version
 from ifsq.store.files import append_text, first_line, is_free, make_folder, write_text
@@ -266,7 +267,7 @@ def _perform_silently(stage: Stage, plan: Plan, device: str) -> bool:
 
 def _begin_work(jobs: int, parent: int) -> None:
     """In a worker: its share of the cores; its end when who started it is gone."""
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // jobs))
+    torch.set_num_threads(cores_of(jobs))
     warnings.simplefilter("ignore", Remark)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal tells all: the first process then tells this one
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # as what it starts itself should be told
