@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ifsq.bench.grid import plan as planning
+from ifsq.bench.grid import lookups
 from ifsq.bench.grid.cells import cells
 from ifsq.bench.grid.config import load_grid
 from ifsq.bench.grid.plan import plan_grid
@@ -76,9 +76,8 @@ def test_the_header_says_what_a_run_needs_to_know(name):
 @pytest.mark.parametrize("name", FORMS)
 def test_every_form_plans(name, pictures, monkeypatch):
     """All cells; what a training costs is not counted here."""
-    monkeypatch.setattr(planning, "tokenizer_flops", lambda config, sides: 10**9)
-    monkeypatch.setattr(planning, "generator_flops", lambda experiment, layout, classes, code_dim: 10**8)
-    monkeypatch.setattr(planning, "layout_of", lambda config, sides: (None, None))
+    monkeypatch.setattr(lookups, "tokenizer_flops", lambda config, sides: 10**9)
+    monkeypatch.setattr(lookups, "generator_flops", lambda experiment, layout, classes, code_dim: 10**8)
     plan = plan_grid(FOLDER / f"{name}.toml", FOLDER.parent / "nowhere", ["--seeds.training", "[0]"])
     trained = [stage.kind for stage in plan.stages.values() if stage.kind in Generator.kinds]
     assert len(trained) == len(cells(plan.grid))
