@@ -633,7 +633,7 @@ BAD = {
     "demo override": (["demo", "--out", "new", "--data.size", "64"], "--data: the demo takes --train.* only"),
     "report of nothing": (["report", "codes"], "codes"),
     "no such grid": (["bench", "gone.toml"], "gone.toml: no such file, nor a shipped grid of this name"),
-    "grid's axis": (["bench", "minutes", "--out", "new", "--axes.bitz", "[2, 3]"], "axes.bitz: no setting says what its values mean"),
+    "grid's axis": (["bench", "minutes", "--out", "new", "--axes.bitz", "[2, 3]"], "axes.bitz: no setting says what 2, 3 mean; expected it of all but one"),
     "grid's folder": (["bench", "minutes", "--out", "foreign"], "foreign: is not empty and holds no grid"),
     "grid's jobs": (["bench", "minutes", "--out", "new", "--jobs", "0"], "--jobs 0: expected 1 to 64"),
     "engine": (["bench", "minutes", "--out", "new", "--engine", "make"], "--engine make: expected snakemake"),

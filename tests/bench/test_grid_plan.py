@@ -208,7 +208,9 @@ def test_budgets_are_steps(place):
     [
         (["--axes.bits", "[]"], "axes.bits=[]: expected at least one value"),
         (["--axes.bits", "[2, 2]"], "axes.bits=[2, 2]: expected at least one value, each once"),
-        (["--axes.bitz", "[2, 3]"], "axes.bitz: no setting says what its values mean"),
+        (["--axes.bitz", "[2, 3]"], "axes.bitz: no setting says what 2, 3 mean; expected it of all but one"),
+        (["--axes.bits", "[3, 4]"], "axes.bits: 4: expected one of 2, 3"),
+        (["--left_out", "[{when = {bits = []}}]"], "axis 'bits' has no value; expected at least one"),
         (["--axes.generator", '["gan"]'], "axes.generator: 'gan': expected one of ar, diffusion"),
         (["--seeds.training", "[]"], "training=[]: expected at least one seed"),
         (["--seeds.sampling", "[1, 1]"], "sampling=[1, 1]: expected at least one seed, none negative, each once"),

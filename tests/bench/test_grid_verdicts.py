@@ -84,7 +84,8 @@ def test_seeds_are_added_until_every_comparison_is_decided():
 
 
 def test_comparisons_of_some_cells_and_against_one_value():
-    grid = replace(GRID, axes={**GRID.axes, "bound": ("tanh", "ifsq", "quantile")})
+    third = Setting({"bound": "quantile"}, tokenizer={"tokenizer": {"quantizer": {"bound": "quantile"}}})
+    grid = replace(GRID, axes={**GRID.axes, "bound": ("tanh", "ifsq", "quantile")}, settings=(*GRID.settings, third))
     every = replace(BY_PSNR, axis="bound")
     assert len(comparisons_of(replace(grid, compare=(every,)))) == 3
     assert {one.paired for one in comparisons_of(replace(grid, compare=(replace(every, paired=True),)))} == {True}

@@ -287,10 +287,12 @@ class Grid:
         for one in self.absent:
             if one.axis not in self.values or one.axis == GENERATOR:
                 raise ValueError(f"absent: axis {one.axis!r}: expected one of {', '.join(self._named)}")
-        meant = {name for setting in self.settings for name in setting.when}
         for name in self._named:
-            if name not in meant and len(self.values[name]) > 1:
-                raise ValueError(f"axes.{name}: no setting says what its values mean")
+            meant = self.meant(name)
+            unsaid = [value for value in self.values[name] if value not in meant]
+            if len(unsaid) > 1:  # one may be what the base experiments are
+                told = ", ".join(map(str, unsaid))
+                raise ValueError(f"axes.{name}: no setting says what {told} mean; expected it of all but one")
         for kind in self.resources:
             if kind not in KINDS:
                 raise ValueError(f"resources.{kind}: expected one of {', '.join(KINDS)}")
@@ -320,6 +322,10 @@ class Grid:
     def resource(self, kind: str) -> Resources:
         """What a stage of this kind takes."""
         return self.resources.get(kind, Resources())
+
+    def meant(self, axis: str) -> set[Value]:
+        """Values of an axis of which a setting says what they mean."""
+        return {value for setting in self.settings if axis in setting.when for value in values_of(setting.when[axis])}
 
     @property
     def _named(self) -> list[str]:
@@ -356,6 +362,11 @@ def load_grid(path: Path, overrides: Iterable[str] = ()) -> Grid:
     for asked in grid.compare:
         if asked.against != "":
             _check({asked.axis: asked.against}, known, f"{path}: compare: against")
+    for name, values in grid.axes.items():
+        known_here = {*own.values.get(name, ()), *grid.meant(name)}
+        for value in values if name != GENERATOR else ():
+            if value not in known_here:
+                raise InputError(f"axes.{name}: {value!r}: expected one of {', '.join(sorted(map(str, known_here)))}")
     for setting in grid.settings:
         if GENERATOR in setting.when and setting.sets & {"tokenizer", "teacher", "codes"}:
             raise InputError(
@@ -407,6 +418,8 @@ def _check(when: When, known: Mapping[str, Any], where: str) -> None:
     for name, wanted in when.items():
         if name not in known:
             raise InputError(f"{where}: when: axis {name!r}: expected one of {', '.join(known)}")
+        if not values_of(wanted):
+            raise InputError(f"{where}: when: axis {name!r} has no value; expected at least one")
         for value in values_of(wanted):
             if value not in known[name]:
                 choices = ", ".join(sorted(map(str, known[name])))

@@ -19,7 +19,7 @@ from torch import Tensor
 from ifsq.config import InputError
 from ifsq.interop.graphs.parts import Part, Port
 from ifsq.interop.graphs.staged import with_staged_norms
-from ifsq.store.files import writing
+from ifsq.store.files import write_bytes
 from ifsq.tokenizer.model import Tokenizer
 
 OPSET = 18
@@ -78,8 +78,7 @@ def write_program(part: Part, path: Path, about: Mapping[str, str]) -> None:
     """Write ``path``, a ``.pt2`` of `torch.export.save`; the texts lie in it as ``about/NAME``."""
     content = io.BytesIO()  # what the system refuses would hide behind errors of torch's own
     torch.export.save(trace(part), content, extra_files={f"about/{name}": text for name, text in about.items()})
-    with writing(path):
-        path.write_bytes(content.getbuffer())
+    write_bytes(path, content.getvalue())
 
 
 def open_program(path: Path) -> Opened:
@@ -111,8 +110,7 @@ def write_onnx(part: Part, path: Path, about: Mapping[str, str]) -> None:
     for value, port in zip([*model.graph.input, *model.graph.output], [part.takes, *part.gives], strict=True):
         _name_axes(value, port)
     onnx.helper.set_model_props(model, dict(about))
-    with writing(path):
-        path.write_bytes(model.SerializeToString())
+    write_bytes(path, model.SerializeToString())
 
 
 def open_onnx(path: Path) -> Opened:
@@ -155,8 +153,7 @@ def halve_onnx(path: Path) -> None:
     nodes = [*casts, *model.graph.node]
     del model.graph.node[:]
     model.graph.node.extend(nodes)
-    with writing(path):
-        path.write_bytes(model.SerializeToString())
+    write_bytes(path, model.SerializeToString())
 
 
 def _forget_source(model: Any) -> None:
