@@ -130,6 +130,8 @@ def test_independent_cells_are_pairs_of_their_own():
     assert [round(f, 6) for (f,) in found[one.a].values()] == [1.01, 1.01, 0.98, 0.98, 1.03, 1.03]
     assert list(found[one.a]) == list(range(6))
     assert len(figures_of(grid, rows[:-1])[one.b]) == 4  # both cells of two seeds
+    late = figures_of(grid, [row for row in rows if row.seed != 1])[one.a]
+    assert list(late) == [0, 1, 4, 5]  # a seed keeps its numbers, by which pairs are made
     names = {told(cell) for cell in cells(grid)}
     assert more_seeds(grid, []) == dict.fromkeys(names, 3)
     assert more_seeds(grid, figures(1.0, 1.0, 3)) == dict.fromkeys(names, 5)

@@ -11,7 +11,7 @@ from ifsq.bench.grid.results import check_measured, measurements, taken, write_r
 from ifsq.bench.grid.runner import FAILURES, check_jobs, own_folder, perform, run_stages
 from ifsq.bench.grid.stages import STAGES, folder_of
 from ifsq.bench.grid.timing import TIMES, time_trainings
-from ifsq.bench.grid.verdicts import comparisons_of, more_seeds, pairs_of, verdicts_of
+from ifsq.bench.grid.verdicts import more_seeds, pairs_of, verdicts_of
 from ifsq.bench.measurement import MEASUREMENTS, append_measurement
 from ifsq.bench.shipped import experiment_file
 from ifsq.config import InputError
@@ -63,7 +63,6 @@ def bench(
     if only:
         return _alone(plan_all(file, out, overrides), only, device, reporter)
     plan = plan_grid(file, out, overrides)
-    comparisons_of(plan.grid)
     make_folder(out / STAGES)  # first: by it a folder that is left at any moment is a grid's
     with lock(out / LOCK, reporter.say):
         if plan.untimed:

@@ -372,17 +372,16 @@ class _Planner:
 def _check_independent(plan: Plan) -> None:
     """Raise InputError where cells that a comparison takes as independent stand on one tokenizer."""
     asked = [pair for pair in pairs_of(plan.grid) if pair.asked.independent]
-    behind: dict[tuple[int, frozenset[Any]], str] = {}
-    for one in plan.figures if asked else ():
+    behind: dict[frozenset[Any], set[str]] = {}
+    for one in plan.figures:
         stage = plan.stages[one.of]
-        behind[one.seed, frozenset(one.cell.items())] = stage.inputs.get("tokenizer", stage.name)
+        behind.setdefault(frozenset(one.cell.items()), set()).add(stage.inputs.get("tokenizer", stage.name))
     for group in (group for pair in asked for group in (pair.a, pair.b)):
         first: dict[str, Cell] = {}
         for cell in group.cells:
-            for (seed, key), name in behind.items():
-                if key == frozenset(cell.items()) and first.setdefault(f"{name} {seed}", cell) != cell:
-                    other = told(first[f"{name} {seed}"])
-                    raise InputError(f"compare: independent: {other} and {told(cell)} have a tokenizer in common")
+            for name in behind.get(frozenset(cell.items()), ()):
+                if (other := first.setdefault(name, cell)) != cell:
+                    raise InputError(f"compare: independent: {told(other)} and {told(cell)} have a tokenizer in common")
 
 
 def _own_seed(experiment: TokenizerExperiment) -> int:

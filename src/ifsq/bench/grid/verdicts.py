@@ -34,7 +34,8 @@ class Group:
     def name(self) -> str:
         """Among the figures: no two groups of a grid with other cells or by another figure have the same."""
         over = f", mean of {', '.join(told(dict(values)) for values in self.over)}" if self.asked.mean_over else ""
-        return f"{told(self.cell)}{over} by {self.asked.metric}, {self.asked.value}"
+        alone = ", each by itself" if self.asked.independent else ""
+        return f"{told(self.cell)}{over}{alone} by {self.asked.metric}, {self.asked.value}"
 
     @property
     def shown(self) -> str:
@@ -116,8 +117,9 @@ def figures_of(grid: Grid, measured: Sequence[Measurement]) -> dict[str, Figures
             if not complete:
                 continue
             if asked.independent:
-                drawn = [one[seed] for seed in complete for one in each]
-                figures[group.name] = dict(enumerate(drawn))
+                figures[group.name] = {
+                    seed * len(each) + at: one[seed] for seed in complete for at, one in enumerate(each)
+                }
             else:
                 figures[group.name] = {seed: tuple(f for one in each for f in one[seed]) for seed in complete}
     return figures
@@ -135,10 +137,11 @@ def more_seeds(grid: Grid, measured: Sequence[Measurement]) -> dict[str, int]:
     if grid.protocol is None:
         return {}
     wanted = seeds_wanted(figures_of(grid, measured), comparisons_of(grid), grid.protocol)
-    counts = {told(cell): 0 for cell in cells(grid)}
+    every = cells(grid)
+    counts = {told(cell): 0 for cell in every}
     for asked in grid.compare:
         for group in _groups(grid, asked):
-            for cell in cells(grid):
+            for cell in every:
                 if _of(grid, cell, asked) in group.cells:
                     counts[told(cell)] = max(counts[told(cell)], wanted.get(group.name, 0))
     return counts
