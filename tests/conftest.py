@@ -155,6 +155,16 @@ def quick_judge(monkeypatch: pytest.MonkeyPatch) -> None:
     _quick_judge(monkeypatch)
 
 
+@pytest.fixture
+def few_bundled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bundled sources of a few pictures: for what is true of any number of them. Other processes see them all."""
+    from ifsq.data import bundled  # the import hook must be there before
+
+    few = {"train": 16, "val": 8}
+    monkeypatch.setattr(bundled, "CROPS_PER_PHOTO", few)
+    monkeypatch.setattr(bundled, "SHAPES_PER_CLASS", few)
+
+
 @pytest.fixture(scope="session")
 def road(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``pictures``, a tokenizer ``tok``, its ``codes`` and a generator ``ar``: trained for two steps and evaluated."""

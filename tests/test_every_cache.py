@@ -73,7 +73,7 @@ def make_tokenizer(kind: str) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.usefixtures("quick_judge")
+@pytest.mark.usefixtures("quick_judge", "few_bundled")
 def test_the_whole_road(case, tmp_path, monkeypatch, capsys):
     kind, codes = CASES[case]
     monkeypatch.chdir(tmp_path)

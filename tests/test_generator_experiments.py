@@ -244,6 +244,7 @@ def test_larger_ones_are_in_shrunken_form_what_the_smallest_is(path):
     [path for path in ROWS if path not in LARGE],
     ids=lambda path: f"{path.parent.name}/{path.stem}",
 )
+@pytest.mark.usefixtures("few_bundled")
 def test_it_trains_in_shrunken_form(path, codes, tmp_path, monkeypatch):
     tokenizer, cache = codes(path)
     kind = load_generator_experiment(path).kind
