@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import threading
 import time
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from ifsq.bench.grid import command, runner
-from ifsq.bench.grid.config import Grid
+from ifsq.bench.grid.config import Grid, Resources
 from ifsq.bench.grid.plan import Plan
 from ifsq.bench.grid.runner import FAILURES, own_folder, perform, run_stages
 from ifsq.bench.grid.stages import Stage, is_complete, marker_of
@@ -269,6 +270,63 @@ def test_a_stage_that_is_asked_to_stop_stops_the_grid(plan):
     assert runs(plan) == {"a": 1, "b": 1, "c": 0, "d": 0, "e": 0, "f": 0}
     assert not is_complete(plan.out, B.name)
     assert not (plan.out / FAILURES).exists()
+
+
+STANDS_IN_FOR_TORCHRUN = """#!/bin/sh
+trap 'echo told >> "{out}/told"; exit {code}' TERM
+echo "$@" > "{out}/started"
+test {waits} = 0 && exit {code}
+while :; do sleep 0.05; done
+"""
+
+
+@pytest.fixture
+def torchrun(plan, monkeypatch):
+    """``torchrun(code, waits)``: what stages of two processes are started with, and the code with which it ends."""
+
+    def make(code, waits=False):
+        file = plan.out / "python"
+        file.write_text(STANDS_IN_FOR_TORCHRUN.format(out=plan.out, code=code, waits=int(waits)))
+        file.chmod(0o755)
+        monkeypatch.setattr(runner.sys, "executable", str(file))
+        return replace(plan, grid=Grid({}, "tokenizer.toml", resources={"codes": Resources(processes=2)}))
+
+    return make
+
+
+def test_a_stage_of_two_processes_is_started_by_torchrun(torchrun):
+    plan = torchrun(0)
+    assert perform(A, plan, "cpu", Silent())
+    assert marker_of(plan.out, A.name).is_file()
+    said = (plan.out / "started").read_text()
+    assert said.startswith("-m torch.distributed.run --standalone --nproc-per-node 2 -m ifsq ")
+    assert said.endswith(f" --only {A.name} --device cpu\n")
+
+
+def test_processes_that_fail_fail_their_stage(torchrun):
+    plan = torchrun(3)
+    with pytest.raises(InputError, match=f"{A.name}: its 2 processes ended with exit code 3; what they said is above"):
+        perform(A, plan, "cpu", Silent())
+    assert not is_complete(plan.out, A.name)
+
+
+@pytest.mark.parametrize("code", [0, 143])
+def test_a_request_to_stop_reaches_the_processes(code, torchrun):
+    """They may end well or not: the stage is not complete, whoever asked."""
+    plan = torchrun(code, waits=True)
+
+    def ask():
+        while not (plan.out / "started").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    with pytest.raises(KeyboardInterrupt):
+        perform(A, plan, "cpu", Silent())
+    asking.join()
+    assert (plan.out / "told").read_text() == "told\n"
+    assert not is_complete(plan.out, A.name)
 
 
 def test_two_processes_do_not_do_the_same_stage(plan):

@@ -33,6 +33,7 @@ from ifsq.metrics.card import code_version
 from ifsq.store.files import append_text, first_line, is_free, make_folder, write_text
 from ifsq.store.lock import lock
 from ifsq.training.log import Reporter, Silent
+from ifsq.training.stopping import stop_requests
 
 FAILURES = "failures.jsonl"
 MOST_JOBS = 64
@@ -283,13 +284,21 @@ def _begin_work(jobs: int, parent: int) -> None:
 
 
 def _under_torchrun(stage: Stage, plan: Plan, device: str, processes: int) -> None:
-    """Do a stage's work in several processes. Raises InputError where they end otherwise than well."""
+    """Do a stage's work in several processes. Raises InputError where they end otherwise than well.
+
+    A request to stop is handed on to torchrun, which tells its processes; then this one waits until they have saved.
+    """
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     work = ["-m", "ifsq", *plan.command, "--only", stage.name, "--device", device]
-    code = subprocess.run([*launch, *work], check=False).returncode
-    if code in (130, -signal.SIGINT):
+    with stop_requests() as asked, subprocess.Popen([*launch, *work]) as torchrun:
+        while torchrun.poll() is None:
+            if asked.wait(LOOK_EVERY):
+                torchrun.send_signal(signal.SIGTERM)
+                torchrun.wait()
+    if asked.is_set() or torchrun.returncode in (130, -signal.SIGINT):
         raise KeyboardInterrupt
-    if code:
+    if torchrun.returncode:
+        code = torchrun.returncode
         raise InputError(
             f"{stage.name}: its {processes} processes ended with exit code {code}; what they said is above"
         )
