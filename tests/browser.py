@@ -54,14 +54,14 @@ class Browser:
                 assert "error" not in answer, f"{method}: {answer['error']}"
                 return answer["result"]
 
-    def open(self, page: Path, width: int, scheme: str = "light", height: int = 844) -> None:
-        """Load a page on a screen of so many CSS pixels; ``scheme`` is ``light`` or ``dark``."""
+    def open(self, page: Path | str, width: int, scheme: str = "light", height: int = 844) -> None:
+        """Load a file, or an address, on a screen of so many CSS pixels; ``scheme`` is ``light`` or ``dark``."""
         screen = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
         self.call("Emulation.setDeviceMetricsOverride", **screen)
         features = [{"name": "prefers-color-scheme", "value": scheme}]
         self.call("Emulation.setEmulatedMedia", features=features)
         self._loaded = False
-        self.call("Page.navigate", url=page.absolute().as_uri())
+        self.call("Page.navigate", url=page if isinstance(page, str) else page.absolute().as_uri())
         while not self._loaded:
             self._next()
 
@@ -70,6 +70,20 @@ class Browser:
         result = self.call("Runtime.evaluate", expression=script, returnByValue=True)
         assert "exceptionDetails" not in result, result["exceptionDetails"]
         return result["result"].get("value")
+
+    def wait(self, script: str) -> Any:
+        """The value of an expression once it is true, or something."""
+        until = time.monotonic() + PATIENCE
+        while not (value := self.ask(script)):
+            assert time.monotonic() < until, f"not within {PATIENCE:.0f} seconds: {script}"
+            time.sleep(0.05)
+        return value
+
+    def give(self, selector: str, file: Path) -> None:
+        """Choose a file for an input of the page, as a person would in the window that it opens."""
+        root = self.call("DOM.getDocument")["root"]["nodeId"]
+        found = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
+        self.call("DOM.setFileInputFiles", nodeId=found, files=[str(file.absolute())])
 
     def picture(self, path: Path, whole: bool = True) -> None:
         """Write a PNG of the page."""
@@ -108,6 +122,8 @@ class Browser:
             url = params["request"]["url"]
             if not url.startswith(("file:", "data:", "about:")):
                 self.told.append(f"network: {url}")
+        elif method == "Network.webSocketCreated":
+            self.told.append(f"network: {params['url']}")
         elif method == "Network.loadingFailed":
             self.told.append(f"not loaded: {params.get('errorText')}")
 

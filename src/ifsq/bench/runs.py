@@ -140,7 +140,7 @@ def named(runs: Sequence[Reported]) -> list[Reported]:
         if len(alike) == 1:
             found.append(run)
             continue
-        tails = _tails([other.folder for other in alike])
+        tails = path_tails([other.folder for other in alike])
         seeds = [other for other in alike if _but_seed(other) == _but_seed(run)]
         label = group = f"{title}, {tails[alike.index(run)]}"
         if len(seeds) > 1 and len({other.seed for other in seeds}) == len(seeds):
@@ -151,7 +151,7 @@ def named(runs: Sequence[Reported]) -> list[Reported]:
     return found
 
 
-def _tails(folders: Sequence[Path]) -> list[str]:
+def path_tails(folders: Sequence[Path]) -> list[str]:
     """The shortest ends of paths that tell them apart, as many parts of each."""
     paths = [folder.resolve() for folder in folders]
     for parts in range(1, max(len(path.parts) for path in paths) + 1):

@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from ifsq.cli import analyze, bench, doctor, evaluate, features, generator, interop, teacher, tokenizer
+from ifsq.cli import analyze, bench, doctor, evaluate, features, generator, interop, studio, teacher, tokenizer
 from ifsq.cli.parser import Parser, Version
 from ifsq.cli.terminal import refuse, remarks, stopped
 from ifsq.config import InputError, Interrupted
@@ -72,6 +72,7 @@ def parser() -> argparse.ArgumentParser:
     tokenizer.add_reconstruct(verbs)
     bench.add_bench(verbs)
     bench.add_report(verbs)
+    studio.add_studio(verbs)
     analyze.add_analyze(verbs)
     interop.add_import(verbs)
     interop.add_export(verbs)

@@ -28,10 +28,15 @@ def write_png(image: UInt8[np.ndarray, "H W c"], path: Path) -> None:
 
     Raises InputError, also for any other number of channels.
     """
+    write_bytes(path, png_bytes(image))
+
+
+def png_bytes(image: UInt8[np.ndarray, "H W c"]) -> bytes:
+    """The file of an RGB or grey image. Raises InputError for any other number of channels."""
     check_channels(image.shape[2])
     content = io.BytesIO()
     _picture(image).save(content, format="PNG")
-    write_bytes(path, content.getvalue())
+    return content.getvalue()
 
 
 def check_png(path: Path) -> None:

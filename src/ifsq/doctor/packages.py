@@ -25,6 +25,7 @@ EXTRAS = {
     "ode": "sampling.solver = 'dopri5'",
     "log": "train.engine.loggers: tensorboard, wandb, trackio",
     "docs": "the site of the documentation, make docs",
+    "studio": "ifsq studio, a page where one looks at tokenizers and generators",
     "engine": "ifsq bench --engine snakemake, a grid over many machines",
 }
 """Extras of pyproject.toml, but for that of developers, and what they are for."""

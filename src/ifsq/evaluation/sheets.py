@@ -63,11 +63,16 @@ def difference_sheet(pairs: Pairs) -> Differences:
 
     Drawn larger by the largest power of two, 64 at most, under which one value of a hundred at most is cut off at 255.
     """
+    drawn, scale = magnified_difference(pairs)
+    return Differences(_rows(pairs.originals, pairs.reconstructions, drawn), scale)
+
+
+def magnified_difference(pairs: Pairs) -> tuple[UInt8[np.ndarray, "n H W c"], int]:
+    """The size of the difference of every pair, and how many times larger than it is it is drawn."""
     difference = np.abs(pairs.originals.astype(np.int64) - pairs.reconstructions)
     typical = max(1.0, float(np.quantile(difference, 0.99)))
     scale = 2 ** int(np.clip(np.floor(np.log2(255 / typical)), 0, 6))
-    drawn = np.minimum(difference * scale, 255).astype(np.uint8)
-    return Differences(_rows(pairs.originals, pairs.reconstructions, drawn), scale)
+    return np.minimum(difference * scale, 255).astype(np.uint8), scale
 
 
 def _columns(width: int) -> int:
