@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 import pytest
 
 from ifsq.bench import charts
+from ifsq.bench.commands import evaluation_command
+from ifsq.bench.runs import Reported
 from ifsq.cli import main
 from ifsq.config import InputError
 from ifsq.evaluation.record import Evaluation, read_evaluation
@@ -138,3 +141,20 @@ def test_folders_are_quoted_in_the_commands(runs: Path, capsys: pytest.CaptureFi
     (runs / "tok").rename(runs / "my run")
     assert not ends_in_a_line(capsys, "my run")
     assert "ifsq encode &#39;my run&#39; your-folder" in (runs / "my run" / "report.html").read_text()
+
+
+@pytest.mark.usefixtures("quick_judge")
+def test_the_command_of_a_row_measures_the_same_again(
+    road: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a guidance that is not the run's own, as a grid chooses one."""
+    monkeypatch.chdir(shutil.copytree(road, tmp_path / "all"))
+    line = "generator eval ar --samples 4 --no-twin --seed 3 --sampling.guidance 3 --features"
+    assert main(line.split()) == 0
+    measured = Path("ar/evaluation_guidance_3.0.json")
+    Path("ar/evaluation.json").write_bytes(measured.read_bytes())
+    evaluation = read_evaluation(Run.open(Path("ar")))
+    assert {card.guidance for card in evaluation.cards if card.sampler} == {3.0}
+    measured.unlink()
+    assert main(shlex.split(evaluation_command(Reported(Run.open(Path("ar")), [], evaluation)))[1:]) == 0
+    assert json.loads(measured.read_text()) == json.loads(Path("ar/evaluation.json").read_text())

@@ -1,5 +1,6 @@
 """The commands that measure again what a page shows of a run."""
 
+import json
 import re
 import shlex
 from collections.abc import Sequence
@@ -58,6 +59,9 @@ def _of_generator(run: Reported) -> list[str]:
         words.append("--no-twin")
     if run.evaluation.weights != "average":
         words += ["--weights", run.evaluation.weights]
+    guidance = next((card.guidance for card in run.evaluation.cards if card.sampler), None)
+    if guidance is not None:
+        words += ["--sampling.guidance", json.dumps(guidance, separators=(",", ":"))]
     networks = [found[1] for metric in metrics if (found := re.fullmatch(r"FD\(([^()]+)\)", metric))]
     return [*words, "--features", *(name for name in networks if name != JUDGE)]
 

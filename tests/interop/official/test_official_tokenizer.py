@@ -452,3 +452,15 @@ def test_the_second_sigmoid_is_the_tanh_without_the_margin(tmp_path):
     assert (quantizer.bound, quantizer.alpha, quantizer.cells) == ("ifsq", 2.0, "paper")
     (tmp_path / "run.json").write_text(json.dumps({**CONFIG, "do_simple_bound": False}))
     assert read_official_config(tmp_path / "run.json").quantizer.bound == "tanh"
+
+
+def test_other_levels_of_a_nested_tokenizer_are_told(tmp_path):
+    """The official config holds one level count, although the weights serve several."""
+    tokenizer = tiny(levels=(9,) * 4, nested_levels=(5, 9, 17))
+    tokenizer.save_pretrained(tmp_path / "run")
+    told = export_checkpoint(tmp_path / "run", tmp_path / "out.ckpt")
+    assert told[1:] == ["levels: 9; the weights also serve 5, 17, which the official config cannot say"]
+    again = read_official(tmp_path / "out.ckpt", tmp_path / "out.config.json")
+    assert again.quantizer.levels == (9,) * 4
+    tiny().save_pretrained(tmp_path / "plain")
+    assert export_checkpoint(tmp_path / "plain", tmp_path / "plain.ckpt")[1:] == []

@@ -34,12 +34,23 @@ def export_checkpoint(folder: Path, path: Path) -> list[str]:
         if is_vq(tokenizer):
             _write(_vq_file(tokenizer, folder, path), path)
             return [f"checkpoint: {path}"]
-        return [f"checkpoint: {path}, config: {export_tokenizer(tokenizer, folder, path)}"]
+        written = f"checkpoint: {path}, config: {export_tokenizer(tokenizer, folder, path)}"
+        return [written, *_other_levels(tokenizer)]
     if kind == "ar":
         return _write_llamagen(run, path)
     if kind == "diffusion":
         return _write_dit(run, path)
     raise InputError(f"{folder}: holds a {kind} model; expected a tokenizer, an ar or a diffusion generator")
+
+
+def _other_levels(tokenizer: Tokenizer) -> list[str]:
+    """A line about the level counts that the file does not name, as its config holds one."""
+    quantizer = tokenizer.config.quantizer
+    others = [str(levels) for levels in quantizer.nested_levels if levels != quantizer.levels[0]]
+    if not others:
+        return []
+    also = f"the weights also serve {', '.join(others)}, which the official config cannot say"
+    return [f"levels: {quantizer.levels[0]}; {also}"]
 
 
 def _vq_file(tokenizer: Tokenizer, folder: Path, path: Path) -> Any:
