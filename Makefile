@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help setup demo test slow faults fuzz gpu check static docs format clean
+.PHONY: help setup demo test slow faults fuzz mutations gpu check static docs format clean
 
 help:            ## this list
 	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/  /' | column -t -s'  ' -l2
@@ -31,6 +31,9 @@ faults: $(READY) ## every fault tried again: kills, full disks, damaged files; h
 
 fuzz: $(READY)   ## damaged files by the million for every parser; hours, goes on where it was cut short
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --state fuzz.json --out fuzz.md
+
+mutations: $(READY)  ## central lines written wrong, one after another: each is caught by the test that is named; minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutations
 
 gpu: $(READY)    ## tests that need a CUDA device
 	$(BIN)/python -m pytest -q -m gpu

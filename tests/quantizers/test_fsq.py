@@ -60,7 +60,7 @@ def test_all_codes_of_the_released_setting_return():
     assert torch.equal(q.codes_to_indices(q.indices_to_codes(indices)), indices)
 
 
-@pytest.mark.parametrize("levels", [[17] * 6, [17] * 8, [2] * 60, [83, 83], [51] * 3])
+@pytest.mark.parametrize("levels", [[17] * 6, [17] * 8, [2] * 31, [2] * 32, [2] * 60, [83, 83], [51] * 3])
 def test_large_codebooks_are_exact(levels):
     q = ifsq.FSQ(levels, cells="equal")
     rng = torch.Generator().manual_seed(0)
@@ -68,6 +68,7 @@ def test_large_codebooks_are_exact(levels):
     indices = q.digits_to_indices(digits)
     in_python = [sum(int(d) * math.prod(levels[:i]) for i, d in enumerate(row)) for row in digits[:200].tolist()]
     assert indices[:200].tolist() == in_python
+    assert torch.equal(q.digits_to_indices(digits.to(torch.uint8)), indices)  # in the width that quantizing gives
     assert torch.equal(q.indices_to_digits(indices), digits)
     assert torch.equal(q.codes_to_digits(q.digits_to_codes(digits)), digits)
 
