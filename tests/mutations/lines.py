@@ -111,7 +111,7 @@ MUTATIONS = (
         "data/transforms.py",
         "top, left = (array.shape[0] - height) // 2, (array.shape[1] - width) // 2\n",
         "top, left = (array.shape[0] - height + 1) // 2, (array.shape[1] - width + 1) // 2\n",
-        "data/test_transforms.py::test_crops_are_those_of_adm",
+        "data/test_transforms.py::test_a_rectangle_is_the_middle_of_the_picture_that_covers_it",
     ),
     Mutation(
         "Fréchet distance: the trace of the root",
