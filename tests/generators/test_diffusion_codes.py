@@ -58,8 +58,8 @@ def test_latents_are_drawn_as_they_are_and_vectors_are_the_nearest_of_the_codebo
     model = DiffusionGenerator(DiTConfig(1, 16, 2, patch=2), BOOK, 3, 3)
     model.observe(codes)
     told = []
-    drawn = model.draw(LABELS, DiffusionSampling(steps=2), 0, 0, on_step=lambda *step: told.append(step[2]))
-    free = model.denormalize(told[-1])
+    drawn = model.draw(LABELS, DiffusionSampling(steps=2), 0, 0, lambda step: told.append(step.look().sampled.codes))
+    free = told[-1]
     nearest = (free[:, None] - codes.codebook[:, :, None, None]).square().sum(dim=2).argmin(dim=1)
     assert torch.equal(drawn.indices[..., 0], nearest)
     assert torch.equal(drawn.codes, codes.codebook[nearest].movedim(-1, 1))

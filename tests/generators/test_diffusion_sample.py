@@ -74,8 +74,8 @@ def test_sample_is_the_flow_snapped_to_the_lattice(model):
 def test_codes_come_as_they_are_where_nothing_snaps_them(model):
     told = []
     sampling = DiffusionSampling(steps=3, snap="none")
-    drawn = model.draw(LABELS, sampling, 3, 0, on_step=lambda *step: told.append(step[2]))
-    assert torch.equal(drawn.codes, model.denormalize(told[-1]))
+    drawn = model.draw(LABELS, sampling, 3, 0, lambda step: told.append(step.look().sampled.codes))
+    assert torch.equal(drawn.codes, told[-1])
     assert drawn.indices is None
     snapped = model.sample(LABELS, seed=3, steps=3)
     assert torch.equal(SPEC.digits_to_codes(SPEC.codes_to_digits(drawn.codes)), snapped.codes)
@@ -84,7 +84,7 @@ def test_codes_come_as_they_are_where_nothing_snaps_them(model):
 def test_times_are_the_ones_given(model):
     times = (0.0, 0.4, 0.5, 1.0)
     told = []
-    model.draw(LABELS, DiffusionSampling(times=times), 3, 0, on_step=lambda *step: told.append(float(step[1])))
+    model.draw(LABELS, DiffusionSampling(times=times), 3, 0, lambda step: told.append(step.time))
     assert told == pytest.approx(times[1:])
     even = tuple(time_grid(4).tolist())
     assert torch.equal(model.sample(LABELS, times=even).codes, model.sample(LABELS, steps=4).codes)
@@ -122,10 +122,10 @@ def test_adaptive_steps_of_an_image_are_its_own_and_counted(model):
     assert sum(seen) == 2 * cost
     told = []
     finer = DiffusionSampling(solver="dopri5", snap="none", rtol=1e-4)
-    drawn = model.draw(LABELS[:1], finer, 5, 0, on_step=lambda *step: told.append(step))
-    assert [done for done, _, _ in told] == list(range(1, len(told) + 1))
-    assert float(told[-1][1]) == 1.0
-    assert torch.equal(model.denormalize(told[-1][2]), drawn.codes)
+    drawn = model.draw(LABELS[:1], finer, 5, 0, told.append)
+    assert [step.done for step in told] == list(range(1, len(told) + 1))
+    assert told[-1].time == 1.0
+    assert torch.equal(told[-1].look().sampled.codes, drawn.codes)
     fine = model.sample(LABELS[:1], seed=5, solver="rk4", steps=24, snap="none")
     assert torch.allclose(drawn.codes, fine.codes, atol=2e-3)
     nn.init.constant_(model.dit.final_layer.linear.bias, float("nan"))
@@ -194,9 +194,9 @@ def test_interval_limits_the_guided_times(model):
 def test_every_step_is_told(model, solver):
     told = []
     sampling = DiffusionSampling(steps=4, solver=solver, timestep_shift=0.5)
-    drawn = model.draw(LABELS, sampling, 3, 0, on_step=lambda *step: told.append(step))
-    assert [(done, time.item()) for done, time, _ in told] == list(enumerate(sampling.grid()[1:].tolist(), 1))
-    last = model.denormalize(told[-1][2])
+    drawn = model.draw(LABELS, sampling, 3, 0, told.append)
+    assert [(step.done, step.time) for step in told] == list(enumerate(sampling.grid()[1:].tolist(), 1))
+    last = told[-1].look().sampled.codes
     assert torch.equal(drawn.codes, SPEC.digits_to_codes(SPEC.codes_to_digits(last)))
 
 

@@ -20,6 +20,7 @@ from ifsq.config import InputError, build, merge, to_dict
 from ifsq.generators.conditioning import check_guidance
 from ifsq.generators.origin import Origin
 from ifsq.generators.taps import TrainingPass
+from ifsq.generators.watch import Watch
 from ifsq.store.model import save_model
 from ifsq.store.model_card import UNKNOWN, Provenance, model_card
 from ifsq.store.run import Run
@@ -198,7 +199,9 @@ class Generator(nn.Module, ABC):
         return sampling.sampler if digest is None else f"{sampling.sampler}, the guide's weights {digest[:12]}"
 
     @abstractmethod
-    def draw(self, labels: Int[Tensor, "b"], sampling: Any, seed: int, first: int) -> Sampled:
+    def draw(
+        self, labels: Int[Tensor, "b"], sampling: Any, seed: int, first: int, watch: Watch | None = None
+    ) -> Sampled:
         """What `sample` returns, of labels that are classes and of the kind's own options."""
 
     def nll(self, batch: CodeBatch, first: int = 0) -> Float[Tensor, "b"] | None:
@@ -234,6 +237,7 @@ class Generator(nn.Module, ABC):
         *,
         seed: int = 0,
         first: int = 0,
+        watch: Watch | None = None,
         **options: Any,
     ) -> Sampled:
         """One image's codes for every label, the images numbered from ``first`` on.
@@ -244,6 +248,7 @@ class Generator(nn.Module, ABC):
 
         sampling  of the kind's ``sampling_class``; None stands for its defaults
         seed      0 to 2**63 - 1, as ``first``
+        watch     is told of every step; what is drawn is the same
         options   fields of ``sampling`` in place of its own: ``sample(labels, guidance=2.0)``
 
         Raises ValueError on a label outside 0..num_classes-1, on options that are out of range, and where the network
@@ -255,7 +260,7 @@ class Generator(nn.Module, ABC):
             raise TypeError(f"{type(sampling).__name__}: expected {self.sampling_class.__name__}")
         sampling = replace(sampling, **options)
         self.check_sampling(sampling)
-        return self.draw(labels, sampling, seed, first)
+        return self.draw(labels, sampling, seed, first, watch)
 
     def sampling(self, over: Mapping[str, Any] | None = None) -> Sampling:
         """How the generator is sampled by its `origin`, with the plain values ``over`` on top. Raises InputError."""

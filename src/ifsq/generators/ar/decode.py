@@ -13,10 +13,16 @@ from ifsq.nn.modes import evaluating
 
 Choose = Callable[[Tensor, int, int], Tensor]
 """Float32 logits (b * t, v) of t tokens an image, which token is the first, and which group -> indices (b * t,)."""
+Told = Callable[[int, Callable[[], Tensor]], None]
+"""How many tokens stand, and what gives them (b, so many, g)."""
 
 
 def decode(
-    steps: Steps, labels: Int[Tensor, "b"], choose: Choose, scales: Sequence[Sequence[float]] = ()
+    steps: Steps,
+    labels: Int[Tensor, "b"],
+    choose: Choose,
+    scales: Sequence[Sequence[float]] = (),
+    tell: Told | None = None,
 ) -> Int[Tensor, "b t g"]:
     """All tokens of one image for every label.
 
@@ -24,6 +30,7 @@ def decode(
     choose  turns logits into indices
     scales  of guidance, of each guided token's groups, see `guidance_scales`. While tokens are guided the batch is
             twice as large
+    tell    is called with every token
     """
     network = steps.network
     tokens = network.spec.tokens
@@ -36,6 +43,8 @@ def decode(
             pick = picking(choose, position, scales[position : position + 1])
             indices = steps.draw(state, pick)  # rows g
             drawn.append(indices[: len(labels)])
+            if tell is not None:
+                tell(len(drawn), lambda: torch.stack(drawn, dim=1))
             if position + 1 == len(scales):  # from here on the null class is asked no more
                 steps.keep_first(len(labels))
                 indices = drawn[-1]

@@ -1,17 +1,19 @@
 """The autoregressive generator: cross-entropy of the next token in training, one draw after the other in sampling."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from ifsq.codes import CodeBatch, Sampled
 from ifsq.config import InputError
 from ifsq.generators.ar.config import ARConfig
-from ifsq.generators.ar.decode import decode
+from ifsq.generators.ar.decode import Told, decode
 from ifsq.generators.ar.draw import ARSampling, draw
 from ifsq.generators.ar.fast import precision_of, steps_of
 from ifsq.generators.ar.guidance import guidance_scales
@@ -22,6 +24,7 @@ from ifsq.generators.ar.speculative import decode_parallel
 from ifsq.generators.base import Sampling, check_depth, check_depths
 from ifsq.generators.conditioning import drop_labels
 from ifsq.generators.taps import Taps, TrainingPass
+from ifsq.generators.watch import Partly, Progress, Watch, blank_where_unknown
 from ifsq.nn.modes import evaluating
 
 
@@ -121,19 +124,36 @@ class ARGenerator(ARNetwork, kind="ar"):
         assert isinstance(sampling, ARSampling)
         return self.spec.tokens + len(guidance_scales(sampling, self.spec.tokens, len(self.spec.groups)))
 
-    def draw(self, labels: Int[Tensor, "b"], sampling: ARSampling, seed: int, first: int) -> Sampled:
+    def draw(
+        self, labels: Int[Tensor, "b"], sampling: ARSampling, seed: int, first: int, watch: Watch | None = None
+    ) -> Sampled:
         """Decode token by token, or in parallel; an image's random numbers are its own."""
         if len(labels):
-            indices, passes = self._decoded(labels, sampling, seed, first)
+            tell = None if watch is None else partial(self._tell, watch)
+            indices, passes = self._decoded(labels, sampling, seed, first, tell)
         else:
             shape, device = (0, self.spec.tokens, len(self.spec.groups)), next(self.parameters()).device
             indices, passes = torch.empty(shape, dtype=torch.int64, device=device), None
         indices = indices.unflatten(1, self.spec.grid)
-        codes = self.spec.digits_to_codes(self.spec.indices_to_digits(indices)) if self.spec.on_lattice else None
-        return Sampled(codes, indices, passes)
+        return Sampled(self._codes(indices), indices, passes)
+
+    def _codes(self, indices: Int[Tensor, "b h w g"]) -> Float[Tensor, "b d h w"] | None:
+        return self.spec.digits_to_codes(self.spec.indices_to_digits(indices)) if self.spec.on_lattice else None
+
+    def _tell(self, watch: Watch, settled: int, tokens: Callable[[], Tensor]) -> None:
+        """Say that so many tokens stand, which ``tokens`` gives."""
+
+        def look() -> Partly:
+            found = tokens()  # b s g
+            indices = F.pad(found, (0, 0, 0, self.spec.tokens - settled)).unflatten(1, self.spec.grid)
+            places = torch.arange(self.spec.tokens, device=found.device).view(1, 1, *self.spec.grid)
+            known = (places < settled).expand(len(found), -1, -1, -1)
+            return Partly(Sampled(blank_where_unknown(self._codes(indices), known), indices), known)
+
+        watch(Progress(settled, self.spec.tokens, look))
 
     def _decoded(
-        self, labels: Int[Tensor, "b"], sampling: ARSampling, seed: int, first: int
+        self, labels: Int[Tensor, "b"], sampling: ARSampling, seed: int, first: int, tell: Told | None
     ) -> tuple[Int[Tensor, "b t g"], int | None]:
         """All tokens, and how many passes drew them where drawing decided that."""
         tokens, groups = self.spec.tokens, len(self.spec.groups)
@@ -149,9 +169,9 @@ class ARGenerator(ARNetwork, kind="ar"):
 
         steps, scales, passes = steps_of(self, sampling.precision), guidance_scales(sampling, tokens, groups), None
         if sampling.parallel:
-            indices, passes = decode_parallel(steps, labels, choose, scales, sampling.parallel)
+            indices, passes = decode_parallel(steps, labels, choose, scales, sampling.parallel, tell)
         else:
-            indices = decode(steps, labels, choose, scales)
+            indices = decode(steps, labels, choose, scales, tell)
         if not bool(torch.stack(list(finite.values())).all()):
             raise InputError("the logits are not finite numbers: expected finite weights")
         return indices, passes

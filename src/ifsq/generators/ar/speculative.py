@@ -10,13 +10,14 @@ lies within that rounding of the next code.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ifsq.generators.ar.decode import Choose, picking
+from ifsq.generators.ar.decode import Choose, Told, picking
 from ifsq.generators.ar.steps import Steps
 from ifsq.nn.modes import evaluating
 
@@ -29,7 +30,12 @@ class ParallelDraw(NamedTuple):
 
 
 def decode_parallel(
-    steps: Steps, labels: Int[Tensor, "b"], choose: Choose, scales: Sequence[Sequence[float]], window: int
+    steps: Steps,
+    labels: Int[Tensor, "b"],
+    choose: Choose,
+    scales: Sequence[Sequence[float]],
+    window: int,
+    tell: Told | None = None,
 ) -> ParallelDraw:
     """As `decode`, in fewer passes of up to ``window`` tokens each.
 
@@ -62,6 +68,8 @@ def decode_parallel(
             # Behind the first draft that was wrong nothing counts, but the draw in its place does.
             settled += min(int(right.to(torch.int64).cumprod(dim=0).sum()) + 1, stop - settled)
             passes += 1
+            if tell is not None:
+                tell(settled, partial(torch.clone, drafts[:, :settled]))
             if settled < stop:
                 steps.rewind(settled - 1)
     return ParallelDraw(drafts, passes)

@@ -26,8 +26,10 @@ from ifsq.generators.diffusion.objective import Objective
 from ifsq.generators.diffusion.sampling import DiffusionSampling
 from ifsq.generators.diffusion.scale import check_multiplier, check_normalised, check_stored, moments_of
 from ifsq.generators.diffusion.solvers import OnStep
+from ifsq.generators.diffusion.watching import telling
 from ifsq.generators.streams import Normals, normals
 from ifsq.generators.taps import Taps, TrainingPass
+from ifsq.generators.watch import Watch
 from ifsq.nn.modes import evaluating
 from ifsq.store.run import Run
 from ifsq.store.weights import weights_digest
@@ -288,21 +290,16 @@ class DiffusionGenerator(Generator, kind="diffusion"):
         return torch.cat([guided, conditional[:, c:]], dim=1)
 
     def draw(
-        self,
-        labels: Int[Tensor, "b"],
-        sampling: DiffusionSampling,
-        seed: int,
-        first: int,
-        on_step: OnStep | None = None,
+        self, labels: Int[Tensor, "b"], sampling: DiffusionSampling, seed: int, first: int, watch: Watch | None = None
     ) -> Sampled:
         """Integrate from noise to codes and snap to the lattice. An image's noise is its own, alike on every device.
 
         A solver that finds its steps itself is given one image at a time, whose steps no other decides.
-
-        on_step  is told of each step: how many are done, the time, the normalised codes (b, d, h, w)
         """
         if sampling.guide is not None:
             _check_statistics(self, self._guide(sampling), sampling.guide)
+        steps = None if sampling.adaptive else len(sampling.grid()) - 1
+        on_step = None if watch is None else telling(watch, len(labels), steps, self.denormalize)
         together = 1 if sampling.adaptive else max(len(labels), 1)
         starts = range(first, first + max(len(labels), 1), together)
         parts = zip(labels.split(together), starts, strict=True)

@@ -6,6 +6,7 @@ the logits of each digit are needed, however large the codebook of their product
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -21,6 +22,7 @@ from ifsq.generators.masked.sampling import MaskedSampling, reveal
 from ifsq.generators.masked.schedule import bound_weights, hidden_numbers, ranks
 from ifsq.generators.streams import uniforms
 from ifsq.generators.taps import Taps, TrainingPass
+from ifsq.generators.watch import Partly, Progress, Watch, blank_where_unknown
 from ifsq.nn.modes import evaluating
 
 
@@ -107,17 +109,33 @@ class MaskedGenerator(MaskedNetwork, kind="masked"):
         assert isinstance(sampling, MaskedSampling)
         return sampling.rounds + sampling.guided_rounds
 
-    def draw(self, labels: Int[Tensor, "b"], sampling: MaskedSampling, seed: int, first: int) -> Sampled:
+    def draw(
+        self, labels: Int[Tensor, "b"], sampling: MaskedSampling, seed: int, first: int, watch: Watch | None = None
+    ) -> Sampled:
         """Round by round; an image's random numbers are its own."""
         device = next(self.parameters()).device
         shape = (len(labels), self.spec.tokens, self.spec.dim)
         digits = torch.zeros(shape, dtype=torch.int64, device=device)
         if len(labels):
             with evaluating(self):
-                digits = reveal(self, labels.to(device), sampling, seed, first)
+                tell = None if watch is None else partial(self._tell, watch, sampling.rounds)
+                digits = reveal(self, labels.to(device), sampling, seed, first, tell)
+        return self._sampled(digits)
+
+    def _sampled(self, digits: Int[Tensor, "b t d"]) -> Sampled:
         digits = digits.unflatten(1, self.spec.grid)  # b h w d
         codes = self.spec.digits_to_codes(digits) if self.spec.on_lattice else None
         return Sampled(codes, self.spec.digits_to_indices(digits))
+
+    def _tell(self, watch: Watch, rounds: int, done: int, digits: Tensor, known: Tensor) -> None:
+        """Say which digits stand after so many rounds."""
+
+        def look() -> Partly:
+            there = known.unflatten(1, self.spec.grid).movedim(-1, 1)  # b d h w
+            sampled = self._sampled(digits)
+            return Partly(Sampled(blank_where_unknown(sampled.codes, there), sampled.indices), there)
+
+        watch(Progress(done, rounds, look))
 
     def _hidden(
         self, batch: CodeBatch, rng: torch.Generator, cleaner: float | None = None

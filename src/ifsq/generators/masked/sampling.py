@@ -5,6 +5,7 @@ one round are drawn independently of each other given those before: fewer rounds
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +22,8 @@ from ifsq.generators.streams import uniforms
 
 ORDERS = ("random", "confidence")
 NOISE_LIMIT = 1e30  # float32 then keeps nothing of the probabilities, and a greater number would overflow
+Told = Callable[[int, Tensor, Tensor], None]
+"""Rounds behind, digits (b, t, d), and which of them stand."""
 SMALLEST = 2.0**-25  # half a step of the numbers of `uniforms`, whose least is 0
 
 
@@ -79,12 +82,17 @@ class MaskedSampling(Sampling):
 
 
 def reveal(
-    network: MaskedNetwork, labels: Int[Tensor, "b"], sampling: MaskedSampling, seed: int, first: int
+    network: MaskedNetwork,
+    labels: Int[Tensor, "b"],
+    sampling: MaskedSampling,
+    seed: int,
+    first: int,
+    tell: Told | None = None,
 ) -> Int[Tensor, "b t d"]:
     """Digits of an image for each label, in eval mode.
 
     Image number i, the first one's being ``first``, has random numbers of its own in each round: one a digit, by which
-    its distribution is inverted, and one a unit, for the order.
+    its distribution is inverted, and one a unit, for the order. ``tell`` is called after every round.
 
     Raises InputError where the logits are not finite numbers.
     """
@@ -111,6 +119,8 @@ def reveal(
         revealed = _greatest(order, hidden.view(count, units, -1)[..., 0], _hidden_before(left, number, units) - stay)
         new = network.of_digits(revealed)
         digits, hidden = torch.where(new, drawn, digits), hidden & ~new
+        if tell is not None:
+            tell(number + 1, digits, ~hidden)
     if not bool(finite):
         raise InputError("the logits are not finite numbers: expected finite weights")
     return digits
