@@ -14,9 +14,9 @@ LARGE = 128
 """Pixels of a side from which an image is shown as smoothly as the browser likes."""
 
 
-def picture(image: UInt8[np.ndarray, "H W c"], title: str, alt: str) -> str:
-    """A figure with its caption."""
-    return f"<figure>{shown(image, alt)}<figcaption>{escape(title)}</figcaption></figure>"
+def picture(image: UInt8[np.ndarray, "H W c"], title: str, alt: str, below: str = "") -> str:
+    """A figure with its caption; ``below`` the image may stand another one, see `shown`."""
+    return f"<figure>{shown(image, alt)}{below}<figcaption>{escape(title)}</figcaption></figure>"
 
 
 def shown(image: UInt8[np.ndarray, "H W c"], alt: str) -> str:

@@ -12,6 +12,8 @@ from ifsq.config import InputError
 from ifsq.studio.line import Line, Stopped, Turn
 from ifsq.studio.runs import Shown
 
+BLUE = "#2f6fde"
+"""Of buttons; white on it can be read."""
 Tell = Callable[..., None]
 """Called in the thread that works; what it calls runs in the server's loop. Raises Stopped where nobody wants more."""
 
@@ -98,6 +100,7 @@ def add_page(shown: Shown, line: Line, about: str, parts: Sequence[Callable[[Sho
     @ui.page("/", title="ifsq studio")
     def page() -> None:
         ui.add_head_html(style)
+        ui.colors(primary=BLUE)
         with ui.element("div").classes("studio"):  # in the one element ``main`` that NiceGUI makes
             ui.html("ifsq studio", sanitize=False, tag="h1")
             ui.label(about).classes("soft")

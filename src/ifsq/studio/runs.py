@@ -50,8 +50,9 @@ class Drawer:
 
     @property
     def title(self) -> str:
-        """Its name, and its kind in words."""
-        return f"{self.name} ({self.pair.generator.title})"
+        """Its name, and its kind in words where that is another."""
+        kind = self.pair.generator.title
+        return self.name if self.name == kind else f"{self.name} ({kind})"
 
 
 @dataclass(frozen=True)
@@ -81,11 +82,15 @@ def open_shown(folders: Sequence[Path], device: torch.device) -> Shown:
         if _kind(run) not in TITLES:
             raise InputError(f"{run.folder}: is a {_kind(run)}; expected a tokenizer or a generator")
     rates, drawers = list[Rate](), list[Drawer]()
-    for run, name in zip(runs, path_tails(places), strict=True):
+    loaded: dict[str, Tokenizer] = {}  # by what it is: generators of one tokenizer share it
+    for run, name in sorted(zip(runs, path_tails(places), strict=True), key=lambda one: _kind(one[0]) != "tokenizer"):
         if _kind(run) in Generator.kinds:
-            drawers.append(Drawer(name, load_pair(run, device)))
+            pair = load_pair(run, device)
+            shared = loaded.setdefault(pair.tokenizer.digest(), pair.tokenizer)
+            drawers.append(Drawer(name, Pair(pair.generator, shared)))
         else:
-            rates += _rates(name, load_tokenizer(run, device))
+            tokenizer = load_tokenizer(run, device)
+            rates += _rates(name, loaded.setdefault(tokenizer.digest(), tokenizer))
     return Shown(tuple(rates), tuple(drawers))
 
 

@@ -17,6 +17,7 @@ from ifsq.studio.line import Line
 from ifsq.studio.page import add_page
 from ifsq.studio.reconstruct_part import ReconstructPart
 from ifsq.studio.runs import Shown
+from ifsq.studio.sample_part import SamplePart
 
 LOCAL = ("localhost", "127.0.0.1", "::1")
 SILENT = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
@@ -33,7 +34,8 @@ def serve(
     started    is told the page's address, where connections are taken already
     """
     line = Line()
-    add_page(shown, line, f"{_count(shown)}, on {device}", [ReconstructPart] if shown.rates else [])
+    parts = [part for part, any_are in ((ReconstructPart, shown.rates), (SamplePart, shown.drawers)) if any_are]
+    add_page(shown, line, f"{_count(shown)}, on {device}", parts)
     around = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, telemetry=SILENT)
     ui.run_with(around, title="ifsq studio", dark=None, tailwind=False, show_welcome_message=False, favicon="🧩")
     pages.on_shutdown(line.stop)
