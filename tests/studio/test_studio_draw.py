@@ -15,7 +15,7 @@ from ifsq.sources import Pair
 from ifsq.studio import draw
 from ifsq.studio.draw import KEPT, Asked, draw_states, milestones, numbers
 from ifsq.studio.runs import Drawer, Shown
-from ifsq.studio.tokens import CELL, token_picture
+from ifsq.studio.tokens import BLANK, CELL, token_picture
 from ifsq.tokenizer.bottleneck import QuantizerConfig
 from ifsq.tokenizer.conv import ConvConfig
 from ifsq.tokenizer.model import Tokenizer, TokenizerConfig
@@ -84,8 +84,8 @@ def test_positions_without_a_token_are_blank_and_decoded_as_the_middle_of_the_la
     which = drawer("ar")
     first = states(which)[0]
     assert first.text == "token 1 of 16"
-    (white,) = np.unique(first.tokens[0][: CELL - 1, CELL : 2 * CELL - 1][0])  # above the stroke of the second position
-    assert white == 255
+    (grey,) = np.unique(first.tokens[0][: CELL - 1, CELL : 2 * CELL - 1][0])  # above the stroke of the second position
+    assert grey == BLANK
     codes = torch.zeros(1, 2, 4, 4)
     drawn = which.pair.generator.sample(torch.ones(4, dtype=torch.int64), seed=3, guidance=2.0)
     codes[0, :, 0, 0] = drawn.codes[0, :, 0, 0]

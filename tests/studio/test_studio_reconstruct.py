@@ -111,7 +111,7 @@ def test_tokens_that_differ_have_other_colours(levels):
     assert drawn[0, middle * CELL].tolist() == [128, 128, 128]  # the middle of the lattice
 
 
-def test_positions_without_a_token_are_white_with_a_stroke():
+def test_positions_without_a_token_are_grey_with_a_stroke():
     layout = CodeSpec((64,), (1,), "little", "codebook", (1, 3))
     digits = torch.tensor([[[7], [7], [8]]])
     drawn = token_picture(layout, digits, torch.tensor([[True, False, True]]))

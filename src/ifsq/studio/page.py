@@ -28,7 +28,9 @@ class Part:
     def add_status(self) -> None:
         """The button and the line, where they are to stand."""
         with ui.element("div").classes("controls"):
-            self.bar = ui.linear_progress(0, show_value=False).classes("wide").props('aria-label="progress"')
+            self.bar = (
+                ui.linear_progress(0, show_value=False).classes("wide").props('aria-label="progress" instant-feedback')
+            )
             self.button = ui.button("stop", on_click=self.stop).props("outline no-caps")
         self.status = ui.label().classes("status").props('role="status"')
         self._busy(False)

@@ -27,7 +27,7 @@ class Column:
         with ui.element("div").classes("result"):
             self.wanted = ui.checkbox(drawer.title, value=True)
             self.text = ui.label("nothing drawn yet").classes("soft")
-            self.bar = ui.linear_progress(0, show_value=False)
+            self.bar = ui.linear_progress(0, show_value=False).props("instant-feedback")
             self.bar.props["aria-label"] = f"progress of {drawer.name}"
             self.images, self.states = ui.html(sanitize=False), ui.html(sanitize=False)
 
@@ -60,7 +60,7 @@ class SamplePart(Part):
 
     def __init__(self, shown: Shown, line: Line) -> None:
         super().__init__(line)
-        ui.html("Sample", sanitize=False, tag="h2")
+        ui.html("Sample", sanitize=False, tag="h2").classes("sample")
         names = list(shown.classes)
         with ui.element("div").classes("controls"):
             self.name = ui.select(names, value=names[0], label="class", with_input=len(names) >= MANY).classes("narrow")

@@ -9,7 +9,7 @@ from ifsq.codes import CodeSpec
 
 CELL = 4
 """Pixels a side of a position: a stroke across an empty one can be seen."""
-BLANK, STROKE = 255, 150  # greys of a position without a token
+BLANK, STROKE = 200, 130  # greys of a position without a token
 
 
 def token_picture(
@@ -17,7 +17,7 @@ def token_picture(
 ) -> UInt8[np.ndarray, "H W 3"]:
     """Tokens as colours, `CELL` pixels a position.
 
-    known  positions that have a token yet; the others are white with a stroke. None: all
+    known  positions that have a token yet; the others are grey with a stroke. None: all
 
     Points of a lattice that are near have colours that are near: up to three dimensions are red, green and blue, of
     more a fixed projection is. The vectors of a codebook have a random colour each.
