@@ -14,6 +14,7 @@ from ifsq.bench.measurement import MEASUREMENTS, write_measurements
 from ifsq.bench.protocol import Protocol
 from ifsq.bench.summary import summary_of, winner_of
 from ifsq.config import InputError, to_dict
+from ifsq.evaluation.likelihood import BOUND, EXACT
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +84,21 @@ def test_figures_that_do_not_compare_are_refused(tmp_path):
         lines(tmp_path, good[0], other)
     newer = measurement(cells[1], 0, "SSIM", "mean", 0.5, code_version="2")
     assert lines(tmp_path, good[0], newer).code_versions == ["1", "2"]
+
+
+def test_bounds_stand_on_one_page_however_they_are_found(tmp_path):
+    """Each kind of generator has its own way, and diffusion one for each rate; an exact figure has one for all."""
+    cells = {"generator": "diffusion"}, {"generator": "masked"}
+    for metric, kept in ((BOUND, True), (EXACT, False)):
+        found = [
+            measurement(cell, 0, metric, "mean", 600.0, method=method)
+            for cell, method in zip(cells, ("all orders", "Hutchinson's estimator"), strict=True)
+        ]
+        if kept:
+            assert len(lines(tmp_path, *found).figures) == 2
+        else:
+            with pytest.raises(InputError, match="cards do not compare: method 'all orders' against"):
+                lines(tmp_path, *found)
 
 
 def test_what_was_measured_anew_counts_once(tmp_path):

@@ -23,6 +23,7 @@ from ifsq.bench.measurement import MEASUREMENTS, Measurement, by_seed, newest, r
 from ifsq.bench.protocol import Comparison, Protocol, Verdict, judge
 from ifsq.bench.runs import OWN
 from ifsq.config import InputError, build, parse_json, read_json
+from ifsq.evaluation.likelihood import BOUND
 from ifsq.metrics.card import ProtocolCard, compare
 from ifsq.metrics.seeds import seed_means, spread
 
@@ -359,7 +360,10 @@ def _figures(measured: Sequence[Measurement]) -> tuple[Figure, ...]:
 
 
 def _refuse_unlike(folder: Path, measured: Sequence[Measurement]) -> None:
-    """How a generator samples is its own, and a grid may go on with newer code, which the page then says."""
+    """How a generator samples is its own, and so is how a bound of its bits is found, which holds however it is found.
+
+    A grid may go on with newer code, which the page then says.
+    """
     first: dict[tuple[str, bool], Measurement] = {}
     for one in measured:
         other = first.setdefault((one.metric, "generator" in one.cell), one)
@@ -367,7 +371,7 @@ def _refuse_unlike(folder: Path, measured: Sequence[Measurement]) -> None:
             compare(
                 ProtocolCard.from_dict(other.card),
                 ProtocolCard.from_dict(one.card),
-                allow=(*OWN, "seed", "code_version"),
+                allow=(*OWN, "seed", "code_version", *(["method"] if one.metric == BOUND else [])),
             )
         except ValueError as error:
             runs = f"{folder / other.run} and {folder / one.run}"
