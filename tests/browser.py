@@ -19,6 +19,30 @@ from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 PATIENCE = 60.0  # seconds for an answer: other work may run beside
+WIDE = """(() => {
+  const wide = [], screenWide = document.documentElement.clientWidth;  // a phone zooms out of what is wider
+  for (const each of document.querySelectorAll('body *')) {
+    if (each.closest('.scroll, pre, svg')) continue;
+    const box = each.getBoundingClientRect();
+    if (box.width && box.right > screenWide + 0.5) wide.push(each.tagName + '.' + each.className + ' ' + box.right);
+  }
+  return [document.documentElement.scrollWidth - screenWide, wide];
+})()"""
+"""How much wider a page is than the screen, and what of it reaches beyond."""
+CONTRAST = """(() => {
+  const shade = text => { const [r, g, b] = text.match(/[\\d.]+/g).map(Number).map(v => v / 255)
+      .map(v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4); return 0.2126 * r + 0.7152 * g + 0.0722 * b };
+  const behind = each => { for (; each; each = each.parentElement) {
+      const found = getComputedStyle(each).backgroundColor; if (!found.endsWith(', 0)')) return found } };
+  const texts = 'h1, h2, h3, p, th, td, dt, dd, figcaption, summary, pre, svg text, .soft, .status, button';
+  return [...document.querySelectorAll(texts)].map(each => {
+    const style = getComputedStyle(each), ink = shade(each.closest('svg') ? style.fill : style.color);
+    const paper = shade(behind(each));
+    const ratio = (Math.max(ink, paper) + 0.05) / (Math.min(ink, paper) + 0.05);
+    return [ratio, each.tagName + ': ' + each.textContent.slice(0, 40)];
+  }).sort((a, b) => a[0] - b[0])[0];
+})()"""
+"""The least contrast of text and what is behind it, and the text."""
 
 
 def executable() -> str | None:

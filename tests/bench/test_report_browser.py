@@ -6,41 +6,19 @@ import shutil
 import pytest
 from measured import write_grid
 
-from browser import browsing, executable
+from browser import CONTRAST, WIDE, browsing, executable
 from ifsq.cli import main
 from ifsq.evaluation.record import read_evaluation, write_evaluation
 from ifsq.store.run import Run
 
 pytestmark = pytest.mark.skipif(executable() is None, reason="no chromium here; .ci/run installs it on Debian")
 
-WIDE = """(() => {
-  const wide = [], screenWide = document.documentElement.clientWidth;  // a phone zooms out of what is wider
-  for (const each of document.querySelectorAll('body *')) {
-    if (each.closest('.scroll, pre, svg')) continue;
-    const box = each.getBoundingClientRect();
-    if (box.width && box.right > screenWide + 0.5) wide.push(each.tagName + '.' + each.className + ' ' + box.right);
-  }
-  return [document.documentElement.scrollWidth - screenWide, wide];
-})()"""
 FIGURES = """(() => [...document.querySelectorAll('figure.chart')].map(each => {
   const drawn = each.querySelector('svg'), box = drawn && drawn.getBoundingClientRect();
   return [each.querySelector('h3').textContent, box ? box.width : 0, box ? box.height : 0,
           drawn ? drawn.querySelectorAll('path').length : 0, each.getAttribute('aria-label').length];
 }))()"""
 PICTURES = "[...document.images].map(each => [each.alt, each.complete ? each.naturalWidth : 0])"
-CONTRAST = """(() => {
-  const shade = text => { const [r, g, b] = text.match(/[\\d.]+/g).map(Number).map(v => v / 255)
-      .map(v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4); return 0.2126 * r + 0.7152 * g + 0.0722 * b };
-  const behind = each => { for (; each; each = each.parentElement) {
-      const found = getComputedStyle(each).backgroundColor; if (!found.endsWith(', 0)')) return found } };
-  const texts = 'h1, h2, h3, p, th, td, dt, dd, figcaption, summary, pre, svg text';
-  return [...document.querySelectorAll(texts)].map(each => {
-    const style = getComputedStyle(each), ink = shade(each.closest('svg') ? style.fill : style.color);
-    const paper = shade(behind(each));
-    const ratio = (Math.max(ink, paper) + 0.05) / (Math.min(ink, paper) + 0.05);
-    return [ratio, each.tagName + ': ' + each.textContent.slice(0, 40)];
-  }).sort((a, b) => a[0] - b[0])[0];
-})()"""
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from browser import browsing, executable
+from browser import CONTRAST, WIDE, browsing, executable
 from ifsq.data import to_uint8
 from ifsq.generators import ARGenerator, DiffusionGenerator, Generator, MaskedGenerator, Origin
 from ifsq.generators.ar import ARConfig
@@ -34,14 +34,19 @@ pytestmark = pytest.mark.skipif(executable() is None, reason="no chromium here; 
 TALL = 40  # positions a side of a generator that takes a while
 STATUS = "[...document.querySelectorAll('.status')].map(each => each.textContent)"
 PICTURES = "[...document.images].map(each => [each.alt, each.complete ? each.naturalWidth : 0])"
-WIDE = """(() => {
-  const wide = [], screenWide = document.documentElement.clientWidth;
-  for (const each of document.querySelectorAll('body *')) {
-    const box = each.getBoundingClientRect(), over = box.width && box.right > screenWide + 0.5;
-    if (over && !each.closest('svg')) wide.push(each.tagName + '.' + each.className);
-  }
-  return [document.documentElement.scrollWidth - screenWide, wide];
-})()"""
+WATCHED = """
+import sys
+
+def hear(event, given):
+    host = given[1] if event == "socket.connect" else given[0] if event == "socket.getaddrinfo" else "127.0.0.1"
+    if (host[0] if isinstance(host, tuple) else host) not in ("127.0.0.1", "localhost"):
+        print(event, given, file=sys.stderr)
+
+sys.addaudithook(hear)
+from ifsq.cli import main
+sys.exit(main())
+"""
+"""The command, which tells of every connection that it makes, or asks a name server for."""
 BUTTONS = "[...document.querySelectorAll('button')].filter(each => each.textContent.trim() === '{}')"
 PRESS = BUTTONS + "[{}].click()"
 TICK = "[...document.querySelectorAll('[role=checkbox]')].find(each => each.textContent.startsWith('{}')).click()"
@@ -71,7 +76,7 @@ def models(road, tmp_path_factory):
 @contextmanager
 def serving(models, folder):
     """The page's address, and its process."""
-    command = [sys.executable, "-m", "ifsq", "studio", *map(str, models), "--port", "0", "--device", "cpu"]
+    command = [sys.executable, "-c", WATCHED, "studio", *map(str, models), "--port", "0", "--device", "cpu"]
     with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             line = process.stdout.readline()
@@ -94,11 +99,11 @@ def test_a_visit(models, tmp_path):
         see_refusals(browser, tmp_path, address)
         see_draws(browser, models)
         see_a_line(browser, tmp_path)
-        assert browser.ask(WIDE) == [0, []]
+        see_that_it_is_whole(browser)
         browser.open(address, 1280, "light")
         browser.wait("!!document.querySelector('input[type=file]')")
         give(browser, tmp_path / "photo.png", "photo.png: 3 of 3 rates")
-        assert browser.ask(WIDE) == [0, []]
+        see_that_it_is_whole(browser)
         own = tuple(
             f"network: {kind}{address.removeprefix('http://')}" for kind in ("http://", "ws://", "blob:http://")
         )
@@ -107,6 +112,14 @@ def test_a_visit(models, tmp_path):
         assert process.wait(30) == 130
         assert process.stderr.read() == "ifsq: stopped; the same command starts again\n"
     assert sorted(os.listdir(tmp_path)) == ["broken.png", "huge.png", "photo.png", "profile", "small.png"]
+
+
+def see_that_it_is_whole(browser):
+    assert browser.ask(WIDE) == [0, []]
+    ratio, where = browser.ask(CONTRAST)
+    assert ratio >= 4.5, where
+    assert browser.ask("document.documentElement.lang") == "en-US"
+    assert all(alt and size for alt, size in browser.ask(PICTURES))
 
 
 def give(browser, file, status, part=0):

@@ -31,10 +31,10 @@ class Part:
             self.bar = (
                 ui.linear_progress(0, show_value=False).classes("wide").props('aria-label="progress" instant-feedback')
             )
-            self.button = ui.button("stop", on_click=self.stop).props("outline no-caps")
+            self.button = ui.button("stop", on_click=self.stop, color=None).props("outline no-caps")
         self.status = ui.label().classes("status").props('role="status"')
         self._busy(False)
-        ui.context.client.on_disconnect(self.stop)
+        ui.context.client.on_delete(self.stop)
 
     def say(self, text: str, *, refused: bool = False) -> None:
         """Put a sentence on the line."""
@@ -56,18 +56,19 @@ class Part:
         self.stop()
         turn = self.turn = Turn(partial(self._moved, doing))
         self._busy(True)
-        refused = False
+        text, refused = "this failed; the terminal of ifsq studio says why", True
         try:
             await self.line.run(turn, partial(work, self._telling(turn)))
-            text = done()
+            text, refused = done(), False
         except InputError as error:
-            text, refused = str(error), True
+            text = str(error)
         except Stopped:
-            text = "stopped"
-        if turn is self.turn:  # else another piece of work has taken its place
-            self.turn = None
-            self._busy(False)
-            self.say(text, refused=refused)
+            text, refused = "stopped", False
+        finally:
+            if turn is self.turn:  # else another piece of work has taken its place
+                self.turn = None
+                self._busy(False)
+                self.say(text, refused=refused)
 
     def _telling(self, turn: Turn) -> Tell:
         loop = asyncio.get_running_loop()

@@ -78,7 +78,7 @@ class SamplePart(Part):
         try:
             if not columns:
                 raise InputError("no generator is ticked; expected at least one")
-            asked = numbers(str(self.name.value), self.seed.value, self.guidance.value, self.count.value)
+            asked = numbers(self.name.value or "", self.seed.value, self.guidance.value, self.count.value)
         except InputError as error:
             self.say(str(error), refused=True)
             return

@@ -20,6 +20,8 @@ from ifsq.studio.runs import Shown
 from ifsq.studio.sample_part import SamplePart
 
 LOCAL = ("localhost", "127.0.0.1", "::1")
+PATIENCE = 30.0
+"""Seconds for which a page that is not connected, as of a phone that sleeps, is kept."""
 SILENT = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
 """FastAPI would tell a collector of OpenTelemetry that variables of the environment name."""
 
@@ -37,11 +39,20 @@ def serve(
     parts = [part for part, any_are in ((ReconstructPart, shown.rates), (SamplePart, shown.drawers)) if any_are]
     add_page(shown, line, f"{_count(shown)}, on {device}", parts)
     around = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, telemetry=SILENT)
-    ui.run_with(around, title="ifsq studio", dark=None, tailwind=False, show_welcome_message=False, favicon="🧩")
+    ui.run_with(
+        around,
+        title="ifsq studio",
+        dark=None,  # as the browser is
+        language="en-US",
+        favicon="🧩",
+        tailwind=False,
+        show_welcome_message=False,
+        reconnect_timeout=PATIENCE,
+    )
     pages.on_shutdown(line.stop)
     loopback = is_loopback(listening.getsockname()[0])
     guarded = Guard(around, (*LOCAL, host.lower()) if loopback else None)
-    config = uvicorn.Config(guarded, log_level="warning", ws_max_size=2**20, timeout_graceful_shutdown=2)
+    config = uvicorn.Config(guarded, log_level="warning", ws_max_size=2**20, timeout_graceful_shutdown=1)
     started(f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}/")
     with warnings.catch_warnings():
         # It asks every object that there is for its class, and torch.distributed has one that warns when it is asked.
