@@ -1,6 +1,7 @@
 """The grid file and its expansion: what is shared, what an address follows from, what is refused; one run of it all."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -178,6 +179,20 @@ def test_other_pictures_are_another_stage(place, tmp_path):
     assert before.stages.keys() == plan_grid(tmp_path / "g.toml", tmp_path / "out").stages.keys()
     (copy / "a" / "new.png").write_bytes((place / "pictures" / "a" / "0.png").read_bytes())
     assert not set(before.stages) & set(plan_grid(tmp_path / "g.toml", tmp_path / "out").stages)
+
+
+def test_other_pictures_to_measure_on_are_another_measurement(place, tmp_path):
+    """Of the same path; nothing else is done again. A tokenizer's own pictures are a part of its address already."""
+    copy = shutil.copytree(place / "pictures", tmp_path / "copy")
+    asked = [*SMALL, "--evaluation.tokenizer.source", str(copy), "--evaluation.forecast", "true"]
+    before = plan_grid(place / "grid.toml", tmp_path / "out", asked).stages
+    (copy / "a" / "new.png").write_bytes((place / "pictures" / "a" / "0.png").read_bytes())
+    after = plan_grid(place / "grid.toml", tmp_path / "out", asked).stages
+    changed = {"tokenizer-eval", "forecast"}
+    assert {before[name].kind for name in before.keys() - after.keys()} == changed
+    assert not any(before[name].kind in changed for name in before.keys() & after.keys())
+    own = [*SMALL, "--evaluation.tokenizer.split", "train"]
+    assert all("images" not in stage.inputs for stage in plan_grid(place / "grid.toml", tmp_path, own).stages.values())
 
 
 def test_budgets_are_steps(place):

@@ -57,13 +57,16 @@ def check_timed(
         raise InputError(f"budget in minutes of {kind}: {why}; expected flops or images")
 
 
-def check_looks(behind: TokenizerExperiment, options: TokenizerEvaluation, where: str) -> None:
-    """Raise InputError where a tokenizer cannot be measured so: levels, and images that are not there or do not fit."""
+def looked_at(behind: TokenizerExperiment, options: TokenizerEvaluation, where: str) -> str:
+    """Fingerprint of the images that a tokenizer is measured on.
+
+    Raises InputError where it cannot be: levels that it has not, and images that are not there or do not fit.
+    """
     try:
         if options.levels:
             behind.tokenizer.quantizer.at(options.levels)
         conv = behind.tokenizer.conv
-        chosen_images(behind.data, options, conv.factor, conv.in_channels)
+        return chosen_images(behind.data, options, conv.factor, conv.in_channels)[2].fingerprint
     except InputError as error:
         raise InputError(f"evaluation of {where}: {error}") from error
 

@@ -6,7 +6,7 @@ import torch
 
 from ifsq.bench.grid import work
 from ifsq.bench.grid.cost import generator_flops, layout_of, tokenizer_flops
-from ifsq.bench.grid.foreseen import check_bits, check_looks, check_scales
+from ifsq.bench.grid.foreseen import check_bits, check_scales, looked_at
 from ifsq.bench.grid.stages import identity
 from ifsq.codes import CodeSpec
 from ifsq.codes.spec import LatentSpec
@@ -49,6 +49,7 @@ class Lookups:
         self.costs = costs
         self._images: dict[str, tuple[dict[str, str], int]] = {}
         self._layouts: dict[str, tuple[CodeSpec | LatentSpec, int | None]] = {}
+        self._looks: dict[str, str] = {}
         self._checked: set[str] = set()
 
     def images(self, data: DataConfig, channels: int) -> tuple[dict[str, str], int]:
@@ -102,11 +103,19 @@ class Lookups:
         except InputError as error:
             raise InputError(f"codes: {error}") from error
 
-    def check_looks(self, behind: TokenizerExperiment, options: TokenizerEvaluation, where: str) -> None:
-        """Raise InputError where a tokenizer cannot be measured so; as usual each can."""
+    def looked_at(self, behind: TokenizerExperiment, options: TokenizerEvaluation, where: str) -> dict[str, str]:
+        """Fingerprint of the images that a tokenizer is measured on, where they are not those of its own splits.
+
+        Raises InputError where it cannot be measured so; as usual each can.
+        """
         said = identity(replace(options, judge=True))
-        if said and self._first("looks", said, identity(behind.data), identity(behind.tokenizer)):
-            check_looks(behind, options, where)
+        if not said:
+            return {}
+        key = digest([said, identity(behind.data), identity(behind.tokenizer)])
+        if key not in self._looks:
+            self._looks[key] = looked_at(behind, options, where)
+        own = options.source in ("", behind.data.source) and options.split in ("", "train", "val")
+        return {} if own else {"images": self._looks[key]}
 
     def check_sampled(
         self, experiment: GeneratorExperiment, coded: Coded, scales: tuple[float, ...], bits: int, where: str

@@ -210,13 +210,15 @@ class _Planner:
         seed = seed if self.grid.seeds.tokenizer is None else self.grid.seeds.tokenizer
         options = self.grid.evaluation.tokenizer
         options = replace(options, levels=self._encoding(cell).levels or options.levels)
-        measures = Stage("tokenizer-eval", identity(options), {}, work.MeasureTokenizer(place, options))
+        looks = self.known.looked_at(_experiment(stage), options, told(own))
+        measures = Stage("tokenizer-eval", identity(options), looks, work.MeasureTokenizer(place, options))
         self._measure(own, seed, None, stage, measures)
-        self.known.check_looks(_experiment(stage), options, told(own))
         if self.grid.evaluation.forecast:
-            self._forecast(own, seed, stage, options)
+            self._forecast(own, seed, stage, options, looks)
 
-    def _forecast(self, own: Cell, seed: int, tokenizer: Stage, options: TokenizerEvaluation) -> None:
+    def _forecast(
+        self, own: Cell, seed: int, tokenizer: Stage, options: TokenizerEvaluation, looks: dict[str, str]
+    ) -> None:
         """Add a tokenizer's, but for one of which nothing would be said: continuous codes, and no network looks."""
         behind = _experiment(tokenizer)
         layout, _ = self.known.layout(Coded(behind.data, behind.tokenizer))
@@ -227,7 +229,7 @@ class _Planner:
         codes = self._codes(own, tokenizer, behind, self._encoding(own))
         place, options = folder_of(self.plan.out, tokenizer.name), replace(options, lpips="")
         does = work.Forecast(place, folder_of(self.plan.out, codes.name), options)
-        stage = Stage("forecast", identity(options), {"codes": codes.name}, does, (codes.name,))
+        stage = Stage("forecast", identity(options), {"codes": codes.name, **looks}, does, (codes.name,))
         self._measure(own, seed, None, tokenizer, stage)
 
     def _generator(self, cell: Cell, seed: int, tokenizer: Stage) -> Stage:
