@@ -167,6 +167,17 @@ def test_what_is_wrong_with_what_lies_below_is_said(place, text, message):
     assert "\n" not in str(caught.value)
 
 
+SIZES = """
+[[settings]]
+when = { pixels = 16 }
+tokenizer.data.size = 16
+
+[[settings]]
+when = { pixels = 32 }
+tokenizer.data.size = 32
+"""
+
+
 def test_other_pictures_are_another_stage(place, tmp_path):
     text, copy = (place / "tok.toml").read_text(), tmp_path / "copy"
     for file in sorted((place / "pictures").rglob("*.png"))[:20]:
@@ -193,6 +204,19 @@ def test_other_pictures_to_measure_on_are_another_measurement(place, tmp_path):
     assert not any(before[name].kind in changed for name in before.keys() & after.keys())
     own = [*SMALL, "--evaluation.tokenizer.split", "train"]
     assert all("images" not in stage.inputs for stage in plan_grid(place / "grid.toml", tmp_path, own).stages.values())
+
+
+def test_cells_are_measured_on_the_same_images(place, tmp_path):
+    """Figures of others do not compare, and nobody should learn that when everything is trained."""
+    text = (place / "grid.toml").read_text()
+    sizes = written(place, "sizes", text.replace("[axes]", "[axes]\npixels = [16, 32]") + SIZES)
+    with pytest.raises(InputError, match=r"pixels 16 .* and pixels 32 .*: the tokenizers are measured on other images"):
+        plan_grid(sizes, tmp_path, SMALL)
+    asked = [*SMALL, "--evaluation.tokenizer.size", "16"]
+    with pytest.raises(InputError, match=r"pixels 16 .* and pixels 32 .*: the generators are measured on other images"):
+        plan_grid(sizes, tmp_path, asked)
+    alone = written(place, "alone", f'tokenizer = "tok.toml"\n[axes]\npixels = [16, 32]\n{SIZES}')
+    assert plan_grid(alone, tmp_path, asked[-2:]).stages
 
 
 def test_budgets_are_steps(place):

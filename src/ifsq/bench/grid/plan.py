@@ -141,6 +141,7 @@ class _Planner:
     def __init__(self, plan: Plan, bases: Bases) -> None:
         self.plan, self.grid, self.bases = plan, plan.grid, bases
         self.known = Lookups(plan.costs)
+        self.measured_on: dict[str, tuple[str, Cell]] = {}  # by tokenizer or generator: images, and a cell of theirs
 
     def cell(self, cell: Cell, seed: int) -> None:
         """Add the stages of a cell that are not there yet."""
@@ -210,11 +211,24 @@ class _Planner:
         seed = seed if self.grid.seeds.tokenizer is None else self.grid.seeds.tokenizer
         options = self.grid.evaluation.tokenizer
         options = replace(options, levels=self._encoding(cell).levels or options.levels)
-        looks = self.known.looked_at(_experiment(stage), options, told(own))
+        behind = _experiment(stage)
+        images = self.known.looked_at(behind, options, told(own))
+        self._check_reference("tokenizer", own, images)
+        others = options.source not in ("", behind.data.source) or options.split not in ("", "train", "val")
+        looks = {"images": images} if others else {}  # what it was trained on is a part of its address
         measures = Stage("tokenizer-eval", identity(options), looks, work.MeasureTokenizer(place, options))
         self._measure(own, seed, None, stage, measures)
         if self.grid.evaluation.forecast:
             self._forecast(own, seed, stage, options, looks)
+
+    def _check_reference(self, role: str, cell: Cell, images: str) -> None:
+        """Raise InputError where cells are measured on several sets of images: their figures do not compare."""
+        first, other = self.measured_on.setdefault(role, (images, cell))
+        if images != first:
+            raise InputError(
+                f"{told(other)} and {told(cell)}: the {role}s are measured on other images, or other sizes of them, and"
+                " such figures do not compare; expected a grid of each"
+            )
 
     def _forecast(
         self, own: Cell, seed: int, tokenizer: Stage, options: TokenizerEvaluation, looks: dict[str, str]
@@ -247,6 +261,9 @@ class _Planner:
             codes = self._codes(cell, tokenizer, behind, how)
             over["codes"] = str(folder_of(out, codes.name))
             needs, inputs = [*needs, codes.name], {**inputs, "codes": codes.name}
+        pictures = replace(behind.data, size=how.size or behind.data.size)
+        held_out = self.known.images(pictures, behind.tokenizer.conv.in_channels)[0]["images.val"]
+        self._check_reference("generator", cell, held_out)
         experiment = build(kinds[0], merge(table, over), where)
         self.plan.compared.setdefault(tokenizer.name, []).append((cell, experiment))
         if experiment.data is not None:
