@@ -140,7 +140,9 @@ def test_a_record_is_read_as_it_was_written(runs: Path) -> None:
 def test_folders_are_quoted_in_the_commands(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (runs / "tok").rename(runs / "my run")
     assert not ends_in_a_line(capsys, "my run")
-    assert "ifsq encode &#39;my run&#39; your-folder" in (runs / "my run" / "report.html").read_text()
+    page = (runs / "my run" / "report.html").read_text()
+    assert "ifsq encode &#39;my run&#39; your-folder" in page
+    assert "ifsq studio &#39;my run&#39;\n" in page
 
 
 @pytest.mark.usefixtures("quick_judge")

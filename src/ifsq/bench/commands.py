@@ -20,7 +20,7 @@ def evaluation_command(run: Reported) -> str:
 
 def onward(runs: Sequence[Reported]) -> list[str]:
     """What may be done next with the runs of a page."""
-    lines = []
+    lines = [f"ifsq studio {' '.join(shlex.quote(str(run.folder)) for run in runs)}"]
     for run in runs:
         folder = shlex.quote(str(run.folder))
         if run.kind == "tokenizer":
