@@ -104,7 +104,8 @@ class Browser:
         return value
 
     def give(self, selector: str, file: Path) -> None:
-        """Choose a file for an input of the page, as a person would in the window that it opens."""
+        """Choose a file for an input of the page, once it is there, as a person would in the window that it opens."""
+        self.wait(f"!!document.querySelector({json.dumps(selector)})")
         root = self.call("DOM.getDocument")["root"]["nodeId"]
         found = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
         self.call("DOM.setFileInputFiles", nodeId=found, files=[str(file.absolute())])

@@ -31,7 +31,7 @@ from ifsq.tokenizer.model import Tokenizer, TokenizerConfig
 
 pytestmark = pytest.mark.skipif(executable() is None, reason="no chromium here; .ci/run installs it on Debian")
 
-TALL = 40  # positions a side of a generator that takes a while
+TALL = 80  # positions a side of a generator that draws for long enough to be waited for
 STATUS = "[...document.querySelectorAll('.status')].map(each => each.textContent)"
 PICTURES = "[...document.images].map(each => [each.alt, each.complete ? each.naturalWidth : 0])"
 WATCHED = """

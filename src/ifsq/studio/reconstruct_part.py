@@ -36,6 +36,8 @@ class ReconstructPart(Part):
                     on_upload=self.dropped,
                     on_rejected=self.refused,
                 ).props(f'accept="{",".join(EXTENSIONS)}" flat hide-upload-btn')
+                # Not where a file has come: to the browser it may be on its way yet, and a reset would break that off.
+                self.upload.on("uploaded", self.upload.reset, args=[])
                 self.upload.on("failed", self.refused, args=[])
             self.side = ui.select(
                 {side: f"{side} px" for side in SIDES}, value=256, label="longest side", on_change=self.again
@@ -46,7 +48,6 @@ class ReconstructPart(Part):
     async def dropped(self, event: events.UploadEventArguments) -> None:
         """An image has come."""
         self.file = event.file.name, await event.file.read()
-        self.upload.reset()
         await self.again()
 
     def refused(self) -> None:
