@@ -35,7 +35,7 @@ TALL = 80  # positions a side of a generator that draws for long enough to be wa
 STATUS = "[...document.querySelectorAll('.status')].map(each => each.textContent)"
 PICTURES = "[...document.images].map(each => [each.alt, each.complete ? each.naturalWidth : 0])"
 WATCHED = """
-import sys
+import signal, sys
 
 def hear(event, given):
     host = given[1] if event == "socket.connect" else given[0] if event == "socket.getaddrinfo" else "127.0.0.1"
@@ -43,6 +43,7 @@ def hear(event, given):
         print(event, given, file=sys.stderr)
 
 sys.addaudithook(hear)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background ignore it, and so would this
 from ifsq.cli import main
 sys.exit(main())
 """
