@@ -320,6 +320,7 @@ def test_a_saved_model_does_not_overwrite_a_run():
         ifsq.Tokenizer.from_pretrained("tokenizer").save_pretrained("tokenizer")
 
 
+@pytest.mark.usefixtures("few_bundled", "quick_judge")
 def test_the_demo_at_toy_size_and_once_more(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(demo, "FEATURES", "pixels")  # which takes no time
     command = ["demo", "--out", str(tmp_path / "demo"), "--train.steps", "6", "--train.log_every", "3"]
@@ -858,6 +859,7 @@ def test_a_generator_without_a_tokenizer_is_refused_where_it_is_to_decode(tmp_pa
         ),
     ],
 )  # fmt: skip
+@pytest.mark.usefixtures("quick_judge")
 def test_sampling_is_chosen_after_training(kind, options, evaluations, tmp_path):
     before = files_of(f"{kind}/checkpoints")
     for name, more in (("plain", []), ("chosen", options)):
