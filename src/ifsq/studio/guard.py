@@ -16,7 +16,7 @@ MOST_BYTES = 16 * 2**20
 class Guard:
     """An ASGI application around another.
 
-    Refuses bodies of more than ``most`` bytes, said or sent: NiceGUI's own limit is looked at in the browser alone. And
+    Refuses bodies of more than ``most`` bytes, said or sent; the page's own limit is one of the browser. And
     requests that name another host, or that a page of another origin sends: a site that somebody visits meanwhile could
     otherwise use this one, which has no password.
 
