@@ -206,6 +206,23 @@ def test_other_pictures_to_measure_on_are_another_measurement(place, tmp_path):
     assert all("images" not in stage.inputs for stage in plan_grid(place / "grid.toml", tmp_path, own).stages.values())
 
 
+@pytest.mark.parametrize(
+    ("more", "bits"),
+    [
+        ([], True),
+        (["--evaluation.likelihood", "4"], False),
+        (["--evaluation.metrics", '["FD(judge)"]'], False),
+        (["--evaluation.metrics", '["FD(judge)", "bits per image"]'], True),
+    ],
+)
+def test_bits_are_counted_once(place, tmp_path, more, bits):
+    """By a stage of their own, where there is one; what samples measure is the same stage as before."""
+    usual, plan = (plan_grid(place / "grid.toml", tmp_path, [*SMALL, *asked]) for asked in ([], more))
+    drawn = {name: stage for name, stage in plan.stages.items() if stage.kind == "generator-eval"}
+    assert drawn.keys() == {name for name, stage in usual.stages.items() if stage.kind == "generator-eval"}
+    assert {stage.work.asked.bits for stage in drawn.values()} == {bits}
+
+
 def test_cells_are_measured_on_the_same_images(place, tmp_path):
     """Figures of others do not compare, and nobody should learn that when everything is trained."""
     text = (place / "grid.toml").read_text()

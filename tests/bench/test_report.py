@@ -15,6 +15,7 @@ from ifsq.bench.commands import evaluation_command
 from ifsq.bench.runs import Reported
 from ifsq.cli import main
 from ifsq.config import InputError
+from ifsq.evaluation.likelihood import BITS
 from ifsq.evaluation.record import Evaluation, read_evaluation
 from ifsq.store.run import Run
 
@@ -151,12 +152,13 @@ def test_the_command_of_a_row_measures_the_same_again(
 ) -> None:
     """With a guidance that is not the run's own, as a grid chooses one."""
     monkeypatch.chdir(shutil.copytree(road, tmp_path / "all"))
-    line = "generator eval ar --samples 4 --no-twin --seed 3 --sampling.guidance 3 --features"
+    line = "generator eval ar --samples 4 --no-twin --no-bits --seed 3 --sampling.guidance 3 --features"
     assert main(line.split()) == 0
     measured = Path("ar/evaluation_guidance_3.0.json")
     Path("ar/evaluation.json").write_bytes(measured.read_bytes())
     evaluation = read_evaluation(Run.open(Path("ar")))
     assert {card.guidance for card in evaluation.cards if card.sampler} == {3.0}
+    assert not [card.metric for card in evaluation.cards if card.metric in BITS]
     measured.unlink()
     assert main(shlex.split(evaluation_command(Reported(Run.open(Path("ar")), [], evaluation)))[1:]) == 0
     assert json.loads(measured.read_text()) == json.loads(Path("ar/evaluation.json").read_text())

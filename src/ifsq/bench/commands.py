@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from ifsq.bench.runs import Reported
 from ifsq.evaluation.labels import BALANCED
+from ifsq.evaluation.likelihood import BITS
 from ifsq.evaluation.protocol import name_of
 from ifsq.experiment import TokenizerExperiment
 
@@ -57,6 +58,8 @@ def _of_generator(run: Reported) -> list[str]:
         words.append("--balanced")
     if not any(metric.endswith(", untrained generator") for metric in metrics):
         words.append("--no-twin")
+    if run.kind != "diffusion" and not set(BITS) & set(metrics):
+        words.append("--no-bits")
     if run.evaluation.weights != "average":
         words += ["--weights", run.evaluation.weights]
     guidance = next((card.guidance for card in run.evaluation.cards if card.sampler), None)

@@ -38,6 +38,9 @@ def add_generator(verbs: Any) -> None:
         "--twin", action=argparse.BooleanOptionalAction, default=True, help="measure an untrained generator beside it"
     )
     evaluate.add_argument(
+        "--bits", action=argparse.BooleanOptionalAction, default=True, help="measure bits of held-out images too"
+    )
+    evaluate.add_argument(
         "--features",
         nargs="*",
         metavar="NAME",
@@ -149,6 +152,7 @@ def _generator_eval(options: argparse.Namespace) -> None:
         seed=options.seed,
         balanced=options.balanced,
         twin=options.twin,
+        bits=options.bits,
         features=None if options.features is None else tuple(options.features),
         cache=not options.no_cache,
     )

@@ -70,6 +70,7 @@ class GeneratorEvaluation:
     features  networks beside the judge, see `load_features`; None: EfficientNet-Lite0 where it is installed
               These compare images pair by pair too, as many of each side as there are samples, at most `MOST_PAIRS`
     cache     keep the statistics of the training images, see `views_of`
+    bits      measure the bits of all held-out images too, or a bound of them; of a diffusion generator there are none
 
     Raises InputError for numbers of samples and seeds that there are not.
     """
@@ -80,6 +81,7 @@ class GeneratorEvaluation:
     twin: bool = True
     features: tuple[str, ...] | None = None
     cache: bool = True
+    bits: bool = True
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
@@ -185,7 +187,7 @@ def measure_generator(
     drawn = _look(held, generator, held.looks, world, reporter, f"samples of step {step}", pictured)
     card = sampling_card(held, generator)
     cards = sample_cards(held, held.looks, drawn.seen, card, world)
-    if "val" in held.cache.splits:
+    if held.asked.bits and "val" in held.cache.splits:
         held_out = held.cache.about["fingerprints"]["val"]
         of = replace(card, reference=name_of(held.data, "val"), reference_hash=held_out, function_evaluations=1)
         cards += measure_likelihood(generator, held.cache.read("val"), of, world)

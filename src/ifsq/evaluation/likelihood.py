@@ -26,6 +26,8 @@ from ifsq.training.log import Reporter, Silent
 EXACT = "bits per image"
 BOUND = "bits per image, upper bound"
 DENSITY = "bits per image, density of latents"
+BITS = (EXACT, BOUND, DENSITY)
+"""The metrics that are bits of images."""
 
 
 def measure_bits(

@@ -19,6 +19,7 @@ from ifsq.bench.shipped import grid_name
 from ifsq.codes import CodeSpec
 from ifsq.config import InputError, build, digest, merge, read_json
 from ifsq.evaluation import TokenizerEvaluation
+from ifsq.evaluation.likelihood import BITS
 from ifsq.experiment import EXPERIMENTS, GUIDANCE, GeneratorExperiment, TokenizerExperiment
 from ifsq.generators.repa.config import AlignmentConfig
 from ifsq.pretrained.features import check_features
@@ -161,13 +162,20 @@ class _Planner:
         for number, sampling in enumerate(drawn):
             options = replace(asked.generator, seed=sampling)
             about = {**identity(options), "seed": sampling, "kept": kept}
-            measures = work.MeasureGenerator(place, options, steps, usual=number == 0, guidance=search)
+            looks = replace(options, bits=options.bits and self.bits_wanted)
+            measures = work.MeasureGenerator(place, looks, steps, usual=number == 0, guidance=search)
             stage = Stage("generator-eval", about, inputs, measures, tuple(inputs.values()))
             self._measure(cell, seed, sampling, generator, stage)
         if asked.likelihood:
             bits = work.MeasureLikelihood(place, asked.likelihood, steps)
             about = {"images": asked.likelihood, "kept": kept}
             self._measure(cell, seed, None, generator, Stage("likelihood", about, {}, bits))
+
+    @property
+    def bits_wanted(self) -> bool:
+        """Whether bits are measured beside samples: not where a stage of their own does, or no metric asks for them."""
+        asked = self.grid.evaluation
+        return not asked.likelihood and (not asked.metrics or not set(BITS).isdisjoint(asked.metrics))
 
     def _tokenizer(self, cell: Cell, seed: int) -> Stage:
         own = part(cell, self.grid.of_tokenizer)
@@ -198,7 +206,8 @@ class _Planner:
             )
             for scale in protocol.guidance:
                 about = {**identity(options), "seed": sampling, "guidance": scale}
-                does = work.MeasureGenerator(place, options, guidance=scale)
+                looks = replace(options, bits=options.bits and by.metric in BITS)
+                does = work.MeasureGenerator(place, looks, guidance=scale)
                 stage = Stage("generator-eval", about, {GENERATOR: generator.name}, does, (generator.name,), sampling)
                 inputs[f"search.{len(searched)}"] = self.plan.add(stage, cell).name
                 searched.append((scale, seed, folder_of(self.plan.out, stage.name)))

@@ -9,10 +9,7 @@ from ifsq.bench.grid.stages import STAGES, folder_of, is_complete
 from ifsq.bench.grid.work import evaluations_in
 from ifsq.bench.measurement import MEASUREMENTS, Measurement, write_measurements
 from ifsq.config import InputError
-from ifsq.evaluation.likelihood import BOUND, DENSITY, EXACT
-
-BITS = (EXACT, BOUND, DENSITY)
-"""Metrics of held-out images that the evaluation of a generator has too."""
+from ifsq.evaluation.likelihood import BITS
 
 
 def measurements(plan: Plan) -> list[Measurement]:
