@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from toy_grid import SEEDS, SMALL, write_toy_grid
+from toy_grid import SEARCH, SEEDS, SMALL, write_toy_grid
 
 from ifsq.bench.grid.command import bench
 from ifsq.bench.grid.guidance import Search
@@ -17,15 +17,6 @@ from ifsq.evaluation.record import Evaluation, read_cards, write_cards
 from ifsq.metrics import ProtocolCard
 from ifsq.training.log import Silent
 
-SEARCH = """
-[protocol]
-looks = [2]
-guidance = [1.5, 2.5]
-[[compare]]
-axis = "generator"
-metric = "FD(judge)"
-value = "distance"
-"""
 ONE = SMALL[:-2]  # the protocol says which seeds
 CARD = ProtocolCard("FD(judge)", {"distance": 1.0}, "photos", "ab", 64, 32, "centre", "lanczos", "float32")
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from toy_grid import SEEDS, SMALL, write_toy_grid
+from toy_grid import SEARCH, SEEDS, SMALL, write_toy_grid
 
 from ifsq.bench.grid.cells import Bases, cells
 from ifsq.bench.grid.command import bench, grid_file, show_plan
@@ -317,16 +317,7 @@ when = { tokenizer = "ae" }
 drop = ["tokenizer.tokenizer.quantizer"]
 tokenizer.tokenizer.quantizer = { kind = "vq", dim = 2, codebook_size = 9 }
 """
-COMPARED = """
-[protocol]
-looks = [2]
-guidance = [1.5, 2.5]
-[[compare]]
-axis = "generator"
-metric = "FD(judge)"
-value = "distance"
-"""
-TOLD = f"""{COMPARED}
+TOLD = f"""{SEARCH}
 [[settings]]
 when = {{ generator = "diffusion" }}
 generator.diffusion = {{ objective = "mean_flow", trained_guidance = 2.0 }}
@@ -382,7 +373,7 @@ def test_what_generators_read_is_compared(place):
 
 
 def test_what_is_compared_is_measured(place):
-    file = written(place, "compared", (place / "grid.toml").read_text().replace(SEEDS, COMPARED))
+    file = written(place, "compared", (place / "grid.toml").read_text().replace(SEEDS, SEARCH))
     with pytest.raises(InputError, match=r"compare: metric 'FD\(judge\)': is not measured; expected one of eval"):
         plan_grid(file, place / "out", ["--evaluation.metrics", '["PSNR, dB"]'])
 

@@ -85,6 +85,17 @@ SEEDS = "[seeds]\ntraining = [0, 1]\nsampling = [0, 5]\n"
 SMALL = ["--axes.tokenizer", '["ifsq"]', "--axes.bits", "[2]", "--seeds.training", "[0]"]
 """Arguments by which one tokenizer is left, from one seed, with a generator of each kind."""
 
+SEARCH = """
+[protocol]
+looks = [2]
+guidance = [1.5, 2.5]
+[[compare]]
+axis = "generator"
+metric = "FD(judge)"
+value = "distance"
+"""
+"""A protocol that searches each cell's best guidance."""
+
 
 def write_toy_grid(folder: Path) -> None:
     """Write all of it into a folder."""

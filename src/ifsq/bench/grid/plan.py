@@ -270,9 +270,6 @@ class _Planner:
             codes = self._codes(cell, tokenizer, behind, how)
             over["codes"] = str(folder_of(out, codes.name))
             needs, inputs = [*needs, codes.name], {**inputs, "codes": codes.name}
-        pictures = replace(behind.data, size=how.size or behind.data.size)
-        held_out = self.known.images(pictures, behind.tokenizer.conv.in_channels)[0]["images.val"]
-        self._check_reference("generator", cell, held_out)
         experiment = build(kinds[0], merge(table, over), where)
         self.plan.compared.setdefault(tokenizer.name, []).append((cell, experiment))
         if experiment.data is not None:
@@ -285,6 +282,8 @@ class _Planner:
         taught, teachers = self._taught(cell, experiment, over.get("codes"))
         experiment, inputs = replace(experiment, alignment=taught), inputs | teachers
         coded = Coded.of(experiment, behind, how)
+        images, _ = self.known.images(coded.data, coded.tokenizer.conv.in_channels)
+        self._check_reference("generator", cell, images["images.val"])
         cost = self.known.generator_cost(experiment, coded)
         scales = () if self.grid.protocol is None else self.grid.protocol.guidance
         self.known.check_sampled(experiment, coded, scales, self.grid.evaluation.likelihood, told(cell))
