@@ -79,7 +79,8 @@ from ifsq.tokenizer.train import TokenizerTask
 from ifsq.training.claim import Claim
 from ifsq.training.distributed import from_first, in_turn, join
 from ifsq.training.log import Reporter, Silent
-from ifsq.training.loop import check_batch, fit
+from ifsq.training.loop import fit
+from ifsq.training.preparing import prepared
 from ifsq.training.warm_start import warm_start
 
 
@@ -96,7 +97,7 @@ def train_tokenizer(
         train, val = (
             open_images(experiment.data, split, labels=False, channels=channels) for split in ("train", "val")
         )
-        check_batch(experiment.train, world)
+        experiment, said = prepared(experiment, world)
         perceptual = load_perceptual(experiment.loss, world)
         torch.manual_seed(experiment.train.seed)
         with within_memory("tokenizer"):
@@ -111,7 +112,7 @@ def train_tokenizer(
         else:
             start = warm_start(model, model.describe(), experiment.train, folder, world)
         claim = Claim(folder, "tokenizer", experiment, train.fingerprint, start.record)
-        notes = [f"data: {describe_images(train, val)}", *start.notes]
+        notes = [f"data: {describe_images(train, val)}", *said, *start.notes]
         fit(task, experiment.train, claim, world, reporter, notes=notes)
     return folder
 
@@ -176,7 +177,7 @@ def train_teacher(experiment: TeacherExperiment, device: str = "auto", reporter:
     folder, reporter = Path(experiment.out), reporter or Silent()
     with join(device) as world:
         train, val = (open_images(experiment.data, split, labels=False) for split in ("train", "val"))
-        check_batch(experiment.train, world)
+        experiment, said = prepared(experiment, world)
         experiment.check_parts(world.size)
         torch.manual_seed(experiment.train.seed)
         with within_memory("network"):
@@ -186,7 +187,7 @@ def train_teacher(experiment: TeacherExperiment, device: str = "auto", reporter:
         )
         start = warm_start(model, task.describe(), experiment.train, folder, world)
         claim = Claim(folder, KIND, experiment, train.fingerprint, start.record)
-        notes = [f"data: {describe_images(train, val)}", *start.notes]
+        notes = [f"data: {describe_images(train, val)}", *said, *start.notes]
         fit(task, experiment.train, claim, world, reporter, notes=notes)
     return folder
 
@@ -223,7 +224,7 @@ def train_generator(experiment: GeneratorExperiment, device: str = "auto", repor
     folder, reporter = Path(experiment.out), reporter or Silent()
     with join(device) as world:
         cache, tokenizer = codes_of(experiment, world.device)
-        check_batch(experiment.train, world)
+        experiment, said = prepared(experiment, world)
         torch.manual_seed(experiment.train.seed)
         codebook = None if tokenizer is None else tokenizer.codebook()
         code_dim = None if codebook is None else codebook.shape[1]
@@ -250,7 +251,7 @@ def train_generator(experiment: GeneratorExperiment, device: str = "auto", repor
         if start.record is not None:
             in_turn(world, lambda: model.check_codes(train, f"train.init={experiment.train.init}"))
         claim = Claim(folder, experiment.kind, experiment, seen.data, start.record)
-        fit(task, experiment.train, claim, world, reporter, notes=[f"codes: {counts}", *start.notes])
+        fit(task, experiment.train, claim, world, reporter, notes=[f"codes: {counts}", *said, *start.notes])
     return folder
 
 

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 from toy_grid import SEARCH, SEEDS, SMALL, write_toy_grid
 
+from ifsq.bench.grid import plan as plan_module
 from ifsq.bench.grid.cells import Bases, cells
 from ifsq.bench.grid.command import bench, grid_file, show_plan
 from ifsq.bench.grid.config import load_grid
 from ifsq.bench.grid.control import differing
 from ifsq.bench.grid.cost import generator_flops, layout_of, tokenizer_flops
-from ifsq.bench.grid.describe import summary
+from ifsq.bench.grid.describe import summary, write_plan
 from ifsq.bench.grid.plan import plan_grid
 from ifsq.bench.grid.results import measurements
 from ifsq.bench.grid.stages import marker_of
@@ -122,6 +123,30 @@ def test_an_address_follows_from_what_decides_the_weights(place):
     other = plan_grid(place / "grid.toml", place / "out", [*SMALL, "--evaluation.generator.samples", "6"])
     changed = {name.rpartition("-")[0] for name in names - set(other.stages)}
     assert changed == {"generator-eval"}
+
+
+def test_a_folder_keeps_the_precision_that_auto_was_when_its_grid_began(place, monkeypatch):
+    """Addresses are those of a grid that says it outright, and another processor does not change them."""
+    for name in ("tok", "ar", "diffusion"):
+        written(place, name, (place / f"{name}.toml").read_text().replace("[train]", '[train]\nprecision = "auto"'))
+
+    def names(out: str, computes: bool, *more: str) -> set[str]:
+        monkeypatch.setattr(plan_module, "computes_bfloat16", lambda kind: computes)
+        return set(plan_grid(place / "grid.toml", place / out, [*SMALL, *more]).stages)
+
+    half, full = names("a", True), names("a", False)
+    assert not half & full
+    for precision, expected in (("bf16", half), ("fp32", full)):
+        train = f'{{train = {{precision = "{precision}"}}}}'
+        written(place, precision, f'over = "grid.toml"\nsettings = [{{tokenizer = {train}, generator = {train}}}]\n')
+        assert set(plan_grid(place / f"{precision}.toml", place / "a", SMALL).stages) == expected
+    monkeypatch.setattr(plan_module, "computes_bfloat16", lambda kind: True)
+    write_plan(plan_grid(place / "grid.toml", place / "a", SMALL))
+    assert names("a", False) == half
+    assert names("b", False) == full
+    (place / "a" / "grid.json").write_text('{"auto": "fp8"}')
+    with pytest.raises(InputError, match=r"grid\.json: is damaged"):
+        names("a", False)
 
 
 def test_a_grid_lies_over_another(place):

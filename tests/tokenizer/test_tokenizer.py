@@ -236,6 +236,13 @@ def test_optimized_in_float32_is_the_same_and_is_saved(tmp_path):
     assert torch.equal(loaded.encoder.conv_in.weight, model.encoder.conv_in.weight.float())
 
 
+@pytest.mark.parametrize(("computes", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_optimize_takes_bfloat16_where_the_device_computes_in_it(computes, dtype, monkeypatch):
+    monkeypatch.setattr("ifsq.tokenizer.model.computes_bfloat16", lambda kind: computes)
+    model = Tokenizer(TokenizerConfig(ConvConfig(width=8, multipliers=(1,), blocks=1, groups=4))).optimize()
+    assert model.decoder.conv_in.weight.dtype == dtype
+
+
 def test_optimize_compiles_encoder_and_decoder():
     model = Tokenizer(TokenizerConfig(ConvConfig(width=8, multipliers=(1,), blocks=1, groups=4)))
     keys = list(model.state_dict())

@@ -12,10 +12,11 @@ from ifsq.training import checkpoint, muon
 from ifsq.training.config import EngineConfig, TrainConfig
 from ifsq.training.distributed import World
 from ifsq.training.log import Silent
-from ifsq.training.loop import Task, check_batch, train
+from ifsq.training.loop import Task, train
 from ifsq.training.muon import Muon, orthogonal
 from ifsq.training.optim import OptimConfig, hidden_matrices, lr_at, make_optimizer
 from ifsq.training.precision import computes_bfloat16
+from ifsq.training.preparing import check_batch
 from ifsq.training.trainee import Trainee
 
 MUON = OptimConfig(kind="muon", lr=1e-2, muon_lr=0.02, weight_decay=0.1, warmup=2)

@@ -66,7 +66,7 @@ class Setting:
                 "quantizer": dict(self.quantizer),
             },
             "train": {
-                "steps": steps, "batch": 32, "seed": self.seed, "precision": "bf16", "ema": 0.99,
+                "steps": steps, "batch": 32, "seed": self.seed, "precision": "auto", "ema": 0.99,
                 "log_every": 100, "save_every": steps, "keep": 1, "optim": {"lr": 1e-3},
             },
         }  # fmt: skip

@@ -19,9 +19,7 @@ from ifsq.pretrained.efficientnet_lite import EFFICIENTNET_LITE0
 from ifsq.store.run import Run
 from ifsq.store.weights import weights_digest
 from ifsq.tokenizer.model import Tokenizer
-from ifsq.training.distributed import pick_device
 from ifsq.training.log import Reporter
-from ifsq.training.precision import computes_bfloat16
 
 KINDS = ("ar", "diffusion")
 FEATURES = "efficientnet-lite0@64"
@@ -42,10 +40,6 @@ def demo(out: Path, overrides: Sequence[str], device: str, reporter: Reporter) -
     tokenizer, codes = out / "tokenizer", out / "codes"
     first = load_tokenizer_experiment(experiment_file("demo/tokenizer.toml"), overrides)
     second = [load_generator_experiment(experiment_file(f"demo/{kind}.toml"), overrides) for kind in KINDS]
-    if "precision" not in given.get("train", {}) and not computes_bfloat16(pick_device(device).type):
-        reporter.say("this processor does not compute in bfloat16: float32, which takes longer")
-        first = replace(first, train=replace(first.train, precision="fp32"))
-        second = [replace(each, train=replace(each.train, precision="fp32")) for each in second]
     _refuse_another_length(tokenizer, codes, first.train.steps)
     reporter.say(f"1 of 4  a tokenizer of {first.data.source}")
     pipeline.train_tokenizer(replace(first, out=str(tokenizer)), device, reporter)

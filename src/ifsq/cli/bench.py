@@ -65,7 +65,7 @@ def _bench(options: argparse.Namespace) -> None:
         with Terminal() as terminal:
             return several_processes(file, out, options.extra, options.only, options.device, terminal)
     if options.plan:
-        lines, rows = show_plan(file, out, options.extra)
+        lines, rows = show_plan(file, out, options.extra, options.device)
         print_table(str(file), ("stage", "", "steps", "FLOP", "cells"), rows)
         for line in lines:
             say(line)

@@ -99,7 +99,9 @@ def _cpu() -> Iterator[Finding]:
         yield Finding("devices", "vector instructions", "slow", found, "another machine, or another build of torch")
     if not computes_bfloat16("cpu"):
         found = "bfloat16 is computed by detours on this processor"
-        yield Finding("devices", "bfloat16 on the cpu", "slow", found, 'train.precision = "fp32"')
+        yield Finding(
+            "devices", "bfloat16 on the cpu", "slow", found, 'train.precision = "auto", which is fp32 here, or "fp32"'
+        )
     if multiplies_faster_by_onednn():
         found = (
             "torch's float32 matrices go to MKL, which takes AVX2 on AMD, at half the rate of AVX-512"

@@ -27,6 +27,7 @@ from ifsq.tokenizer.bottleneck import QuantizerConfig, in_force, rate_of, round_
 from ifsq.tokenizer.checks import check_codes, check_images
 from ifsq.tokenizer.conv import ConvConfig, Decoded, Decoder, Encoder
 from ifsq.tokenizer.tiling import Tiling, tiled
+from ifsq.training.precision import computes_bfloat16
 
 
 @dataclass(frozen=True)
@@ -178,18 +179,21 @@ class Tokenizer(nn.Module):
         decoded = self._decoded(quantized.codes)
         return Autoencoded(_at_least_float(decoded.images), quantized.losses, decoded.last.detach())
 
-    def optimize(self, precision: Literal["bf16", "fp32"] = "bf16", *, compile: bool = False) -> "Tokenizer":
+    def optimize(self, precision: Literal["auto", "bf16", "fp32"] = "auto", *, compile: bool = False) -> "Tokenizer":
         """Make this tokenizer fast for inference, in place, and return it: eval mode, no gradients, channels last.
 
         precision  ``bf16``: encoder and decoder in bfloat16, with sums in float32; the encoder's last convolutions and
-                   the quantizer stay in float32. Some tokens differ from those of ``fp32``
+                   the quantizer stay in float32. Some tokens differ from those of ``fp32``. ``auto``: bf16 where the
+                   tokenizer's device computes in it, else fp32
         compile    whether encoder and decoder go through `torch.compile`; the first call of each image size takes long
 
         Images, latents and codes are float32 as before. With ``bf16`` the weights are rounded: `digest` then names
         another tokenizer, and `save_pretrained` writes the rounded ones. Raises ValueError.
         """
-        if precision not in ("bf16", "fp32"):
-            raise ValueError(f"precision={precision!r}: expected 'bf16' or 'fp32'")
+        if precision not in ("auto", "bf16", "fp32"):
+            raise ValueError(f"precision={precision!r}: expected 'auto', 'bf16' or 'fp32'")
+        if precision == "auto":
+            precision = "bf16" if computes_bfloat16(next(self.parameters()).device.type) else "fp32"
         self.eval().requires_grad_(False)
         if precision == "bf16":
             for module in (self.encoder, self.decoder, self.post_quant_conv):

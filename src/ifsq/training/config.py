@@ -5,12 +5,12 @@
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from ifsq.training.optim import OptimConfig
 
-Precision = Literal["fp32", "bf16", "fp16"]
+Precision = Literal["fp32", "bf16", "fp16", "auto"]
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,8 @@ class TrainConfig:
     steps           optimizer steps
     batch           examples a step, over all processes together
     seed            of the weights, the sample order and every random draw
-    precision       ``fp32``, or autocast to ``bf16`` or ``fp16`` (with a loss scale, which is saved)
+    precision       ``fp32``, or autocast to ``bf16`` or ``fp16`` (with a loss scale, which is saved); ``auto`` is bf16
+                    where every process computes in it and fp32 elsewhere; a run is of one of these
     ema             decay of the averaged weights, which are the ones evaluated and exported
     log_every       steps between lines of metrics.jsonl
     save_every      steps between checkpoints; the last step is always saved
@@ -115,3 +116,7 @@ class TrainConfig:
             )
         if self.precision == "fp16" and self.engine.sharding == "shard":
             raise ValueError("precision='fp16' with engine.sharding='shard': expected bf16, or replicate")
+
+    def with_precision(self, bfloat16: bool) -> "TrainConfig":
+        """This config with ``auto`` replaced by what it is where bfloat16 is computed, or where it is not."""
+        return replace(self, precision="bf16" if bfloat16 else "fp32") if self.precision == "auto" else self

@@ -29,8 +29,8 @@ from ifsq.training.log import MetricsLog, Reporter, SkippedLog, memory_gib
 from ifsq.training.observer import Observer, Observing
 from ifsq.training.optim import new_length
 from ifsq.training.parts import check_frozen, freeze
-from ifsq.training.precision import computes_bfloat16
-from ifsq.training.sinks import check_sinks, open_sinks
+from ifsq.training.preparing import all_compute_bfloat16, check_batch
+from ifsq.training.sinks import open_sinks
 from ifsq.training.stopping import stop_requests
 from ifsq.training.trainee import Opponent, Trainee
 from ifsq.training.utilization import Utilization, Work
@@ -133,6 +133,7 @@ def train(
     and SIGTERM (after saving).
     """
     check_batch(config, world)
+    config = config.with_precision(all_compute_bfloat16(world))
     training = _Training(task, config, folder, world, run, check)
     reporter.start(name, training.step, config.steps)
     for note in filter(None, training.notes):
@@ -155,25 +156,6 @@ def train(
         reporter.say(f"{name}: {missing} times an example could not be read; {training.skipped.path} names them")
     reporter.finish(training.last)
     return training.ema.model
-
-
-def check_batch(config: TrainConfig, world: World) -> None:
-    """Raise InputError when the processes cannot share a batch equally, or a logger is not installed.
-
-    With Muon also where some have bfloat16 and others have not: each moves its own copy of the weights.
-    """
-    check_sinks(config.engine.loggers)
-    if config.optim.kind == "muon" and len(set(world.gather(computes_bfloat16(world.device.type)))) > 1:
-        raise InputError("optim.kind='muon': only some of the processors compute in bfloat16; expected all, or none")
-    check_shares(config, world.size)
-
-
-def check_shares(config: TrainConfig, processes: int) -> None:
-    """Raise InputError when so many processes cannot share a batch equally."""
-    parts = config.engine.accumulate
-    if config.batch % (processes * parts):
-        whom = f"the {processes} processes" + (f" times accumulate={parts}" if parts > 1 else "")
-        raise InputError(f"train.batch={config.batch}: expected a multiple of {whom}")
 
 
 class _Training:

@@ -29,9 +29,11 @@ def grid_file(asked: Path) -> Path:
     raise InputError(f"{asked}: no such file, nor a shipped grid of this name")
 
 
-def show_plan(file: Path, out: Path, overrides: Sequence[str]) -> tuple[list[str], list[list[str]]]:
+def show_plan(
+    file: Path, out: Path, overrides: Sequence[str], device: str = "auto"
+) -> tuple[list[str], list[list[str]]]:
     """What a grid is, in sentences, and a row for each stage; nothing is written. Raises InputError."""
-    plan = plan_grid(file, out, overrides)
+    plan = plan_grid(file, out, overrides, device=device)
     return summary(plan), rows_of_stages(plan)
 
 
@@ -61,13 +63,13 @@ def bench(
     if engine:
         check_engine(engine)
     if only:
-        return _alone(plan_all(file, out, overrides), only, device, reporter)
-    plan = plan_grid(file, out, overrides)
+        return _alone(plan_all(file, out, overrides, device), only, device, reporter)
+    plan = plan_grid(file, out, overrides, device=device)
     make_folder(out / STAGES)  # first: by it a folder that is left at any moment is a grid's
     with lock(out / LOCK, reporter.say):
         if plan.untimed:
             time_trainings(plan.untimed, out, device, reporter, jobs)
-            plan = plan_grid(file, out, overrides)
+            plan = plan_grid(file, out, overrides, device=device)
         while True:
             write_plan(plan)
             if engine:
@@ -77,7 +79,7 @@ def bench(
             check_measured(plan)
             if plan.grid.protocol is None:
                 break
-            larger = plan_grid(file, out, overrides, more_seeds(plan.grid, measurements(plan)))
+            larger = plan_grid(file, out, overrides, more_seeds(plan.grid, measurements(plan)), device)
             if larger.stages.keys() <= plan.stages.keys():
                 break
             plan = larger
@@ -86,9 +88,9 @@ def bench(
     return out / MEASUREMENTS
 
 
-def plan_all(file: Path, out: Path, overrides: Sequence[str]) -> Plan:
+def plan_all(file: Path, out: Path, overrides: Sequence[str], device: str = "auto") -> Plan:
     """The plan of a grid with every seed that its protocol may come to. Raises InputError."""
-    plan = plan_grid(file, out, overrides)
+    plan = plan_grid(file, out, overrides, device=device)
     if plan.untimed:
         raise InputError(
             f"{out}: has no {TIMES} for the budgets in minutes, from which steps and names of stages follow; run the"
@@ -96,7 +98,7 @@ def plan_all(file: Path, out: Path, overrides: Sequence[str]) -> Plan:
         )
     if plan.grid.protocol is None:
         return plan
-    return plan_grid(file, out, overrides, {told(cell): plan.grid.protocol.cap for cell in cells(plan.grid)})
+    return plan_grid(file, out, overrides, {told(cell): plan.grid.protocol.cap for cell in cells(plan.grid)}, device)
 
 
 def several_processes(
@@ -105,7 +107,7 @@ def several_processes(
     """The work of a stage in the processes that torchrun started; who started it marks the stage. Raises InputError."""
     if not only:
         raise InputError("bench: starts torchrun by itself, see [resources]; start it without torchrun")
-    stage = plan_all(file, out, overrides).only(only).stages[only]
+    stage = plan_all(file, out, overrides, device).only(only).stages[only]
     stage.work.run(folder_of(out, only), device, reporter)
 
 

@@ -7,15 +7,12 @@ from typing import Any
 
 from ifsq.bench.grid.cells import told
 from ifsq.bench.grid.control import UNEQUAL, equal_between
-from ifsq.bench.grid.plan import COSTS, Plan
+from ifsq.bench.grid.plan import COSTS, GRID, Plan
 from ifsq.bench.grid.stages import Stage, is_complete, marker_of
 from ifsq.bench.grid.timing import TIMES
 from ifsq.bench.grid.verdicts import pairs_of
 from ifsq.config import read_json, to_dict
 from ifsq.store.files import make_folder, write_text
-
-GRID = "grid.json"
-"""File of a plan in the folder of its grid."""
 
 
 def rows_of_stages(plan: Plan) -> list[list[str]]:
@@ -55,6 +52,7 @@ def summary(plan: Plan) -> list[str]:
     if plan.grid.protocol is not None:
         looks = ", ".join(map(str, plan.grid.protocol.looks))
         lines.append(f"compared: {len(pairs_of(plan.grid))} pairs of cells, one family, looked at with {looks} seeds")
+    lines.append(f"precision of trainings that say auto: {plan.auto}")
     equal, differ = equal_between(plan.compared)
     if equal:
         lines.append(f"equal of all generators: {', '.join(f'{name} {value}' for name, value in equal.items())}")
@@ -70,6 +68,7 @@ def write_plan(plan: Plan) -> Path:
     table: dict[str, Any] = {
         "command": list(plan.command),
         "grid": to_dict(plan.grid),
+        "auto": plan.auto,
         "equal": equal,
         "differ": differ,
         "unequal": list(UNEQUAL),

@@ -14,7 +14,7 @@ from ifsq.generators import Generator
 from ifsq.generators.repa.config import AlignmentConfig
 from ifsq.pretrained.teachers import check_teacher
 from ifsq.pretraining import TeacherExperiment
-from ifsq.training.loop import check_shares
+from ifsq.training.preparing import check_shares
 
 
 def check_measures(grid: Grid) -> None:

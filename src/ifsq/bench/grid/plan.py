@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ifsq.bench.grid import work
 from ifsq.bench.grid.cells import Bases, Cell, cells, part, told
@@ -27,7 +27,13 @@ from ifsq.pretrained.teachers import TeacherConfig
 from ifsq.pretraining import TeacherExperiment
 from ifsq.store.run import Run
 from ifsq.training.config import TrainConfig
+from ifsq.training.distributed import pick_device
+from ifsq.training.precision import computes_bfloat16
 
+Built = TypeVar("Built", TokenizerExperiment, GeneratorExperiment, TeacherExperiment)
+
+GRID = "grid.json"
+"""File of a plan in the folder of its grid."""
 COSTS = "costs.json"
 """File of the FLOPs that were counted, in the folder of a grid: a worker of an engine need not count them again."""
 APART = 1000
@@ -65,6 +71,7 @@ class Plan:
     compared the generators behind each tokenizer, see `ifsq.bench.grid.control`
     costs    FLOPs of training on an image, by what was counted
     times    what steps took, by `Training.key`
+    auto     what ``train.precision = "auto"`` is in all of its trainings
     untimed  trainings with a budget in minutes whose steps were not timed yet: until then steps, FLOPs and addresses of
              these, and the addresses of what stands on them, are not known
     command  what follows ``ifsq``
@@ -79,6 +86,7 @@ class Plan:
     compared: Compared = field(default_factory=dict)
     costs: dict[str, int] = field(default_factory=dict)
     times: dict[str, Timed] = field(default_factory=dict)
+    auto: str = "fp32"
     untimed: dict[str, Training] = field(default_factory=dict)
 
     def only(self, name: str) -> "Plan":
@@ -103,11 +111,19 @@ class Plan:
             self.figures.append(figures)
 
 
-def plan_grid(file: Path, out: Path, overrides: Sequence[str] = (), seeds: Mapping[str, int] | None = None) -> Plan:
+def plan_grid(
+    file: Path,
+    out: Path,
+    overrides: Sequence[str] = (),
+    seeds: Mapping[str, int] | None = None,
+    device: str = "auto",
+) -> Plan:
     """Read a grid file and expand it. Raises InputError for whatever is wrong with it or with an experiment of it.
 
-    seeds  by a cell's name (`told`): how many of its training seeds where a protocol decides it; others have as many as
-           its first look takes
+    seeds   by a cell's name (`told`): how many of its training seeds where a protocol decides it; others have as many
+            as its first look takes
+    device  that trains: ``train.precision = "auto"`` is bf16 where it computes that, unless the grid's folder says
+            what it was when the grid began
     """
     grid = load_grid(file, overrides)
     for name in grid.evaluation.generator.features or ():
@@ -116,7 +132,7 @@ def plan_grid(file: Path, out: Path, overrides: Sequence[str] = (), seeds: Mappi
         grid = still_compared(grid)
     check_measures(grid)
     command = ("bench", grid_name(file), "--out", str(out), *overrides)
-    plan = Plan(grid, out, command, costs=_counted(out / COSTS), times=read_times(out))
+    plan = Plan(grid, out, command, costs=_counted(out / COSTS), times=read_times(out), auto=_precision(out, device))
     made = _Planner(plan, Bases.read(grid, file.parent))
     every = cells(grid)
     counts = {told(cell): _seeds(grid, (seeds or {}).get(told(cell), 0)) for cell in every}
@@ -127,6 +143,18 @@ def plan_grid(file: Path, out: Path, overrides: Sequence[str] = (), seeds: Mappi
     check_alike(grid, made.plan.compared)
     _check_independent(made.plan)
     return made.plan
+
+
+def _precision(out: Path, device: str) -> str:
+    """What ``auto`` is in a grid's folder. Raises InputError."""
+    file = out / GRID
+    written = read_json(file) if file.is_file() else {}
+    if not isinstance(written, dict) or written.get("auto", "fp32") not in ("fp32", "bf16"):
+        raise InputError(f"{file}: is damaged; expected what bench wrote")
+    if "auto" in written:
+        return str(written["auto"])
+    kind = pick_device(device).type if device == "auto" else device  # a named one may be on other machines alone
+    return "bf16" if computes_bfloat16(kind) else "fp32"
 
 
 def _seeds(grid: Grid, wanted: int) -> tuple[int, ...]:
@@ -181,7 +209,7 @@ class _Planner:
         own = part(cell, self.grid.of_tokenizer)
         seed = seed if self.grid.seeds.tokenizer is None else self.grid.seeds.tokenizer
         table = merge(self.bases.of(self.grid, cell, "tokenizer"), {"train": {"seed": seed}, "out": ""})
-        experiment = build(TokenizerExperiment, table, f"{self.bases.names['tokenizer']} of {told(own)}")
+        experiment = self._built(TokenizerExperiment, table, f"{self.bases.names['tokenizer']} of {told(own)}")
         if self.grid.seeds.apart:
             experiment = replace(experiment, train=replace(experiment.train, seed=_own_seed(experiment)))
         cost = self.known.tokenizer_cost(experiment)
@@ -270,7 +298,7 @@ class _Planner:
             codes = self._codes(cell, tokenizer, behind, how)
             over["codes"] = str(folder_of(out, codes.name))
             needs, inputs = [*needs, codes.name], {**inputs, "codes": codes.name}
-        experiment = build(kinds[0], merge(table, over), where)
+        experiment = self._built(kinds[0], merge(table, over), where)
         self.plan.compared.setdefault(tokenizer.name, []).append((cell, experiment))
         if experiment.data is not None:
             if experiment.data.levels != how.levels:
@@ -293,6 +321,12 @@ class _Planner:
         experiment = replace(experiment, train=train)
         needs += [name for name in teachers.values() if name in self.plan.stages]
         return self.plan.add(self._trained(work.TrainGenerator, experiment, inputs, tuple(needs), cost), cell)
+
+    def _built(self, kind: type[Built], table: dict[str, Any], where: str) -> Built:
+        """An experiment, in the precision of this grid."""
+        experiment: Any = build(kind, table, where)
+        made: Built = replace(experiment, train=experiment.train.with_precision(self.plan.auto == "bf16"))
+        return made
 
     def _encoding(self, cell: Cell) -> work.Encoding:
         return build(work.Encoding, self.bases.of(self.grid, cell, "codes"), f"codes of {told(cell)}")
@@ -343,7 +377,7 @@ class _Planner:
         if not self.grid.teacher:
             raise InputError(f"alignment of {told(cell)}: source 'grid' without teacher; expected its experiment")
         table = merge(self.bases.of(self.grid, cell, "teacher"), {"out": ""})
-        experiment = build(TeacherExperiment, table, f"{self.grid.teacher} of {told(cell)}")
+        experiment = self._built(TeacherExperiment, table, f"{self.grid.teacher} of {told(cell)}")
         if self.grid.budget.teacher.flops is not None:
             raise InputError("budget.teacher.flops: are not counted of a teacher; expected images or minutes")
         training = Training(f"teacher {told(cell)}", experiment)
