@@ -88,14 +88,14 @@ COMPARED = ("values", "samples", "samples_hash", "tokenizer_hash", "generator_ha
 
 
 def compare(a: ProtocolCard, b: ProtocolCard, allow: Collection[str] = ()) -> dict[str, float]:
-    """``b - a`` of every value that both have. Raises ValueError naming the first protocol field that differs.
+    """``b - a`` of every value that both have. Raises ValueError naming the protocol fields that differ.
 
     allow  fields that are the question asked, as ``("sampler", "function_evaluations")`` between two generators
     """
-    for entry in fields(ProtocolCard):
-        mine, theirs = getattr(a, entry.name), getattr(b, entry.name)
-        if entry.name not in (*COMPARED, *allow) and mine != theirs:
-            raise ValueError(f"cards do not compare: {entry.name} {mine!r} against {theirs!r}, expected equal")
+    names = [entry.name for entry in fields(ProtocolCard) if entry.name not in (*COMPARED, *allow)]
+    pairs = [(name, getattr(a, name), getattr(b, name)) for name in names]
+    if unlike := [f"{name} {mine!r} against {theirs!r}" for name, mine, theirs in pairs if mine != theirs]:
+        raise ValueError(f"cards do not compare: {'; '.join(unlike)}, expected equal")
     return {name: b.values[name] - value for name, value in a.values.items() if name in b.values}
 
 
