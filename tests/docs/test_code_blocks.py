@@ -263,7 +263,7 @@ TINY_TOKENIZER = """
 TINY_GENERATOR = "--{kind}.depth 2 --{kind}.width 16 --{kind}.heads 2"
 SHRUNKEN = {
     "generator eval": "--samples 8 --features",
-    "evaluate": "--count 8",
+    "evaluate": "--count 8 --size 16",
     "analyze alignment": "--split train --neighbours 3",
     "demo": "--train.steps 2 --train.batch 4 --train.optim.warmup 1",
     "adapt": "--steps 2 --size 16 --train.batch 4 --train.log_every 1 --train.engine.workers 0",
@@ -315,13 +315,14 @@ def test_quick_commands_run_on_toy_data(verb, toy, capsys):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """What README's commands made of images of our own: the other pages go on with it."""
+    """What README's commands made of images of our own, whose sizes differ: the other pages go on with it."""
     folder = tmp_path_factory.mktemp("made")
     for name, colour in PICTURES.items():
         (folder / "my-images" / name).mkdir(parents=True)
         for number in range(8):
-            noise = Image.effect_noise((16, 16), 20 + 8 * number).convert("RGB")
-            picture = Image.blend(noise, Image.new("RGB", (16, 16), colour), 0.5)
+            size = (20 + number, 24)
+            noise = Image.effect_noise(size, 20 + 8 * number).convert("RGB")
+            picture = Image.blend(noise, Image.new("RGB", size, colour), 0.5)
             picture.save(folder / "my-images" / name / f"{number}.png")
     Image.new("RGB", (20, 18), "teal").save(folder / "picture.jpg")
     (folder / "experiments").symlink_to(ROOT / "experiments")
