@@ -15,9 +15,11 @@ BOUNDS = "runs/bounds"
 def add_analyze(verbs: Any) -> None:
     """``analyze bounds``, ``codes``, ``forecast`` and ``alignment``."""
     analyze = verbs.add_parser(
-        "analyze", help="what bounds do to latents, how codes are used and forecast generation, how layers see images"
+        "analyze", help="study bounds, codes and layers, and forecast generation"
     ).add_subparsers(metavar="VERB", required=True)
-    bounds = verb(analyze, "bounds", "every bound and cell rule on latents of known distributions", _analyze_bounds)
+    bounds = verb(
+        analyze, "bounds", "what every bound and cell rule does to latents of known distributions", _analyze_bounds
+    )
     bounds.add_argument("--out", type=Path, default=Path(BOUNDS), metavar="DIR", help=f"default {BOUNDS}")
     bounds.add_argument("--levels", type=int, nargs="+", default=None, metavar="L", help="default: 2 to 65")
     bounds.add_argument(
@@ -43,7 +45,7 @@ def _add_alignment(analyze: Any) -> None:
     alignment = verb(
         analyze,
         "alignment",
-        "how alike the layers of a tokenizer or a generator and a teacher see images",
+        "how similarly the layers of a tokenizer or generator and a teacher see images",
         _analyze_alignment,
         alone=True,
     )

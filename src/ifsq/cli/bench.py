@@ -14,13 +14,17 @@ DEMO = "runs/demo"
 
 def add_demo(verbs: Any) -> None:
     """``demo``."""
-    demo = verb(verbs, "demo", "the whole road on bundled pictures; ends with a report", _demo, overrides="--")
+    text = "train and compare a tokenizer and two generators on bundled pictures; ends with a report"
+    of_them = "Any --train.key value may follow, for all three trainings, as --train.steps 100."
+    demo = verb(verbs, "demo", text, _demo, overrides="--", of_them=of_them)
     demo.add_argument("--out", default=DEMO, metavar="DIR", help=f"folder of the runs (default {DEMO})")
 
 
 def add_bench(verbs: Any) -> None:
     """``bench``."""
-    bench = verb(verbs, "bench", "a grid of tokenizers and generators, each stage once", _bench, overrides="--")
+    text = "train a grid of tokenizers and generators, each stage once"
+    of_them = "Any --section.key value of the grid may follow, as --seeds.training [0,1,2]."
+    bench = verb(verbs, "bench", text, _bench, overrides="--", of_them=of_them)
     bench.add_argument("grid", type=Path, metavar="GRID.toml", help="a grid file, or the name of a shipped one")
     bench.add_argument("--out", type=Path, default=None, metavar="DIR", help="folder of the grid (default: runs/GRID)")
     bench.add_argument("--plan", action="store_true", help="say what there is to do, and do nothing")
@@ -32,7 +36,7 @@ def add_bench(verbs: Any) -> None:
 
 def add_report(verbs: Any) -> None:
     """``report``."""
-    report = verb(verbs, "report", "one page about tokenizers and generators", _report)
+    report = verb(verbs, "report", "write one page about tokenizers and generators", _report)
     report.add_argument("folders", type=Path, nargs="+", metavar="RUN")
     report.add_argument(
         "--out",

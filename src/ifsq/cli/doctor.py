@@ -13,7 +13,11 @@ MARKS = {"ok": "", "absent": "not here, ", "slow": "SLOW, ", "look": "LOOK, ", "
 def add_doctor(verbs: Any) -> None:
     """``doctor``."""
     doctor = verb(
-        verbs, "doctor", "versions, extras, devices, memory, disk; what is slow or broken here", _doctor, alone=True
+        verbs,
+        "doctor",
+        "say what is installed, what the machine has, and what is slow or broken here",
+        _doctor,
+        alone=True,
     )
     doctor.add_argument("--json", action="store_true", help="one line of JSON in place of text")
 

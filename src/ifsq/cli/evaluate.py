@@ -65,10 +65,14 @@ def add_evaluate(verbs: Any) -> None:
 
 def add_compare(verbs: Any) -> None:
     """``compare``."""
-    compare = verb(verbs, "compare", "evaluations side by side; unlike ones are refused", _compare, alone=True)
+    compare = verb(verbs, "compare", "put evaluations side by side; unlike ones are refused", _compare, alone=True)
     compare.add_argument("places", nargs="+", metavar="CARDS", help="files of cards, and runs that were evaluated")
     compare.add_argument(
-        "--allow", nargs="+", default=[], metavar="FIELD", help="fields of the cards that may differ, as sampler seed"
+        "--allow",
+        nargs="+",
+        default=[],
+        metavar="FIELD",
+        help="fields of the cards that may differ, as sampler function_evaluations",
     )
 
 

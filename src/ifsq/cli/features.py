@@ -10,7 +10,7 @@ from ifsq.cli.terminal import Terminal, say
 
 def add_features(verbs: Any) -> None:
     """``features``."""
-    features = verb(verbs, "features", "what a teacher sees in the pictures of a code cache, beside it", _features)
+    features = verb(verbs, "features", "cache what a teacher sees in the pictures of a code cache", _features)
     features.add_argument("codes", type=Path, metavar="CODES", help="a cache that ifsq encode wrote")
     features.add_argument(
         "--teacher",

@@ -11,7 +11,7 @@ from ifsq.config import parse_overrides
 
 def add_generator(verbs: Any) -> None:
     """``generator train``, ``eval``, ``likelihood`` and ``times``."""
-    generator = verbs.add_parser("generator", help="train or evaluate a generator").add_subparsers(
+    generator = verbs.add_parser("generator", help="train a generator, or measure one").add_subparsers(
         metavar="VERB", required=True
     )
     train = verb(
@@ -72,7 +72,11 @@ def add_generator(verbs: Any) -> None:
 
 def _add_likelihood(generator: Any) -> None:
     bits = verb(
-        generator, "likelihood", "bits that held-out codes take by it", _generator_likelihood, overrides=LIKELIHOOD
+        generator,
+        "likelihood",
+        "measure how many bits a generator needs for held-out codes",
+        _generator_likelihood,
+        overrides=LIKELIHOOD,
     )
     bits.add_argument("folder", type=Path, metavar="RUN")
     bits.add_argument("--images", type=int, default=64, metavar="N", help="held-out images (default 64)")
@@ -82,11 +86,13 @@ def _add_likelihood(generator: Any) -> None:
 
 def add_sample(verbs: Any) -> None:
     """``sample``."""
-    sample = verb(verbs, "sample", "draw images of given classes, or many of all", _sample, overrides=SAMPLING)
+    sample = verb(
+        verbs, "sample", "draw images of given classes, or many images of all classes", _sample, overrides=SAMPLING
+    )
     sample.add_argument("folder", type=Path, metavar="RUN", help="generator run")
     which = sample.add_mutually_exclusive_group(required=True)
     which.add_argument("--labels", nargs="+", metavar="CLASS", help="numbers or names of classes: one image for each")
-    which.add_argument("--count", type=int, metavar="N", help="so many images, of all classes")
+    which.add_argument("--count", type=int, metavar="N", help="how many images, of all classes")
     sample.add_argument(
         "--classes",
         choices=("balanced", "random", "training"),

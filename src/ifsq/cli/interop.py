@@ -54,7 +54,7 @@ def add_import(verbs: Any) -> None:
     kl.add_argument("--out", type=Path, required=True, metavar="DIR")
 
     latents = verb(
-        other, "latents", "latents that the official DiT extracted -> code cache", _import_latents, alone=True
+        other, "latents", "make a code cache of latents that the official DiT extracted", _import_latents, alone=True
     )
     latents.add_argument("folder", type=Path, metavar="FOLDER")
     latents.add_argument("--out", type=Path, required=True, metavar="DIR")

@@ -35,11 +35,12 @@ class Version(argparse.Action):
 
 
 def verb(
-    verbs: Any, name: str, text: str, run: Any, *, overrides: str = "", alone: bool = False
+    verbs: Any, name: str, text: str, run: Any, *, overrides: str = "", of_them: str = "", alone: bool = False
 ) -> argparse.ArgumentParser:
     """Add a verb that calls ``run``.
 
     overrides  how the arguments begin that it takes beyond its own: ``--``, ``--sampling.``, ``--likelihood.`` or none
+    of_them    what its help says of these, where that is not what most verbs say
     alone      whether it refuses to run in several processes
     """
     epilog = {
@@ -49,7 +50,7 @@ def verb(
         LIKELIHOOD: "Of a bound any --likelihood.key value may follow, as --likelihood.steps 64 of a diffusion one,"
         " --likelihood.draws 64 of a masked one.",
     }[overrides]
-    parser = verbs.add_parser(name, help=text, description=text, epilog=epilog, allow_abbrev=False)
+    parser = verbs.add_parser(name, help=text, description=text, epilog=of_them or epilog, allow_abbrev=False)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default auto)")
     parser.set_defaults(run=run, overrides=overrides, alone=alone, verb=parser.prog)
     return parser

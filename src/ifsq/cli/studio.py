@@ -13,7 +13,7 @@ HOST, PORT = "127.0.0.1", 8501
 
 def add_studio(verbs: Any) -> None:
     """``studio``."""
-    text = "a page where one drops an image and draws some, of tokenizers and generators (ifsq[studio])"
+    text = "serve a page that shows what tokenizers make of an image, and generators drawing (extra studio)"
     studio = verb(verbs, "studio", text, _studio, alone=True)
     studio.add_argument("folders", type=Path, nargs="+", metavar="RUN", help="tokenizers and generators")
     studio.add_argument(

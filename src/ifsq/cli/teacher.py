@@ -12,11 +12,11 @@ from ifsq.cli.terminal import Terminal, print_table, say
 def add_teacher(verbs: Any) -> None:
     """``teacher train`` and ``teacher score``."""
     teacher = verbs.add_parser(
-        "teacher", help="train a teacher that generators are aligned to, or say which is likely to help"
+        "teacher", help="train a teacher that generators are aligned to, or rank teachers"
     ).add_subparsers(metavar="VERB", required=True)
     train = verb(teacher, "train", "train a teacher on images, without labels", _teacher_train, overrides="--")
     train.add_argument("experiment", type=Path, metavar="EXPERIMENT.toml")
-    score = verb(teacher, "score", "rank teachers by what their features say of where a patch lies", _teacher_score)
+    score = verb(teacher, "score", "rank teachers by the spatial structure of their features", _teacher_score)
     score.add_argument(
         "teachers",
         type=named,

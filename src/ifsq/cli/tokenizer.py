@@ -10,7 +10,7 @@ from ifsq.cli.terminal import Terminal, print_cards, say
 
 def add_tokenizer(verbs: Any) -> None:
     """``tokenizer train`` and ``tokenizer eval``."""
-    tokenizer = verbs.add_parser("tokenizer", help="train or evaluate a tokenizer").add_subparsers(
+    tokenizer = verbs.add_parser("tokenizer", help="train a tokenizer, or measure one").add_subparsers(
         metavar="VERB", required=True
     )
     train = verb(tokenizer, "train", "train a tokenizer", _tokenizer_train, overrides="--")
@@ -76,7 +76,7 @@ def _network(what: str) -> dict[str, Any]:
 
 def add_adapt(verbs: Any) -> None:
     """``adapt``."""
-    adapt = verb(verbs, "adapt", "another bottleneck for a trained or imported tokenizer", _adapt, overrides="--")
+    adapt = verb(verbs, "adapt", "put another bottleneck into a trained or imported tokenizer", _adapt, overrides="--")
     adapt.add_argument("source", metavar="TOKENIZER", help="run, saved model, or owner/name on the hub")
     adapt.add_argument(
         "--to",
@@ -98,7 +98,7 @@ def add_adapt(verbs: Any) -> None:
 
 def add_encode(verbs: Any) -> None:
     """``encode``."""
-    encode = verb(verbs, "encode", "images -> code cache", _encode)
+    encode = verb(verbs, "encode", "write the codes of images into a cache", _encode)
     encode.add_argument("folder", type=Path, metavar="RUN", help="tokenizer run")
     encode.add_argument(
         "data",
@@ -138,7 +138,7 @@ def add_encode(verbs: Any) -> None:
 
 def add_reconstruct(verbs: Any) -> None:
     """``reconstruct``."""
-    reconstruct = verb(verbs, "reconstruct", "images through encoder and decoder", _reconstruct)
+    reconstruct = verb(verbs, "reconstruct", "pass images through encoder and decoder", _reconstruct)
     reconstruct.add_argument("folder", type=Path, metavar="RUN", help="tokenizer run")
     reconstruct.add_argument("images", type=Path, nargs="+", metavar="PATH", help="images, and folders of them")
     reconstruct.add_argument("--out", type=Path, required=True, metavar="DIR")
