@@ -27,7 +27,9 @@ def headings(page: Path) -> set[str]:
     return {heading_id(title) for title in re.findall(r"^#+ (.+)$", FENCE.sub("", page.read_text()), re.MULTILINE)}
 
 
-@pytest.mark.parametrize("page", [*PAGES, DOCS / "log.md", ROOT / "CHANGELOG.md"], ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "page", [*PAGES, DOCS / "log.md", ROOT / "CHANGELOG.md"], ids=lambda page: str(page.relative_to(ROOT))
+)
 def test_links_lead_somewhere(page):
     for link in LINK.findall(FENCE.sub("", page.read_text())):
         if "://" in link:
