@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -11,6 +11,8 @@ App = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
 
 MOST_BYTES = 16 * 2**20
 """Of the body of a request: an image file and the lines around it."""
+DIGITS = 20
+"""Of a length, at most: more are no number of bytes, and Python refuses to read very many."""
 
 
 class Guard:
@@ -42,14 +44,14 @@ class Guard:
 
     def _refusal(self, headers: dict[str, str]) -> tuple[int, str] | None:
         host = headers.get("host", "")
-        if self.hosts is not None and (urlsplit(f"//{host}").hostname or "") not in self.hosts:
+        asked = _split(f"//{host}")
+        if self.hosts is not None and (asked is None or (asked.hostname or "") not in self.hosts):
             return 400, "another host is asked for"
-        origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != host:
+        if "origin" in headers and ((origin := _split(headers["origin"])) is None or origin.netloc != host):
             return 403, "sent by a page of another origin"
         length = headers.get("content-length", "0")
-        if not length.isdecimal() or int(length) > self.most:
-            return 413, f"{length} bytes, expected at most {self.most}"
+        if not length.isdecimal() or len(length) > DIGITS or int(length) > self.most:
+            return 413, f"{length[:DIGITS]} bytes, expected at most {self.most}"
         return None
 
     async def _limited(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
@@ -80,6 +82,14 @@ class Guard:
 
 class _TooLargeError(Exception):
     """The body has more bytes than it may."""
+
+
+def _split(address: str) -> SplitResult | None:
+    """The parts of an address; None of what is none, as one of a single bracket."""
+    try:
+        return urlsplit(address)
+    except ValueError:
+        return None
 
 
 async def _refuse(scope: MutableMapping[str, Any], send: Send, status: int, why: str) -> None:
