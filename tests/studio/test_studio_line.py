@@ -58,6 +58,37 @@ def test_who_stops_while_waiting_does_nothing_and_who_works_sees_it():
     assert done == ["third"]
 
 
+def test_who_stops_while_waiting_leaves_the_line_at_once():
+    """The others come before, and another may wait in its place."""
+    told, begun, end = [], threading.Event(), threading.Event()
+
+    def long():
+        begun.set()
+        end.wait(30)
+
+    async def visit():
+        line, second = Line(most=3), Turn()
+        first = asyncio.ensure_future(line.run(Turn(), long))
+        await asyncio.to_thread(begun.wait)
+        waits = asyncio.ensure_future(line.run(second, lambda: None))
+        third = asyncio.ensure_future(line.run(Turn(told.append), lambda: None))
+        await asyncio.sleep(0)
+        second.stop()
+        try:
+            with pytest.raises(Stopped):
+                await asyncio.wait_for(waits, 5)
+            assert told == [2, 1]
+            fourth = asyncio.ensure_future(line.run(Turn(), lambda: None))
+            await asyncio.sleep(0)
+            assert not first.done()
+        finally:
+            end.set()
+        await asyncio.gather(first, third, fourth)
+
+    asyncio.run(visit())
+    assert told == [2, 1, 1, 0]
+
+
 def test_an_error_is_the_visitors_own_and_the_line_goes_on():
     done = []
 

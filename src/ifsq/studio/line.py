@@ -1,7 +1,6 @@
 """Whose turn it is: one piece of work on the models at a time, in a thread beside the server's loop."""
 
 import asyncio
-import threading
 from collections.abc import Callable
 
 from ifsq.config import InputError
@@ -15,34 +14,50 @@ class Stopped(Exception):  # noqa: N818 - nothing went wrong
 
 
 class Turn:
-    """One visitor's piece of work. ``moved`` is told how many come before it, whenever that changes."""
+    """One visitor's piece of work. ``moved`` is told how many come before it, whenever that changes.
+
+    To be used from one event loop, but for `stopped` and `check`, which the thread that works asks.
+    """
 
     def __init__(self, moved: Callable[[int], None] = lambda ahead: None) -> None:
         self.moved = moved
-        self._stop = threading.Event()
+        self._stopped = False
+        self._called = asyncio.Event()
 
     def stop(self) -> None:
-        """Ask it to end; from any thread."""
-        self._stop.set()
+        """Ask it to end: one that waits leaves the line, one that works is told where it calls `check`."""
+        self._stopped = True
+        self.call()
 
     @property
     def stopped(self) -> bool:
         """Whether it was asked to end."""
-        return self._stop.is_set()
+        return self._stopped
 
     def check(self) -> None:
         """Raise Stopped if it was asked to end."""
         if self.stopped:
             raise Stopped
 
+    def call(self) -> None:
+        """Have it look whether it is its turn."""
+        self._called.set()
+
+    async def wait(self, first: Callable[[], bool]) -> None:
+        """Until it is ``first``. Raises Stopped once it is asked to end."""
+        self.check()
+        while not first():
+            self._called.clear()
+            await self._called.wait()
+            self.check()
+
 
 class Line:
-    """The visitors in the order in which they came. To be used from one event loop."""
+    """The visitors in the order in which they came; the first works. To be used from one event loop."""
 
     def __init__(self, most: int = MOST_WAITING) -> None:
         self.most = most
         self._turns: list[Turn] = []
-        self._free = asyncio.Lock()  # the first who waits is the first to get it
 
     async def run(self, turn: Turn, work: Callable[[], None]) -> None:
         """Wait for the turn, then do the work in a thread.
@@ -54,9 +69,8 @@ class Line:
         self._turns.append(turn)
         self._tell()
         try:
-            async with self._free:
-                turn.check()
-                await asyncio.to_thread(work)
+            await turn.wait(lambda: self._turns[0] is turn)
+            await asyncio.to_thread(work)
         finally:
             self._turns.remove(turn)
             self._tell()
@@ -69,3 +83,5 @@ class Line:
     def _tell(self) -> None:
         for ahead, turn in enumerate([each for each in self._turns if not each.stopped]):
             turn.moved(ahead)
+        if self._turns:
+            self._turns[0].call()
