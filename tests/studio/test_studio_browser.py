@@ -71,7 +71,7 @@ def models(road, tmp_path_factory):
     conv = ConvConfig(width=8, multipliers=(1, 1), blocks=1, patch=2, groups=4)
     nested = Tokenizer(TokenizerConfig(conv, QuantizerConfig(levels=(9, 9), nested_levels=(3, 9))))
     nested.save_pretrained(folder / "nested")
-    return [road / "tok", folder / "nested", road / "ar", folder / "diffusion", folder / "masked", folder / "slow"]
+    return [road / "tok", folder / "nested", road / "ar", folder / "diffusion", folder / "slow", folder / "masked"]
 
 
 @contextmanager
@@ -203,14 +203,21 @@ def see_draws(browser, models):
 
 
 def see_a_line(browser, folder):
-    """While one thing is drawn another waits, and is told so; the button stops what goes on."""
-    for name in ("slow", "ar", "diffusion", "masked"):
+    """While one thing is drawn another waits, and is told so; the buttons stop what waits and what goes on."""
+    for name in ("slow", "ar", "diffusion"):
         browser.ask(TICK.format(name))
     browser.ask(PRESS.format("draw", 0))
     browser.wait(f"document.body.textContent.includes(' of {TALL * TALL}')")
     give(browser, folder / "small.png", "waiting for 1 before you")
+    browser.ask(PRESS.format("stop", 0))
+    browser.wait(f"{STATUS}[0] === 'stopped'")
+    assert browser.ask(STATUS)[1].startswith("drawing a")
+    give(browser, folder / "small.png", "waiting for 1 before you")
+    assert "waits for its turn" in browser.ask("document.body.textContent")  # what comes behind the slow one
     browser.ask(PRESS.format("stop", 1))
     browser.wait(f"{STATUS}[1] === 'stopped'")
+    browser.wait("document.body.textContent.includes('not drawn')")
+    assert "waits for its turn" not in browser.ask("document.body.textContent")
     browser.wait(f"{STATUS}[0] === 'small.png: 3 of 3 rates'")
 
 

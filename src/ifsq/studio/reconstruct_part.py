@@ -61,30 +61,35 @@ class ReconstructPart(Part):
             return
         (name, content), side, self.done = self.file, self.side.value, 0
 
-        def work(tell: Tell) -> None:
+        def work(tell: Tell) -> None:  # pictures and charts too: in the server's loop all visitors would wait for them
             image = read_upload(name, content, side)
-            tell(self._begin, name, image)
+            tell(self._begin, original_of(name, image))
             for number, rate in enumerate(self.shown.rates):
-                tell(self._add, reconstruct_at(rate, image), number)
+                tell(self._add, result_of(reconstruct_at(rate, image), number))
 
         count = len(self.shown.rates)
         await self.do(work, f"reconstructing {name}", lambda: f"{name}: {self.done} of {count} rates")
 
-    def _begin(self, name: str, image: UInt8[np.ndarray, "H W 3"]) -> None:
+    def _begin(self, original: str) -> None:
         self.results.clear()
-        height, width = image.shape[:2]
         with self.results:
-            shown = picture(image, f"{name}, {width} x {height}", f"the image {name}")
-            ui.html(f'<div class="original">{shown}</div>', sanitize=False)
+            ui.html(original, sanitize=False)
 
-    def _add(self, found: Reconstruction, number: int) -> None:
+    def _add(self, result: str) -> None:
         self.done += 1
         self.bar.set_value(self.done / len(self.shown.rates))
         with self.results:
-            ui.html(f'<div class="result">{_result(found, number)}</div>', sanitize=False)
+            ui.html(result, sanitize=False)
 
 
-def _result(found: Reconstruction, number: int) -> str:
+def original_of(name: str, image: UInt8[np.ndarray, "H W 3"]) -> str:
+    """The image as it passes through the tokenizers."""
+    height, width = image.shape[:2]
+    shown = picture(image, f"{name}, {width} x {height}", f"the image {name}")
+    return f'<div class="original">{shown}</div>'
+
+
+def result_of(found: Reconstruction, number: int) -> str:
     """What a rate keeps: three pictures and how its levels are used."""
     name, tokens = found.rate.name, found.tokens
     rate = "" if found.bits is None else f", {found.bits:.3g} bits a pixel"
@@ -99,4 +104,5 @@ def _result(found: Reconstruction, number: int) -> str:
         of = f"{tokens.used} different of {tokens.count} tokens"
         parts.append(picture(tokens.picture, of, f"{name}: token map, {of}"))
         parts.append(histogram(tokens.use, "level", number))
-    return heading(name, f"{found.rate.text}{rate}") + f'<div class="four">{"".join(parts)}</div>'
+    inside = heading(name, f"{found.rate.text}{rate}") + f'<div class="four">{"".join(parts)}</div>'
+    return f'<div class="result">{inside}</div>'

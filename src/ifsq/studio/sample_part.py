@@ -14,6 +14,7 @@ from ifsq.studio.markup import picture, shown
 from ifsq.studio.page import Part, Tell
 from ifsq.studio.runs import Drawer, Shown
 
+WAITS = "waits for its turn"
 MANY = 12
 """Classes from which one types the beginning of a name."""
 
@@ -49,6 +50,11 @@ class Column:
             self.kept = [*self.kept, thumb][-KEPT:]
             self.states.set_content(f'<div class="states">{"".join(self.kept)}</div>')
 
+    def end(self) -> None:
+        """Nothing more is drawn."""
+        if self.text.text == WAITS:
+            self.text.set_text("not drawn")
+
     def refuse(self, text: str) -> None:
         """Why nothing is drawn."""
         self.text.set_text(text)
@@ -83,7 +89,7 @@ class SamplePart(Part):
             self.say(str(error), refused=True)
             return
         for column in columns:
-            column.clear("waits for its turn")
+            column.clear(WAITS)
 
         def work(tell: Tell) -> None:
             for done, column in enumerate(columns):
@@ -94,7 +100,12 @@ class SamplePart(Part):
                     tell(column.refuse, str(error))
 
         told = f"{asked.name}, seed {asked.seed}, guidance {asked.guidance:g}"
-        await self.do(work, f"drawing {told}", lambda: f"drawn: {told}")
+        try:
+            await self.do(work, f"drawing {told}", lambda: f"drawn: {told}")
+        finally:
+            if self.turn is None:  # else another draw has begun
+                for column in columns:
+                    column.end()
 
 
 def _tell(tell: Tell, column: Column, asked: Asked, state: State) -> None:
