@@ -2,6 +2,7 @@
 
 import importlib.metadata as metadata
 import json
+import os
 import subprocess
 import sys
 import tomllib
@@ -12,10 +13,12 @@ import torch
 from packaging.requirements import Requirement
 
 from ifsq.cli import main
+from ifsq.config import InputError
 from ifsq.doctor import Finding, examine, machine, packages, places
 from ifsq.doctor.record import STATES
 from ifsq.pretrained.inception import INCEPTION
 from ifsq.pretrained.lpips import VGG16
+from ifsq.store.files import cache_folder
 
 NEEDED = ("torch>=2.11,<2.14", "numpy>=1.26", "hypothetical>=2; extra == 'hub'")
 
@@ -201,6 +204,55 @@ def test_a_folder_that_is_full_or_cannot_be_written(monkeypatch, tmp_path):
     found = by_name(places.folders(tmp_path, torch_works=False))["cache of ifsq"]
     assert (found.state, found.remedy) == ("look", "set IFSQ_CACHE to another folder")
     assert found.found == f"{tmp_path / 'cache'} cannot be written: Permission denied"
+
+
+@pytest.fixture
+def no_home(monkeypatch):
+    """As of a number of a user that the system does not know, in a container."""
+
+    def unknown(number):
+        raise KeyError(number)
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+
+
+def test_without_a_home_folder_the_rest_is_looked_at(no_home, monkeypatch, tmp_path):
+    found = by_name(places.folders(tmp_path, torch_works=True))
+    assert found["cache of the hub"].found == "~/.cache/huggingface: no home folder is known here"
+    assert found["cache of the hub"].remedy == "set HOME or HF_HOME"
+    assert found["weights of torch"].state == "look"
+    assert found["cache of ifsq"].state == "ok"
+    monkeypatch.delenv("IFSQ_CACHE")
+    with pytest.raises(InputError, match="expected HOME or IFSQ_CACHE to name a folder"):
+        cache_folder("shards")
+
+
+CLOSED = """
+import os, sys, tempfile
+from pathlib import Path
+from ifsq.doctor import examine
+examine()  # imports what it needs, which may lie where others see nothing
+for change, to in ((os.setgroups, []), (os.setgid, 65534), (os.setuid, 65534)):
+    change(to)
+os.environ["HF_HOME"] = os.environ["IFSQ_WEIGHTS"] = sys.argv[1]
+print(*(one.found for one in examine() if one.name == "cache of the hub"))
+"""
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="becomes another user, which takes root")
+def test_a_folder_that_may_not_be_entered_is_one_that_cannot_be_written(tmp_path):
+    (tmp_path / "closed").mkdir(mode=0o700)
+    inside = tmp_path / "closed" / "cache"
+    done = subprocess.run([sys.executable, "-c", CLOSED, str(inside)], capture_output=True, text=True, check=False)
+    assert done.stdout == f"{inside} cannot be written: Permission denied\n", done.stderr
+
+
+def test_what_another_process_takes_away_is_not_counted(monkeypatch, tmp_path):
+    (tmp_path / "kept").write_bytes(bytes(10**7))
+    walked = [(str(tmp_path), [], ["kept", "gone"])]
+    monkeypatch.setattr(places.os, "walk", lambda _: walked)
+    assert places._kept(tmp_path) == "holds 0.01 GB"
 
 
 def test_looking_leaves_nothing_behind(tmp_path):

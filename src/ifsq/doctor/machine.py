@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from ifsq.doctor.record import Finding
@@ -73,7 +74,7 @@ def _limits(root: Path, own: Path, controller: str, name: str) -> list[str]:
         for folder in (group, *group.parents):
             if not folder.is_relative_to(root / controller):
                 break
-            if (folder / name).is_file():
+            with suppress(OSError):  # not there, or not to be seen
                 found.append((folder / name).read_text().strip())
     return found
 
@@ -116,7 +117,7 @@ def _cpu() -> Iterator[Finding]:
 def _cuda() -> Iterator[Finding]:
     import torch
 
-    driver = DRIVER.exists()
+    driver = os.path.exists(DRIVER)
     if not torch.cuda.is_available():
         if torch.version.cuda is None and driver:
             found = f"an NVIDIA driver is here, but torch {torch.__version__} was built without CUDA"

@@ -172,7 +172,7 @@ def _compiler() -> Finding:
     """What torch.compile needs on a CPU."""
     named = os.environ.get("CXX") or next((one for one in ("c++", "g++", "clang++") if shutil.which(one)), "")
     lacks = [] if named and shutil.which(named) else ["a C++ compiler"]
-    if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
+    if not os.path.isfile(Path(sysconfig.get_path("include")) / "Python.h"):
         lacks.append("Python.h")
     if lacks:
         found = f"{' and '.join(lacks)} not found: train.engine.compile = true fails on a CPU, all else works"

@@ -5,6 +5,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from ifsq.doctor.record import Finding
@@ -30,17 +31,20 @@ def folders(here: Path, *, torch_works: bool) -> Iterator[Finding]:
         yield Finding("disk", "temporary files", "look", "no folder for them can be written", "set TMPDIR")
     else:
         yield _writable("temporary files", temporary, "", "set TMPDIR to another folder")
-    home = Path.home()
+    home = os.path.expanduser("~")  # which stays so where the system knows of none
     caches = [
-        ("cache of ifsq", Path(os.environ.get("IFSQ_CACHE") or home / ".cache/ifsq"), "IFSQ_CACHE"),
-        ("cache of the hub", Path(os.environ.get("HF_HOME") or home / ".cache/huggingface"), "HF_HOME"),
+        ("cache of ifsq", os.environ.get("IFSQ_CACHE") or f"{home}/.cache/ifsq", "IFSQ_CACHE"),
+        ("cache of the hub", os.environ.get("HF_HOME") or f"{home}/.cache/huggingface", "HF_HOME"),
     ]
     if torch_works:
         import torch
 
-        caches.append(("weights of torch", Path(torch.hub.get_dir()), "TORCH_HOME"))
-    for name, folder, variable in caches:
-        yield _writable(name, folder, _kept(folder), f"set {variable} to another folder")
+        caches.append(("weights of torch", torch.hub.get_dir(), "TORCH_HOME"))
+    for name, place, variable in caches:
+        if home == "~" and place.startswith("~/"):
+            yield Finding("disk", name, "look", f"{place}: no home folder is known here", f"set HOME or {variable}")
+        else:
+            yield _writable(name, Path(place), _kept(Path(place)), f"set {variable} to another folder")
 
 
 def weights() -> Iterator[Finding]:
@@ -50,7 +54,7 @@ def weights() -> Iterator[Finding]:
     given = [Path(os.environ["IFSQ_WEIGHTS"])] if os.environ.get("IFSQ_WEIGHTS") else []
     looked = [*given, Path(torch.hub.get_dir()) / "checkpoints"]
     for name, what in WEIGHTS.items():
-        found = next((folder / name for folder in looked if (folder / name).is_file()), None)
+        found = next((folder / name for folder in looked if os.path.isfile(folder / name)), None)
         if found is not None:
             yield Finding("weights", name, "ok", f"for {what}: {found}")
         else:
@@ -60,7 +64,8 @@ def weights() -> Iterator[Finding]:
 
 def _writable(name: str, folder: Path, note: str, remedy: str) -> Finding:
     """A folder, or the next one above it that is there: whether it can be written, and its room."""
-    there = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.is_dir())
+    # os.path's own questions are answered with no where Path's raise, below a folder that may not be entered.
+    there = next(one for one in (folder.absolute(), *folder.absolute().parents) if os.path.isdir(one))
     try:
         with tempfile.TemporaryFile(dir=there):
             pass
@@ -90,11 +95,13 @@ def _file_system(folder: Path) -> str:
 
 def _kept(folder: Path) -> str:
     """How much lies in a cache, as far as it can be counted soon."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         return "empty"
     size, until, sign = 0, time.monotonic() + PATIENCE, ""
     for path, _, names in os.walk(folder):
-        size += sum(os.lstat(os.path.join(path, name)).st_size for name in names)
+        for name in names:
+            with suppress(OSError):  # another process has taken it away
+                size += os.lstat(os.path.join(path, name)).st_size
         if time.monotonic() > until:
             sign = "at least "
             break

@@ -152,8 +152,12 @@ def move(path: Path, place: Path) -> None:
 
 
 def cache_folder(what: str) -> Path:
-    """Where things of a kind are kept that can be made again; it may not be there yet."""
-    return Path(os.environ.get(CACHE) or Path.home() / ".cache" / "ifsq") / what
+    """Where things of a kind are kept that can be made again; it may not be there yet. Raises InputError."""
+    if not (place := os.environ.get(CACHE)):
+        place = os.path.expanduser("~/.cache/ifsq")
+        if place.startswith("~"):
+            raise InputError(f"no home folder is known here for {place}; expected HOME or {CACHE} to name a folder")
+    return Path(place) / what
 
 
 def is_free(folder: Path) -> bool:
