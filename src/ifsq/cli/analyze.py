@@ -18,7 +18,11 @@ def add_analyze(verbs: Any) -> None:
         "analyze", help="study bounds, codes and layers, and forecast generation"
     ).add_subparsers(metavar="VERB", required=True)
     bounds = verb(
-        analyze, "bounds", "what every bound and cell rule does to latents of known distributions", _analyze_bounds
+        analyze,
+        "bounds",
+        "what every bound and cell rule does to latents of known distributions",
+        _analyze_bounds,
+        device=False,
     )
     bounds.add_argument("--out", type=Path, default=Path(BOUNDS), metavar="DIR", help=f"default {BOUNDS}")
     bounds.add_argument("--levels", type=int, nargs="+", default=None, metavar="L", help="default: 2 to 65")
@@ -27,7 +31,7 @@ def add_analyze(verbs: Any) -> None:
     )
     bounds.add_argument("--seed", type=int, default=0)
 
-    codes = verb(analyze, "codes", "how a cache uses levels and indices", _analyze_codes)
+    codes = verb(analyze, "codes", "how a cache uses levels and indices", _analyze_codes, device=False)
     codes.add_argument("folder", type=Path, metavar="CACHE", help="code cache")
     codes.add_argument("--split", default="train", metavar="NAME", help="default train")
 

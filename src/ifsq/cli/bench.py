@@ -30,13 +30,15 @@ def add_bench(verbs: Any) -> None:
     bench.add_argument("--plan", action="store_true", help="say what there is to do, and do nothing")
     bench.add_argument("--jobs", type=int, default=1, metavar="N", help="stages done at the same time (default 1)")
     bench.add_argument("--engine", default="", metavar="NAME", help="run the stages on snakemake (ifsq[engine])")
-    bench.add_argument("--engine-options", default="", metavar="TEXT", help='its options, as "--executor slurm"')
+    bench.add_argument(
+        "--engine-options", type=_words, default=[], metavar="TEXT", help='its options, as "--executor slurm"'
+    )
     bench.add_argument("--only", default="", metavar="STAGE", help="this stage alone, and what it needs")
 
 
 def add_report(verbs: Any) -> None:
     """``report``."""
-    report = verb(verbs, "report", "write one page about tokenizers and generators", _report)
+    report = verb(verbs, "report", "write one page about tokenizers and generators", _report, device=False)
     report.add_argument("folders", type=Path, nargs="+", metavar="RUN")
     report.add_argument(
         "--out",
@@ -84,7 +86,7 @@ def _bench(options: argparse.Namespace) -> None:
             jobs=options.jobs,
             only=options.only,
             engine=options.engine,
-            options=shlex.split(options.engine_options),
+            options=options.engine_options,
         )
     say(f"{'stage' if options.only else 'measurements'}: {path}")
     return None
@@ -96,3 +98,11 @@ def _report(options: argparse.Namespace) -> None:
     pictures = not options.no_pictures
     target = write_report(options.folders, options.out, options.format, title=options.title, pictures=pictures)
     say(f"report: {target}")
+
+
+def _words(text: str) -> list[str]:
+    """Words as a shell reads them."""
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: {error}; expected words as of a shell") from error

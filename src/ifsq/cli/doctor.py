@@ -18,6 +18,7 @@ def add_doctor(verbs: Any) -> None:
         "say what is installed, what the machine has, and what is slow or broken here",
         _doctor,
         alone=True,
+        device=False,
     )
     doctor.add_argument("--json", action="store_true", help="one line of JSON in place of text")
 

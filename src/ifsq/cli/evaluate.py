@@ -65,7 +65,9 @@ def add_evaluate(verbs: Any) -> None:
 
 def add_compare(verbs: Any) -> None:
     """``compare``."""
-    compare = verb(verbs, "compare", "put evaluations side by side; unlike ones are refused", _compare, alone=True)
+    compare = verb(
+        verbs, "compare", "put evaluations side by side; unlike ones are refused", _compare, alone=True, device=False
+    )
     compare.add_argument("places", nargs="+", metavar="CARDS", help="files of cards, and runs that were evaluated")
     compare.add_argument(
         "--allow",

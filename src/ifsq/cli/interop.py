@@ -22,6 +22,7 @@ def add_import(verbs: Any) -> None:
         "a tokenizer, LlamaGen or DiT of the official repository, or as LlamaGen, DiT and SiT published them",
         _import_official,
         alone=True,
+        device=False,
     )
     official.add_argument("checkpoint", type=Path, metavar="CKPT", help="file of the trainer, or as published")
     official.add_argument("--config", type=Path, metavar="CONFIG.json", help="of an official tokenizer: its config")
@@ -47,14 +48,24 @@ def add_import(verbs: Any) -> None:
     )
 
     kl = verb(
-        other, "diffusers", "Stable Diffusion's autoencoder, as diffusers keeps it", _import_diffusers, alone=True
+        other,
+        "diffusers",
+        "Stable Diffusion's autoencoder, as diffusers keeps it",
+        _import_diffusers,
+        alone=True,
+        device=False,
     )
     kl.add_argument("source", metavar="FOLDER_OR_ID", help="folder, or owner/name on the hub, of an AutoencoderKL")
     kl.add_argument("--revision", default=None, help="branch, tag or commit on the hub")
     kl.add_argument("--out", type=Path, required=True, metavar="DIR")
 
     latents = verb(
-        other, "latents", "make a code cache of latents that the official DiT extracted", _import_latents, alone=True
+        other,
+        "latents",
+        "make a code cache of latents that the official DiT extracted",
+        _import_latents,
+        alone=True,
+        device=False,
     )
     latents.add_argument("folder", type=Path, metavar="FOLDER")
     latents.add_argument("--out", type=Path, required=True, metavar="DIR")
@@ -66,7 +77,12 @@ def add_export(verbs: Any) -> None:
         metavar="FORMAT", required=True
     )
     official = verb(
-        other, "official", "a tokenizer, LlamaGen or DiT for the official repository", _export_official, alone=True
+        other,
+        "official",
+        "a tokenizer, LlamaGen or DiT for the official repository",
+        _export_official,
+        alone=True,
+        device=False,
     )
     official.add_argument("folder", type=Path, metavar="RUN", help="tokenizer or generator")
     official.add_argument(
@@ -77,14 +93,26 @@ def add_export(verbs: Any) -> None:
         help="x.ckpt, a config beside it; of a generator and of LlamaGen's tokenizer x.pt",
     )
     saved = verb(
-        other, "pretrained", "a run's averaged weights, for from_pretrained and the hub", _export_pretrained, alone=True
+        other,
+        "pretrained",
+        "a run's averaged weights, for from_pretrained and the hub",
+        _export_pretrained,
+        alone=True,
+        device=False,
     )
     saved.add_argument("folder", type=Path, metavar="RUN", help="tokenizer or generator run")
     saved.add_argument("--out", type=Path, required=True, metavar="DIR")
     saved.add_argument("--license", default="unknown", metavar="ID", help="of the weights, by the hub's identifiers")
-    onnx = verb(other, "onnx", "a tokenizer as ONNX files, for servers, phones and browsers", _export_onnx, alone=True)
+    onnx = verb(
+        other,
+        "onnx",
+        "a tokenizer as ONNX files, for servers, phones and browsers",
+        _export_onnx,
+        alone=True,
+        device=False,
+    )
     onnx.add_argument("--half", action="store_true", help="weights in float16, computed in float32: half the size")
-    program = verb(other, "torch", "a tokenizer as programs of torch.export", _export_torch, alone=True)
+    program = verb(other, "torch", "a tokenizer as programs of torch.export", _export_torch, alone=True, device=False)
     for parser in (onnx, program):
         parser.add_argument("folder", type=Path, metavar="RUN", help="tokenizer run")
         parser.add_argument("--out", type=Path, required=True, metavar="DIR")

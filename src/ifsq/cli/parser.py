@@ -35,13 +35,22 @@ class Version(argparse.Action):
 
 
 def verb(
-    verbs: Any, name: str, text: str, run: Any, *, overrides: str = "", of_them: str = "", alone: bool = False
+    verbs: Any,
+    name: str,
+    text: str,
+    run: Any,
+    *,
+    overrides: str = "",
+    of_them: str = "",
+    alone: bool = False,
+    device: bool = True,
 ) -> argparse.ArgumentParser:
     """Add a verb that calls ``run``.
 
     overrides  how the arguments begin that it takes beyond its own: ``--``, ``--sampling.``, ``--likelihood.`` or none
     of_them    what its help says of these, where that is not what most verbs say
     alone      whether it refuses to run in several processes
+    device     whether it computes on one that a person may choose
     """
     epilog = {
         "": None,
@@ -51,7 +60,8 @@ def verb(
         " --likelihood.draws 64 of a masked one.",
     }[overrides]
     parser = verbs.add_parser(name, help=text, description=text, epilog=of_them or epilog, allow_abbrev=False)
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default auto)")
+    if device:
+        parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default auto)")
     parser.set_defaults(run=run, overrides=overrides, alone=alone, verb=parser.prog)
     return parser
 
