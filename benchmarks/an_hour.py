@@ -3,12 +3,14 @@
 A tokenizer and an autoregressive generator train at the same time, a process each with two readers, on PNG files that
 are written first; both save, validate, draw pictures and are evaluated all the while. Every few seconds /proc is asked
 about each process and its readers. After the time both are asked to stop, which saves them. Prints a Markdown table;
-exit code 1 where memory of a process grew by more than 2 % after the warm-up, or its files or threads by one.
+exit code 1 where memory of a training or of its readers grew by more than 2 % after the warm-up, or the open files or
+threads of a training by one.
 
 Linux alone.
 """
 
 import argparse
+import math
 import os
 import signal
 import statistics
@@ -61,18 +63,12 @@ class Watched:
         self.files.append(len(os.listdir(f"/proc/{number}/fd")))
         self.threads.append(int(_status(number, "Threads")))
 
-    @property
-    def growth(self) -> float:
-        """Median memory of the last part of the time over that of the first after the warm-up."""
-        part = len(self.memory) // WARM
-        return statistics.median(self.memory[-part:]) / statistics.median(self.memory[part : 2 * part])
-
     def steady(self) -> bool:
         """Whether memory, files and threads stayed as they were."""
         part = len(self.memory) // WARM
         first, last = slice(part, 2 * part), slice(-part, None)
         same = all(max(seen[last]) <= max(seen[first]) for seen in (self.files, self.threads))
-        return self.growth <= LIMIT and same
+        return growth(self.memory) <= LIMIT and growth(self.readers) <= LIMIT and same
 
     def row(self, steps: str) -> str:
         """A line of the table."""
@@ -81,8 +77,15 @@ class Watched:
         spans = [f"{min(seen[after])} to {max(seen[after])}" for seen in (self.files, self.threads)]
         memory = [f"{statistics.median(self.memory[k * part : (k + 1) * part]):.0f}" for k in range(1, WARM)]
         readers = [statistics.median(self.readers[place]) for place in (slice(part, 2 * part), slice(-part, None))]
-        told = f"{readers[0]:.0f} to {readers[1]:.0f}"
-        return f"| {self.name} | {steps} | {', '.join(memory)} | {self.growth:.3f} | {told} | {' | '.join(spans)} |"
+        told = (", ".join(memory), f"{growth(self.memory):.3f}", f"{readers[0]:.0f} to {readers[1]:.0f}")
+        return f"| {' | '.join((self.name, steps, *told, *spans))} |"
+
+
+def growth(memory: Sequence[float]) -> float:
+    """Median of the last part of the time over that of the first after the warm-up; 1 where there never is any."""
+    part = len(memory) // WARM
+    first, last = statistics.median(memory[part : 2 * part]), statistics.median(memory[-part:])
+    return last / first if first else math.inf if last else 1.0
 
 
 def _status(process: int, name: str) -> float:
@@ -153,6 +156,8 @@ def main() -> int:
     parser.add_argument("folder", type=Path, help="a new folder for pictures and runs")
     parser.add_argument("--minutes", type=float, default=60)
     options = parser.parse_args()
+    if 60 * options.minutes < 2 * WARM * EVERY:
+        parser.error(f"--minutes {options.minutes:g}: expected at least {WARM * EVERY / 30:.1f}")
     options.folder.mkdir(parents=True)
     _write_pictures(options.folder / "pictures")
     trainings = _begin(options.folder)
