@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from zipfile import BadZipFile
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
 from PIL import Image
@@ -214,6 +214,9 @@ def half_written(folder: Path) -> str:
             elif path.suffix == ".safetensors":
                 with safe_open(path, "pt") as file:
                     file.keys()
+            elif path.suffix in (".pt", ".ckpt", ".pt2"):
+                with ZipFile(path) as file:
+                    file.testzip()
             elif path.suffix == ".html" and "</html>" not in path.read_text():
                 return f"{path.relative_to(folder)} is cut short"
         except (OSError, ValueError, SyntaxError, SafetensorError, BadZipFile) as error:
