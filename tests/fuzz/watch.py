@@ -156,7 +156,9 @@ def _child(parser: Parser, first: int, cases: int, shared: mmap.mmap, told: Path
             _STATE.pack_into(shared, 0, number, time.monotonic(), time.process_time(), number - first, *counts.values())
             outcome[:] = [str(number)]
             one(buffer_of(parser, number))
-            counts[outcome[1] if len(outcome) > 1 else "accepted"] += 1
+            if len(outcome) != 2:
+                raise RuntimeError(f"case {number}: Hypothesis made no case of its bytes, or several")
+            counts[outcome[1]] += 1
             _STATE.pack_into(shared, 0, number, 0.0, 0.0, number + 1 - first, *counts.values())
         code = 0
     except BaseException:  # noqa: BLE001 - of the harness itself
