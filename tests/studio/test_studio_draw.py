@@ -1,5 +1,7 @@
 """What the page says while generators draw: the images of ``sample``, and states on the way to them."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -112,8 +114,29 @@ def test_states_that_are_kept_are_spread_evenly(steps):
     assert max(gaps) - min(gaps) <= 1
 
 
-def test_other_states_come_at_most_as_often_as_they_are_worth(monkeypatch):
+def test_a_state_that_takes_long_is_followed_by_none_for_longer(monkeypatch):
+    """Of a decoder that takes a second, beside tokens that take a twentieth, 0.3 s would show five states."""
+    now, found = 0.0, []
+
+    def clock():
+        nonlocal now
+        now += 0.05
+        return now
+
+    def show(state):
+        nonlocal now
+        now += 1.0
+        found.append(state.text)
+
+    monkeypatch.setattr(draw, "milestones", lambda steps: set())
+    monkeypatch.setattr(draw, "time", SimpleNamespace(monotonic=clock))
+    draw_states(drawer("ar"), ASKED, show)
+    assert found == ["token 1 of 16", "drawn"]
+
+
+def test_states_that_cost_nothing_come_at_every_step(monkeypatch):
     monkeypatch.setattr(draw, "EVERY", 0.0)
+    monkeypatch.setattr(draw, "WORTH", 0)
     assert [one.text for one in states(drawer("ar"))] == [*(f"token {k} of 16" for k in range(1, 17)), "drawn"]
 
 

@@ -25,7 +25,10 @@ COUNTS = (1, 4, 9)
 KEPT = 6
 """States on the way that are kept, the last among them."""
 EVERY = 0.3
-"""Seconds between the others, at least: each is decoded."""
+"""Seconds between the others, at least."""
+WORTH = 4
+"""How many times as long as a state took passes before the next, so that a slow decoder costs the drawing a quarter of
+its time, not many times that."""
 STEPS = {"ar": "token", "masked": "round"}  # what a step of a kind is called; of others a step
 
 
@@ -84,15 +87,17 @@ def draw_states(drawer: Drawer, asked: Asked, tell: Callable[[State], None]) -> 
         raise InputError(f"{drawer.name}: has no class {asked.name!r}")
     options = generator.sampling({"guidance": asked.guidance})
     labels = torch.full((asked.count,), classes.index(asked.name))
-    told = -math.inf
+    due = -math.inf
 
     def watch(progress: Progress) -> None:
-        nonlocal told
+        nonlocal due
+        began = time.monotonic()
         kept = progress.steps is not None and progress.done in milestones(progress.steps)
-        if kept or time.monotonic() - told >= EVERY:
+        if kept or began >= due:
             there = progress.look()
             tell(_state(generator, tokenizer, there, _text(generator, progress, there), _share(progress), kept))
-            told = time.monotonic()
+            now = time.monotonic()
+            due = now + max(EVERY, WORTH * (now - began))
 
     try:
         drawn = generator.sample(labels, options, seed=asked.seed, watch=watch)
