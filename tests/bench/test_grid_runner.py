@@ -211,7 +211,7 @@ def test_a_folder_left_before_its_first_stage_is_a_grids(plan, tmp_path, monkeyp
         raise KeyboardInterrupt
 
     new = replace(plan, out=tmp_path / "new")
-    monkeypatch.setattr(command, "plan_grid", lambda *_: new)
+    monkeypatch.setattr(command, "plan_grid", lambda *_, **__: new)
     monkeypatch.setattr(command, "run_stages", killed)
     with pytest.raises(KeyboardInterrupt):
         command.bench(Path("grid.toml"), new.out, (), "cpu", Silent(), jobs=2)
@@ -254,6 +254,28 @@ def test_workers_end_with_who_started_them(plan, monkeypatch):
     while _runs(worker) and time.monotonic() < until:
         time.sleep(0.02)
     assert not _runs(worker)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_request_to_stop_the_grid_waits_for_what_its_workers_train(plan, monkeypatch, number):
+    """A batch system sends SIGTERM, and takes the end of the first process for the end of all."""
+    monkeypatch.setattr(runner, "START", "fork")
+    order(plan, a="train")
+    child = os.fork()
+    if child == 0:
+        try:
+            run_stages(plan, "cpu", Silent(), 2)
+        except KeyboardInterrupt:
+            os._exit(130)
+        os._exit(1)
+    file = A.folder(plan.out) / "process"
+    while not (file.exists() and file.read_text()):
+        time.sleep(0.01)
+    os.kill(child, number)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 130
+    assert not _runs(int(file.read_text()))
+    assert not is_complete(plan.out, A.name)
 
 
 def _runs(process: int) -> bool:

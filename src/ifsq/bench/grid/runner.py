@@ -14,10 +14,10 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
@@ -40,6 +40,7 @@ MOST_JOBS = 64
 START = "spawn"
 """How workers begin: a fork of a process whose threads have computed may never end."""
 LOOK_EVERY = 1.0  # seconds between looks of a worker at who started it
+STOPS = frozenset({signal.SIGINT, signal.SIGTERM})
 _WORKING = threading.Lock()
 """Held by a worker while it does a stage."""
 
@@ -111,10 +112,24 @@ def run_stages(
     (plan.out / FAILURES).unlink(missing_ok=True)
     workers: list[_Worker] = [_Worker(jobs) for _ in range(jobs)] if jobs > 1 else [_Here(reporter)]
     try:
-        return _Schedule(plan, device, reporter, then or (lambda name: None)).run(workers)
+        with _terminated_as_interrupted() if jobs > 1 else nullcontext():
+            return _Schedule(plan, device, reporter, then or (lambda name: None)).run(workers)
     finally:
         for worker in workers:
             worker.close()
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """A SIGTERM is a KeyboardInterrupt: batch systems take this process's end for that of workers that still save."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may handle signals
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class _Schedule:
@@ -220,7 +235,7 @@ class _Worker:
     def _begun(self) -> Executor:
         if self.pool is None:
             pool = ProcessPoolExecutor(1, get_context(START), _begin_work, (self.jobs, os.getpid()))
-            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # also of the process that begins
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)  # also of the process that begins
             try:
                 self.pool, self.process = pool, pool.submit(os.getpid)
             finally:
@@ -271,7 +286,8 @@ def _begin_work(jobs: int, parent: int) -> None:
     torch.set_num_threads(cores_of(jobs))
     warnings.simplefilter("ignore", Remark)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal tells all: the first process then tells this one
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # as what it starts itself should be told
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)  # as what it starts itself should be told
 
     def watch() -> None:
         while os.getppid() == parent:
