@@ -263,6 +263,7 @@ def test_a_request_to_stop_the_grid_waits_for_what_its_workers_train(plan, monke
     order(plan, a="train")
     child = os.fork()
     if child == 0:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # who runs this in the background may ignore it
         try:
             run_stages(plan, "cpu", Silent(), 2)
         except KeyboardInterrupt:
