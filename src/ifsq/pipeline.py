@@ -360,7 +360,15 @@ def reconstruct(
             yield reconstruct_image(tokenizer, path, target, tile, alone)
 
 
-def export(folder: Path, out: Path, format: str = "onnx", *, levels: int = 0, half: bool = False) -> list[str]:
+def export(
+    folder: Path,
+    out: Path,
+    format: str = "onnx",
+    *,
+    levels: int = 0,
+    half: bool = False,
+    reporter: Reporter | None = None,
+) -> list[str]:
     """Write a tokenizer as graphs that run without this package; returns lines about them. One process alone.
 
     They are compared with it before the folder gets its name, see `export_graphs`.
@@ -376,7 +384,7 @@ def export(folder: Path, out: Path, format: str = "onnx", *, levels: int = 0, ha
             raise InputError(f"{world.size} processes: graphs are written by one; start it without torchrun")
         run = Run.open(folder)
         tokenizer = load_tokenizer(run, world.device, levels)
-        return export_graphs(tokenizer, out, format, {"steps": run.step}, half)
+        return export_graphs(tokenizer, out, format, {"steps": run.step}, half, reporter)
 
 
 def evaluate_tokenizer(

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ifsq.cli.parser import named, size, verb
-from ifsq.cli.terminal import say
+from ifsq.cli.terminal import Terminal, say
 from ifsq.cli.tokenizer import add_levels
 
 TRAINERS = ("official", "sit", "dit")  # of a plain DiT
@@ -161,14 +161,19 @@ def _export_pretrained(options: argparse.Namespace) -> None:
 
 
 def _export_onnx(options: argparse.Namespace) -> None:
-    from ifsq import pipeline
-
-    for line in pipeline.export(options.folder, options.out, "onnx", levels=options.levels, half=options.half):
-        say(line)
+    _export_graphs(options, "onnx", half=options.half)
 
 
 def _export_torch(options: argparse.Namespace) -> None:
+    _export_graphs(options, "torch")
+
+
+def _export_graphs(options: argparse.Namespace, format: str, half: bool = False) -> None:
     from ifsq import pipeline
 
-    for line in pipeline.export(options.folder, options.out, "torch", levels=options.levels):
+    with Terminal() as terminal:
+        lines = pipeline.export(
+            options.folder, options.out, format, levels=options.levels, half=half, reporter=terminal
+        )
+    for line in lines:
         say(line)

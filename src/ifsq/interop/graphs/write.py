@@ -17,6 +17,7 @@ from ifsq.interop.graphs.parts import Part, Quantizing, network_parts, rate_part
 from ifsq.store.files import check_free, record, write_text
 from ifsq.store.folders import whole_folder
 from ifsq.tokenizer.model import Tokenizer
+from ifsq.training.log import Reporter, Silent
 
 MANIFEST = "tokenizer.json"
 LISTED = 257
@@ -24,7 +25,12 @@ LISTED = 257
 
 
 def export_graphs(
-    tokenizer: Tokenizer, out: Path, format: str, made: Mapping[str, Any], half: bool = False
+    tokenizer: Tokenizer,
+    out: Path,
+    format: str,
+    made: Mapping[str, Any],
+    half: bool = False,
+    reporter: Reporter | None = None,
 ) -> list[str]:
     """Write encoder, decoder and, where codes are digits, a quantizer and a dequantizer; returns lines about them.
 
@@ -34,11 +40,12 @@ def export_graphs(
     made       what is known of its making, for ``tokenizer.json``
     half       the weights of encoder and decoder rounded to float16, which halves the files; they are computed in
                float32. Of ``onnx``
+    reporter   is told of each part that is written, and of the comparison
 
     What was written is opened again, by ONNX Runtime or torch, and compared with the tokenizer, see `check_network`;
     where it disagrees nothing is left. Raises InputError.
     """
-    kind = FORMATS[format]
+    kind, reporter = FORMATS[format], reporter or Silent()
     kind.check()
     check_free(out)
     if half and kind.halve is None:
@@ -52,14 +59,17 @@ def export_graphs(
         pairs = {suffix: rate_parts(at.quantizer, suffix) for suffix, at in rates.items()}
         about = {"ifsq": version("ifsq"), "tokenizer": tokenizer.digest()}
         parts = [*networks, *(part for pair in pairs.values() for part in pair)]
-        for part in parts:
+        reporter.start("export", 0, len(parts) + 1)
+        for done, part in enumerate(parts, start=1):
             file = folder / f"{part.name}{kind.suffix}"
             kind.write(part, file, {**about, "part": part.name})
             if half and part in networks and kind.halve is not None:
                 kind.halve(file)
+            reporter.advance(done, {})
         opened = {part.name: kind.open(folder / f"{part.name}{kind.suffix}") for part in parts}
         quantizers = {suffix: at.quantizer for suffix, at in rates.items()}
         found = check_network(tokenizer, opened, quantizers, kind.least)
+        reporter.advance(len(parts) + 1, {})
         files = [_file(part, folder / f"{part.name}{kind.suffix}") for part in parts]
         table = {
             "format": format,
@@ -77,6 +87,7 @@ def export_graphs(
             "checked": found.to_dict(),
         }
         write_text(folder / MANIFEST, json.dumps(table, indent=1) + "\n")
+    reporter.finish({})
     return _lines(out, files, found)
 
 
