@@ -37,6 +37,7 @@ def write_grid(folder, seeds=3, spread=0.1, gap=2.0):
             flops = step * (1e11 if generator == "ar" else 2.5e10)
             given = {"sampling": sampling, "step": step, "flops": flops, "seed": sampling, "generator_hash": "g"}
             given["guidance"] = 2.0 if generator == "ar" else 1.5
+            given["sampler"] = "multinomial" if generator == "ar" else "euler 25 steps"
             whole = {**cell, "generator": generator}
             found.append(_drawn(whole, seed, "FD(judge)", "distance", distance, given))
             share = 1.0 - distance / 20
@@ -47,7 +48,7 @@ def write_grid(folder, seeds=3, spread=0.1, gap=2.0):
 
 
 def _drawn(cell, seed, metric, value, figure, given):
-    card = {name: given[name] for name in ("seed", "generator_hash", "guidance")}
+    card = {name: given[name] for name in ("seed", "generator_hash", "guidance", "sampler")}
     held = ProtocolCard(**{**asdict(CARD), "metric": metric, "values": {value: figure}, **card})
     run = "stages/" + "_".join(map(str, (*cell.values(), seed)))
     name = f"ifsq bench grid.toml --only {run}"

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from matplotlib.axes import Axes
 
+from ifsq.bench.answer import answer_of, question_of
 from ifsq.bench.curves import curves_over_training, panels_of, tokenizer_over_training
 from ifsq.bench.runs import Reported, named
 from ifsq.cli import main
@@ -172,7 +173,7 @@ def seeded(seed, values, kind="ar", depth=1):
         kind, [evaluated(10, values[0], 0.2), evaluated(20, values[1], 0.3)], folder=f"runs/{kind}{depth}_s{seed}"
     )
     run.run.config["experiment"] = {"ar": {"depth": depth}, "train": {"batch": 4, "seed": seed}}
-    return run
+    return replace(run, evaluation=evaluated(20, values[1], 0.3))
 
 
 def test_seeds_of_training_are_one_line_in_a_band():
@@ -191,3 +192,25 @@ def test_seeds_of_training_are_one_line_in_a_band():
     data = charts.charts[0].data
     assert data.columns[1:] == ["autoregressive, ar1", "autoregressive, ar2"]
     assert data.rows[-1] == ["20", "5.000 (4.000 to 6.000)", "1.500 (1.000 to 2.000)"]
+
+
+def test_the_answer_of_a_page_with_several_seeds_is_of_their_means():
+    """The two lowest runs may be of one kind: what is asked is which kind is better."""
+    ar = [seeded(seed, (9.0, value)) for seed, value in enumerate((2.0, 2.2, 2.1))]
+    diffusion = [seeded(seed, (9.0, value), kind="diffusion") for seed, value in enumerate((1.9, 1.0, 1.6))]
+    runs = named([*ar, *diffusion])
+    assert question_of([], runs).endswith(": autoregressive and diffusion?")
+    answer = answer_of([], runs)
+    means = "diffusion 1.500 (1.000 to 1.900, 3 seeds); autoregressive 2.100 (2.000 to 2.200, 3 seeds)"
+    assert answer.startswith(f"FD(judge), mean over seeds of training: {means}; lower is better. Diffusion and ")
+    assert "autoregressive are not told apart; the chance" in answer, "Welch's test at three seeds needs a wider gap"
+    close = named([*ar, *(seeded(seed, (9.0, 1.0 + seed / 100), kind="diffusion") for seed in range(3))])
+    assert "Diffusion above autoregressive; the chance of a false verdict is at most 5%." in answer_of([], close)
+    assert "1 seed); autoregressive 2.100" in (one := answer_of([], named([*ar, diffusion[0]])))
+    assert one.endswith("Where there is one seed nothing is told apart.")
+    alone = named(ar)
+    assert (
+        question_of([], alone)
+        == "How close do the samples of the autoregressive generator come to the training images?"
+    )
+    assert answer_of([], alone).endswith("autoregressive 2.100 (2.000 to 2.200, 3 seeds); lower is better.")

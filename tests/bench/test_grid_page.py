@@ -8,13 +8,16 @@ from pathlib import Path
 import pytest
 from measured import measurement, write_grid
 
+from ifsq.bench.grid.config import Compared, Grid, Seeds, Setting
 from ifsq.bench.grid.guidance import Search
 from ifsq.bench.grid.stages import folder_of, marker_of
 from ifsq.bench.grid_page import grid_page
 from ifsq.bench.measurement import MEASUREMENTS, write_measurements
+from ifsq.bench.protocol import Protocol
 from ifsq.bench.render import html
 from ifsq.bench.summary import summary_of
 from ifsq.cli import main
+from ifsq.config import to_dict
 from ifsq.evaluation.record import Evaluation, write_cards
 from ifsq.metrics import ProtocolCard
 from ifsq.quantizers.usage import LevelUse
@@ -80,12 +83,55 @@ def test_it_says_what_was_asked_what_failed_and_what_is_equal(grid):
 def test_the_scale_that_a_cell_chose_and_the_search_of_it_are_there(grid):
     rows = [[cell.strip() for cell in line.split("|")] for line in (grid / "report.md").read_text().splitlines()]
     columns = next(row for row in rows if "guidance chosen" in row)
-    cells = {tuple(row[1:4]): row for row in rows[rows.index(columns) + 2 :] if len(row) == len(columns)}
+    table = rows[rows.index(columns) + 2 :]
+    cells = {tuple(row[1:4]): row for row in table[: table.index([""])] if len(row) == len(columns)}
     chosen = {cell: row[columns.index("guidance chosen")] for cell, row in cells.items()}
     assert {cell for cell, scale in chosen.items() if scale} == {("ifsq", "2", "ar")}
     assert chosen["ifsq", "2", "ar"] == "1.5"
     assert ["", "ifsq bits 2 ar", "FD(judge)", "3.000 (chosen)", "4.500", ""] in rows
     assert "the search of the guidance scale" in (grid / "report.html").read_text()
+
+
+def test_each_kind_of_generator_has_its_cards(grid):
+    """How images are drawn is on the cards, and that differs from kind to kind; a seed of 0 is one."""
+    said = (grid / "report.md").read_text().partition("## Protocol cards")[2]
+    for kind, guidance in (("ar", "2.0; multinomial"), ("diffusion", "1.5; euler 25 steps")):
+        assert (
+            f"| FD(judge) | {kind} | 10 | pictures train a | 16 px, center, bicubic, float32 | guidance {guidance}; "
+            in said
+        )
+    assert said.count("; seed 0 |") == 4, "two metrics of two kinds"
+    assert "| PSNR, dB | 10 | pictures train a |" in said
+
+
+def test_differences_of_independent_pairs_say_seeds_and_pairs(tmp_path):
+    write_grid(tmp_path)
+    axes = {"data": ("photos",), "tokenizer": ("fsq", "ifsq"), "bits": (2, 3, 4)}
+    asked = Compared("generator", "FD(judge)", "distance", mean_over=("tokenizer", "bits"), independent=True)
+    grid = Grid(
+        axes, "tokenizer.toml", {"ar": "ar.toml", "diffusion": "diffusion.toml"},
+        settings=tuple(Setting({axis: axes[axis]}, tokenizer={"train": {"steps": 3}}) for axis in axes),
+        protocol=Protocol(looks=(3,)), compare=(asked,), seeds=Seeds(apart=True),
+    )  # fmt: skip
+    (tmp_path / "grid.json").write_text(json.dumps({"command": ["bench"], "grid": to_dict(grid)}))
+    assert main(["report", str(tmp_path), "--format", "csv"]) == 0
+    rows = list(csv.DictReader((tmp_path / "report.csv").read_text().splitlines()))
+    (row,) = (row for row in rows if row["row"] == "difference")
+    assert (row["seeds"], row["pairs"]) == ("3", "18")
+    assert float(row["interval low"]) < float(row["mean"]) < float(row["interval high"])
+    assert (row["least of seeds"], row["greatest of seeds"]) == ("", "")
+    cell = rows[0]
+    assert float(cell["least of seeds"]) <= float(cell["mean"]) <= float(cell["greatest of seeds"])
+    assert (cell["interval low"], cell["interval high"], cell["pairs"]) == ("", "", "")
+
+
+def test_what_is_open_is_not_called_the_same(tmp_path):
+    write_grid(tmp_path)
+    (tmp_path / "grid.json").write_text(json.dumps({"grid": {"protocol": {"looks": [5]}}}))
+    said = grid_page(summary_of(tmp_path), "grid", "here").verdict
+    assert said.startswith("By FD(judge): ar and diffusion are not decided yet in any of 6 pairs; ")
+    assert "not told apart" not in said
+    assert "chance" not in said
 
 
 def test_every_row_can_be_made_anew(grid):

@@ -153,6 +153,49 @@ def test_the_grid_says_how_its_seeds_decide(tmp_path):
     words = {verdict.words for family in summary.families for verdict in family.verdicts}
     assert "open" in words
     assert "not told apart" not in words, "the cap is not reached"
+    assert not any("not told apart" in line for family in summary.families for line in family.told)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_seed_that_a_cell_lacks_changes_no_other_verdict(tmp_path, known):
+    """As after one failure: the cells that have all of their seeds are judged as if it were there."""
+    measured = write_grid(tmp_path, gap=0.25)
+    if known:
+        (tmp_path / "grid.json").write_text(json.dumps({"grid": {"seeds": {"training": [0, 1, 2]}}}))
+    whole = summary_of(tmp_path).families
+    short = {"data": "photos", "tokenizer": "ifsq", "bits": 3, "generator": "ar"}
+    write_measurements(tmp_path / MEASUREMENTS, [one for one in measured if (one.cell, one.seed) != (short, 2)])
+    summary = summary_of(tmp_path)
+    assert summary.protocol.looks == (3,)
+    name, found = summary.name(short), 0
+    for family, other in zip(whole, summary.families, strict=True):
+        for one, again in zip(family.verdicts, other.verdicts, strict=True):
+            if name in (one.comparison.a, one.comparison.b):
+                assert again.words == "open"
+                found += 1
+            else:
+                assert (again.words == one.words, again.gap) == (True, one.gap)
+    assert found
+
+
+def test_bits_of_other_codes_are_not_compared(tmp_path):
+    """Codes that say less of an image have fewer bits: 'bits 2 above bits 4' would be no finding."""
+    cells = [{"bits": bits, "generator": generator} for bits in (2, 4) for generator in ("chain", "joint")]
+    found = [
+        measurement(cell, seed, EXACT, "mean", 150.0 * cell["bits"] + seed, tokenizer_hash=f"{cell['bits']} {seed}")
+        for cell in cells
+        for seed in range(3)
+    ]
+    summary = lines(tmp_path, *found)
+    (family,) = summary.families
+    assert {pair[0] for pair in family.apart} == {"generator"}
+    assert summary.correlations == {}
+    page = grid_page(summary, "grid", "here")
+    assert page.facts == []
+    (cells_section,) = (section for section in page.sections if section.title == "Cells")
+    assert "Bits compare behind the same tokenizer alone" in cells_section.blocks[0].caption
+    alike = [replace(one, card={**one.card, "tokenizer_hash": "t"}) for one in found]
+    assert {pair[0] for pair in lines(tmp_path, *alike).families[0].apart} == {"generator", "bits"}
 
 
 def test_a_grid_that_names_its_comparisons_is_judged_by_them_alone(tmp_path):

@@ -12,6 +12,7 @@ from ifsq.evaluation.protocol import name_of
 from ifsq.experiment import TokenizerExperiment
 
 JUDGE = "judge"
+MOST_LABELS = 4  # of the classes that are drawn
 
 
 def evaluation_command(run: Reported) -> str:
@@ -28,7 +29,9 @@ def onward(runs: Sequence[Reported]) -> list[str]:
             lines.append(f"ifsq reconstruct {folder} your-picture.jpg --out reconstructed")
             lines.append(f"ifsq encode {folder} your-folder codes-of-yours")
         else:
-            lines.append(f"ifsq sample {folder} --labels 0 1 2 3 --sampling.guidance 2 --seed 1 --out {run.kind}.png")
+            labels = " ".join(map(str, range(min(MOST_LABELS, len(run.evaluation.classes)))))
+            out = shlex.quote(f"{run.folder.absolute().name}.png")
+            lines.append(f"ifsq sample {folder} --labels {labels} --sampling.guidance 2 --seed 1 --out {out}")
     train = "ifsq tokenizer train experiments/demo/tokenizer.toml"
     lines.append(f"{train} --data.source your-folder --out runs/yours/tokenizer")
     lines.append(f"{train} --tokenizer.quantizer.cells equal --out runs/equal")

@@ -22,8 +22,9 @@ _LOWER = (
 )
 _HIGHER = (
     "PSNR", "SSIM", "MS-SSIM", "class agreement", "precision(", "recall(", "density(", "coverage(", "level entropy",
-    "index use", "index perplexity", "Inception Score", "IS(",
+    "index use", "Inception Score", "IS(",
 )  # fmt: skip
+_OF_CODES = ("bits per image", "bits per token")
 MAIN = ("mean", "distance", "share", "perplexity", "sum")
 """Values of a card that stand for it, the first that it has."""
 
@@ -33,6 +34,11 @@ def better(metric: str) -> str:
     if metric.startswith(_LOWER):
         return LOWER
     return HIGHER if metric.startswith(_HIGHER) else ""
+
+
+def is_of_codes(metric: str) -> bool:
+    """Whether figures compare behind the same codes alone: another tokenizer has other bits for the same image."""
+    return metric.startswith(_OF_CODES)
 
 
 def titled(metric: str) -> str:

@@ -3,20 +3,20 @@
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from ifsq.bench.charts import Line, line_chart, mark
-from ifsq.bench.figures import ARROWS, LARGEST, compute_text, decimals_of, interval_text, text_of, titled
+from ifsq.bench.figures import ARROWS, LARGEST, compute_text, decimals_of, interval_text, is_of_codes, text_of, titled
 from ifsq.bench.figures import better as side_of
 from ifsq.bench.forecast import correlation_table
 from ifsq.bench.grid.cells import told
-from ifsq.bench.grid.config import Value
+from ifsq.bench.grid.config import GENERATOR, Value
 from ifsq.bench.page import Block, Charts, Commands, Details, Fact, Page, Pictures, Section, Table
-from ifsq.bench.pictures import GAP, SCALE, level_bars, picture
-from ifsq.bench.summary import Family, Figure, Summary, winner_of
-from ifsq.bench.tables import search_table
+from ifsq.bench.pictures import GAP, level_bars, picture, scale_of
+from ifsq.bench.summary import Family, Figure, Summary, same_codes, winner_of
+from ifsq.bench.tables import PROTOCOL_COLUMNS, protocol_columns, search_table
 from ifsq.data.images import height_width
 from ifsq.evaluation.record import read_cards
+from ifsq.metrics.card import ProtocolCard
 from ifsq.quantizers.usage import LevelUse
 from ifsq.store.run import EVALUATION
 
@@ -82,21 +82,29 @@ def _verdict(summary: Summary) -> str:
     if len(family.verdicts) == 1:
         return f"By {family.metric}: {family.verdicts[0].sentence}."
     more = f"; {len(family.told) - MOST_TOLD} more in the table" if len(family.told) > MOST_TOLD else ""
-    chance = f"The chance that any of these verdicts is false is at most {family.protocol.error:.0%}."
-    return f"By {family.metric}: {'; '.join(family.told[:MOST_TOLD])}{more}. {chance}"
+    told = f"By {family.metric}: {'; '.join(family.told[:MOST_TOLD])}{more}."
+    if all(verdict.words == "open" for verdict in family.verdicts):
+        return told
+    return f"{told} The chance that any of these verdicts is false is at most {family.protocol.error:.0%}."
 
 
 def _best(summary: Summary) -> list[Fact]:
-    """The best mean of each kind's first metric with a better side."""
+    """The best mean of each kind's first metric that has a better side and compares over all of its cells."""
     facts = []
     for of in summary.kinds:
-        metric = next((one.metric for one in of if side_of(one.metric)), None)
-        found = [one for one in of if one.metric == metric]
-        if metric and found:
+        metrics = dict.fromkeys(one.metric for one in of if side_of(one.metric))
+        apart = {name for name in metrics if is_of_codes(name) and not same_codes(_named(of, name))}
+        metric = next((name for name in metrics if name not in apart), None)
+        if metric:
+            found = _named(of, metric)
             end = min if side_of(metric).startswith("lower") else max
             best = end(found, key=lambda one: one.mean)
             facts.append(Fact(_mean(best), f"best mean of {titled(metric)}: {summary.name(best.cell)}"))
     return facts
+
+
+def _named(of: Sequence[Figure], metric: str) -> list[Figure]:
+    return [one for one in of if one.metric == metric]
 
 
 def _mean(one: Figure, decimals: int | None = None) -> str:
@@ -165,6 +173,8 @@ def _cells(summary: Summary, of: Sequence[Figure]) -> Table:
     kept = [at for at, name in enumerate(columns) if name not in columns[-3:] or any(row[at] for row in rows)]
     columns, rows = [columns[at] for at in kept], [[row[at] for at in kept] for row in rows]
     caption = f"{SPREAD[0].upper()}{SPREAD[1:]}, at the last step. ↓ lower is better, ↑ higher is better."
+    if not all(same_codes(_named(of, name)) for name in metrics if is_of_codes(name)):
+        caption += " Bits compare behind the same tokenizer alone: codes that say less of the image have fewer."
     return Table(caption, columns, rows, range(len(axes), len(columns)))
 
 
@@ -295,7 +305,8 @@ def _samples(summary: Summary) -> list[Block]:
         if "generator" in one.cell:
             runs.setdefault(summary.name(one.cell), summary.folder / one.of[0].run)
     held = [read_cards(run / EVALUATION) for run in runs.values() if (run / EVALUATION).is_file()]
-    rows, height = (held[0].shown, SCALE * (height_width(held[0].cards[0].size)[0] + GAP)) if held else ((), 0)
+    scale = scale_of(held[0].cards[0].size) if held else 1
+    rows, height = (held[0].shown, scale * (height_width(held[0].cards[0].size)[0] + GAP)) if held else ((), 0)
     searched = "; ".join(dict.fromkeys(one.neighbours for one in held if one.neighbours)) or "pixels"
     blocks: list[Block] = []
     for file, caption in (
@@ -306,7 +317,9 @@ def _samples(summary: Summary) -> list[Block]:
         ("neighbours.png", f"Pairs: a sample, and at its right the training image nearest to it, by {searched}."),
     ):
         found = [(name, run / "samples" / file) for name, run in runs.items() if (run / "samples" / file).is_file()]
-        sheets = [picture(path, name, f"samples of {name}, one class a row") for name, path in found[:MOST_SHEETS]]
+        sheets = [
+            picture(path, name, f"samples of {name}, one class a row", scale) for name, path in found[:MOST_SHEETS]
+        ]
         more = f" The first {MOST_SHEETS} of {len(found)} cells." if len(found) > MOST_SHEETS else ""
         if sheets:
             blocks.append(Pictures(sheets, f"{caption}{more}", rows, height))
@@ -369,15 +382,19 @@ def _by_seed(summary: Summary, of: Sequence[Figure]) -> Details:
 
 
 def _cards(of: Sequence[Figure]) -> Details:
-    """The card of each metric, of the first cell; others differ in what the grid compares."""
-    cards = {one.metric: one.of[0].card for one in reversed(of)}
+    """The card of each metric, of the first cell of each generator; others differ in what the grid compares."""
+    first: dict[tuple[str, Value], Figure] = {}
+    for one in of:
+        first.setdefault((one.metric, one.cell.get(GENERATOR, "")), one)
+    several = len({generator for _, generator in first}) > 1
     rows = []
-    for metric, card in reversed(cards.items()):
-        shown: dict[str, Any] = {name: value for name, value in card.items() if value not in ("", 0, 0.0, None)}
-        told = [f"{name} {str(value)[:60]}" for name, value in shown.items() if name not in ("metric", "values")]
-        rows.append([metric, "; ".join(told)])
-    kind = "generators" if "generator" in of[0].cell else "tokenizers"
-    return Details(f"{kind}: {len(rows)} cards, each of the first cell", Table("", ["metric", "protocol"], rows))
+    for (metric, generator), one in first.items():
+        card = ProtocolCard.from_dict(one.of[0].card)
+        rows.append([metric, *([str(generator)] if several else []), str(card.n), *protocol_columns(card)])
+    columns = ["metric", *(["generator"] if several else []), "images", *PROTOCOL_COLUMNS]
+    kind = "generators" if GENERATOR in of[0].cell else "tokenizers"
+    told = f"{kind}: {len(rows)} cards, each of the first cell{' of its generator' if several else ''}, first seed"
+    return Details(told, Table("", columns, rows, (columns.index("images"),)))
 
 
 def _commands(summary: Summary) -> list[Block]:
@@ -418,33 +435,21 @@ def _all_figures(summary: Summary) -> Table:
                 repr(high),
                 str(len(one.figures)),
                 each,
-                "",
+                *("", "", "", ""),
                 " && ".join(dict.fromkeys(measured.command for measured in one.of)),
             ]
         )
     for family in summary.families:
         for verdict in family.verdicts:
             asked, interval = verdict.comparison, verdict.interval or ("", "")
-            gap = ("", "") if verdict.gap is None else (repr(verdict.gap.value), str(verdict.gap.seeds))
-            empty = ["" for _ in axes]
-            pair = f"{asked.a} - {asked.b}"
+            gap = "" if verdict.gap is None else repr(verdict.gap.value)
+            seeds = "" if verdict.gap is None else str(verdict.gap.seeds // asked.each)
+            pairs = str(verdict.gap.seeds) if verdict.gap is not None and verdict.gap.paired else ""
+            head = ["difference", *("" for _ in axes), family.metric, f"{asked.a} - {asked.b}", "", ""]
             ends = [str(end) for end in interval]
             rows.append(
-                [
-                    "difference",
-                    *empty,
-                    family.metric,
-                    pair,
-                    "",
-                    "",
-                    gap[0],
-                    "",
-                    *ends,
-                    gap[1],
-                    "",
-                    verdict.words,
-                    summary.about.command,
-                ]
+                [*head, gap, "", "", "", seeds, "", *ends, pairs, verdict.words, summary.about.command],
             )
-    columns = ["row", *axes, "metric", "value", "step", "training FLOP", "mean", "standard deviation", "low", "high"]
-    return Table("", [*columns, "seeds", "by seed", "verdict", "command"], rows)
+    columns = ["row", *axes, "metric", "value", "step", "training FLOP", "mean", "standard deviation"]
+    columns += ["least of seeds", "greatest of seeds", "seeds", "by seed"]
+    return Table("", [*columns, "interval low", "interval high", "pairs", "verdict", "command"], rows)

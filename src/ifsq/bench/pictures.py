@@ -8,6 +8,7 @@ from ifsq.bench.charts import Line, bar_chart, line_chart, mark
 from ifsq.bench.page import Charts, Picture
 from ifsq.bench.runs import Reported
 from ifsq.data import read_image
+from ifsq.data.images import height_width
 from ifsq.quantizers.usage import LevelUse
 
 SCALE = 2  # screen pixels a pixel of the small pictures
@@ -44,6 +45,11 @@ def loss_charts(runs: Sequence[Reported]) -> Charts:
     return Charts(
         charts, "Losses of different kinds do not compare with each other.", (mark("training", 0), mark("held out", 1))
     )
+
+
+def scale_of(size: int | tuple[int, int]) -> int:
+    """Screen pixels a pixel of pictures of images of a size, or a height and a width."""
+    return SCALE if max(height_width(size)) < LARGE else 1
 
 
 def picture(path: Path, title: str, alt: str, scale: int = SCALE) -> Picture:

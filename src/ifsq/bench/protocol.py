@@ -30,7 +30,7 @@ from ifsq.metrics.seeds import Figures, Gap, gap, seed_means, shared_seeds
 
 SEARCH_SEEDS = 1_000_000
 """The first seed, of training and of sampling, of searches: far from those that are compared."""
-MOST_SEEDS = 1000
+LEAST_SEEDS, MOST_SEEDS = 2, 1000  # of training, that are compared: of one there is no spread
 Better = Literal["lower", "higher"]
 
 
@@ -61,8 +61,8 @@ class Protocol:
 
     def __post_init__(self) -> None:
         looks = list(self.looks)
-        if not looks or looks != sorted(set(looks)) or looks[0] < 2 or looks[-1] > MOST_SEEDS:
-            raise ValueError(f"looks={looks}: expected rising counts of training seeds, 2 to {MOST_SEEDS}")
+        if not looks or looks != sorted(set(looks)) or looks[0] < LEAST_SEEDS or looks[-1] > MOST_SEEDS:
+            raise ValueError(f"looks={looks}: expected rising counts of training seeds, {LEAST_SEEDS} to {MOST_SEEDS}")
         for name in ("sampling_seeds", "search_seeds", "search_sampling_seeds"):
             if not 1 <= getattr(self, name) <= MOST_SEEDS:
                 raise ValueError(f"{name}={getattr(self, name)}: expected 1 to {MOST_SEEDS}")

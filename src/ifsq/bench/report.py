@@ -9,12 +9,13 @@ from pathlib import Path
 
 import torch
 
+from ifsq.bench.answer import JUDGED, answer_of, question_of
 from ifsq.bench.commands import evaluation_command, onward
 from ifsq.bench.curves import curves_over_training, tokenizer_over_training
-from ifsq.bench.figures import compute_text, interval_text, text_of
+from ifsq.bench.figures import compute_text
 from ifsq.bench.grid_page import grid_page
 from ifsq.bench.page import Block, Commands, Fact, Page, Pictures, Section, Table, Text, without_pictures
-from ifsq.bench.pictures import GAP, LARGE, SCALE, level_bars, loss_charts, picture
+from ifsq.bench.pictures import GAP, level_bars, loss_charts, picture, scale_of
 from ifsq.bench.rates import rate_charts
 from ifsq.bench.render import target_of, write_page
 from ifsq.bench.runs import Reported, read_runs, refuse_unlike
@@ -27,7 +28,6 @@ from ifsq.metrics.card import code_version
 from ifsq.tokenizer.bottleneck import rate_of
 
 MOST_FACTS = 4  # runs of whom figures stand at the top
-JUDGED = "FD(judge)"
 
 
 def write_report(
@@ -75,8 +75,8 @@ def runs_page(runs: Sequence[Reported], title: str) -> Page:
     return Page(
         title=title,
         about=_about(tokenizers, generators),
-        question=_question(tokenizers, generators),
-        verdict=_verdict(tokenizers, generators),
+        question=question_of(tokenizers, generators),
+        verdict=answer_of(tokenizers, generators),
         figures=figures_table(runs),
         facts=[fact for run in runs for fact in _facts(run)] if len(runs) <= MOST_FACTS else [],
         sections=[section for section in sections if section.blocks],
@@ -106,67 +106,6 @@ def _about(tokenizers: Sequence[Reported], generators: Sequence[Reported]) -> st
     same = len(generators) > 1 and len({run.run.data for run in generators}) == 1
     all_of_them = "Both" if len(generators) == 2 else "All"
     return "; ".join(parts) + (f". {all_of_them} generators read the same cached codes." if same else ".")
-
-
-def _question(tokenizers: Sequence[Reported], generators: Sequence[Reported]) -> str:
-    if len(generators) > 1:
-        names = " and ".join(dict.fromkeys(run.group for run in generators))
-        return f"Which samples come closer to the training images: {names}?"
-    if generators:
-        return f"How close do the samples of the {generators[0].label} generator come to the training images?"
-    if len(tokenizers) > 1:
-        return "Which tokenizer keeps more of held-out images, at which rate?"
-    return "How much of held-out images does the tokenizer keep?"
-
-
-def _verdict(tokenizers: Sequence[Reported], generators: Sequence[Reported]) -> str:
-    judged = [(run, found) for run in generators if (found := _judged(run)) is not None]
-    if len(judged) > 1:
-        return _verdict_between(judged)
-    if judged:
-        run, (distance, low, high) = judged[0]
-        alone = run.figure(f"{JUDGED}, tokenizer alone", "distance")
-        floor = "" if alone is None else f"; the tokenizer alone leaves {text_of(alone)}"
-        return f"{JUDGED} {text_of(distance)} ({interval_text(low, high)}), lower is better{floor}."
-    kept = [(run, psnr) for run in tokenizers if (psnr := run.figure("PSNR, dB", "mean")) is not None]
-    if not kept:
-        return "Not measured by a figure that answers it; the table has what was measured."
-    if len(kept) == 1:
-        return f"{text_of(kept[0][1], 2)} dB of PSNR on held-out images."
-    (best, most), (worst, least) = max(kept, key=_second), min(kept, key=_second)
-    return (
-        f"PSNR on held-out images reaches from {text_of(least, 2)} dB ({worst.label}) to {text_of(most, 2)} dB"
-        f" ({best.label}). One page tells no spread of retraining where a tokenizer has one seed."
-    )
-
-
-def _second(pair: tuple[Reported, float]) -> float:
-    return pair[1]
-
-
-def _judged(run: Reported) -> tuple[float, float, float] | None:
-    """The distance of its samples by the judge, with the interval of the card."""
-    card = run.card(JUDGED)
-    if card is None or "distance" not in card.values:
-        return None
-    distance = card.values["distance"]
-    return distance, card.values.get("low", distance), card.values.get("high", distance)
-
-
-def _verdict_between(judged: Sequence[tuple[Reported, tuple[float, float, float]]]) -> str:
-    """The two lowest: whether the intervals of their samples overlap. Of retraining one seed each says nothing."""
-    (first, lowest), (second, next_lowest) = sorted(judged, key=lambda one: one[1][0])[:2]
-    apart = lowest[2] < next_lowest[1]
-    told = [
-        f"{run.label} {text_of(distance)} ({interval_text(low, high)})"
-        for run, (distance, low, high) in ((first, lowest), (second, next_lowest))
-    ]
-    answer = f"{first.label} samples are closer" if apart else f"{first.label} and {second.label} are not told apart"
-    others = "" if len(judged) == 2 else f", the two lowest of {len(judged)}"
-    return (
-        f"By {JUDGED} {answer}{others}: {'; '.join(told)}; lower is better. The intervals are of the drawn images"
-        " alone: how far retraining moves a figure, only several seeds of training say."
-    )
 
 
 def _facts(run: Reported) -> list[Fact]:
@@ -199,7 +138,7 @@ def _kept(tokenizers: Sequence[Reported]) -> list[Block]:
             )
         if len(tokenizers) > 1:
             text = f"{run.label}: {text}"
-        scale = _scale(run)
+        scale = scale_of(run.evaluation.cards[0].size)
         shown = picture(sheet, "", f"{run.label}: held-out originals above their reconstructions", scale)
         blocks += [
             Text(text),
@@ -208,17 +147,12 @@ def _kept(tokenizers: Sequence[Reported]) -> list[Block]:
     return blocks
 
 
-def _scale(run: Reported) -> int:
-    """Screen pixels a pixel of its pictures."""
-    return SCALE if max(height_width(run.evaluation.cards[0].size)) < LARGE else 1
-
-
 def _drawn(generators: Sequence[Reported]) -> list[Block]:
     """Sheets of real images and of samples, then of samples beside the training images nearest to them."""
     if not generators:
         return []
     first = generators[0]
-    scale = _scale(first)
+    scale = scale_of(first.evaluation.cards[0].size)
     height = scale * (height_width(first.evaluation.cards[0].size)[0] + GAP)
     pictures = [picture(first.folder / "samples" / "real.png", "real images", "real images, one class a row", scale)]
     for run in generators:

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, mode
 from typing import Any, Literal
 
-from ifsq.bench.figures import HIGHER, LOWER, MAIN, better, main_value
+from ifsq.bench.figures import HIGHER, LOWER, MAIN, better, is_of_codes, main_value
 from ifsq.bench.forecast import RankCorrelation, rank_correlations
 from ifsq.bench.grid.cells import part, told
 from ifsq.bench.grid.config import GENERATOR, Grid, Value
@@ -20,7 +20,7 @@ from ifsq.bench.grid.guidance import Search
 from ifsq.bench.grid.stages import folder_of, is_complete
 from ifsq.bench.grid.verdicts import Group, pairs_of, verdicts_of
 from ifsq.bench.measurement import MEASUREMENTS, Measurement, by_seed, newest, read_measurements
-from ifsq.bench.protocol import Comparison, Protocol, Verdict, judge
+from ifsq.bench.protocol import LEAST_SEEDS, Comparison, Protocol, Verdict, judge
 from ifsq.bench.runs import OWN
 from ifsq.config import InputError, build, parse_json, read_json
 from ifsq.evaluation.likelihood import BOUND
@@ -29,7 +29,6 @@ from ifsq.metrics.seeds import seed_means, spread
 
 ABOUT = "grid.json"
 FAILURES = "failures.jsonl"
-LEAST_SEEDS = 2  # of training, from which there is a spread
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,7 @@ class About:
     unequal   what cannot be equal, a line each
     left_out  cells that the grid leaves out, a line each
     protocol  how its seeds decide; None: as `Summary.protocol`
+    seeds     of training that each cell was to have; 0 where that is not known
     grid      itself, where it names the comparisons; None: as `Summary.families`
     searches  stages that take a cell's best guidance, and the cells' names
     """
@@ -54,6 +54,7 @@ class About:
     unequal: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     protocol: Protocol | None = None
+    seeds: int = 0
     grid: Grid | None = None
     searches: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
@@ -126,23 +127,25 @@ class Family:
     @property
     def told(self) -> list[str]:
         """What the verdicts say of each two values of an axis, over all other axes, a line each."""
-        counts: dict[tuple[str, Value, Value], list[int]] = {}
+        found: dict[tuple[str, Value, Value], list[Verdict]] = {}
         for verdict, pair in zip(self.verdicts, self.apart, strict=True):
-            count = counts.setdefault(pair, [0, 0, 0])  # the first better, the second better, neither
-            count[winner_of(verdict)] += 1
-        lines = []
-        for (axis, first, second), (won, lost, neither) in counts.items():
-            a, b = (value if isinstance(value, str) else f"{axis} {value}" for value in (first, second))
-            of = won + lost + neither
-            if not won + lost:
-                lines.append(f"{a} and {b} are not told apart" + (f" in any of {of} pairs" if of > 1 else ""))
-            elif won and lost:
-                lines.append(f"{a} is better than {b} in {won} of {of} pairs, worse in {lost}")
-            else:
-                better_one, worse = (a, b) if won else (b, a)
-                pairs = f" in {won + lost} of {of} pairs" if of > 1 else ""
-                lines.append(f"{better_one} is better than {worse}{pairs}")
-        return lines
+            found.setdefault(pair, []).append(verdict)
+        return [_told(*pair, verdicts) for pair, verdicts in found.items()]
+
+
+def _told(axis: str, first: Value, second: Value, verdicts: Sequence[Verdict]) -> str:
+    a, b = (value if isinstance(value, str) else f"{axis} {value}" for value in (first, second))
+    won, lost = ([winner_of(one) for one in verdicts].count(side) for side in (0, 1))
+    of, still = len(verdicts), sum(one.words == "open" for one in verdicts)
+    if still == of:
+        return f"{a} and {b} are not decided yet" + (f" in any of {of} pairs" if of > 1 else "")
+    rest = f", not decided yet in {still}" if still else ""
+    if not won + lost:
+        return f"{a} and {b} are not told apart" + (f" in any of {of} pairs" if of > 1 and not still else "") + rest
+    if won and lost:
+        return f"{a} is better than {b} in {won} of {of} pairs, worse in {lost}{rest}"
+    better_one, worse = (a, b) if won else (b, a)
+    return f"{better_one} is better than {worse}" + (f" in {won + lost} of {of} pairs" if of > 1 else "") + rest
 
 
 def winner_of(verdict: Verdict) -> Literal[0, 1, 2]:
@@ -203,19 +206,23 @@ class Summary:
 
     @cached_property
     def protocol(self) -> Protocol | None:
-        """The grid's own; else one that looks where cells have their seeds. None where no cell has two."""
+        """The grid's own; else one that looks once, where cells have all seeds that they were to have.
+
+        What a cell has does not decide when others are looked at. Of a grid that says no seeds they are as many as most
+        cells have. None where these are fewer than two.
+        """
         if self.about.protocol is not None:
             return self.about.protocol
-        counts = sorted({len(one.figures) for one in self.last if len(one.figures) >= LEAST_SEEDS})
-        return Protocol(looks=tuple(counts)) if counts else None
+        seeds = self.about.seeds or mode(len(one.figures) for one in self.last)
+        return Protocol(looks=(seeds,)) if seeds >= LEAST_SEEDS else None
 
     @cached_property
     def families(self) -> list[Family]:
         """The comparisons that the grid names, by metric: all of them are one family, of which these are parts.
 
         Of a grid that names none: a family for each metric that has a better side, of cells that differ on one axis.
-        Values of a numeric axis are compared with the next one. Judged on metrics of several looks at the same runs,
-        the error holds within a family, not over all of them.
+        Values of a numeric axis are compared with the next one, and bits of codes behind the same tokenizers alone.
+        Judged on metrics of several looks at the same runs, the error holds within a family, not over all of them.
         """
         if self.about.grid is not None:
             return self._asked(self.about.grid)
@@ -225,7 +232,7 @@ class Summary:
         for metric in dict.fromkeys(one.metric for one in self.last if better(one.metric)):
             of = [one for one in self.last if one.metric == metric]
             side: Literal["lower", "higher"] = "lower" if better(metric) == LOWER else "higher"
-            pairs = _pairs(of)
+            pairs = [pair for pair in _pairs(of) if not is_of_codes(metric) or same_codes(pair[:2])]
             asked = [Comparison(self.name(a.cell), self.name(b.cell), side) for a, b, _ in pairs]
             if asked:
                 cells = {self.name(one.cell): one.figures for one in of}
@@ -257,10 +264,12 @@ class Summary:
     def correlations(self) -> dict[str, list[RankCorrelation]]:
         """How figures of tokenizers rank them as each metric of generators does that has a better side, by that metric.
 
-        Of metrics of which no correlation has an interval nothing is here.
+        Of metrics of which no correlation has an interval nothing is here, and of the bits of codes neither: they are
+        fewer where a tokenizer says less of the image.
         """
         measured = [measured for one in self.figures for measured in one.of]
-        aims = {one.metric: one.value for one in self.last if GENERATOR in one.cell and better(one.metric)}
+        of_images = [one for one in self.last if better(one.metric) and not is_of_codes(one.metric)]
+        aims = {one.metric: one.value for one in of_images if GENERATOR in one.cell}
         found = {metric: rank_correlations(measured, (metric, value)) for metric, value in aims.items()}
         return {metric: of for metric, of in found.items() if any(one.interval for one in of)}
 
@@ -268,6 +277,15 @@ class Summary:
     def code_versions(self) -> list[str]:
         """By which code the figures were taken, more than one where a grid went on with another."""
         return list(dict.fromkeys(str(one.card["code_version"]) for each in self.figures for one in each.of))
+
+
+def same_codes(figures: Sequence[Figure]) -> bool:
+    """Whether generators stand behind the same tokenizers, seed by seed where both have it: their bits compare."""
+    hashes: dict[int, set[str | None]] = {}
+    for one in figures:
+        for measured in one.of:
+            hashes.setdefault(measured.seed, set()).add(measured.card.get("tokenizer_hash"))
+    return all(len(each) == 1 for each in hashes.values())
 
 
 def is_grid(folder: Path) -> bool:
@@ -301,6 +319,8 @@ def _about(path: Path) -> About:
     shown |= {name: grid[name] for name in ("question", "protocol") if name in grid}
     if grid.get("compare"):
         shown["grid"] = grid
+    if isinstance(seeds := grid.get("seeds"), dict) and isinstance(training := seeds.get("training"), list):
+        shown["seeds"] = len(training)
     for name, held in (("command", table.get("command")), ("grid.left_out", grid.get("left_out"))):
         if held and not isinstance(held, list):
             raise InputError(f"{path}: {name}: expected a list, as bench writes it, got {str(held)[:80]!r}")

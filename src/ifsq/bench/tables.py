@@ -10,6 +10,8 @@ from ifsq.bench.runs import Reported
 from ifsq.metrics.card import ProtocolCard
 
 MOST_COLUMNS = 6  # runs beside each other; more are rows
+PROTOCOL_COLUMNS = ("reference", "preparation", "sampling", "features", "weights", "code")
+"""Of `protocol_columns`."""
 
 
 def measured_table(runs: Sequence[Reported]) -> Table:
@@ -37,11 +39,11 @@ def card_details(run: Reported) -> Details:
             card.metric,
             ", ".join(f"{name} {text_of(value)}" for name, value in card.values.items()),
             str(card.n),
-            *_protocol(card),
+            *protocol_columns(card),
         ]
         for card in run.evaluation.cards
     ]
-    columns = ["metric", "values", "images", "reference", "preparation", "sampling", "features", "weights", "code"]
+    columns = ["metric", "values", "images", *PROTOCOL_COLUMNS]
     step = "" if run.evaluation.step is None else f", step {run.evaluation.step}"
     summary = f"{run.label}: {len(rows)} cards{step}, {run.evaluation.weights} weights"
     lacks = "; ".join(run.evaluation.lacks)
@@ -67,13 +69,12 @@ def figures_table(runs: Sequence[Reported]) -> Table:
                         name,
                         repr(value),
                         str(card.n),
-                        *_protocol(card),
+                        *protocol_columns(card),
                         command,
                     ]
                 )
     columns = ["run", "folder", "training seed", "step", "training FLOP", "metric", "value", "figure", "images"]
-    columns += ["reference", "preparation", "sampling", "features", "weights", "code", "command"]
-    return Table("", columns, rows)
+    return Table("", [*columns, *PROTOCOL_COLUMNS, "command"], rows)
 
 
 def _known(value: object) -> str:
@@ -104,7 +105,7 @@ def _counts(cards: Sequence[ProtocolCard | None]) -> str:
     return ", ".join(dict.fromkeys(str(card.n) for card in cards if card is not None))
 
 
-def _protocol(card: ProtocolCard) -> list[str]:
+def protocol_columns(card: ProtocolCard) -> list[str]:
     """What a card says of how it was taken, a part a column."""
     sampling = []
     if card.sampler:

@@ -57,8 +57,7 @@ def summary(plan: Plan) -> list[str]:
     if equal:
         lines.append(f"equal of all generators: {', '.join(f'{name} {value}' for name, value in equal.items())}")
         lines += [f"differs: {name}: {', '.join(map(str, values))}" for name, values in differ.items()]
-        if len({one.kind for members in plan.compared.values() for _, one in members}) > 1:
-            lines += [f"cannot be equal: {line}" for line in UNEQUAL]
+        lines += [f"cannot be equal: {line}" for line in _unequal(plan)]
     return lines
 
 
@@ -71,7 +70,7 @@ def write_plan(plan: Plan) -> Path:
         "auto": plan.auto,
         "equal": equal,
         "differ": differ,
-        "unequal": list(UNEQUAL),
+        "unequal": _unequal(plan),
         "stages": {
             name: {
                 "kind": stage.kind,
@@ -94,6 +93,12 @@ def seconds_taken(plan: Plan) -> float:
     """What the complete stages took, the last attempt of each. Raises InputError."""
     done = [name for name in plan.stages if is_complete(plan.out, name)]
     return float(sum(read_json(marker_of(plan.out, name))["seconds"] for name in done))
+
+
+def _unequal(plan: Plan) -> list[str]:
+    """What cannot be equal between kinds of generators; nothing where there is one."""
+    kinds = {one.kind for members in plan.compared.values() for _, one in members}
+    return list(UNEQUAL) if len(kinds) > 1 else []
 
 
 def _roads(plan: Plan) -> dict[str, set[str]]:
