@@ -72,7 +72,8 @@ def by_itself(plan: Plan, one: Figures, folder: Path, threads: int | None) -> fl
         ["generator", "train", str(files["generator"])],
         ["generator", "eval", str(places["generator"]), "--samples", str(asked.samples), "--no-twin"],
     ]
-    lines[-1] += ["--seed", str(one.sampling_seed), "--features", *asked.features]
+    drawing: Any = plan.stages[one.stage].work
+    lines[-1] += ["--seed", str(drawing.asked.seed), "--features", *asked.features]
     return sum(timed(line, threads) for line in lines)
 
 

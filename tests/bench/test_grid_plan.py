@@ -108,7 +108,7 @@ def test_an_address_follows_from_what_decides_the_weights(place):
     same = [
         plan_grid(place / "same.toml", place / "elsewhere", SMALL),
         plan_grid(place / "grid.toml", place / "out", [*SMALL, "--question", "another"]),
-        plan_grid(place / "grid.toml", place / "out", [*SMALL, "--evaluation.metrics", '["PSNR, dB"]']),
+        plan_grid(place / "grid.toml", place / "out", [*SMALL, "--evaluation.metrics", '["bits per image"]']),
     ]
     for plan in same:
         assert set(plan.stages) == names
@@ -241,11 +241,32 @@ def test_other_pictures_to_measure_on_are_another_measurement(place, tmp_path):
     ],
 )
 def test_bits_are_counted_once(place, tmp_path, more, bits):
-    """By a stage of their own, where there is one; what samples measure is the same stage as before."""
+    """By a stage of their own, where there is one. A stage that leaves them out is another one: asked for later they
+    are measured."""
     usual, plan = (plan_grid(place / "grid.toml", tmp_path, [*SMALL, *asked]) for asked in ([], more))
     drawn = {name: stage for name, stage in plan.stages.items() if stage.kind == "generator-eval"}
-    assert drawn.keys() == {name for name, stage in usual.stages.items() if stage.kind == "generator-eval"}
+    known = {name for name, stage in usual.stages.items() if stage.kind == "generator-eval"}
+    assert (drawn.keys() == known, drawn.keys().isdisjoint(known)) == (bits, not bits)
     assert {stage.work.asked.bits for stage in drawn.values()} == {bits}
+
+
+def test_generators_of_other_training_seeds_draw_other_noise(place, tmp_path):
+    """What one noise does to all cells alike would be in no spread over training seeds; kinds of one seed share it."""
+    seeds = [*SMALL[:-2], "--seeds.training", "[0,1,2]", "--seeds.sampling", "[0,1]", "--seeds.apart", "true"]
+    plan = plan_grid(place / "grid.toml", tmp_path, [*seeds, "--evaluation.likelihood", "4"])
+    drawn: dict[tuple[str, int], set[int]] = {}
+    for one in plan.figures:
+        if one.sampling_seed is not None:
+            behind = plan.stages[one.of].inputs["tokenizer"], one.sampling_seed
+            drawn.setdefault(behind, set()).add(plan.stages[one.stage].work.asked.seed)
+    assert all(len(each) == 1 for each in drawn.values()), "the generators of one tokenizer draw the same"
+    assert len(set.union(*drawn.values())) == len(drawn) == 6 * len({one.cell["tokenizer"] for one in plan.figures})
+    bounds = {
+        plan.stages[one.of].inputs["tokenizer"]: plan.stages[one.stage].work.seed
+        for one in plan.figures
+        if plan.stages[one.stage].kind == "likelihood"
+    }
+    assert len(set(bounds.values())) == len(bounds) > 1
 
 
 def test_cells_are_measured_on_the_same_images(place, tmp_path):

@@ -15,9 +15,10 @@ from ifsq.bench.grid.lookups import Coded, Lookups
 from ifsq.bench.grid.stages import Stage, folder_of, identity
 from ifsq.bench.grid.timing import Timed, Training, read_times
 from ifsq.bench.grid.verdicts import pairs_of, still_compared
+from ifsq.bench.protocol import MOST_SEEDS
 from ifsq.bench.shipped import grid_name
 from ifsq.codes import CodeSpec
-from ifsq.config import InputError, build, digest, merge, read_json
+from ifsq.config import InputError, build, check_seed, digest, merge, read_json
 from ifsq.evaluation import TokenizerEvaluation
 from ifsq.evaluation.likelihood import BITS
 from ifsq.experiment import EXPERIMENTS, GUIDANCE, GeneratorExperiment, TokenizerExperiment
@@ -188,15 +189,15 @@ class _Planner:
         protocol = self.grid.protocol
         drawn = self.grid.seeds.sampling if protocol is None else tuple(range(protocol.sampling_seeds))
         for number, sampling in enumerate(drawn):
-            options = replace(asked.generator, seed=sampling)
-            about = {**identity(options), "seed": sampling, "kept": kept}
-            looks = replace(options, bits=options.bits and self.bits_wanted)
-            measures = work.MeasureGenerator(place, looks, steps, usual=number == 0, guidance=search)
+            options = replace(asked.generator, seed=_drawing(generator, sampling))
+            options = replace(options, bits=options.bits and self.bits_wanted)
+            about = {**identity(options), "kept": kept}
+            measures = work.MeasureGenerator(place, options, steps, usual=number == 0, guidance=search)
             stage = Stage("generator-eval", about, inputs, measures, tuple(inputs.values()))
             self._measure(cell, seed, sampling, generator, stage)
         if asked.likelihood:
-            bits = work.MeasureLikelihood(place, asked.likelihood, steps)
-            about = {"images": asked.likelihood, "kept": kept}
+            bits = work.MeasureLikelihood(place, asked.likelihood, _drawing(generator, 0), steps)
+            about = {"images": asked.likelihood, "seed": bits.seed, "kept": kept}
             self._measure(cell, seed, None, generator, Stage("likelihood", about, {}, bits))
 
     @property
@@ -228,14 +229,11 @@ class _Planner:
         searched: list[tuple[float, int, Path]] = []
         for seed, sampling in protocol.searched:
             generator = self._generator(cell, seed, self._tokenizer(cell, seed))
-            place, options = (
-                folder_of(self.plan.out, generator.name),
-                replace(self.grid.evaluation.generator, seed=sampling),
-            )
+            place, options = folder_of(self.plan.out, generator.name), self.grid.evaluation.generator
+            options = replace(options, seed=_drawing(generator, sampling), bits=options.bits and by.metric in BITS)
             for scale in protocol.guidance:
-                about = {**identity(options), "seed": sampling, "guidance": scale}
-                looks = replace(options, bits=options.bits and by.metric in BITS)
-                does = work.MeasureGenerator(place, looks, guidance=scale)
+                about = {**identity(options), "guidance": scale}
+                does = work.MeasureGenerator(place, options, guidance=scale)
                 stage = Stage("generator-eval", about, {GENERATOR: generator.name}, does, (generator.name,), sampling)
                 inputs[f"search.{len(searched)}"] = self.plan.add(stage, cell).name
                 searched.append((scale, seed, folder_of(self.plan.out, stage.name)))
@@ -450,6 +448,16 @@ def _own_seed(experiment: TokenizerExperiment) -> int:
     seed = experiment.train.seed
     unseeded = replace(experiment, train=replace(experiment.train, seed=0))
     return APART * int(digest(identity(unseeded))[:5], 16) + seed
+
+
+def _drawing(generator: Stage, sampling: int) -> int:
+    """The seed of its random numbers: generators of other training seeds draw others, those of one tokenizer the same.
+
+    With the same for all, what it does to all alike would be in no spread over training seeds.
+    """
+    seed: int = generator.work.experiment.train.seed  # type: ignore[attr-defined]
+    check_seed(sampling)
+    return (MOST_SEEDS * seed + sampling) % 2**63
 
 
 def _experiment(tokenizer: Stage) -> TokenizerExperiment:

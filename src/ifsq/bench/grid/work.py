@@ -226,11 +226,13 @@ def evaluations_in(folder: Path) -> list[Evaluation]:
 class MeasureLikelihood:
     """Bits of held-out images.
 
+    seed   of a bound's random numbers
     steps  as of `MeasureGenerator`
     """
 
     generator: Path
     images: int
+    seed: int
     steps: tuple[int, ...] | None = None
 
     def run(self, folder: Path, device: str, reporter: Reporter) -> None:
@@ -239,5 +241,7 @@ class MeasureLikelihood:
         steps = (run.step,) if self.steps is None else self.steps or run.kept
         for step in steps:
             reporter.say(f"bits of {self.images} held-out images, step {step}")
-            card = pipeline.likelihood(self.generator, self.images, device, step=step, reporter=reporter)
+            card = pipeline.likelihood(
+                self.generator, self.images, device, seed=self.seed, step=step, reporter=reporter
+            )
             write_cards(folder / EVALUATIONS / f"step_{step}.json", Evaluation((card,), step))
