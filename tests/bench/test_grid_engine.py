@@ -1,6 +1,7 @@
 """A grid on Snakemake: the workflow as it is written; slow, where it is installed: two workers, one of them killed."""
 
 import importlib.util
+import json
 import os
 import re
 import signal
@@ -12,8 +13,9 @@ from contextlib import suppress
 import pytest
 from toy_grid import SMALL, write_toy_grid
 
-from ifsq.bench.grid.engine import check_engine, write_workflow
+from ifsq.bench.grid.engine import check_engine, run_on_engine, write_workflow
 from ifsq.bench.grid.plan import plan_grid
+from ifsq.bench.grid.runner import StagesError
 from ifsq.bench.measurement import MEASUREMENTS, read_measurements
 from ifsq.config import InputError
 
@@ -49,6 +51,69 @@ def test_an_engine_that_is_not_there_is_refused(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"--engine snakemake: is not installed; expected pip install ifsq\[engine\]"):
         check_engine("snakemake")
+
+
+STANDS_IN = """import pathlib, signal, sys, time
+def stop(*_):
+    time.sleep(1.5)
+    pathlib.Path("told").write_text("cancelled")
+    sys.exit(130)
+signal.signal(signal.SIGINT, stop)
+pathlib.Path("began").write_text("")
+{does}
+"""
+
+
+@pytest.fixture
+def stand_in(tmp_path):
+    """``stand_in(does)``: the environment of a command whose engine is a module that does this."""
+
+    def make(does):
+        folder = tmp_path / "packages/snakemake"
+        folder.mkdir(parents=True)
+        (folder / "__init__.py").touch()
+        (folder / "__main__.py").write_text(STANDS_IN.format(does=does))
+        return {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder.parent), *sys.path])}
+
+    return make
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_request_to_stop_reaches_the_engine_which_is_waited_for(place, tmp_path, stand_in, number):
+    """It cancels its jobs; until it is gone the folder is held, and no second one begins."""
+    line = [sys.executable, "-m", "ifsq", "bench", "grid.toml", "--out", str(tmp_path / "out"), *SMALL]
+    run = subprocess.Popen([*line, "--engine", "snakemake"], cwd=place, env=stand_in("time.sleep(100)"))
+    while not (place / "began").exists():
+        assert run.poll() is None
+        time.sleep(0.05)
+    (place / "began").unlink()
+    run.send_signal(number)
+    assert run.wait(60) == 130
+    assert (place / "told").read_text() == "cancelled"
+    (place / "told").unlink()
+
+
+def test_what_an_earlier_attempt_said_is_no_reason(place, tmp_path, monkeypatch):
+    plan = plan_grid(place / "grid.toml", tmp_path / "out", SMALL)
+    (tmp_path / "out/logs").mkdir(parents=True)
+    first = next(iter(plan.stages))
+    (tmp_path / f"out/logs/{first}.log").write_text("ifsq: as it was yesterday\n")
+    monkeypatch.setattr("ifsq.bench.grid.engine.check_engine", lambda name: None)
+    monkeypatch.setattr("ifsq.bench.grid.engine._code_of", lambda command: 2)
+    with pytest.raises(StagesError, match="1 stages failed and 8 that need them were skipped"):
+        run_on_engine(plan, "snakemake", "cpu", 1, [])
+    (row,) = map(json.loads, (tmp_path / "out/failures.jsonl").read_text().splitlines())
+    assert row["error"] == "did not begin: snakemake ended with exit code 2"
+
+    def says(command):
+        with (tmp_path / f"out/logs/{first}.log").open("a") as log:
+            log.write("ifsq: no such thing\n")
+        return 1
+
+    monkeypatch.setattr("ifsq.bench.grid.engine._code_of", says)
+    with pytest.raises(StagesError):
+        run_on_engine(plan, "snakemake", "cpu", 1, [])
+    assert json.loads((tmp_path / "out/failures.jsonl").read_text())["error"] == "no such thing"
 
 
 @pytest.mark.slow

@@ -70,6 +70,8 @@ def test_the_header_says_what_a_run_needs_to_know(name):
     assert f"#   ifsq bench {name} --jobs 2\n" in header or f"#   ifsq bench {name} --engine snakemake" in header
     for word in ("Cost: ", "Held equal: ", "Expected"):
         assert word in header, word
+    if name in LAPTOP:
+        assert "uidance" in header, "it is found for each cell, or said to be that of the base"
     assert all(line.startswith("# ") for line in header.splitlines())
 
 
@@ -92,6 +94,7 @@ def test_generators_of_a_laptop_take_the_same_operations(name, pictures):
     for stage in plan.stages.values():
         if stage.kind in Generator.kinds:
             assert stage.flops == pytest.approx(budget, rel=kept / stage.steps)
+            assert stage.work.experiment.train.optim.warmup <= 0.15 * stage.steps, "else it is the training"
 
 
 @pytest.mark.slow

@@ -269,6 +269,27 @@ def test_generators_of_other_training_seeds_draw_other_noise(place, tmp_path):
     assert len(set(bounds.values())) == len(bounds) > 1
 
 
+def test_cells_that_are_one_are_refused(place, tmp_path):
+    """A value that no setting means with this rate: its cell would be the base's, and its figures a finding."""
+    text = (
+        (place / "grid.toml")
+        .read_text()
+        .replace('when = { tokenizer = "fsq" }', 'when = { tokenizer = "fsq", bits = 2 }')
+    )
+    with pytest.raises(InputError, match=r"ifsq bits 3 and fsq bits 3: are the same; expected settings that tell them"):
+        plan_grid(written(place, "forgotten", text), tmp_path)
+
+
+def test_a_comparison_of_tokenizers_that_is_open_trains_no_generator(place, tmp_path):
+    asked = '[protocol]\nlooks = [2, 3]\n[[compare]]\naxis = "tokenizer"\nof = "tokenizer"\nmetric = "PSNR, dB"\n'
+    asked += 'value = "mean"\n'
+    file = written(place, "few", (place / "grid.toml").read_text().replace(SEEDS, asked))
+    own = [*SMALL[:3], "[2, 3]", "--axes.tokenizer", '["ifsq", "fsq"]']
+    first, more = (plan_grid(file, tmp_path, own, seeds) for seeds in ({}, {"ifsq bits 2": 3}))
+    added = sorted(stage.kind for name, stage in more.stages.items() if name not in first.stages)
+    assert added == ["tokenizer", "tokenizer-eval"]
+
+
 def test_cells_are_measured_on_the_same_images(place, tmp_path):
     """Figures of others do not compare, and nobody should learn that when everything is trained."""
     text = (place / "grid.toml").read_text()

@@ -98,3 +98,16 @@ def test_a_figure_that_no_stage_has_is_told_once_all_are_measured(tmp_path, aske
         check_measured(plan)
     assert message in str(caught.value)
     check_measured(measured_plan(tmp_path, compare=(FD,), protocol=Protocol()))
+
+
+def test_a_figure_that_one_of_the_compared_cells_has_not_is_told(tmp_path):
+    """More seeds would not decide it. A cell whose stages failed may still get its figure."""
+    plan = measured_plan(tmp_path, compare=(FD,), protocol=Protocol())
+    drawn, counted = plan.figures
+    plan.figures = [replace(drawn, cell={"bits": 2}), replace(counted, cell={"bits": 3})]
+    with pytest.raises(
+        InputError, match=r"compare: FD\(judge\), distance was not measured of the generator bits 3; exp"
+    ):
+        check_measured(plan)
+    plan.figures = [replace(drawn, cell={"bits": 2})]
+    check_measured(plan)

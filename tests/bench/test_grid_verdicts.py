@@ -70,17 +70,32 @@ def test_figures_are_of_the_newest_step_and_every_sampling_seed():
 
 
 def test_seeds_are_added_until_every_comparison_is_decided():
-    names = {told(cell) for cell in cells(GRID)}
+    names = {*(told(cell) for cell in cells(GRID)), "tanh", "ifsq"}
     assert more_seeds(GRID, []) == dict.fromkeys(names, 3)
     apart = figures(1.0, 5.0, 3)
     assert more_seeds(GRID, apart) == dict.fromkeys(names, 3)
     assert {verdict.words.split(" by")[0] for verdict in verdicts_of(GRID, apart)} == {"tanh ar", "ifsq ar", "ifsq"}
     near = figures(1.0, 1.0, 3)
-    assert more_seeds(GRID, near) == dict.fromkeys(names, 5)
+    wanted = {name: 3 if name in ("tanh", "ifsq") else 5 for name in names}
+    assert more_seeds(GRID, near) == wanted, "of the bounds nothing is open by themselves"
     assert {one.words for one in verdicts_of(GRID, near)[:2]} == {"open"}
+    same = [one for one in apart if one.metric != BY_PSNR.metric]
+    same += [
+        measured(one.cell, one.seed, 20.0 + one.seed, "PSNR, dB", "mean") for one in apart if one.metric == "PSNR, dB"
+    ]
+    wanted = {name: 5 if name in ("tanh", "ifsq") else 3 for name in names}
+    assert more_seeds(GRID, same) == wanted, "generators of which nothing is open are not trained again"
     capped = figures(1.0, 1.0, 5)
-    assert more_seeds(GRID, capped) == dict.fromkeys(names, 5)
+    assert more_seeds(GRID, capped) == dict.fromkeys(names, 5), "as many as there are"
     assert {one.words for one in verdicts_of(GRID, capped)[:2]} == {"not told apart"}
+
+
+def test_single_tokenizers_are_not_compared():
+    """One for all training seeds: the spread would be that of the generators alone."""
+    for asked in (BY_PSNR, replace(BY_FD, axis="bound")):
+        with pytest.raises(ValueError, match=r"compare: bound: seeds\.tokenizer trains each tokenizer once"):
+            replace(GRID, compare=(asked,), seeds=Seeds(tokenizer=0))
+    assert comparisons_of(replace(GRID, compare=(BY_FD,), seeds=Seeds(tokenizer=0)))
 
 
 def test_comparisons_of_some_cells_and_against_one_value():

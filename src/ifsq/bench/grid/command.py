@@ -8,7 +8,7 @@ from ifsq.bench.grid.describe import rows_of_stages, summary, write_plan
 from ifsq.bench.grid.engine import check_engine, run_on_engine
 from ifsq.bench.grid.plan import Plan, plan_grid
 from ifsq.bench.grid.results import check_measured, measurements, taken, write_results
-from ifsq.bench.grid.runner import FAILURES, check_jobs, own_folder, perform, run_stages
+from ifsq.bench.grid.runner import StagesError, check_jobs, own_folder, perform, run_stages
 from ifsq.bench.grid.stages import STAGES, folder_of
 from ifsq.bench.grid.timing import TIMES, time_trainings
 from ifsq.bench.grid.verdicts import more_seeds, pairs_of, verdicts_of
@@ -70,13 +70,19 @@ def bench(
         if plan.untimed:
             time_trainings(plan.untimed, out, device, reporter, jobs)
             plan = plan_grid(file, out, overrides, device=device)
+        failure: StagesError | None = None
+        lost: dict[str, str] = {}  # what failed, which is not tried again when more seeds are
         while True:
             write_plan(plan)
-            if engine:
-                _run_there(plan, engine, device, jobs, options)
-            else:
-                _run_here(plan, device, reporter, jobs)
-            check_measured(plan)
+            try:
+                if engine:
+                    _run_there(plan, engine, device, jobs, options)
+                else:
+                    _run_here(plan, device, reporter, jobs, lost)
+            except StagesError as error:
+                failure = error  # the rest is done, and other cells are compared
+            if failure is None:
+                check_measured(plan)
             if plan.grid.protocol is None:
                 break
             larger = plan_grid(file, out, overrides, more_seeds(plan.grid, measurements(plan)), device)
@@ -85,6 +91,8 @@ def bench(
             plan = larger
         for pair, verdict in zip(pairs_of(plan.grid), verdicts_of(plan.grid, measurements(plan)), strict=True):
             reporter.say(f"{pair.asked.metric}: {verdict.renamed(pair.a.shown, pair.b.shown).sentence}")
+    if failure is not None:
+        raise failure
     return out / MEASUREMENTS
 
 
@@ -111,7 +119,7 @@ def several_processes(
     stage.work.run(folder_of(out, only), device, reporter)
 
 
-def _run_here(plan: Plan, device: str, reporter: Reporter, jobs: int) -> None:
+def _run_here(plan: Plan, device: str, reporter: Reporter, jobs: int, lost: dict[str, str]) -> None:
     path = write_results(plan)
 
     def add(name: str) -> None:
@@ -120,13 +128,11 @@ def _run_here(plan: Plan, device: str, reporter: Reporter, jobs: int) -> None:
                 for one in taken(plan, figures):
                     append_measurement(path, one)
 
-    outcome = run_stages(plan, device, reporter, jobs, add)
+    outcome = run_stages(plan, device, reporter, jobs, add, lost)
     write_results(plan)  # in the order of the plan
-    if outcome.failed:
-        raise InputError(
-            f"{len(outcome.failed)} stages failed and {len(outcome.skipped)} that need them were skipped, see"
-            f" {plan.out / FAILURES}; the same command tries again"
-        )
+    lost.update(outcome.failed)
+    if lost:
+        raise StagesError(plan.out, len(lost), len(outcome.skipped))
 
 
 def _run_there(plan: Plan, engine: str, device: str, jobs: int, options: Sequence[str]) -> None:

@@ -274,6 +274,11 @@ class Grid:
                     raise ValueError(f"compare: axis {name!r}: expected one of {', '.join(self.values)}")
             if asked.independent and not self.seeds.apart:
                 raise ValueError("compare: independent: cells have seeds in common; expected seeds.apart = true")
+            if self.seeds.tokenizer is not None and (asked.of == "tokenizer" or asked.axis in self.of_tokenizer):
+                raise ValueError(
+                    f"compare: {asked.axis}: seeds.tokenizer trains each tokenizer once, and two single ones say"
+                    " nothing of their kinds; expected no seeds.tokenizer"
+                )
         if (self.protocol is None) != (not self.compare):
             raise ValueError("protocol and compare: expected both or neither: seeds decide comparisons")
         if self.protocol is not None and self.protocol.guidance and self.best_by is None:

@@ -9,16 +9,18 @@ import importlib.util
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from ifsq.bench.grid.plan import Plan
-from ifsq.bench.grid.runner import FAILURES
+from ifsq.bench.grid.runner import FAILURES, LOOK_EVERY, StagesError
 from ifsq.bench.grid.stages import STAGES, Stage, is_complete
 from ifsq.config import InputError
 from ifsq.store.files import append_text, make_folder, write_text
+from ifsq.training.stopping import stop_requests
 
 ENGINES = ("snakemake",)
 WORKFLOW = "Snakefile"
@@ -32,7 +34,8 @@ def run_on_engine(plan: Plan, name: str, device: str, jobs: int, options: Sequen
     jobs     stages at the same time
     options  of the engine, as ``--executor slurm``
 
-    What failed is in ``failures.jsonl``. Raises InputError where the engine is not there, or did not begin.
+    What failed is in ``failures.jsonl``. Raises StagesError then, InputError where the engine is not there, and
+    KeyboardInterrupt where it was asked to stop.
     """
     check_engine(name)
     workflow = write_workflow(plan, device)
@@ -41,18 +44,31 @@ def run_on_engine(plan: Plan, name: str, device: str, jobs: int, options: Sequen
     # The caller holds the folder, with a lock that ends with it; Snakemake's own would outlive a kill.
     command += ["--nolock", "--keep-going", "--rerun-incomplete", "--rerun-triggers", "input", "--quiet", "rules"]
     command += [*options] if "--jobs" in options or "-j" in options else ["--jobs", str(jobs), *options]
-    code = subprocess.run(command, check=False).returncode
-    if code < 0 or code == 130:
-        raise KeyboardInterrupt
+    said = {stage: _size(plan.out / LOGS / f"{stage}.log") for stage in plan.stages}  # before: of earlier attempts
+    code = _code_of(command)
     failed, skipped = _left(plan)
     for stage in failed:
-        told = _last_line(plan.out / LOGS / f"{stage}.log") or f"did not begin: {name} ended with exit code {code}"
+        log = plan.out / LOGS / f"{stage}.log"
+        told = _last_line(log, said[stage]) or f"did not begin: {name} ended with exit code {code}"
         append_text(plan.out / FAILURES, json.dumps({"stage": stage, "cells": plan.users[stage], "error": told}) + "\n")
     if failed:
-        raise InputError(
-            f"{len(failed)} stages failed and {len(skipped)} that need them were skipped, see {plan.out / FAILURES};"
-            " the same command tries again"
-        )
+        raise StagesError(plan.out, len(failed), len(skipped))
+
+
+def _code_of(command: Sequence[str]) -> int:
+    """How an engine ended. Raises KeyboardInterrupt once it has, where it was asked to stop.
+
+    It has a group of its own, so that whoever asks, and whatever for, it and its jobs are told once, as by a terminal,
+    and this process holds the folder until they are gone.
+    """
+    with stop_requests() as asked, subprocess.Popen(command, start_new_session=True) as engine:
+        while engine.poll() is None:
+            if asked.wait(LOOK_EVERY):
+                os.killpg(engine.pid, signal.SIGINT)
+                engine.wait()
+    if asked.is_set() or engine.returncode < 0 or engine.returncode == 130:
+        raise KeyboardInterrupt
+    return engine.returncode
 
 
 def check_engine(name: str) -> None:
@@ -109,9 +125,14 @@ def _left(plan: Plan) -> tuple[list[str], list[str]]:
     return failed, [name for name in left if name not in failed]
 
 
-def _last_line(log: Path) -> str:
-    """What a stage said at its end."""
+def _size(log: Path) -> int:
+    return log.stat().st_size if log.is_file() else 0
+
+
+def _last_line(log: Path, since: int) -> str:
+    """What a stage said at its end, in what its log holds from a byte on."""
     if not log.is_file():
         return ""
-    lines = [line.strip() for line in log.read_text(errors="backslashreplace").splitlines() if line.strip()]
+    text = log.read_bytes()[since:].decode(errors="backslashreplace")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1].removeprefix("ifsq: ")[:500] if lines else ""

@@ -121,8 +121,8 @@ def plan_grid(
 ) -> Plan:
     """Read a grid file and expand it. Raises InputError for whatever is wrong with it or with an experiment of it.
 
-    seeds   by a cell's name (`told`): how many of its training seeds where a protocol decides it; others have as many
-            as its first look takes
+    seeds   by the name (`told`) of a cell, and of the tokenizer's part of one: how many of its training seeds where a
+            protocol decides it, with a generator or without; others have as many as its first look takes
     device  that trains: ``train.precision = "auto"`` is bf16 where it computes that, unless the grid's folder says
             what it was when the grid began
     """
@@ -136,12 +136,15 @@ def plan_grid(
     plan = Plan(grid, out, command, costs=_counted(out / COSTS), times=read_times(out), auto=_precision(out, device))
     made = _Planner(plan, Bases.read(grid, file.parent))
     every = cells(grid)
-    counts = {told(cell): _seeds(grid, (seeds or {}).get(told(cell), 0)) for cell in every}
-    for seed in dict.fromkeys(seed for own in counts.values() for seed in own):  # all cells once, before any again
+    names = {told(one) for cell in every for one in (cell, part(cell, grid.of_tokenizer))}
+    counts = {name: _seeds(grid, (seeds or {}).get(name, 0)) for name in names}
+    for seed in max(counts.values(), key=len):  # all cells once, before any again; fewer seeds are its first ones
         for cell in every:
-            if seed in counts[told(cell)]:
-                made.cell(cell, seed)
+            whole = seed in counts[told(cell)]
+            if whole or seed in counts[told(part(cell, grid.of_tokenizer))]:
+                made.cell(cell, seed, whole=whole)
     check_alike(grid, made.plan.compared)
+    _check_apart(made.plan)
     _check_independent(made.plan)
     return made.plan
 
@@ -173,11 +176,11 @@ class _Planner:
         self.known = Lookups(plan.costs)
         self.measured_on: dict[str, tuple[str, Cell]] = {}  # by tokenizer or generator: images, and a cell of theirs
 
-    def cell(self, cell: Cell, seed: int) -> None:
-        """Add the stages of a cell that are not there yet."""
+    def cell(self, cell: Cell, seed: int, *, whole: bool = True) -> None:
+        """Add the stages of a cell that are not there yet; those of its tokenizer alone unless it is whole."""
         tokenizer = self._tokenizer(cell, seed)
         self._measure_tokenizer(cell, seed, tokenizer)
-        if GENERATOR not in cell:
+        if GENERATOR not in cell or not whole:
             return
         generator = self._generator(cell, seed, tokenizer)
         chosen = self._guidance(cell)
@@ -426,6 +429,15 @@ class _Planner:
         if kept > steps:
             raise InputError(f"evaluation.kept={kept}: expected at most the {steps} steps of a training")
         return lasting(train, steps, kept)
+
+
+def _check_apart(plan: Plan) -> None:
+    """Raise InputError where two cells are one: what an axis means was not said of both."""
+    first: dict[tuple[int, int | None, str], Cell] = {}
+    for one in plan.figures:
+        cell = first.setdefault((one.seed, one.sampling_seed, one.stage), one.cell)
+        if cell != one.cell:
+            raise InputError(f"{told(cell)} and {told(one.cell)}: are the same; expected settings that tell them apart")
 
 
 def _check_independent(plan: Plan) -> None:

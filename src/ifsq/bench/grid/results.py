@@ -4,8 +4,11 @@ import shlex
 from pathlib import Path
 
 from ifsq.bench.figures import LARGEST
+from ifsq.bench.grid.cells import told
+from ifsq.bench.grid.config import Value
 from ifsq.bench.grid.plan import Figures, Plan
 from ifsq.bench.grid.stages import STAGES, folder_of, is_complete
+from ifsq.bench.grid.verdicts import pairs_of
 from ifsq.bench.grid.work import evaluations_in
 from ifsq.bench.measurement import MEASUREMENTS, Measurement, write_measurements
 from ifsq.config import InputError
@@ -25,7 +28,7 @@ def write_results(plan: Plan) -> Path:
 
 
 def check_measured(plan: Plan) -> None:
-    """Raise InputError where the grid names a figure that none of its complete stages has measured."""
+    """Raise InputError where the grid names a figure that was not measured: by no stage, or of a cell it compares."""
     wanted = plan.grid.evaluation.metrics
     said = [("evaluation.metrics", metric, "") for metric in wanted]
     said += [("compare", asked.metric, asked.value) for asked in plan.grid.compare]
@@ -42,6 +45,25 @@ def check_measured(plan: Plan) -> None:
             raise InputError(f"{where}: {metric} has no value {value!r}; expected one of {choices}")
         if where == "compare" and wanted and metric not in wanted:
             raise InputError(f"compare: {metric!r} is none of evaluation.metrics, {', '.join(wanted)}")
+    _check_compared(plan)
+
+
+def _check_compared(plan: Plan) -> None:
+    """Raise InputError where a comparison can never be decided, whatever the seeds."""
+    has: dict[frozenset[tuple[str, Value]], set[tuple[str, str]]] = {}
+    for one in plan.figures:
+        if is_complete(plan.out, one.stage):
+            of = has.setdefault(frozenset(one.cell.items()), set())
+            for evaluation in evaluations_in(folder_of(plan.out, one.stage)):
+                of |= {(card.metric, value) for card in evaluation.cards for value in card.values}
+    for pair in pairs_of(plan.grid):
+        asked = pair.asked
+        for cell in (*pair.a.cells, *pair.b.cells):
+            if (asked.metric, asked.value) not in has.get(frozenset(cell.items()), {(asked.metric, asked.value)}):
+                raise InputError(
+                    f"compare: {asked.metric}, {asked.value} was not measured of the {asked.of} {told(cell)}; expected"
+                    " a figure of both cells: `of` says whose it is, `when` which cells are compared"
+                )
 
 
 def taken(plan: Plan, figures: Figures) -> list[Measurement]:

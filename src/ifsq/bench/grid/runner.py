@@ -14,7 +14,7 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext, suppress
@@ -61,6 +61,16 @@ class Outcome:
     skipped: dict[str, list[str]] = field(default_factory=dict)
 
 
+class StagesError(InputError):
+    """Stages of a grid failed; the others are done."""
+
+    def __init__(self, out: Path, failed: int, skipped: int) -> None:
+        super().__init__(
+            f"{failed} stages failed and {skipped} that need them were skipped, see {out / FAILURES}; the same command"
+            " tries again"
+        )
+
+
 def perform(stage: Stage, plan: Plan, device: str, reporter: Reporter) -> bool:
     """Do one stage, unless it is complete, and mark it as such at the end; whether there was anything to do.
 
@@ -99,21 +109,28 @@ def mark(stage: Stage, plan: Plan, seconds: float) -> None:
 
 
 def run_stages(
-    plan: Plan, device: str, reporter: Reporter, jobs: int = 1, then: Callable[[str], None] | None = None
+    plan: Plan,
+    device: str,
+    reporter: Reporter,
+    jobs: int = 1,
+    then: Callable[[str], None] | None = None,
+    failed: Mapping[str, str] | None = None,
 ) -> Outcome:
     """Do what is left of a plan; failures are lines of ``failures.jsonl`` in its folder.
 
-    jobs  processes that do stages at the same time, each with its share of the cores; 1: this process does
-    then  is told the name of each stage that is done now
+    jobs    processes that do stages at the same time, each with its share of the cores; 1: this process does
+    then    is told the name of each stage that is done now
+    failed  stages that are not tried again, and why: those of an earlier round of the same command
 
     Raises Interrupted or KeyboardInterrupt where the grid is asked to stop, once every stage has saved itself.
     """
     check_jobs(jobs)
-    (plan.out / FAILURES).unlink(missing_ok=True)
+    if not failed:
+        (plan.out / FAILURES).unlink(missing_ok=True)
     workers: list[_Worker] = [_Worker(jobs) for _ in range(jobs)] if jobs > 1 else [_Here(reporter)]
     try:
         with _terminated_as_interrupted() if jobs > 1 else nullcontext():
-            return _Schedule(plan, device, reporter, then or (lambda name: None)).run(workers)
+            return _Schedule(plan, device, reporter, then or (lambda name: None), failed or {}).run(workers)
     finally:
         for worker in workers:
             worker.close()
@@ -133,16 +150,18 @@ def _terminated_as_interrupted() -> Iterator[None]:
 
 
 class _Schedule:
-    def __init__(self, plan: Plan, device: str, reporter: Reporter, then: Callable[[str], None]) -> None:
+    def __init__(
+        self, plan: Plan, device: str, reporter: Reporter, then: Callable[[str], None], failed: Mapping[str, str]
+    ) -> None:
         self.plan, self.device, self.reporter, self.then = plan, device, reporter, then
-        self.outcome, self.started = Outcome(), 0
+        self.outcome, self.started = Outcome(failed=dict(failed)), 0
         self.began: dict[str, float] = {}  # of the stages that run, on the clock
         self.took: dict[str, list[float]] = {}  # seconds of those that are done, by kind
         self.waiting = []
         for name in plan.stages:
             if is_complete(plan.out, name):
                 self.outcome.found.append(name)
-            else:
+            elif name not in failed:
                 self.waiting.append(name)
         self.total = len(self.waiting)
 

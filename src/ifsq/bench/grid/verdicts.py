@@ -133,17 +133,20 @@ def verdicts_of(grid: Grid, measured: Sequence[Measurement]) -> tuple[Verdict, .
 
 
 def more_seeds(grid: Grid, measured: Sequence[Measurement]) -> dict[str, int]:
-    """How many training seeds every compared cell should have next, by its name (`told`)."""
+    """How many training seeds every compared cell should have next, by its name (`told`).
+
+    A comparison of tokenizers asks for those of the tokenizer's part of cells alone, by the name of that part.
+    """
     if grid.protocol is None:
         return {}
     wanted = seeds_wanted(figures_of(grid, measured), comparisons_of(grid), grid.protocol)
     every = cells(grid)
-    counts = {told(cell): 0 for cell in every}
+    counts: dict[str, int] = {}
     for asked in grid.compare:
         for group in _groups(grid, asked):
             for cell in every:
-                if _of(grid, cell, asked) in group.cells:
-                    counts[told(cell)] = max(counts[told(cell)], wanted.get(group.name, 0))
+                if (own := _of(grid, cell, asked)) in group.cells:
+                    counts[told(own)] = max(counts.get(told(own), 0), wanted.get(group.name, 0))
     return counts
 
 
