@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -158,6 +159,41 @@ def test_curves_of_many_cells_are_split(grid):
     page = (grid / "report.html").read_text()
     # Tokenizers and generators over bits, two figures each; over training two figures for each of three rates.
     assert page.count('<figure class="chart"') == 2 + 2 + 2 * 3
+
+
+def test_what_no_step_moves_is_not_drawn_over_training(tmp_path):
+    """As the distance that the tokenizer alone leaves; and one that falls a hundredfold is drawn by its ratios."""
+    found = [
+        measurement({"generator": kind}, seed, metric, "distance", figure(step) + seed, step=step, flops=1e9 * step)
+        for kind in ("ar", "diffusion")
+        for seed in range(2)
+        for step in (10, 20, 50)
+        for metric, figure in (("FD(judge)", lambda step: 4e5 / step**2), ("FD(judge), tokenizer alone", lambda _: 2.0))
+    ]
+    write_measurements(tmp_path / MEASUREMENTS, found)
+    page = grid_page(summary_of(tmp_path), "grid", "here")
+    (section,) = (section for section in page.sections if section.title == "Quality over training compute")
+    (chart,) = section.blocks[0].charts
+    assert chart.title == "FD(judge) ↓"
+    ticks = [float(text) for text in re.findall(r">([0-9.]+)<", chart.svg)]
+    assert {200.0, 500.0, 1000.0, 2000.0} <= set(ticks)
+
+
+def test_the_sentence_at_the_top_is_of_what_the_grid_names_first(tmp_path):
+    """Not of the metric that happens to be measured first."""
+    found = [
+        measurement({"generator": kind}, seed, metric, value, figure + seed / 100)
+        for kind, more in (("ar", 0), ("diffusion", 5))
+        for seed in range(3)
+        for metric, value, figure in (("SSIM", "mean", 9.0 - more), ("FD(judge)", "distance", 2.0 + more))
+    ]
+    write_measurements(tmp_path / MEASUREMENTS, found)
+    asked = (Compared("generator", "FD(judge)", "distance"), Compared("generator", "SSIM", "mean", "higher"))
+    grid = Grid(
+        {}, "tokenizer.toml", {"ar": "ar.toml", "diffusion": "d.toml"}, protocol=Protocol(looks=(3,)), compare=asked
+    )
+    (tmp_path / "grid.json").write_text(json.dumps({"grid": to_dict(grid)}))
+    assert grid_page(summary_of(tmp_path), "grid", "here").verdict.startswith("By FD(judge): ar above diffusion")
 
 
 def test_each_cell_of_a_nested_tokenizer_has_its_own_levels(tmp_path):

@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, MaxNLocator
+from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from ifsq.bench.figures import text_of
 from ifsq.bench.page import Chart, Mark, Table
@@ -89,7 +89,7 @@ def line_chart(
     title   of the chart, which says what y is
     limits  of y
     table   give the points as a table too
-    ratios  x tells by its ratios: logarithmic where its ends lie far apart
+    ratios  numbers tell by their ratios: an axis is logarithmic where its ends lie far apart, that of y without limits
     """
 
     @rc_context(STYLE)
@@ -168,6 +168,12 @@ def _scale(axis: Axes, lines: Sequence[Line], ratios: bool) -> None:
         axis.xaxis.set_major_locator(MaxNLocator(6, integer=all(x == round(x) for x in at)))
         if at and max(map(abs, at)) >= 1000:
             axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+    of_y = [y for line in lines for y in (*line.y, *line.low, *line.high)]
+    if ratios and of_y and min(of_y) > 0 and max(of_y) / min(of_y) >= LOG_FROM:
+        axis.set_yscale("log")
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
+        axis.yaxis.set_minor_locator(NullLocator())
 
 
 def _points(title: str, lines: Sequence[Line], x_label: str) -> Table | None:

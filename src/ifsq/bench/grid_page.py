@@ -67,8 +67,13 @@ def grid_page(summary: Summary, title: str, machine: str) -> Page:
 
 
 def _headline(summary: Summary) -> Family | None:
-    """The family that the sentence at the top is of: generators where there are any, by their first metric."""
+    """The family that the sentence at the top is of: the first that the grid names of generators where there are any.
+
+    Of a grid that names none it is that of the first metric.
+    """
     metrics = [one.metric for one in (summary.kinds[-1] if summary.kinds else [])]
+    if summary.about.grid is not None:
+        metrics = [family.metric for family in summary.families if family.metric in metrics]
     named = (family for metric in metrics for family in summary.families if family.metric == metric)
     return next(named, next(iter(summary.families), None))
 
@@ -219,6 +224,11 @@ def _over_training(summary: Summary) -> list[Block]:
         (summary.name(one.cell), one.metric) for one in summary.main if (one.step or 0) and one not in summary.last
     }
     of = [one for one in summary.main if (summary.name(one.cell), one.metric) in several]
+    found: dict[tuple[str, str], set[tuple[float, ...]]] = {}
+    for one in of:
+        found.setdefault((summary.name(one.cell), one.metric), set()).add(tuple(one.means.values()))
+    moved = {metric for (_, metric), means in found.items() if len(means) > 1}
+    of = [one for one in of if one.metric in moved]  # what the tokenizer leaves alone is the same at every step
     if not of:
         return []
     counted = all(one.flops is not None for one in of)
