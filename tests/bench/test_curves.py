@@ -8,6 +8,7 @@ import pytest
 from matplotlib.axes import Axes
 
 from ifsq.bench.answer import answer_of, question_of
+from ifsq.bench.charts import Line, line_chart
 from ifsq.bench.curves import curves_over_training, panels_of, tokenizer_over_training
 from ifsq.bench.runs import Reported, named
 from ifsq.cli import main
@@ -214,3 +215,14 @@ def test_the_answer_of_a_page_with_several_seeds_is_of_their_means():
         == "How close do the samples of the autoregressive generator come to the training images?"
     )
     assert answer_of([], alone).endswith("autoregressive 2.100 (2.000 to 2.200, 3 seeds); lower is better.")
+
+
+@pytest.mark.parametrize(("limits", "scale"), [(None, "log"), ((0.0, 90.0), "linear")])
+def test_limits_that_are_given_keep_an_axis_linear(monkeypatch, limits, scale):
+    """They begin at 0, which a logarithmic axis has not."""
+    drawn, plot = [], Axes.plot
+    monkeypatch.setattr(Axes, "plot", lambda self, *given, **look: drawn.append(self) or plot(self, *given, **look))
+    chart = line_chart("FD", [Line("ar", [1e9, 2e9], [80.0, 2.0])], "training FLOP", limits=limits, ratios=True)
+    assert chart.svg
+    assert drawn[0].get_yscale() == scale
+    assert limits is None or drawn[0].get_ylim() == limits

@@ -99,18 +99,18 @@ def test_what_an_earlier_attempt_said_is_no_reason(place, tmp_path, monkeypatch)
     first = next(iter(plan.stages))
     (tmp_path / f"out/logs/{first}.log").write_text("ifsq: as it was yesterday\n")
     monkeypatch.setattr("ifsq.bench.grid.engine.check_engine", lambda name: None)
-    monkeypatch.setattr("ifsq.bench.grid.engine._code_of", lambda command: 2)
+    monkeypatch.setattr("ifsq.bench.grid.engine.code_of", lambda command, stop, alone: 2)
     with pytest.raises(StagesError, match="1 stages failed and 8 that need them were skipped"):
         run_on_engine(plan, "snakemake", "cpu", 1, [])
     (row,) = map(json.loads, (tmp_path / "out/failures.jsonl").read_text().splitlines())
     assert row["error"] == "did not begin: snakemake ended with exit code 2"
 
-    def says(command):
+    def says(command, stop, alone):
         with (tmp_path / f"out/logs/{first}.log").open("a") as log:
             log.write("ifsq: no such thing\n")
         return 1
 
-    monkeypatch.setattr("ifsq.bench.grid.engine._code_of", says)
+    monkeypatch.setattr("ifsq.bench.grid.engine.code_of", says)
     with pytest.raises(StagesError):
         run_on_engine(plan, "snakemake", "cpu", 1, [])
     assert json.loads((tmp_path / "out/failures.jsonl").read_text())["error"] == "no such thing"

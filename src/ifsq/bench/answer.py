@@ -7,7 +7,6 @@ from statistics import fmean
 from ifsq.bench.figures import interval_text, text_of
 from ifsq.bench.protocol import LEAST_SEEDS, Comparison, Protocol, judge
 from ifsq.bench.runs import Reported
-from ifsq.metrics.seeds import seed_means
 
 JUDGED = "FD(judge)"
 
@@ -79,26 +78,26 @@ def _verdict_between(judged: Sequence[tuple[Reported, tuple[float, float, float]
 
 def _verdict_of_seeds(judged: Sequence[tuple[Reported, tuple[float, float, float]]]) -> str:
     """Means over seeds of training; where every group has several, whether the lowest is told from the next one."""
-    groups: dict[str, dict[int, tuple[float, ...]]] = {}
+    groups: dict[str, list[float]] = {}
     for run, (distance, _, _) in judged:
-        groups.setdefault(run.group, {})[run.seed or 0] = (distance,)
-    means = {name: fmean(seed_means(figures).values()) for name, figures in groups.items()}
+        groups.setdefault(run.group, []).append(distance)
+    names = sorted(groups, key=lambda name: fmean(groups[name]))
     told = []
-    for name in sorted(means, key=lambda name: means[name]):
-        figures = [distance for (distance,) in groups[name].values()]
-        spread = f" ({interval_text(min(figures), max(figures))}, {len(figures)} seeds)" if len(figures) > 1 else ""
-        told.append(f"{name} {text_of(means[name])}{spread or ' (1 seed)'}")
+    for name in names:
+        figures = groups[name]
+        spread = f"{interval_text(min(figures), max(figures))}, {len(figures)} seeds" if len(figures) > 1 else "1 seed"
+        told.append(f"{name} {text_of(fmean(figures))} ({spread})")
     said = f"{JUDGED}, mean over seeds of training: {'; '.join(told)}; lower is better."
-    seeds = min(map(len, groups.values()))
-    if len(groups) == 1:
+    if len(names) == 1:
         return said
+    seeds = min(map(len, groups.values()))
     if seeds < LEAST_SEEDS:
         return f"{said} Where there is one seed nothing is told apart."
-    first, second = sorted(means, key=lambda name: means[name])[:2]
-    asked = [Comparison(*pair) for pair in combinations(sorted(means, key=lambda name: means[name]), 2)]
+    cells = {name: {at: (figure,) for at, figure in enumerate(figures)} for name, figures in groups.items()}
+    asked = [Comparison(*pair) for pair in combinations(names, 2)]
     protocol = Protocol(looks=(seeds,))
-    verdict = judge(groups, asked, protocol)[0]
-    words = verdict.words if verdict.decided else f"{first} and {second} are {verdict.words}"
+    verdict = judge(cells, asked, protocol)[0]
+    words = verdict.words if verdict.decided else f"{names[0]} and {names[1]} are {verdict.words}"
     others = f", in all of {len(asked)} comparisons," if len(asked) > 1 else ""
     chance = f"the chance of a false verdict{others} is at most {protocol.error:.0%}"
     return f"{said} {words[0].upper()}{words[1:]}; {chance}."

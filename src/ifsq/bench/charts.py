@@ -98,7 +98,9 @@ def line_chart(
         axis = figure.subplots()
         for line in lines:
             _draw_line(axis, line)
-        _scale(axis, lines, ratios)
+        _scale_x(axis, lines, ratios)
+        if ratios and limits is None:
+            _scale_y(axis, lines)
         if limits is not None and limits[0] < limits[1]:
             axis.set_ylim(*limits)
         axis.set_xlabel(x_label, fontsize=8.5, parse_math=False)
@@ -160,7 +162,7 @@ def _draw_line(axis: Axes, line: Line) -> None:
     axis.plot(line.x, line.y, label=line.name, linestyle=style, marker=marker, **look)
 
 
-def _scale(axis: Axes, lines: Sequence[Line], ratios: bool) -> None:
+def _scale_x(axis: Axes, lines: Sequence[Line], ratios: bool) -> None:
     at = [x for line in lines for x in line.x]
     if ratios and at and min(at) > 0 and max(at) / min(at) >= LOG_FROM:
         axis.set_xscale("log")
@@ -168,8 +170,11 @@ def _scale(axis: Axes, lines: Sequence[Line], ratios: bool) -> None:
         axis.xaxis.set_major_locator(MaxNLocator(6, integer=all(x == round(x) for x in at)))
         if at and max(map(abs, at)) >= 1000:
             axis.xaxis.set_major_formatter(EngFormatter(sep=""))
-    of_y = [y for line in lines for y in (*line.y, *line.low, *line.high)]
-    if ratios and of_y and min(of_y) > 0 and max(of_y) / min(of_y) >= LOG_FROM:
+
+
+def _scale_y(axis: Axes, lines: Sequence[Line]) -> None:
+    at = [y for line in lines for y in (*line.y, *line.low, *line.high)]
+    if at and min(at) > 0 and max(at) / min(at) >= LOG_FROM:
         axis.set_yscale("log")
         axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))

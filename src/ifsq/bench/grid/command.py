@@ -70,10 +70,10 @@ def bench(
         if plan.untimed:
             time_trainings(plan.untimed, out, device, reporter, jobs)
             plan = plan_grid(file, out, overrides, device=device)
-        failure: StagesError | None = None
         lost: dict[str, str] = {}  # what failed, which is not tried again when more seeds are
         while True:
             write_plan(plan)
+            failure: StagesError | None = None
             try:
                 if engine:
                     _run_there(plan, engine, device, jobs, options)

@@ -10,17 +10,15 @@ import json
 import os
 import shlex
 import signal
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from ifsq.bench.grid.plan import Plan
-from ifsq.bench.grid.runner import FAILURES, LOOK_EVERY, StagesError
+from ifsq.bench.grid.runner import FAILURES, StagesError, code_of
 from ifsq.bench.grid.stages import STAGES, Stage, is_complete
 from ifsq.config import InputError
 from ifsq.store.files import append_text, make_folder, write_text
-from ifsq.training.stopping import stop_requests
 
 ENGINES = ("snakemake",)
 WORKFLOW = "Snakefile"
@@ -45,7 +43,10 @@ def run_on_engine(plan: Plan, name: str, device: str, jobs: int, options: Sequen
     command += ["--nolock", "--keep-going", "--rerun-incomplete", "--rerun-triggers", "input", "--quiet", "rules"]
     command += [*options] if "--jobs" in options or "-j" in options else ["--jobs", str(jobs), *options]
     said = {stage: _size(plan.out / LOGS / f"{stage}.log") for stage in plan.stages}  # before: of earlier attempts
-    code = _code_of(command)
+    # A group of its own: whoever asks it to stop, it and its jobs are told once, as by a terminal, and waited for.
+    code = code_of(command, lambda engine: os.killpg(engine.pid, signal.SIGINT), alone=True)
+    if code < 0 or code == 130:
+        raise KeyboardInterrupt
     failed, skipped = _left(plan)
     for stage in failed:
         log = plan.out / LOGS / f"{stage}.log"
@@ -53,22 +54,6 @@ def run_on_engine(plan: Plan, name: str, device: str, jobs: int, options: Sequen
         append_text(plan.out / FAILURES, json.dumps({"stage": stage, "cells": plan.users[stage], "error": told}) + "\n")
     if failed:
         raise StagesError(plan.out, len(failed), len(skipped))
-
-
-def _code_of(command: Sequence[str]) -> int:
-    """How an engine ended. Raises KeyboardInterrupt once it has, where it was asked to stop.
-
-    It has a group of its own, so that whoever asks, and whatever for, it and its jobs are told once, as by a terminal,
-    and this process holds the folder until they are gone.
-    """
-    with stop_requests() as asked, subprocess.Popen(command, start_new_session=True) as engine:
-        while engine.poll() is None:
-            if asked.wait(LOOK_EVERY):
-                os.killpg(engine.pid, signal.SIGINT)
-                engine.wait()
-    if asked.is_set() or engine.returncode < 0 or engine.returncode == 130:
-        raise KeyboardInterrupt
-    return engine.returncode
 
 
 def check_engine(name: str) -> None:

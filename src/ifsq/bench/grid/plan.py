@@ -467,9 +467,8 @@ def _drawing(generator: Stage, sampling: int) -> int:
 
     With the same for all, what it does to all alike would be in no spread over training seeds.
     """
-    seed: int = generator.work.experiment.train.seed  # type: ignore[attr-defined]
     check_seed(sampling)
-    return (MOST_SEEDS * seed + sampling) % 2**63
+    return (MOST_SEEDS * _training(generator).seed + sampling) % 2**63
 
 
 def _experiment(tokenizer: Stage) -> TokenizerExperiment:
@@ -478,9 +477,15 @@ def _experiment(tokenizer: Stage) -> TokenizerExperiment:
     return found
 
 
+def _training(generator: Stage) -> TrainConfig:
+    """That of the stage that trains it."""
+    found: TrainConfig = generator.work.experiment.train  # type: ignore[attr-defined]
+    return found
+
+
 def _measured_steps(generator: Stage, kept: int) -> tuple[int, ...] | None:
     """Those that are kept; not what an interruption saved in between. None: the last alone."""
-    train = generator.work.experiment.train  # type: ignore[attr-defined]
+    train = _training(generator)
     return None if kept == 1 else tuple(range(train.keep_every, train.steps + 1, train.keep_every))
 
 

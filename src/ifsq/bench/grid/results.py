@@ -32,12 +32,16 @@ def check_measured(plan: Plan) -> None:
     wanted = plan.grid.evaluation.metrics
     said = [("evaluation.metrics", metric, "") for metric in wanted]
     said += [("compare", asked.metric, asked.value) for asked in plan.grid.compare]
-    places = [folder_of(plan.out, one.stage) for one in plan.figures if said and is_complete(plan.out, one.stage)]
-    cards = [card for place in places for evaluation in evaluations_in(place) for card in evaluation.cards]
+    has: dict[frozenset[tuple[str, Value]], set[tuple[str, str]]] = {}  # metrics and values, by cell
+    for one in plan.figures if said else ():
+        if is_complete(plan.out, one.stage):
+            of = has.setdefault(frozenset(one.cell.items()), set())
+            for evaluation in evaluations_in(folder_of(plan.out, one.stage)):
+                of |= {(card.metric, value) for card in evaluation.cards for value in card.values}
     values: dict[str, set[str]] = {}
-    for card in cards:
-        values.setdefault(card.metric, set()).update(card.values)
-    for where, metric, value in said if cards else ():
+    for metric, value in set().union(*has.values()):
+        values.setdefault(metric, set()).add(value)
+    for where, metric, value in said if values else ():
         if metric not in values:
             raise InputError(f"{where}: {metric!r} was not measured; expected one of {', '.join(sorted(values))}")
         if value and value not in values[metric]:
@@ -45,21 +49,10 @@ def check_measured(plan: Plan) -> None:
             raise InputError(f"{where}: {metric} has no value {value!r}; expected one of {choices}")
         if where == "compare" and wanted and metric not in wanted:
             raise InputError(f"compare: {metric!r} is none of evaluation.metrics, {', '.join(wanted)}")
-    _check_compared(plan)
-
-
-def _check_compared(plan: Plan) -> None:
-    """Raise InputError where a comparison can never be decided, whatever the seeds."""
-    has: dict[frozenset[tuple[str, Value]], set[tuple[str, str]]] = {}
-    for one in plan.figures:
-        if is_complete(plan.out, one.stage):
-            of = has.setdefault(frozenset(one.cell.items()), set())
-            for evaluation in evaluations_in(folder_of(plan.out, one.stage)):
-                of |= {(card.metric, value) for card in evaluation.cards for value in card.values}
-    for pair in pairs_of(plan.grid):
-        asked = pair.asked
+    for pair in pairs_of(plan.grid):  # what a cell has not, more seeds do not decide
+        asked, figure = pair.asked, (pair.asked.metric, pair.asked.value)
         for cell in (*pair.a.cells, *pair.b.cells):
-            if (asked.metric, asked.value) not in has.get(frozenset(cell.items()), {(asked.metric, asked.value)}):
+            if figure not in has.get(frozenset(cell.items()), {figure}):
                 raise InputError(
                     f"compare: {asked.metric}, {asked.value} was not measured of the {asked.of} {told(cell)}; expected"
                     " a figure of both cells: `of` says whose it is, `when` which cells are compared"

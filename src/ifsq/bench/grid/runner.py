@@ -325,18 +325,29 @@ def _under_torchrun(stage: Stage, plan: Plan, device: str, processes: int) -> No
     """
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     work = ["-m", "ifsq", *plan.command, "--only", stage.name, "--device", device]
-    with stop_requests() as asked, subprocess.Popen([*launch, *work]) as torchrun:
-        while torchrun.poll() is None:
-            if asked.wait(LOOK_EVERY):
-                torchrun.send_signal(signal.SIGTERM)
-                torchrun.wait()
-    if asked.is_set() or torchrun.returncode in (130, -signal.SIGINT):
+    code = code_of([*launch, *work], lambda torchrun: torchrun.send_signal(signal.SIGTERM))
+    if code in (130, -signal.SIGINT):
         raise KeyboardInterrupt
-    if torchrun.returncode:
-        code = torchrun.returncode
+    if code:
         raise InputError(
             f"{stage.name}: its {processes} processes ended with exit code {code}; what they said is above"
         )
+
+
+def code_of(command: Sequence[str], stop: Callable[["subprocess.Popen[bytes]"], None], *, alone: bool = False) -> int:
+    """How a command ended. Raises KeyboardInterrupt once it has, where this process was asked to stop meanwhile.
+
+    stop   tells it to
+    alone  in a group of its own, which no terminal tells
+    """
+    with stop_requests() as asked, subprocess.Popen(command, start_new_session=alone) as started:
+        while started.poll() is None:
+            if asked.wait(LOOK_EVERY):
+                stop(started)
+                started.wait()
+    if asked.is_set():
+        raise KeyboardInterrupt
+    return started.returncode
 
 
 def check_jobs(jobs: int) -> None:
